@@ -1,0 +1,3 @@
+//! A small agent gateway.
+
+fn main() {}

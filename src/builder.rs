@@ -1,0 +1,254 @@
+//! The builder: hooks, times, and the checks of both.
+
+use std::{
+    fmt,
+    future::Future,
+    panic::Location,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tower_service::Service;
+
+use crate::{
+    hook::{
+        Batch, BoxError, ClosureHook, Hook, HookOutput, HookSet, Named, ServiceHook, SessionHook, TraitHook, place_name,
+    },
+    lifecycle::{ActiveSessions, Config},
+    session::{SessionEnd, SessionStart},
+};
+
+impl ActiveSessions {
+    /// A builder with the defaults.
+    ///
+    /// ```
+    /// use tower_session_end::ActiveSessions;
+    ///
+    /// let sessions = ActiveSessions::builder().build()?;
+    /// assert!(sessions.is_empty());
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    pub fn builder() -> ActiveSessionsBuilder {
+        ActiveSessionsBuilder {
+            hooks: HookSet::default(),
+            config: Config {
+                lame_duck: Duration::ZERO,
+                drain_timeout: Duration::from_secs(2),
+                connection_drain_timeout: Duration::from_secs(10),
+                hook_timeout: Duration::from_secs(30),
+                max_concurrent_hooks: None,
+            },
+        }
+    }
+}
+
+/// Makes an [`ActiveSessions`]; from [`ActiveSessions::builder`].
+///
+/// A stop takes at most [`lame_duck`](Self::lame_duck) + [`drain_timeout`](Self::drain_timeout) +
+/// [`connection_drain_timeout`](Self::connection_drain_timeout): 12 s by default. Whatever starts your process has to
+/// allow more than that: Kubernetes' `terminationGracePeriodSeconds` is 30 s by default, and a `preStop` hook counts in
+/// it. `Duration::MAX` means no limit of its own, for each of the times.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_session_end::{ActiveSessions, SessionEnd, SessionStart};
+///
+/// let sessions = ActiveSessions::builder()
+///     .drain_timeout(Duration::from_secs(5))
+///     .connection_drain_timeout(Duration::from_secs(15))
+///     .on_session_start(async |start: SessionStart| println!("+ {}", start.session.id))
+///     .on_session_end(async |end: SessionEnd| println!("- {}", end.session.id))
+///     .build()?;
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "call `.build()`"]
+pub struct ActiveSessionsBuilder {
+    hooks: HookSet,
+    config: Config,
+}
+
+impl ActiveSessionsBuilder {
+    /// How long readiness probes may say no before the drain begins, while everything else goes on: time for a load
+    /// balancer to look elsewhere. Zero by default.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::ActiveSessions;
+    /// let builder = ActiveSessions::builder().lame_duck(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
+    pub fn lame_duck(mut self, time: Duration) -> Self {
+        self.config.lame_duck = time;
+        self
+    }
+
+    /// How long the drain may take: the one deadline for every hook in it. 2 s by default.
+    ///
+    /// Zero is legal: every session is claimed, no hook is started, and the report lists them all.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drain_timeout = timeout;
+        self
+    }
+
+    /// How long the connections may take after the drain, before [`finish`](ActiveSessions::finish) cuts them. 10 s by
+    /// default.
+    pub fn connection_drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.connection_drain_timeout = timeout;
+        self
+    }
+
+    /// How long one call of a hook may take outside of a drain. 30 s by default. A call that takes longer is dropped,
+    /// and counts as failed.
+    pub fn hook_timeout(mut self, timeout: Duration) -> Self {
+        self.config.hook_timeout = timeout;
+        self
+    }
+
+    /// Sets a hard limit on the sessions whose hooks run at the same time.
+    ///
+    /// Unset, the pool adapts: 256 at first, more where hooks are slow or hang, so that those delay nobody else. With a
+    /// hard limit of `n`, `n` hung hooks do starve all others: set it only where the consumer cannot take more, and
+    /// then give its calls a timeout. A batch hook has one call at a time in any case.
+    pub fn max_concurrent_hooks(mut self, n: usize) -> Self {
+        self.config.max_concurrent_hooks = Some(n);
+        self
+    }
+
+    /// Registers a hook that is a type of its own; see [`SessionHook`].
+    ///
+    /// Hooks add up: each one is told every event, all of them at the same time.
+    pub fn hook(mut self, hook: impl SessionHook) -> Self {
+        let hook = Arc::new(hook);
+        let name = hook.name().to_owned();
+        self.hooks.start.push(Named { name: name.clone(), hook: Box::new(TraitHook(Arc::clone(&hook))) });
+        self.hooks.end.push(Named { name, hook: Box::new(TraitHook(hook)) });
+        self
+    }
+
+    /// Registers a closure that is told of every session that is noted. Its future yields `()` or a `Result<(), E>`.
+    #[track_caller]
+    pub fn on_session_start<F, Fut>(mut self, f: F) -> Self
+    where
+        F: Fn(SessionStart) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_start", Location::caller());
+        self.hooks.start.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self
+    }
+
+    /// Registers a closure that is told of every session that ended. Its future yields `()` or a `Result<(), E>`.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionEnd};
+    /// # #[derive(Clone)] struct Db;
+    /// # impl Db { async fn complete(&self, _: &SessionEnd) -> std::io::Result<()> { Ok(()) } }
+    /// # let db = Db;
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_end(move |end: SessionEnd| {
+    ///         let db = db.clone();
+    ///         async move { db.complete(&end).await }
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn on_session_end<F, Fut>(mut self, f: F) -> Self
+    where
+        F: Fn(SessionEnd) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_end", Location::caller());
+        self.hooks.end.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self
+    }
+
+    /// Registers a tower service that is called with every session that ended, so that timeouts, retries, rate and
+    /// concurrency limits come from tower. Each call goes to a clone, once that is ready; the response is dropped.
+    ///
+    /// ```
+    /// use tower::service_fn;
+    /// use tower_session_end::{ActiveSessions, SessionEnd};
+    ///
+    /// let post = service_fn(async |end: SessionEnd| Ok::<_, std::io::Error>(end.session.id));
+    /// let sessions = ActiveSessions::builder().end_service(post).build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn end_service<S>(mut self, service: S) -> Self
+    where
+        S: Service<SessionEnd, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    {
+        let name = place_name("end_service", Location::caller());
+        self.hooks.end.push(Named { name, hook: Box::new(ServiceHook(Mutex::new(service))) });
+        self
+    }
+
+    /// Registers a closure that is told of many ended sessions at once: what has gathered while the last batch ran, up
+    /// to `max`. One database transaction for thousands of rows.
+    ///
+    /// One batch is in flight at a time, and one batch is one fate: if it errs, all of its sessions count as failed;
+    /// if it hangs, those behind it are not started.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionEnd};
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_end_batch(1000, async |ends: Vec<SessionEnd>| {
+    ///         println!("one transaction for {} rows", ends.len());
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn on_session_end_batch<F, Fut>(mut self, max: usize, f: F) -> Self
+    where
+        F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_end_batch", Location::caller());
+        let hook: Box<dyn Hook<Vec<SessionEnd>>> = Box::new(ClosureHook(f));
+        self.hooks.batch.push(Batch { max, hook: Named { name, hook } });
+        self
+    }
+
+    /// Checks it all and makes the handle. Within a tokio runtime, its hooks run on that one.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] if a capacity is zero.
+    pub fn build(self) -> Result<ActiveSessions, BuildError> {
+        let Self { hooks, config } = self;
+        if config.max_concurrent_hooks == Some(0) {
+            return Err(BuildError::ZeroCapacity { what: "max_concurrent_hooks" });
+        }
+        if hooks.batch.iter().any(|batch| batch.max == 0) {
+            return Err(BuildError::ZeroCapacity { what: "on_session_end_batch" });
+        }
+        Ok(ActiveSessions::new(hooks, config))
+    }
+}
+
+/// Why [`ActiveSessionsBuilder::build`] refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A capacity of zero: nothing would ever happen.
+    #[non_exhaustive]
+    ZeroCapacity {
+        /// The setting.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ZeroCapacity { what } => write!(f, "`{what}` of 0 would never call a hook; the least is 1"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}

@@ -1,0 +1,201 @@
+//! One call of a hook: contained, so that a panic becomes an error of that hook alone.
+
+use std::{
+    any::Any,
+    fmt,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::Poll,
+};
+
+use serde::{Serialize, Serializer};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    hook::{BoxError, Hook, HookFuture, Hooks, Named},
+    session::{EventId, SessionId},
+};
+
+/// A hook that did not do its work: it erred, panicked, or took longer than the hook timeout.
+///
+/// The session's event counts as delivered all the same, and is not tried again.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct HookFailure {
+    /// Whose event it was.
+    #[serde(serialize_with = "redacted")]
+    pub session_id: SessionId,
+    /// Which generation's.
+    pub event_id: EventId,
+    /// The hook, by its name or by the place where it was registered.
+    pub hook: String,
+    /// What happened.
+    pub error: HookError,
+}
+
+fn redacted<S: Serializer>(id: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&id.redacted())
+}
+
+/// What went wrong in a hook.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum HookError {
+    /// It returned this error.
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
+    /// It panicked, with this message.
+    Panicked(String),
+    /// It took longer than the hook timeout and was dropped.
+    TimedOut,
+}
+
+impl fmt::Display for HookError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => write!(f, "{error}"),
+            Self::Panicked(message) => write!(f, "panicked: {message}"),
+            Self::TimedOut => f.write_str("took longer than the hook timeout"),
+        }
+    }
+}
+
+impl std::error::Error for HookError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Failed(error) => Some(&**error),
+            Self::Panicked(_) | Self::TimedOut => None,
+        }
+    }
+}
+
+impl Serialize for HookError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn panicked(payload: &(dyn Any + Send)) -> HookError {
+    let message = payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "(not a text)".to_owned());
+    HookError::Panicked(message)
+}
+
+/// A hook's future until it is over; every step of it, the call and the drop included, is contained.
+pub(super) struct Call<'a> {
+    name: &'a str,
+    state: State<'a>,
+}
+
+enum State<'a> {
+    Running(HookFuture<'a>),
+    Over(Option<HookError>),
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new<E>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
+        let state = match catch_unwind(AssertUnwindSafe(|| hook.hook.call(event))) {
+            Ok(future) => State::Running(future),
+            Err(payload) => State::Over(Some(panicked(&*payload))),
+        };
+        Self { name: &hook.name, state }
+    }
+
+    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        let State::Running(future) = &mut self.state else {
+            return Poll::Ready(());
+        };
+        let error = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(result)) => result.err().map(|error: BoxError| HookError::Failed(error.into())),
+            Err(payload) => Some(panicked(&*payload)),
+        };
+        self.finish(error);
+        Poll::Ready(())
+    }
+
+    fn finish(&mut self, error: Option<HookError>) {
+        let before = std::mem::replace(&mut self.state, State::Over(error));
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(before))) {
+            self.state = State::Over(Some(panicked(&*payload)));
+        }
+    }
+
+    fn into_error(mut self) -> Option<HookError> {
+        match &mut self.state {
+            State::Over(error) => error.take(),
+            State::Running(_) => None,
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Running(_)) {
+            self.finish(None);
+        }
+    }
+}
+
+/// Polls all of them until the last is over, or until `expires`: then what still runs is dropped.
+/// `first_pending` is told, once, if they do not end at once.
+async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending: impl FnOnce()) {
+    let mut first_pending = Some(first_pending);
+    let all = poll_fn(|cx| {
+        let mut pending = false;
+        for call in &mut *calls {
+            pending |= call.poll(cx).is_pending();
+        }
+        if !pending {
+            return Poll::Ready(());
+        }
+        if let Some(tell) = first_pending.take() {
+            tell();
+        }
+        Poll::Pending
+    });
+    let Some(expires) = expires else { return all.await };
+    if timeout_at(expires, all).await.is_err() {
+        for call in calls {
+            if matches!(call.state, State::Running(_)) {
+                call.finish(Some(HookError::TimedOut));
+            }
+        }
+    }
+}
+
+/// Calls one hook with the event.
+pub(super) async fn call_one<E>(
+    hook: &Named<dyn Hook<E>>,
+    event: E,
+    expires: Option<Instant>,
+    first_pending: impl FnOnce(),
+) -> Option<HookError> {
+    let mut call = [Call::new(hook, event)];
+    run_all(&mut call, expires, first_pending).await;
+    let [call] = call;
+    call.into_error()
+}
+
+/// Calls every hook with the event, all at the same time, so that none of them holds up another. Returns the names
+/// and the errors of those that failed.
+pub(super) async fn call_all<E: Clone>(
+    hooks: &Hooks<E>,
+    event: E,
+    expires: Option<Instant>,
+    first_pending: impl FnOnce(),
+) -> Vec<(String, HookError)> {
+    // One hook is the usual case, and needs no list.
+    if let [hook] = hooks.as_slice() {
+        let error = call_one(hook, event, expires, first_pending).await;
+        return error.into_iter().map(|error| (hook.name.clone(), error)).collect();
+    }
+    let mut calls: Vec<_> = hooks.iter().map(|hook| Call::new(hook, event.clone())).collect();
+    run_all(&mut calls, expires, first_pending).await;
+    let failed = |call: Call<'_>| Some((call.name.to_owned(), call.into_error()?));
+    calls.into_iter().filter_map(failed).collect()
+}

@@ -1,0 +1,248 @@
+//! The hook pool: workers take jobs from the handle's queue and poll the hooks in place.
+//!
+//! * **Patience**: a worker whose hook takes long is written off: it stays with that hook, and another is hired in its
+//!   place, so that hung hooks delay nobody. With a hard limit on concurrent hooks this is off.
+//! * **Pacing**: in a drain, hooks are started at least so fast that all of them are started well before the deadline.
+//! * **Deadline**: it is read before a hook is polled for the first time, so hooks that block a thread cannot overrun
+//!   it by more than the one that is running.
+//!
+//! Workers exist only while there are jobs; nothing idles in the background.
+
+mod batch;
+mod call;
+mod ticker;
+mod worker;
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use hashbrown::HashMap;
+use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::Instant};
+
+pub use self::call::{HookError, HookFailure};
+use self::{
+    batch::BatchLine,
+    worker::{Slot, Worker},
+};
+use crate::{
+    hook::HookSet,
+    sync::{AtomicUsize, Mutex, Ordering, lock},
+    tracker::{
+        Tracker,
+        clock::{Clock, NEVER, Nanos, nanos},
+        queue::{Gate, Pace},
+    },
+};
+
+/// How many hooks run at once where nobody set a limit and nobody hangs.
+const STAFF: usize = 256;
+
+/// How many failures a handle remembers word by word for the report of its drain.
+const REMEMBERED_FAILURES: usize = 256;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// `None`: adaptive.
+    pub(crate) max_concurrent_hooks: Option<usize>,
+    pub(crate) hook_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+}
+
+/// What is said to a hook about time, and what is done about it.
+struct Terms {
+    /// When nobody waits for the hook any more.
+    deadline: Option<Instant>,
+    /// When it is dropped.
+    expires: Option<Instant>,
+}
+
+pub(crate) struct Pool {
+    pub(crate) tracker: Tracker,
+    hooks: HookSet,
+    batches: Vec<BatchLine>,
+    limits: Limits,
+    /// The runtime that was seen last: the calls that end sessions may come from a thread that has none.
+    runtime: Mutex<Option<Handle>>,
+    floor: Mutex<Floor>,
+    next_slot: AtomicU64,
+    /// Tasks of ours that are not gone.
+    tasks: AtomicUsize,
+    gone: Notify,
+    failures: Mutex<Vec<HookFailure>>,
+}
+
+/// The workers that there are, and the one task that watches them.
+#[derive(Default)]
+struct Floor {
+    slots: HashMap<u64, Arc<Slot>>,
+    has_ticker: bool,
+    ticker: Option<AbortHandle>,
+}
+
+impl Pool {
+    pub(crate) fn new(hooks: HookSet, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end()),
+            batches: hooks.batch.iter().map(|_| BatchLine::default()).collect(),
+            hooks,
+            limits,
+            runtime: Mutex::new(Handle::try_current().ok()),
+            floor: Mutex::default(),
+            next_slot: AtomicU64::new(0),
+            tasks: AtomicUsize::new(0),
+            gone: Notify::new(),
+            failures: Mutex::default(),
+        })
+    }
+
+    /// Remembers the runtime of the caller, if it has one, for the calls that have none.
+    pub(crate) fn adopt_runtime(&self) {
+        if let Ok(current) = Handle::try_current() {
+            *lock(&self.runtime) = Some(current);
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
+        let remembered = lock(&self.runtime).clone();
+        // No lock is held here: a runtime that goes down drops the task at once, and its drop takes locks.
+        Some(remembered.or_else(|| Handle::try_current().ok())?.spawn(task).abort_handle())
+    }
+
+    /// A task was dropped before it ran: the remembered runtime is gone.
+    fn forget_runtime(&self) {
+        *lock(&self.runtime) = None;
+    }
+
+    /// Hires as many workers as the queue has work for. To be called after everything that may have queued a job.
+    pub(crate) fn kick(self: &Arc<Self>) {
+        if !self.tracker.queue.is_empty() {
+            self.hire(0);
+        }
+    }
+
+    /// As [`kick`](Self::kick), with at least `extra` new workers beyond the usual staff.
+    fn hire(self: &Arc<Self>, extra: usize) {
+        let usual = self.limits.max_concurrent_hooks.unwrap_or(STAFF);
+        let hired = {
+            let now = self.tracker.clock.now();
+            let mut line = self.tracker.queue.line();
+            if !line.gate.is_open(now) {
+                return;
+            }
+            let vacancies = usual.saturating_sub(line.staff).max(extra);
+            let hired = vacancies.min(line.jobs.len());
+            line.staff += hired;
+            hired
+        };
+        for _ in 0..hired {
+            Worker::spawn(self);
+        }
+    }
+
+    /// What a stop does first: from now on the drain's deadline counts. With `None` there is none.
+    pub(crate) fn begin_drain(self: &Arc<Self>, now: Nanos, deadline: Nanos) {
+        self.adopt_runtime();
+        {
+            let mut line = self.tracker.queue.line();
+            line.gate.deadline = deadline;
+            line.gate.stopping = true;
+            // All are to be started in 0.6 of the budget, which leaves the last ones time to finish.
+            let span = deadline.saturating_sub(now) / 5 * 3;
+            line.pace = (deadline != NEVER).then_some(Pace { begun: now, span, started: line.started });
+        }
+        self.kick();
+        self.kick_batches();
+    }
+
+    /// What comes after a drain: what is left, and what is born late, goes on until `deadline`.
+    pub(crate) fn after_drain(self: &Arc<Self>, deadline: Nanos) {
+        {
+            let mut line = self.tracker.queue.line();
+            line.gate.deadline = deadline;
+            line.pace = None;
+        }
+        self.kick();
+        self.kick_batches();
+    }
+
+    /// Ends every task of ours, and waits for them to be gone, but not longer than `grace`: code that blocks its
+    /// thread cannot be stopped.
+    pub(crate) async fn close(&self, grace: Duration) {
+        self.tracker.queue.line().gate.closed = true;
+        {
+            let floor = lock(&self.floor);
+            floor.slots.values().for_each(|slot| slot.abort());
+            floor.ticker.iter().for_each(AbortHandle::abort);
+        }
+        self.batches.iter().for_each(BatchLine::abort);
+        let _ = tokio::time::timeout(grace, async {
+            loop {
+                let gone = self.gone.notified();
+                if self.tasks.load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+                gone.await;
+            }
+        })
+        .await;
+    }
+
+    /// The terms for a hook that starts `now`: a stop's deadline, which it may outlive, or else the hook timeout.
+    fn terms(&self, now: Nanos, gate: &Gate) -> Terms {
+        let of_stop = gate.stopping && gate.deadline != NEVER;
+        let at = if of_stop { gate.deadline } else { Clock::add(now, self.limits.hook_timeout) };
+        let deadline = self.tracker.clock.instant(at);
+        Terms { deadline, expires: deadline.filter(|_| !of_stop) }
+    }
+
+    fn patience(&self) -> Nanos {
+        let sixteenth = nanos(self.limits.drain_timeout) / 16;
+        sixteenth.clamp(1_000_000, 1_000_000_000)
+    }
+
+    /// The failures since the first drain began, as far as they are remembered.
+    pub(crate) fn failures(&self) -> Vec<HookFailure> {
+        lock(&self.failures).clone()
+    }
+
+    /// Logs a failure, unless there have been so many in this drain that logging them would eat it.
+    fn record(&self, failure: HookFailure) {
+        let stopping = self.tracker.queue.line().gate.stopping;
+        if stopping {
+            let mut failures = lock(&self.failures);
+            if failures.len() >= REMEMBERED_FAILURES {
+                return;
+            }
+            failures.push(failure.clone());
+        }
+        let HookFailure { session_id, event_id, hook, error } = failure;
+        tracing::warn!(
+            name: "session-hook-failed",
+            session = %session_id.redacted(),
+            %event_id,
+            hook,
+            %error,
+            "a session hook failed",
+        );
+    }
+}
+
+/// Counts a task of ours from its spawning to its end, however it ends.
+struct TaskCount(Arc<Pool>);
+
+impl TaskCount {
+    fn new(pool: &Arc<Pool>) -> Self {
+        pool.tasks.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(pool))
+    }
+}
+
+impl Drop for TaskCount {
+    fn drop(&mut self) {
+        if self.0.tasks.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.gone.notify_waiters();
+        }
+    }
+}

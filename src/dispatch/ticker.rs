@@ -1,0 +1,86 @@
+//! The one task that watches the workers: patience and pacing, with no timer for each hook.
+//!
+//! It is there only while a hook is pending.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Pool, TaskCount};
+use crate::{sync::lock, tracker::clock::Nanos};
+
+/// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
+pub(super) fn ensure(pool: &Arc<Pool>) {
+    {
+        let mut floor = lock(&pool.floor);
+        if floor.has_ticker {
+            return;
+        }
+        floor.has_ticker = true;
+    }
+    let ticker = Ticker { pool: Arc::clone(pool), retired: false, _count: TaskCount::new(pool) };
+    if let Some(abort) = pool.spawn(ticker.run()) {
+        lock(&pool.floor).ticker = Some(abort);
+    }
+}
+
+struct Ticker {
+    pool: Arc<Pool>,
+    retired: bool,
+    _count: TaskCount,
+}
+
+impl Ticker {
+    async fn run(mut self) {
+        let period = (self.pool.limits.drain_timeout / 64).clamp(Duration::from_millis(1), Duration::from_millis(250));
+        loop {
+            tokio::time::sleep(period).await;
+            if !self.look(self.pool.tracker.clock.now()) {
+                return;
+            }
+            self.pool.hire(self.behind(self.pool.tracker.clock.now()));
+        }
+    }
+
+    /// Looks at every worker; false if none has a hook in hand.
+    fn look(&mut self, now: Nanos) -> bool {
+        let adaptive = self.pool.limits.max_concurrent_hooks.is_none();
+        let patience = self.pool.patience();
+        let mut written_off = 0;
+        {
+            let mut floor = lock(&self.pool.floor);
+            if !floor.slots.values().any(|slot| slot.is_busy()) {
+                // In the same critical section, so that the next worker finds the place empty.
+                floor.has_ticker = false;
+                self.retired = true;
+                return false;
+            }
+            for slot in floor.slots.values() {
+                if adaptive && slot.is_slow(now, patience) && slot.write_off() {
+                    written_off += 1;
+                }
+            }
+        }
+        self.pool.tracker.queue.line().staff -= written_off;
+        true
+    }
+
+    /// How many hooks a drain has started too few by now.
+    fn behind(&self, now: Nanos) -> usize {
+        if self.pool.limits.max_concurrent_hooks.is_some() {
+            return 0;
+        }
+        let line = self.pool.tracker.queue.line();
+        let Some(pace) = line.pace else { return 0 };
+        let started = line.started - pace.started;
+        let all = u128::from(started) + line.jobs.len() as u128;
+        let due = all * u128::from(now.saturating_sub(pace.begun)) / u128::from(pace.span.max(1));
+        usize::try_from(due.min(all).saturating_sub(u128::from(started))).unwrap_or(usize::MAX)
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        if !self.retired {
+            lock(&self.pool.floor).has_ticker = false;
+        }
+    }
+}

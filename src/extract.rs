@@ -1,0 +1,150 @@
+//! axum's extractors: the handle, and the id that a request carries.
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
+};
+use http::{StatusCode, request::Parts};
+
+use std::{convert::Infallible, fmt};
+
+use crate::{lifecycle::ActiveSessions, protocol::SessionSignal, session::SessionId};
+
+/// What the layer leaves in a request's extensions.
+#[derive(Clone)]
+pub(crate) struct RequestContext {
+    sessions: ActiveSessions,
+    id: Option<SessionId>,
+}
+
+impl RequestContext {
+    pub(crate) fn insert(parts: &mut Parts, sessions: &ActiveSessions, id: Option<&SessionId>) {
+        parts.extensions.insert(Self { sessions: sessions.clone(), id: id.cloned() });
+    }
+
+    fn of(parts: &Parts) -> Result<&Self, MissingSessionLayer> {
+        parts.extensions.get().ok_or(MissingSessionLayer(()))
+    }
+}
+
+/// The handle of the layer around this handler. 500 if there is no layer.
+///
+/// ```
+/// use axum::{Json, Router, routing::get};
+/// use tower_session_end::ActiveSessions;
+///
+/// async fn count(sessions: ActiveSessions) -> Json<usize> {
+///     Json(sessions.len())
+/// }
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let app: Router = Router::new().route("/count", get(count)).layer(sessions.layer());
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+impl<S: Send + Sync> FromRequestParts<S> for ActiveSessions {
+    type Rejection = MissingSessionLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(RequestContext::of(parts)?.sessions.clone())
+    }
+}
+
+/// The id that this request carries. 400 if it carries none, or one that is not valid; 500 if there is no layer. An
+/// `Option<SessionId>` takes a request with no valid id too.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use tower_session_end::{ActiveSessions, SessionId};
+///
+/// async fn chat(id: SessionId) -> String {
+///     format!("you are in {id}")
+/// }
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let app: Router = Router::new().route("/chat", post(chat)).layer(sessions.layer());
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+impl<S: Send + Sync> FromRequestParts<S> for SessionId {
+    type Rejection = SessionIdRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        RequestContext::of(parts)?.id.clone().ok_or(SessionIdRejection::MissingSessionId)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionId {
+    type Rejection = MissingSessionLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
+        Ok(RequestContext::of(parts)?.id.clone())
+    }
+}
+
+impl IntoResponseParts for SessionSignal {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut response: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        self.attach_to(response.extensions_mut());
+        Ok(response)
+    }
+}
+
+impl IntoResponse for SessionSignal {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
+    }
+}
+
+/// Rejection: the handler is not inside of a [`SessionLayer`](crate::SessionLayer), or its extractors are left out.
+#[derive(Debug)]
+pub struct MissingSessionLayer(());
+
+impl fmt::Display for MissingSessionLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no session layer around this handler: add `.layer(sessions.layer())` to the router")
+    }
+}
+
+impl std::error::Error for MissingSessionLayer {}
+
+impl IntoResponse for MissingSessionLayer {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// Rejection of the [`SessionId`] extractor.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SessionIdRejection {
+    /// The request carries no valid id; 400.
+    MissingSessionId,
+    /// There is no layer; 500.
+    MissingSessionLayer(MissingSessionLayer),
+}
+
+impl From<MissingSessionLayer> for SessionIdRejection {
+    fn from(missing: MissingSessionLayer) -> Self {
+        Self::MissingSessionLayer(missing)
+    }
+}
+
+impl fmt::Display for SessionIdRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MissingSessionId => f.write_str("this request carries no valid session id"),
+            Self::MissingSessionLayer(missing) => missing.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SessionIdRejection {}
+
+impl IntoResponse for SessionIdRejection {
+    fn into_response(self) -> Response {
+        match self {
+            Self::MissingSessionId => (StatusCode::BAD_REQUEST, self.to_string()).into_response(),
+            Self::MissingSessionLayer(missing) => missing.into_response(),
+        }
+    }
+}

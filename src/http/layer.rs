@@ -1,0 +1,83 @@
+//! [`SessionLayer`].
+
+use std::{fmt, sync::Arc};
+
+use tower_layer::Layer;
+
+use super::SessionService;
+use crate::{
+    lifecycle::ActiveSessions,
+    protocol::{HeaderProtocol, SessionProtocol},
+};
+
+impl ActiveSessions {
+    /// The layer for a host that speaks of its sessions in headers; see [`HeaderProtocol`].
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let app: axum::Router = axum::Router::new().layer(sessions.layer());
+    /// ```
+    #[must_use]
+    pub fn layer(&self) -> SessionLayer {
+        self.layer_with(HeaderProtocol::new())
+    }
+
+    /// The layer for a host with a protocol of its own; see [`SessionProtocol`].
+    #[must_use]
+    pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
+        SessionLayer {
+            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol), extractors: true }),
+        }
+    }
+}
+
+/// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`].
+///
+/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside of whatever
+/// answers with session headers, and inside of whatever must not see them.
+#[derive(Clone)]
+pub struct SessionLayer {
+    shared: Arc<Shared>,
+}
+
+/// What every clone of a service shares.
+pub(super) struct Shared {
+    pub(super) sessions: ActiveSessions,
+    pub(super) protocol: Box<dyn SessionProtocol>,
+    pub(super) extractors: bool,
+}
+
+impl SessionLayer {
+    /// Leaves the extractors out: they cost one insertion into each request's extensions.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let layer = sessions.layer().without_extractors();
+    /// ```
+    #[must_use]
+    pub fn without_extractors(self) -> Self {
+        let mut shared = self.shared;
+        match Arc::get_mut(&mut shared) {
+            Some(shared) => shared.extractors = false,
+            None => tracing::warn!("`without_extractors` comes too late: the layer has been cloned"),
+        }
+        Self { shared }
+    }
+}
+
+impl<S> Layer<S> for SessionLayer {
+    type Service = SessionService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        self.shared.sessions.inner.pool.adopt_runtime();
+        SessionService::new(inner, Arc::clone(&self.shared))
+    }
+}
+
+impl fmt::Debug for SessionLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionLayer").field("sessions", &self.shared.sessions).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,22 @@
+//! The Tower side: a layer, its service, and their named future and body.
+
+mod body;
+mod exchange;
+mod future;
+mod layer;
+mod service;
+
+pub use self::{body::SessionBody, future::ResponseFuture, layer::SessionLayer, service::SessionService};
+
+use http::{HeaderValue, Response, StatusCode, Version, header::CONNECTION};
+
+/// The answer in `Closed`, and of a request that was cut.
+fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
+    let mut response = Response::new(SessionBody::empty());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    // HTTP/2 knows no such header.
+    if version <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

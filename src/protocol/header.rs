@@ -1,0 +1,199 @@
+//! [`HeaderProtocol`]: ids and ends in headers.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
+
+use super::{RequestInfo, SessionProtocol, SessionSignal};
+use crate::session::{EndReason, Session, SessionId};
+
+/// Sessions in headers, the default protocol.
+///
+/// | response header | meaning |
+/// |---|---|
+/// | `x-session-id: <id>` | the session of this exchange; a new id is a birth |
+/// | `x-session-end: <reason>` | the request's session ended; without one, the response's |
+/// | `x-session-compacted-from: <old id>` | beside `x-session-id`: that is the successor of the old id |
+///
+/// A request carries its id in `x-session-id`. The two control headers count in responses only; what a client sends in
+/// them is ignored. Responses with status 101, 2xx or 3xx may open a session, 4xx and 5xx never do; an end counts with
+/// any status. A header that comes twice with different values is ambiguous and ignored.
+///
+/// # Examples
+///
+/// ```
+/// use http::HeaderName;
+/// use tower_session_end::{ActiveSessions, HeaderProtocol};
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let protocol = HeaderProtocol::new()
+///     .id_header(HeaderName::from_static("x-conversation"))
+///     .strip_control_headers(true);
+/// let layer = sessions.layer_with(protocol);
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct HeaderProtocol {
+    id: HeaderName,
+    end: HeaderName,
+    compacted_from: HeaderName,
+    max_id_len: usize,
+    strip: bool,
+}
+
+impl Default for HeaderProtocol {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl HeaderProtocol {
+    /// The protocol with the names above, ids of up to 1024 bytes, and nothing stripped.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            id: HeaderName::from_static("x-session-id"),
+            end: HeaderName::from_static("x-session-end"),
+            compacted_from: HeaderName::from_static("x-session-compacted-from"),
+            max_id_len: 1024,
+            strip: false,
+        }
+    }
+
+    /// Renames `x-session-id`.
+    #[must_use]
+    pub fn id_header(mut self, name: HeaderName) -> Self {
+        self.id = name;
+        self
+    }
+
+    /// Renames `x-session-end`.
+    #[must_use]
+    pub fn end_header(mut self, name: HeaderName) -> Self {
+        self.end = name;
+        self
+    }
+
+    /// Renames `x-session-compacted-from`.
+    #[must_use]
+    pub fn compacted_from_header(mut self, name: HeaderName) -> Self {
+        self.compacted_from = name;
+        self
+    }
+
+    /// The longest id that counts, in bytes; 1024 by default.
+    #[must_use]
+    pub const fn max_id_len(mut self, bytes: usize) -> Self {
+        self.max_id_len = bytes;
+        self
+    }
+
+    /// Whether the two control headers are taken out of the response before it goes to the client. Off by default.
+    #[must_use]
+    pub const fn strip_control_headers(mut self, strip: bool) -> Self {
+        self.strip = strip;
+        self
+    }
+
+    /// `None` for a header that is not there; an invalid session for one that is no id.
+    fn session(&self, value: Value<'_>) -> Option<Session> {
+        match value {
+            Value::None => None,
+            Value::Ambiguous => Some(Session::new(SessionId::invalid())),
+            Value::One(value) => {
+                let id = SessionId::from_bytes(value.as_bytes(), self.max_id_len);
+                Some(Session::new(id.unwrap_or(SessionId::invalid())))
+            }
+        }
+    }
+
+    fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
+        let session = self.session(said.id);
+        let mut signal = SessionSignal::nothing();
+        if let Value::One(reason) = said.end {
+            let ended = request.id.as_ref().or(session.as_ref().map(|session| &session.id));
+            if let Some(id) = ended.filter(|id| id.is_valid()) {
+                let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
+                signal = SessionSignal::ended(id.clone(), reason);
+                if session.as_ref().is_some_and(|session| session.id == *id) {
+                    return signal;
+                }
+            }
+        }
+        let Some(session) = session.filter(|_| may_open(status)) else { return signal };
+        match self.session(said.compacted_from) {
+            Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
+            Some(_) | None if request.is_tracked && request.id.as_ref() == Some(&session.id) => signal,
+            Some(_) | None => signal.and(SessionSignal::started(session)),
+        }
+    }
+}
+
+fn reason_of(word: &str) -> EndReason {
+    word.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
+}
+
+/// A redirect or an upgrade may carry a new id, an error never does.
+fn may_open(status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
+}
+
+/// The values of one header.
+#[derive(Clone, Copy, Default)]
+enum Value<'a> {
+    #[default]
+    None,
+    One(&'a HeaderValue),
+    Ambiguous,
+}
+
+impl<'a> Value<'a> {
+    fn see(&mut self, value: &'a HeaderValue) {
+        *self = match *self {
+            Self::None => Self::One(value),
+            Self::One(before) if before == value => Self::One(before),
+            Self::One(_) | Self::Ambiguous => Self::Ambiguous,
+        };
+    }
+}
+
+/// Our headers of one response.
+#[derive(Default)]
+struct Said<'a> {
+    id: Value<'a>,
+    end: Value<'a>,
+    compacted_from: Value<'a>,
+}
+
+impl<'a> Said<'a> {
+    /// One pass over all names is cheaper than a look-up for each of ours.
+    fn read(protocol: &HeaderProtocol, headers: &'a HeaderMap) -> Self {
+        let mut said = Self::default();
+        for (name, value) in headers {
+            if *name == protocol.id {
+                said.id.see(value);
+            } else if *name == protocol.end {
+                said.end.see(value);
+            } else if *name == protocol.compacted_from {
+                said.compacted_from.see(value);
+            }
+        }
+        said
+    }
+}
+
+impl SessionProtocol for HeaderProtocol {
+    fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
+        let mut seen = Value::None;
+        request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
+        self.session(seen).map(|session| session.id).filter(SessionId::is_valid)
+    }
+
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+        let said = Said::read(self, &response.headers);
+        let signal = self.sayings(request, response.status, &said);
+        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
+            response.headers.remove(&self.end);
+            response.headers.remove(&self.compacted_from);
+        }
+        signal
+    }
+}

@@ -1,0 +1,98 @@
+//! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
+
+mod header;
+mod signal;
+
+use http::{Method, request, response};
+
+pub(crate) use self::signal::Saying;
+pub use self::{header::HeaderProtocol, signal::SessionSignal};
+use crate::session::SessionId;
+
+/// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
+///
+/// Only the response counts for births and ends: a client can never open, end or compact a session by itself.
+///
+/// # Examples
+///
+/// A host that answers `POST /sessions` with the id in `location`, and ends on `DELETE /sessions/{id}`:
+///
+/// ```
+/// use http::{Method, StatusCode, header::LOCATION, request, response};
+/// use tower_session_end::{
+///     ActiveSessions, EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionSignal,
+/// };
+///
+/// #[derive(Debug)]
+/// struct Rest;
+///
+/// impl SessionProtocol for Rest {
+///     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
+///         request.uri.path().strip_prefix("/sessions/")?.parse().ok()
+///     }
+///
+///     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+///         match (request.method(), response.status, request.id()) {
+///             (&Method::DELETE, status, Some(id)) if status.is_success() => {
+///                 SessionSignal::ended(id.clone(), EndReason::Deleted)
+///             }
+///             (&Method::POST, StatusCode::CREATED, None) => {
+///                 let location = response.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+///                 match location.and_then(|path| path.strip_prefix("/sessions/")) {
+///                     Some(id) => SessionSignal::started(Session::from(id)),
+///                     None => SessionSignal::nothing(),
+///                 }
+///             }
+///             _ => SessionSignal::nothing(),
+///         }
+///     }
+/// }
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let layer = sessions.layer_with(Rest);
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not read a host's heads",
+    label = "needs `impl SessionProtocol`",
+    note = "`HeaderProtocol` is the preset for ids in headers"
+)]
+pub trait SessionProtocol: Send + Sync + 'static {
+    /// The id that the request carries, if it carries one that is valid.
+    fn request_id(&self, request: &request::Parts) -> Option<SessionId>;
+
+    /// What the response says. Called once for each response head; an answer of
+    /// [`SessionSignal::nothing`] costs nothing.
+    ///
+    /// A response that carries the id of a request whose session is [tracked](RequestInfo::is_tracked) says nothing
+    /// new.
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal;
+}
+
+/// What a protocol is told of the request when the response is there.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    pub(crate) method: Method,
+    pub(crate) id: Option<SessionId>,
+    pub(crate) is_tracked: bool,
+}
+
+impl RequestInfo {
+    /// The request's method.
+    #[must_use]
+    pub const fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The id that the request carried.
+    #[must_use]
+    pub const fn id(&self) -> Option<&SessionId> {
+        self.id.as_ref()
+    }
+
+    /// Whether that id was active when the request came.
+    #[must_use]
+    pub const fn is_tracked(&self) -> bool {
+        self.is_tracked
+    }
+}

@@ -1,0 +1,243 @@
+//! What a hook is told: [`SessionStart`] and [`SessionEnd`].
+
+use std::{
+    fmt,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
+use super::{EndReason, Session, SessionId};
+
+/// The identity of one generation of a session: the process instance and a number within it.
+///
+/// It is known from the session's birth, the same in its [`SessionStart`] and its [`SessionEnd`], and does not change
+/// when an end is delivered again: use it (with the kind of event) as an idempotency key. A session that is noted
+/// again after its end has another one.
+///
+/// ```
+/// use tower_session_end::{Session, SessionEnd, EndReason};
+///
+/// let end = SessionEnd::new(Session::from("abc"), EndReason::Deleted);
+/// let key = end.event_id.to_string(); // 32 hex digits, a dash, the generation
+/// assert_eq!(key.split_once('-').unwrap().0.len(), 32);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId {
+    instance: u128,
+    generation: u64,
+}
+
+impl EventId {
+    pub(crate) const fn new(instance: u128, generation: u64) -> Self {
+        Self { instance, generation }
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}-{}", self.instance, self.generation)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EventId({self})")
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A session began.
+///
+/// As JSON: `sessionId`, `sessionKey?`, `resumedFrom?`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionStart {
+    /// The session, with the details that were known at its birth.
+    pub session: Session,
+    /// The session that was compacted into this one.
+    pub resumed_from: Option<SessionId>,
+    /// The identity of this generation.
+    pub event_id: EventId,
+}
+
+impl SessionStart {
+    /// A start as a hook would get it, for the tests of hooks.
+    ///
+    /// ```
+    /// use tower_session_end::{Session, SessionId, SessionStart};
+    ///
+    /// let start = SessionStart::new(Session::from("new")).with_resumed_from(SessionId::new("old").unwrap());
+    /// assert_eq!(serde_json::to_string(&start).unwrap(), r#"{"sessionId":"new","resumedFrom":"old"}"#);
+    /// ```
+    #[must_use]
+    pub fn new(session: impl Into<Session>) -> Self {
+        Self { session: session.into(), resumed_from: None, event_id: EventId::new(0, 0) }
+    }
+
+    /// Sets [`resumed_from`](Self::resumed_from).
+    #[must_use]
+    pub fn with_resumed_from(mut self, old: SessionId) -> Self {
+        self.resumed_from = Some(old);
+        self
+    }
+
+    /// Sets [`event_id`](Self::event_id).
+    #[must_use]
+    pub fn with_event_id(mut self, event_id: EventId) -> Self {
+        self.event_id = event_id;
+        self
+    }
+}
+
+impl Serialize for SessionStart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("SessionStart", 3)?;
+        out.serialize_field("sessionId", &self.session.id)?;
+        optional(&mut out, "sessionKey", self.session.key.as_ref())?;
+        optional(&mut out, "resumedFrom", self.resumed_from.as_ref())?;
+        out.end()
+    }
+}
+
+/// A session is over. Each generation of a session gets exactly one.
+///
+/// As JSON: `sessionId`, `sessionKey?`, `messageCount`, `durationMs?`, `reason?`, `sessionFile?`,
+/// `transcriptArchived?`, `nextSessionId?`, `nextSessionKey?`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionEnd {
+    /// The session, with the details that were known last.
+    pub session: Session,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// The session that goes on in its place, after a compaction.
+    pub next: Option<Session>,
+    /// When it was noted.
+    pub started_at: SystemTime,
+    /// From the note to the end, on the monotonic clock.
+    pub duration: Duration,
+    /// How many requests carried its id (`messageCount` in JSON).
+    pub requests: u64,
+    /// Whether the transcript has been archived. This crate cannot know and leaves it unset.
+    pub transcript_archived: Option<bool>,
+    /// The identity of this generation; an idempotency key.
+    pub event_id: EventId,
+    /// When the hook will no longer be waited for: the drain's deadline, or the hook timeout's. `None` is no limit.
+    pub deadline: Option<Instant>,
+}
+
+impl SessionEnd {
+    /// An end as a hook would get it, for the tests of hooks. It began now, lasted zero, and saw no request.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_session_end::{EndReason, Session, SessionEnd};
+    ///
+    /// let end = SessionEnd::new(Session::from("abc"), EndReason::Reset)
+    ///     .with_requests(3)
+    ///     .with_duration(Duration::from_millis(250));
+    /// assert_eq!(
+    ///     serde_json::to_string(&end).unwrap(),
+    ///     r#"{"sessionId":"abc","messageCount":3,"durationMs":250,"reason":"reset"}"#,
+    /// );
+    /// ```
+    #[must_use]
+    pub fn new(session: impl Into<Session>, reason: EndReason) -> Self {
+        Self {
+            session: session.into(),
+            reason,
+            next: None,
+            started_at: SystemTime::now(),
+            duration: Duration::ZERO,
+            requests: 0,
+            transcript_archived: None,
+            event_id: EventId::new(0, 0),
+            deadline: None,
+        }
+    }
+
+    /// Sets [`next`](Self::next).
+    #[must_use]
+    pub fn with_next(mut self, next: impl Into<Session>) -> Self {
+        self.next = Some(next.into());
+        self
+    }
+
+    /// Sets [`started_at`](Self::started_at).
+    #[must_use]
+    pub fn with_started_at(mut self, started_at: SystemTime) -> Self {
+        self.started_at = started_at;
+        self
+    }
+
+    /// Sets [`duration`](Self::duration).
+    #[must_use]
+    pub fn with_duration(mut self, duration: Duration) -> Self {
+        self.duration = duration;
+        self
+    }
+
+    /// Sets [`requests`](Self::requests).
+    #[must_use]
+    pub fn with_requests(mut self, requests: u64) -> Self {
+        self.requests = requests;
+        self
+    }
+
+    /// Sets [`transcript_archived`](Self::transcript_archived).
+    #[must_use]
+    pub fn with_transcript_archived(mut self, archived: bool) -> Self {
+        self.transcript_archived = Some(archived);
+        self
+    }
+
+    /// Sets [`event_id`](Self::event_id).
+    #[must_use]
+    pub fn with_event_id(mut self, event_id: EventId) -> Self {
+        self.event_id = event_id;
+        self
+    }
+
+    /// Sets [`deadline`](Self::deadline).
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+impl Serialize for SessionEnd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let millis = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
+        let next = self.next.as_ref();
+        let mut out = serializer.serialize_struct("SessionEnd", 9)?;
+        out.serialize_field("sessionId", &self.session.id)?;
+        optional(&mut out, "sessionKey", self.session.key.as_ref())?;
+        out.serialize_field("messageCount", &self.requests)?;
+        out.serialize_field("durationMs", &millis)?;
+        out.serialize_field("reason", &self.reason)?;
+        optional(&mut out, "sessionFile", self.session.session_file.as_ref())?;
+        optional(&mut out, "transcriptArchived", self.transcript_archived.as_ref())?;
+        optional(&mut out, "nextSessionId", next.map(|next| &next.id))?;
+        optional(&mut out, "nextSessionKey", next.and_then(|next| next.key.as_ref()))?;
+        out.end()
+    }
+}
+
+/// Writes a field, or, unlike `null`, nothing at all.
+fn optional<S: SerializeStruct, T: Serialize>(
+    out: &mut S,
+    name: &'static str,
+    value: Option<&T>,
+) -> Result<(), S::Error> {
+    match value {
+        Some(value) => out.serialize_field(name, value),
+        None => out.skip_field(name),
+    }
+}

@@ -1,0 +1,160 @@
+//! The vocabulary: ids, sessions, reasons, events, phases. Imports nothing of ours.
+
+mod event;
+mod id;
+mod phase;
+mod reason;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    event::{EventId, SessionEnd, SessionStart},
+    id::{InvalidSessionId, SessionId},
+    phase::Phase,
+    reason::EndReason,
+};
+
+/// A session as its host describes it: the id and, if the host likes, a few details.
+///
+/// The details are handed to the hooks as they are; this crate reads none of them.
+///
+/// # Examples
+///
+/// ```
+/// use tower_session_end::{Session, SessionId};
+///
+/// let session = Session::new(SessionId::new("4711")?)
+///     .with_key("agent:main:telegram:42")
+///     .with_agent_id("main")
+///     .with_attribute("tenant", "acme");
+/// assert_eq!(session.attributes["tenant"], "acme");
+/// # Ok::<(), tower_session_end::InvalidSessionId>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Session {
+    /// The session's id.
+    #[serde(rename = "sessionId")]
+    pub id: SessionId,
+    /// The conversation that it belongs to: stays the same when a reset or a compaction gives the session a new id.
+    #[serde(rename = "sessionKey", default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The agent that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<String>,
+    /// Where the host keeps its sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_path: Option<String>,
+    /// The file that holds the transcript.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_file: Option<String>,
+    /// Details of the user's own, such as a tenant; a registry keeps them too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl Session {
+    /// A session with nothing but its id.
+    #[must_use]
+    pub fn new(id: SessionId) -> Self {
+        Self { id, key: None, agent_id: None, store_path: None, session_file: None, attributes: BTreeMap::new() }
+    }
+
+    /// Sets [`key`](Self::key).
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets [`agent_id`](Self::agent_id).
+    #[must_use]
+    pub fn with_agent_id(mut self, agent_id: impl Into<String>) -> Self {
+        self.agent_id = Some(agent_id.into());
+        self
+    }
+
+    /// Sets [`store_path`](Self::store_path).
+    #[must_use]
+    pub fn with_store_path(mut self, store_path: impl Into<String>) -> Self {
+        self.store_path = Some(store_path.into());
+        self
+    }
+
+    /// Sets [`session_file`](Self::session_file).
+    #[must_use]
+    pub fn with_session_file(mut self, session_file: impl Into<String>) -> Self {
+        self.session_file = Some(session_file.into());
+        self
+    }
+
+    /// Adds one of the [`attributes`](Self::attributes), or replaces it.
+    #[must_use]
+    pub fn with_attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.attributes.insert(name.into(), value.into());
+        self
+    }
+
+    /// What a plugin is told beside the event: `agentId?`, `sessionId`, `sessionKey?` in JSON.
+    ///
+    /// ```
+    /// # use tower_session_end::Session;
+    /// let session = Session::from("4711").with_agent_id("main");
+    /// let context = serde_json::to_string(&session.context()).unwrap();
+    /// assert_eq!(context, r#"{"agentId":"main","sessionId":"4711"}"#);
+    /// ```
+    #[must_use]
+    pub fn context(&self) -> SessionContext<'_> {
+        SessionContext { agent_id: self.agent_id.as_deref(), session_id: &self.id, session_key: self.key.as_deref() }
+    }
+
+    /// True if there is nothing but the id.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.key.is_none()
+            && self.agent_id.is_none()
+            && self.store_path.is_none()
+            && self.session_file.is_none()
+            && self.attributes.is_empty()
+    }
+}
+
+impl From<SessionId> for Session {
+    fn from(id: SessionId) -> Self {
+        Self::new(id)
+    }
+}
+
+/// A text that is no id makes a session with an empty id, which [`note`] ignores with a warning. To get an error
+/// instead, make the [`SessionId`] first.
+///
+/// [`note`]: crate::ActiveSessions::note
+impl From<&str> for Session {
+    fn from(id: &str) -> Self {
+        Self::new(SessionId::new(id).unwrap_or(SessionId::invalid()))
+    }
+}
+
+/// As from `&str`.
+impl From<String> for Session {
+    fn from(id: String) -> Self {
+        Self::from(id.as_str())
+    }
+}
+
+/// The context of an event in the plugin contract; made by [`Session::context`].
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct SessionContext<'a> {
+    /// The agent that serves the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_id: Option<&'a str>,
+    /// The session's id.
+    pub session_id: &'a SessionId,
+    /// The conversation that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_key: Option<&'a str>,
+}

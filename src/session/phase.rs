@@ -1,0 +1,41 @@
+//! [`Phase`]: how far a shutdown has come.
+
+use serde::Serialize;
+
+/// How far the shutdown of a handle has come. It only ever moves forward.
+///
+/// ```
+/// use tower_session_end::{ActiveSessions, Phase};
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// assert_eq!(sessions.phase(), Phase::Open);
+/// assert!(Phase::Open < Phase::Closing);
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Nobody has asked for a stop.
+    Open,
+    /// A stop was asked for; sessions still begin and go on, while readiness probes say no.
+    LameDuck,
+    /// The drain runs, or the connections drain after it: what is born now ends at once.
+    Closing,
+    /// Over. Requests are refused, and nothing is noted any more.
+    Closed,
+}
+
+impl Phase {
+    pub(crate) const fn code(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) const fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Open,
+            1 => Self::LameDuck,
+            2 => Self::Closing,
+            _ => Self::Closed,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The drain: ending every active session within one budget.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    lifecycle::ActiveSessions,
+    report::{DrainReport, UnfinishedEnd},
+    session::{EndReason, Phase},
+    stop::{DrainRun, Joined},
+    tracker::{
+        Entry, Stage, Tracker,
+        clock::{Clock, NEVER},
+    },
+};
+
+/// After so many shards the sweep lets others have its thread.
+const SHARDS_A_TURN: usize = 64;
+
+impl ActiveSessions {
+    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
+    /// but not longer than [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
+    ///
+    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway with no server to drain after it. It is
+    /// terminal: the handle is [`Phase::Closing`] from here on, and a session that is noted later ends at once.
+    ///
+    /// A drain that overlaps another shares its outcome, with the reason of the first; a later one fires nothing twice,
+    /// and waits again for what is unfinished. Dropping the future half-way loses nothing: the hooks go on, and the next
+    /// drain ends the rest.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// let report = sessions.drain(EndReason::Restart).await;
+    /// assert_eq!(report.ended, 1);
+    /// assert!(sessions.is_empty());
+    /// # }
+    /// ```
+    pub async fn drain(&self, reason: EndReason) -> DrainReport {
+        let joined = self.join_drain(reason);
+        let run = &joined.0;
+        for shard in 0..Tracker::shards() {
+            self.inner.pool.tracker.sweep(shard, run.reason);
+            if shard % SHARDS_A_TURN == SHARDS_A_TURN - 1 {
+                self.inner.pool.kick();
+                tokio::task::yield_now().await;
+            }
+        }
+        self.inner.pool.kick();
+        self.quiet(run.deadline).await;
+        run.report.get_or_init(|| self.complete(run)).clone()
+    }
+
+    /// A drain that nobody waits for.
+    pub(super) fn begin_drain(&self) -> Arc<DrainRun> {
+        let joined = self.join_drain(self.inner.pool.tracker.stop_reason());
+        Arc::clone(&joined.0)
+    }
+
+    fn join_drain(&self, reason: EndReason) -> Joined {
+        let inner = &self.inner;
+        inner.stop.join(|| {
+            let tracker = &inner.pool.tracker;
+            // First the phase, then the sweep: a note that no sweep has seen sees the phase.
+            tracker.advance(Phase::Closing, reason);
+            inner.closing.cancel();
+            let (begun, now) = (Instant::now(), tracker.clock.now());
+            let deadline = Clock::add(now, inner.config.drain_timeout);
+            let before = tracker.counts_and_await_all();
+            inner.pool.begin_drain(now, deadline);
+            DrainRun::new(tracker.stop_reason(), begun, tracker.clock.instant(deadline), before)
+        })
+    }
+
+    /// Waits for every `session_end` that is owed and not given up.
+    pub(super) async fn quiet(&self, deadline: Option<Instant>) {
+        let tracker = &self.inner.pool.tracker;
+        let quiet = async {
+            loop {
+                let told = tracker.quiet.notified();
+                tokio::pin!(told);
+                // First register, then look: nobody is told in between.
+                told.as_mut().enable();
+                if tracker.awaited() == 0 {
+                    break;
+                }
+                told.await;
+            }
+        };
+        match deadline {
+            Some(deadline) => drop(timeout_at(deadline, quiet).await),
+            None => quiet.await,
+        }
+    }
+
+    fn complete(&self, run: &DrainRun) -> DrainReport {
+        let report = self.account(run, true);
+        let now = Instant::now();
+        let mut servers = 0;
+        self.inner.stop.update(|progress| {
+            progress.drained_at.get_or_insert(now);
+            servers = progress.servers;
+        });
+        let tracker = &self.inner.pool.tracker;
+        let next = match servers {
+            0 => NEVER,
+            _ => Clock::add(tracker.clock.now(), self.inner.config.connection_drain_timeout),
+        };
+        self.inner.pool.after_drain(next);
+        warn_unless_clean(&report);
+        report
+    }
+
+    /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
+    pub(super) fn account(&self, run: &DrainRun, give_up: bool) -> DrainReport {
+        let tracker = &self.inner.pool.tracker;
+        let (after, unfinished) = tracker.counts_and_unfinished(give_up);
+        let unfinished: Vec<_> = unfinished.iter().map(|(entry, stage)| self.unfinished(entry, *stage)).collect();
+        let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
+        report.timed_out = !unfinished.is_empty();
+        report.count(&run.before, &after, unfinished);
+        report.failures = self.inner.pool.failures();
+        report.elapsed = run.begun.elapsed();
+        report
+    }
+
+    fn unfinished(&self, entry: &Arc<Entry>, stage: Stage) -> UnfinishedEnd {
+        UnfinishedEnd {
+            session_id: entry.id.clone(),
+            event_id: self.inner.pool.tracker.event_id(entry),
+            stage: stage.into(),
+        }
+    }
+}
+
+/// A stop that did not go well says so, once a drain, and goes on.
+pub(super) fn warn_unless_clean(report: &DrainReport) {
+    if !report.is_clean() {
+        tracing::warn!(
+            name: "session-end-drain",
+            reason = %report.reason,
+            active = report.active,
+            running = report.running,
+            late_births = report.late_births,
+            ended = report.ended,
+            failed = report.failed,
+            forgotten = report.forgotten,
+            unfinished = report.unfinished.len(),
+            timed_out = report.timed_out,
+            elapsed_ms = report.elapsed.as_millis() as u64,
+            "session-end-drain: {report}",
+        );
+    }
+}
+
+/// The last part of the connection drain's time, in which what was cut can say so to its client.
+pub(super) fn grace(connection_drain_timeout: Duration) -> Duration {
+    (connection_drain_timeout / 20).min(Duration::from_millis(50))
+}

@@ -1,0 +1,108 @@
+//! The stop: [`ActiveSessions::shutdown_on`], [`ActiveSessions::drain`] and [`ActiveSessions::finish`].
+
+mod drain;
+mod finish;
+pub mod signal;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+pub use self::finish::Finished;
+use self::signal::Stop;
+use crate::{
+    lifecycle::ActiveSessions,
+    session::{EndReason, Phase},
+};
+
+impl ActiveSessions {
+    /// The future for axum's `with_graceful_shutdown`: waits for `signal`, then runs the session drain, and resolves
+    /// when that is over, so that the connections drain after the sessions.
+    ///
+    /// The phases: at the signal [`Phase::LameDuck`], for as long as the
+    /// [builder](crate::ActiveSessionsBuilder::lame_duck) says (not at all by default); then [`Phase::Closing`] and the
+    /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
+    /// session that is born meanwhile gets its end at once. A second signal, where the [`Stop`] has one, ends the waiting.
+    ///
+    /// Two servers on one handle work: give each its own future. The first signal drains for all.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use tower_session_end::{ActiveSessions, signal};
+    ///
+    /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+    /// let sessions = ActiveSessions::builder().build()?;
+    /// let app = app.layer(sessions.layer());
+    ///
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
+    /// let report = sessions.finish(server).await.into_result()?;
+    /// println!("{report}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn shutdown_on<F>(&self, signal: F) -> Shutdown
+    where
+        F: Future<Output: Into<Stop>> + Send + 'static,
+    {
+        Shutdown { stopping: Box::pin(self.clone().stop_on(signal)) }
+    }
+
+    async fn stop_on<F: Future<Output: Into<Stop>>>(self, signal: F) {
+        self.inner.pool.adopt_runtime();
+        let Stop { reason, again } = signal.await.into();
+        let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
+        self.inner.stop.update(|progress| progress.signals += 1);
+        tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
+        tokio::select! {
+            biased;
+            () = self.lame_duck_and_drain(reason) => {
+                // `finish` goes on listening while the connections drain.
+                self.inner.stop.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(again);
+                // It may be waiting already, and has to see the newcomer.
+                self.inner.stop.update(|_| {});
+            }
+            () = &mut again => self.cut(),
+        }
+    }
+
+    async fn lame_duck_and_drain(&self, reason: EndReason) {
+        let lame_duck = self.inner.config.lame_duck;
+        if !lame_duck.is_zero() {
+            self.inner.pool.tracker.advance(Phase::LameDuck, reason);
+            tokio::time::sleep(lame_duck).await;
+        }
+        // The report leaves through the handle: axum's hook for this future has no place for it.
+        let _ = self.drain(reason).await;
+    }
+
+    /// A second signal.
+    fn cut(&self) {
+        tracing::warn!(name: "session-stop-cut", "told to stop a second time: no longer waiting");
+        self.inner.stop.update(|progress| progress.cuts += 1);
+    }
+}
+
+/// Resolves when the sessions have been drained, after a signal; made by [`ActiveSessions::shutdown_on`].
+#[must_use = "futures do nothing unless polled: hand it to `with_graceful_shutdown`"]
+pub struct Shutdown {
+    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.stopping.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shutdown").finish_non_exhaustive()
+    }
+}

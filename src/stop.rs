@@ -1,0 +1,112 @@
+//! What a handle remembers of its stop: the drain that runs, the servers, the signals.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{report::DrainReport, session::EndReason, tracker::Counts};
+
+/// A signal that has yet to come.
+pub(crate) type Again = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+pub(crate) struct Stopping {
+    progress: watch::Sender<Progress>,
+    /// Second signals whose future has ended before they came; `finish` listens to them.
+    pub(crate) again: Mutex<Vec<Again>>,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Progress {
+    run: Option<Arc<DrainRun>>,
+    /// When the first drain was over.
+    pub(crate) drained_at: Option<Instant>,
+    /// `finish` futures that are not over.
+    pub(crate) servers: usize,
+    /// Futures that got their signal, and those of them that got a second one.
+    pub(crate) signals: usize,
+    pub(crate) cuts: usize,
+}
+
+impl Progress {
+    /// Whether everybody who got a signal got a second one: then nobody wants to wait.
+    pub(crate) const fn is_cut(&self) -> bool {
+        self.signals > 0 && self.cuts >= self.signals
+    }
+}
+
+/// One drain, which every future that asks for a drain meanwhile shares.
+pub(crate) struct DrainRun {
+    pub(crate) reason: EndReason,
+    pub(crate) begun: Instant,
+    pub(crate) deadline: Option<Instant>,
+    /// The counts when it began.
+    pub(crate) before: Counts,
+    pub(crate) report: OnceLock<DrainReport>,
+    /// Futures that wait for it, under the lock of [`Progress`]. Where all were dropped, the next one begins anew.
+    waiting: Mutex<usize>,
+}
+
+impl DrainRun {
+    pub(crate) fn new(reason: EndReason, begun: Instant, deadline: Option<Instant>, before: Counts) -> Arc<Self> {
+        Arc::new(Self { reason, begun, deadline, before, report: OnceLock::new(), waiting: Mutex::new(0) })
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those who wait for a drain.
+pub(crate) struct Joined(pub(crate) Arc<DrainRun>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        *self.0.waiting() -= 1;
+    }
+}
+
+impl Default for Stopping {
+    fn default() -> Self {
+        Self { progress: watch::Sender::new(Progress::default()), again: Mutex::default() }
+    }
+}
+
+impl Stopping {
+    /// Joins the drain that runs, or begins the one that `begin` makes.
+    pub(crate) fn join(&self, begin: impl FnOnce() -> Arc<DrainRun>) -> Joined {
+        let mut joined = None;
+        self.progress.send_modify(|progress| {
+            let running = progress.run.take().filter(|run| run.report.get().is_none() && *run.waiting() > 0);
+            let run = running.unwrap_or_else(begin);
+            *run.waiting() += 1;
+            progress.run = Some(Arc::clone(&run));
+            joined = Some(Joined(run));
+        });
+        // `send_modify` has called the closure.
+        joined.unwrap_or_else(|| unreachable!("a watch channel calls its closure"))
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// The drain that was begun last.
+    pub(crate) fn run(&self) -> Option<Arc<DrainRun>> {
+        self.progress.borrow().run.clone()
+    }
+
+    /// Resolves at the next change after this call.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.progress.subscribe();
+        async move { drop(changes.changed().await) }
+    }
+
+    pub(crate) async fn wait_for(&self, condition: impl FnMut(&Progress) -> bool) {
+        // It fails only if the sender is gone, and we hold it.
+        let _ = self.progress.subscribe().wait_for(condition).await;
+    }
+}

@@ -1,0 +1,138 @@
+//! The order of hooks: a generation's end after its start, and its start after the ends before it.
+//!
+//! Every step is taken under the lock of the generation's shard. What the end of one generation sets free in another
+//! shard is collected and released once that lock is gone, so no step ever holds two locks.
+
+use std::sync::Arc;
+
+use super::{
+    Tracker,
+    entry::{Claim, Ending, Entry, Stage},
+    queue::Job,
+    shard::Shard,
+};
+use crate::sync::Ordering;
+
+/// Generations whose start waited for an end that is over now.
+pub(super) type Released = Vec<Arc<Entry>>;
+
+/// How the hooks of an end came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Every hook is over and none of them erred.
+    Ended,
+    /// Every hook is over and at least one erred, panicked or took too long.
+    Failed,
+    /// A hook was torn from the middle, because its runtime went away.
+    Aborted,
+}
+
+impl Tracker {
+    /// Every end before it is over: its start may run.
+    pub(super) fn begin(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        if self.has_start {
+            entry.set_stage(Stage::Starting);
+            self.queue.push(Job::Start(Arc::clone(entry)));
+        } else {
+            self.start_is_over(shard, entry, released);
+        }
+    }
+
+    fn start_is_over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        entry.set_stage(Stage::Started);
+        if let Some(parked) = entry.unpark() {
+            self.finish(shard, entry, parked, released);
+        }
+    }
+
+    /// Claims an active generation whose `session_end` is now owed.
+    pub(super) fn owe(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Ending, released: &mut Released) {
+        self.leave(shard, entry, Claim::Owed);
+        shard.counts.owed += 1;
+        self.awaited.fetch_add(1, Ordering::SeqCst);
+        self.finish_or_park(shard, entry, Some(ending), released);
+    }
+
+    /// Claims an active generation silently.
+    pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        self.leave(shard, entry, Claim::Forgotten);
+        shard.counts.forgotten += 1;
+        self.finish_or_park(shard, entry, None, released);
+    }
+
+    fn leave(&self, shard: &mut Shard, entry: &Entry, claim: Claim) {
+        debug_assert!(entry.is_active(), "a generation is claimed once");
+        entry.set_claim(claim);
+        shard.counts.active -= 1;
+        self.active.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
+        if entry.stage() < Stage::Started {
+            entry.park(ending);
+        } else {
+            self.finish(shard, entry, ending, released);
+        }
+    }
+
+    /// Its start is over and it is claimed: its end is due, or nothing is.
+    fn finish(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
+        match ending {
+            Some(ending) if self.has_end => {
+                entry.set_stage(Stage::EndQueued);
+                self.queue.push(Job::End(Arc::clone(entry), ending));
+            }
+            Some(_) => self.end_is_over(shard, entry, Outcome::Ended, released),
+            None => self.over(shard, entry, released),
+        }
+    }
+
+    fn end_is_over(&self, shard: &mut Shard, entry: &Arc<Entry>, outcome: Outcome, released: &mut Released) {
+        let counts = &mut shard.counts;
+        counts.owed -= 1;
+        match outcome {
+            Outcome::Ended => counts.ended += 1,
+            Outcome::Failed => counts.failed += 1,
+            Outcome::Aborted => {
+                counts.aborted += 1;
+                shard.aborted.push(Arc::clone(entry));
+            }
+        }
+        if !entry.is_given_up() {
+            self.no_longer_awaited();
+        }
+        self.over(shard, entry, released);
+    }
+
+    fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        entry.set_stage(Stage::Over);
+        shard.remove(self.hash_of(entry), entry);
+        released.append(&mut entry.take_successors());
+    }
+
+    /// Lets go on what waited for ends that are over now; says whether any of it did.
+    pub(super) fn release(&self, mut released: Released) -> bool {
+        let any = !released.is_empty();
+        while let Some(entry) = released.pop() {
+            let mut shard = self.shard(self.hash_of(&entry));
+            if entry.predecessor_is_over() {
+                self.begin(&mut shard, &entry, &mut released);
+            }
+        }
+        any
+    }
+
+    /// To be called once for every [`Job::Start`], when its hooks are over. True if that may have queued a job.
+    pub(crate) fn started(&self, entry: &Arc<Entry>) -> bool {
+        let mut released = Released::default();
+        self.start_is_over(&mut self.shard(self.hash_of(entry)), entry, &mut released);
+        self.release(released) || !entry.is_active()
+    }
+
+    /// To be called once for every [`Job::End`], when its hooks are over. True if that may have queued a job.
+    pub(crate) fn ended(&self, entry: &Arc<Entry>, outcome: Outcome) -> bool {
+        let mut released = Released::default();
+        self.end_is_over(&mut self.shard(self.hash_of(entry)), entry, outcome, &mut released);
+        self.release(released)
+    }
+}

@@ -1,0 +1,216 @@
+//! One generation of a session, and where its two hooks stand.
+
+use std::sync::Arc;
+
+use super::clock::Nanos;
+use crate::{
+    session::{EndReason, Session, SessionId},
+    sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock},
+};
+
+/// Whether a generation is active, and if not, what its claimer owes. Written under the shard's lock only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Claim {
+    Active = 0,
+    /// Claimed, and its `session_end` is owed.
+    Owed = 1,
+    /// Claimed silently.
+    Forgotten = 2,
+}
+
+/// How far the hooks of a generation have come. Written under the shard's lock, but for `Ending`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// Its start waits for hooks of generations before it.
+    Waiting = 0,
+    /// Its start is queued or runs.
+    Starting = 1,
+    /// Its start is over.
+    Started = 2,
+    /// Its end is queued.
+    EndQueued = 3,
+    /// Its end runs.
+    Ending = 4,
+    /// Everything is over.
+    Over = 5,
+}
+
+/// How a session ended, kept until its hooks can be told.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(crate) reason: EndReason,
+    pub(crate) next: Option<Box<Session>>,
+    pub(crate) at: Nanos,
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: SessionId,
+    pub(crate) generation: u64,
+    pub(crate) born: Nanos,
+    requests: AtomicU32,
+    claim: AtomicU8,
+    stage: AtomicU8,
+    rare: Mutex<Option<Box<Rare>>>,
+}
+
+/// What most sessions at most times have none of.
+#[derive(Debug, Default)]
+struct Rare {
+    details: Option<Session>,
+    resumed_from: Option<SessionId>,
+    /// How many ends have to be over before the start may run.
+    waits: u32,
+    /// Claimed before its start was over: `Some(None)` for a silent claim.
+    parked: Option<Option<Ending>>,
+    /// Whose starts wait for this end.
+    successors: Vec<Arc<Entry>>,
+    /// A report has listed it as unfinished, and nobody waits for it any more.
+    given_up: bool,
+}
+
+impl Entry {
+    pub(super) fn new(session: Session, generation: u64, born: Nanos, resumed_from: Option<SessionId>) -> Self {
+        let id = session.id.clone();
+        let details = (!session.is_bare()).then_some(session);
+        let rare = (details.is_some() || resumed_from.is_some())
+            .then(|| Box::new(Rare { details, resumed_from, ..Rare::default() }));
+        Self {
+            id,
+            generation,
+            born,
+            requests: AtomicU32::new(0),
+            claim: AtomicU8::new(Claim::Active as u8),
+            stage: AtomicU8::new(Stage::Waiting as u8),
+            rare: Mutex::new(rare),
+        }
+    }
+
+    pub(crate) fn claim(&self) -> Claim {
+        match self.claim.load(Ordering::Acquire) {
+            0 => Claim::Active,
+            1 => Claim::Owed,
+            _ => Claim::Forgotten,
+        }
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.claim() == Claim::Active
+    }
+
+    pub(super) fn set_claim(&self, claim: Claim) {
+        self.claim.store(claim as u8, Ordering::Release);
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Waiting,
+            1 => Stage::Starting,
+            2 => Stage::Started,
+            3 => Stage::EndQueued,
+            4 => Stage::Ending,
+            _ => Stage::Over,
+        }
+    }
+
+    pub(super) fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+    }
+
+    /// The hook of its end is about to be polled for the first time.
+    pub(crate) fn set_ending(&self) {
+        self.set_stage(Stage::Ending);
+    }
+
+    pub(crate) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        u64::from(self.requests.load(Ordering::Relaxed))
+    }
+
+    /// The session with the details that were noted last.
+    pub(crate) fn session(&self) -> Session {
+        let rare = lock(&self.rare);
+        match rare.as_ref().and_then(|rare| rare.details.as_ref()) {
+            Some(details) => details.clone(),
+            None => Session::new(self.id.clone()),
+        }
+    }
+
+    pub(crate) fn resumed_from(&self) -> Option<SessionId> {
+        lock(&self.rare).as_ref().and_then(|rare| rare.resumed_from.clone())
+    }
+
+    pub(super) fn set_details(&self, session: Session) {
+        let bare = session.is_bare();
+        let mut rare = lock(&self.rare);
+        match rare.as_mut() {
+            Some(rare) => rare.details = (!bare).then_some(session),
+            None if bare => {}
+            None => *rare = Some(Box::new(Rare { details: Some(session), ..Rare::default() })),
+        }
+    }
+
+    fn with_rare<T>(&self, f: impl FnOnce(&mut Rare) -> T) -> T {
+        f(lock(&self.rare).get_or_insert_default())
+    }
+
+    /// Lets the start of `next` wait for the end of `self`.
+    pub(super) fn precede(self: &Arc<Self>, next: &Arc<Self>) {
+        next.with_rare(|rare| rare.waits += 1);
+        self.with_rare(|rare| rare.successors.push(Arc::clone(next)));
+    }
+
+    /// One of the ends that the start waits for is over; true if it was the last.
+    pub(super) fn predecessor_is_over(&self) -> bool {
+        self.with_rare(|rare| {
+            rare.waits = rare.waits.saturating_sub(1);
+            rare.waits == 0
+        })
+    }
+
+    pub(super) fn has_predecessors(&self) -> bool {
+        lock(&self.rare).as_ref().is_some_and(|rare| rare.waits > 0)
+    }
+
+    pub(super) fn take_successors(&self) -> Vec<Arc<Self>> {
+        lock(&self.rare).as_mut().map(|rare| std::mem::take(&mut rare.successors)).unwrap_or_default()
+    }
+
+    pub(super) fn park(&self, ending: Option<Ending>) {
+        self.with_rare(|rare| rare.parked = Some(ending));
+    }
+
+    pub(super) fn unpark(&self) -> Option<Option<Ending>> {
+        lock(&self.rare).as_mut().and_then(|rare| rare.parked.take())
+    }
+
+    /// Sets whether anybody waits for its end; true if that is a change.
+    pub(super) fn set_given_up(&self, given_up: bool) -> bool {
+        let mut rare = lock(&self.rare);
+        match rare.as_mut() {
+            None if !given_up => false,
+            _ => std::mem::replace(&mut rare.get_or_insert_default().given_up, given_up) != given_up,
+        }
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        lock(&self.rare).as_ref().is_some_and(|rare| rare.given_up)
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_with_an_inline_id_is_small() {
+        // With the two counts of its `Arc`, and the allocator's word, this is the 112-byte class of most allocators.
+        assert!(size_of::<SessionId>() <= 40, "{}", size_of::<SessionId>());
+        assert!(size_of::<Entry>() <= 88, "{}", size_of::<Entry>());
+    }
+}

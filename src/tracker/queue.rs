@@ -1,0 +1,97 @@
+//! The handle's queue of hook jobs, and what decides whether the next one may start.
+//!
+//! It belongs to the handle, never to a future's stack: a drain that is dropped half-way loses nothing.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{
+    clock::{NEVER, Nanos},
+    entry::{Ending, Entry},
+};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+
+/// A hook that is due.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Start(Arc<Entry>),
+    End(Arc<Entry>, Ending),
+}
+
+/// How many hooks a drain wants to have started by when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) begun: Nanos,
+    /// The time in which all of them are to be started, in nanoseconds.
+    pub(crate) span: Nanos,
+    /// [`Line::started`] when the drain began.
+    pub(crate) started: u64,
+}
+
+/// Until when hooks may be started, and how long they may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gate {
+    /// No hook is polled for the first time from here on.
+    pub(crate) deadline: Nanos,
+    /// The deadline is that of a stop, which replaces the hook timeout.
+    pub(crate) stopping: bool,
+    /// Nothing starts any more.
+    pub(crate) closed: bool,
+}
+
+/// What the queue's lock guards.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) jobs: VecDeque<Job>,
+    /// Workers that take jobs and are not written off.
+    pub(crate) staff: usize,
+    /// Jobs that were ever taken.
+    pub(crate) started: u64,
+    pub(crate) gate: Gate,
+    pub(crate) pace: Option<Pace>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    line: Mutex<Line>,
+    /// A copy of `line.jobs.len()`, so that nobody locks an empty queue.
+    len: AtomicUsize,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        let gate = Gate { deadline: NEVER, stopping: false, closed: false };
+        let line = Line { jobs: VecDeque::new(), staff: 0, started: 0, gate, pace: None };
+        Self { line: Mutex::new(line), len: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn line(&self) -> MutexGuard<'_, Line> {
+        lock(&self.line)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len.load(Ordering::SeqCst) == 0
+    }
+
+    pub(super) fn push(&self, job: Job) {
+        let mut line = self.line();
+        line.jobs.push_back(job);
+        self.len.store(line.jobs.len(), Ordering::SeqCst);
+    }
+
+    /// The next job, if the gate lets it pass at `now`.
+    pub(crate) fn pop(&self, line: &mut Line, now: Nanos) -> Option<Job> {
+        if !line.gate.is_open(now) {
+            return None;
+        }
+        let job = line.jobs.pop_front()?;
+        line.started += 1;
+        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        Some(job)
+    }
+}
+
+impl Gate {
+    pub(crate) fn is_open(&self, now: Nanos) -> bool {
+        !self.closed && now < self.deadline
+    }
+}
