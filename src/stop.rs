@@ -17,8 +17,11 @@ pub(crate) struct Stopping {
 
 #[derive(Clone, Default)]
 pub(crate) struct Progress {
+    /// The drain that was begun last.
     run: Option<Arc<DrainRun>>,
-    /// When the first drain was over.
+    /// The drain that was begun first: the final report counts from there.
+    first: Option<Arc<DrainRun>>,
+    /// When the connections began to drain: with several servers, those of the last.
     pub(crate) drained_at: Option<Instant>,
     /// `finish` futures that are not over.
     pub(crate) servers: usize,
@@ -79,6 +82,7 @@ impl Stopping {
             let running = progress.run.take().filter(|run| run.report.get().is_none() && *run.waiting() > 0);
             let run = running.unwrap_or_else(begin);
             *run.waiting() += 1;
+            progress.first.get_or_insert_with(|| Arc::clone(&run));
             progress.run = Some(Arc::clone(&run));
             joined = Some(Joined(run));
         });
@@ -94,9 +98,9 @@ impl Stopping {
         self.progress.borrow().clone()
     }
 
-    /// The drain that was begun last.
-    pub(crate) fn run(&self) -> Option<Arc<DrainRun>> {
-        self.progress.borrow().run.clone()
+    /// The drain that was begun first.
+    pub(crate) fn first_run(&self) -> Option<Arc<DrainRun>> {
+        self.progress.borrow().first.clone()
     }
 
     /// Resolves at the next change after this call.

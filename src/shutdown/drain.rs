@@ -105,20 +105,24 @@ impl ActiveSessions {
 
     fn complete(&self, run: &DrainRun) -> DrainReport {
         let report = self.account(run, true);
+        self.begin_connection_drain();
+        warn_unless_clean(&report);
+        report
+    }
+
+    /// The time of the connections begins, anew if another server had its signal before.
+    pub(super) fn begin_connection_drain(&self) {
         let now = Instant::now();
         let mut servers = 0;
         self.inner.stop.update(|progress| {
-            progress.drained_at.get_or_insert(now);
+            progress.drained_at = Some(now);
             servers = progress.servers;
         });
-        let tracker = &self.inner.pool.tracker;
         let next = match servers {
             0 => NEVER,
-            _ => Clock::add(tracker.clock.now(), self.inner.config.connection_drain_timeout),
+            _ => Clock::add(self.inner.pool.tracker.clock.now(), self.inner.config.connection_drain_timeout),
         };
         self.inner.pool.after_drain(next);
-        warn_unless_clean(&report);
-        report
     }
 
     /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.

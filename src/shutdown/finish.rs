@@ -154,7 +154,7 @@ impl ActiveSessions {
             }
         }
         // Cut in the lame duck: nothing was begun, and the sessions are owed their ends all the same.
-        self.inner.stop.run().unwrap_or_else(|| self.begin_drain())
+        self.inner.stop.first_run().unwrap_or_else(|| self.begin_drain())
     }
 
     /// Ends what is born in the connection drain, until the deadline; closes the handle if it is the last server.

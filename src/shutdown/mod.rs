@@ -27,7 +27,8 @@ impl ActiveSessions {
     /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
     /// session that is born meanwhile gets its end at once. A second signal, where the [`Stop`] has one, ends the waiting.
     ///
-    /// Two servers on one handle work: give each its own future. The first signal drains for all.
+    /// Two servers on one handle work: give each its own future. The first signal drains for all, and the time of the
+    /// connections counts from the last signal: a server that has had none by then is stopped with the others.
     ///
     /// # Examples
     ///
