@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// After so many shards the sweep lets others have its thread.
-const SHARDS_A_TURN: usize = 64;
+/// After so many claims the sweep lets others have its thread.
+const CLAIMS_A_TURN: usize = 16_384;
 
 impl ActiveSessions {
     /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
@@ -49,9 +49,11 @@ impl ActiveSessions {
     pub async fn drain(&self, reason: EndReason) -> DrainReport {
         let joined = self.join_drain(reason);
         let run = &joined.0;
+        let mut claims = 0;
         for shard in 0..Tracker::shards() {
-            self.inner.pool.tracker.sweep(shard, run.reason);
-            if shard % SHARDS_A_TURN == SHARDS_A_TURN - 1 {
+            claims += self.inner.pool.tracker.sweep(shard, run.reason);
+            if claims >= CLAIMS_A_TURN {
+                claims = 0;
                 self.inner.pool.kick();
                 tokio::task::yield_now().await;
             }

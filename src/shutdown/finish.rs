@@ -71,14 +71,16 @@ impl ActiveSessions {
             let cut = output.is_none();
             let elapsed = sessions.inner.stop.progress().drained_at.map(|at| at.elapsed()).unwrap_or_default();
             let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
-            let late = async {
-                sessions.late_sessions(place.leave()).await;
-            };
+            let is_last = place.leave();
+            if is_last {
+                sessions.close();
+            }
             tokio::select! {
-                () = late => {}
+                biased;
+                () = sessions.late_sessions() => {}
                 () = sessions.until_cut() => {}
             }
-            if sessions.phase() == Phase::Closed {
+            if is_last {
                 sessions.inner.pool.close(sessions.remaining_grace()).await;
             }
             Finished {
@@ -157,11 +159,8 @@ impl ActiveSessions {
         self.inner.stop.first_run().unwrap_or_else(|| self.begin_drain())
     }
 
-    /// Ends what is born in the connection drain, until the deadline; closes the handle if it is the last server.
-    async fn late_sessions(&self, is_last: bool) {
-        if is_last {
-            self.close();
-        }
+    /// Waits for the ends of what was born in the connection drain, until the deadline.
+    async fn late_sessions(&self) {
         self.quiet(self.connection_deadline()).await;
         // What was cut says so to its client.
         while self.inner.cut.is_cancelled() && self.inner.open_responses.load(Ordering::SeqCst) > 0 {

@@ -1,0 +1,330 @@
+//! Random sequences of everything that can happen to sessions, against a model that counts the ends owed.
+//!
+//! A few hundred cases here; `PROPTEST_CASES=10000 cargo test --test model` for more.
+
+#[path = "support/recorder.rs"]
+mod recorder;
+
+use std::{collections::BTreeMap, convert::Infallible, pin::Pin, time::Duration};
+
+use http::{Request, Response};
+use proptest::prelude::*;
+use recorder::{Event, Recorder};
+use tokio::sync::oneshot;
+use tower::{Layer, Service, service_fn};
+use tower_session_end::{ActiveSessions, EndReason, SessionEnd, SessionGuard};
+
+const IDS: u8 = 4;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Note(u8),
+    End(u8),
+    Forget(u8),
+    ForgetAll,
+    Compact(u8, u8),
+    Guard(u8),
+    DropGuard(usize),
+    /// A request arrives that carries an id, or none.
+    Request(Option<u8>),
+    /// One of the requests gets its response.
+    Respond(usize, Answer),
+    /// Time for some hooks.
+    Wait(u8),
+    Drain,
+    /// A drain that is dropped after a while.
+    HalfADrain(u8),
+}
+
+/// What a response says.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Nothing,
+    Echo,
+    Open(u8),
+    End,
+    CompactInto(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let id = || 0..IDS;
+    let answer = prop_oneof![
+        Just(Answer::Nothing),
+        Just(Answer::Echo),
+        id().prop_map(Answer::Open),
+        Just(Answer::End),
+        id().prop_map(Answer::CompactInto),
+    ];
+    prop_oneof![
+        6 => id().prop_map(Step::Note),
+        4 => id().prop_map(Step::End),
+        1 => id().prop_map(Step::Forget),
+        1 => Just(Step::ForgetAll),
+        4 => (id(), id()).prop_map(|(old, new)| Step::Compact(old, new)),
+        2 => id().prop_map(Step::Guard),
+        2 => any::<usize>().prop_map(Step::DropGuard),
+        4 => proptest::option::weighted(0.8, id()).prop_map(Step::Request),
+        4 => (any::<usize>(), answer).prop_map(|(which, answer)| Step::Respond(which, answer)),
+        3 => any::<u8>().prop_map(Step::Wait),
+        1 => Just(Step::Drain),
+        1 => any::<u8>().prop_map(Step::HalfADrain),
+    ]
+}
+
+fn name(id: u8) -> String {
+    format!("s{id}")
+}
+
+/// What ought to be: generations are numbered in the order of their births.
+#[derive(Debug, Default)]
+struct Model {
+    births: u64,
+    active: BTreeMap<u8, u64>,
+    owed: BTreeMap<u64, (u8, EndReason)>,
+    stopping: Option<EndReason>,
+}
+
+impl Model {
+    fn note(&mut self, id: u8) -> u64 {
+        if let Some(generation) = self.active.get(&id) {
+            return *generation;
+        }
+        self.births += 1;
+        self.active.insert(id, self.births);
+        if let Some(reason) = self.stopping {
+            self.end(id, reason);
+        }
+        self.births
+    }
+
+    fn end(&mut self, id: u8, reason: EndReason) -> bool {
+        let generation = self.active.remove(&id);
+        if let Some(generation) = generation {
+            let twice = self.owed.insert(generation, (id, reason));
+            assert!(twice.is_none());
+        }
+        generation.is_some()
+    }
+
+    fn end_generation(&mut self, id: u8, generation: u64, reason: EndReason) {
+        if self.active.get(&id) == Some(&generation) {
+            self.end(id, reason);
+        }
+    }
+
+    /// With `generation`, only that one of `old` counts.
+    fn compact(&mut self, old: u8, generation: Option<u64>, new: u8) -> bool {
+        let is_active = self.active.get(&old).is_some_and(|active| generation.is_none_or(|meant| meant == *active));
+        if old != new || !is_active {
+            if is_active {
+                self.end(old, EndReason::Compaction);
+            }
+            self.note(new);
+        }
+        is_active
+    }
+
+    fn drain(&mut self, reason: EndReason) {
+        let reason = *self.stopping.get_or_insert(reason);
+        for id in 0..IDS {
+            self.end(id, reason);
+        }
+    }
+}
+
+type Host = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A request whose response is held back.
+struct Held {
+    id: Option<u8>,
+    generation: Option<u64>,
+    answer: oneshot::Sender<Response<String>>,
+    exchange: Host,
+}
+
+/// Sends a request into the layer, up to where the host holds it.
+fn request(sessions: &ActiveSessions, model: &Model, id: Option<u8>) -> Held {
+    let (answer, answered) = oneshot::channel::<Response<String>>();
+    let mut answered = Some(answered);
+    let host = service_fn(move |_: Request<()>| {
+        let answered = answered.take();
+        async move { Ok::<_, Infallible>(answered.unwrap().await.unwrap()) }
+    });
+    let mut service = sessions.layer().layer(host);
+    let mut head = Request::builder();
+    if let Some(id) = id {
+        head = head.header("x-session-id", name(id));
+    }
+    let response = service.call(head.body(()).unwrap());
+    let exchange = Box::pin(async move { drop(response.await) });
+    let generation = id.and_then(|id| model.active.get(&id).copied());
+    Held { id, generation, answer, exchange }
+}
+
+async fn respond(model: &mut Model, held: Held, answer: Answer) {
+    let Held { id, generation, answer: sender, exchange } = held;
+    let response = Response::builder();
+    let response = match answer {
+        Answer::Nothing => response,
+        Answer::Echo => match id {
+            Some(id) => response.header("x-session-id", name(id)),
+            None => response,
+        },
+        Answer::Open(new) => response.header("x-session-id", name(new)),
+        Answer::End => response.header("x-session-end", "reset"),
+        Answer::CompactInto(new) => {
+            let response = response.header("x-session-id", name(new));
+            response.header("x-session-compacted-from", name(id.unwrap_or(0)))
+        }
+    };
+    match answer {
+        Answer::Nothing => {}
+        Answer::Echo | Answer::Open(_) => {
+            let new = if let Answer::Open(new) = answer { Some(new) } else { id };
+            // The id that the request carried is news only if it was unknown then, and never while closing.
+            let carried = new.is_some() && new == id;
+            if let Some(new) = new
+                && !(carried && (generation.is_some() || model.stopping.is_some()))
+            {
+                model.note(new);
+            }
+        }
+        Answer::End => match (id, generation) {
+            (Some(id), Some(generation)) => model.end_generation(id, generation, EndReason::Reset),
+            (Some(id), None) => drop(model.end(id, EndReason::Reset)),
+            (None, _) => {}
+        },
+        Answer::CompactInto(new) => {
+            let generation = generation.filter(|_| id.is_some());
+            model.compact(id.unwrap_or(0), generation, new);
+        }
+    }
+    sender.send(response.body(String::new()).unwrap()).unwrap();
+    exchange.await;
+}
+
+/// Hooks take between nothing and 70 ms, as the generation likes.
+fn handle(recorder: &Recorder) -> ActiveSessions {
+    let (starts, ends) = (recorder.clone(), recorder.clone());
+    ActiveSessions::builder()
+        .drain_timeout(Duration::from_secs(3600))
+        .on_session_start(move |start| {
+            let starts = starts.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(generation(&start.event_id.to_string()) * 7 % 50)).await;
+                starts.push(Event::Start(start));
+            }
+        })
+        .on_session_end(move |end: SessionEnd| {
+            let ends = ends.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(generation(&end.event_id.to_string()) * 31 % 70)).await;
+                ends.push(Event::End(end));
+            }
+        })
+        .build()
+        .unwrap()
+}
+
+fn generation(event_id: &str) -> u64 {
+    event_id.rsplit('-').next().unwrap().parse().unwrap()
+}
+
+async fn run(steps: Vec<Step>) {
+    let recorder = Recorder::default();
+    let sessions = handle(&recorder);
+    let mut model = Model::default();
+    let mut guards: Vec<(u8, u64, SessionGuard)> = Vec::new();
+    let mut held: Vec<Held> = Vec::new();
+    for step in steps {
+        match step {
+            Step::Note(id) => {
+                let births = model.births;
+                model.note(id);
+                assert_eq!(sessions.note(name(id)).is_new(), model.births > births);
+            }
+            Step::End(id) => {
+                assert_eq!(sessions.end(name(id), EndReason::Deleted), model.end(id, EndReason::Deleted));
+            }
+            Step::Forget(id) => assert_eq!(sessions.forget(name(id)), model.active.remove(&id).is_some()),
+            Step::ForgetAll => {
+                assert_eq!(sessions.forget_all(), model.active.len());
+                model.active.clear();
+            }
+            Step::Compact(old, new) => {
+                assert_eq!(sessions.compact(name(old), name(new)), model.compact(old, None, new));
+            }
+            Step::Guard(id) => guards.push((id, model.note(id), sessions.guard(name(id)))),
+            Step::DropGuard(which) if !guards.is_empty() => {
+                let (id, generation, guard) = guards.swap_remove(which % guards.len());
+                model.end_generation(id, generation, EndReason::Unknown);
+                drop(guard);
+            }
+            Step::Request(id) => held.push(request(&sessions, &model, id)),
+            Step::Respond(which, answer) if !held.is_empty() => {
+                let held = held.swap_remove(which % held.len());
+                respond(&mut model, held, answer).await;
+            }
+            Step::DropGuard(_) | Step::Respond(..) => {}
+            Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(millis.into())).await,
+            Step::Drain => {
+                model.drain(EndReason::Restart);
+                assert!(sessions.drain(EndReason::Restart).await.is_clean());
+            }
+            Step::HalfADrain(millis) => {
+                model.drain(EndReason::Shutdown);
+                let half = Duration::from_millis(millis.into());
+                let _ = tokio::time::timeout(half, sessions.drain(EndReason::Shutdown)).await;
+            }
+        }
+        let active: Vec<_> = model.active.keys().map(|id| name(*id)).collect();
+        let mut snapshot: Vec<_> = sessions.snapshot().iter().map(|session| session.id.to_string()).collect();
+        snapshot.sort();
+        assert_eq!(snapshot, active);
+        assert_eq!(sessions.len(), active.len());
+    }
+    for (id, generation, guard) in guards {
+        model.end_generation(id, generation, EndReason::Unknown);
+        drop(guard);
+    }
+    model.drain(EndReason::Shutdown);
+    let report = sessions.finish(async {}).await.report;
+    assert!(report.is_clean(), "{report}");
+    let total = &report.sessions;
+    assert_eq!(total.total(), total.ended + total.forgotten, "{report}");
+
+    // Exactly the ends that are owed, each generation's once, with its reason.
+    let mut ended: Vec<_> = recorder
+        .ends()
+        .iter()
+        .map(|end| (generation(&end.event_id.to_string()), end.session.id.to_string(), end.reason))
+        .collect();
+    ended.sort();
+    let owed: Vec<_> = model.owed.iter().map(|(generation, (id, reason))| (*generation, name(*id), *reason)).collect();
+    assert_eq!(ended, owed);
+    // The hooks of one id in the order of its generations, each start before its end.
+    for id in 0..IDS {
+        let generations: Vec<_> = recorder
+            .events()
+            .iter()
+            .filter(|event| event.id() == name(id))
+            .map(|event| match event {
+                Event::Start(start) => (generation(&start.event_id.to_string()), false),
+                Event::End(end) => (generation(&end.event_id.to_string()), true),
+            })
+            .collect();
+        assert!(generations.is_sorted(), "{generations:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn g01_g02_every_generation_gets_the_end_that_the_model_owes_it(
+        steps in proptest::collection::vec(step(), 1..60)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}
