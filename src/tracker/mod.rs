@@ -11,6 +11,8 @@ mod chain;
 pub(crate) mod clock;
 mod entry;
 pub(crate) mod queue;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod shard;
 
 use std::{

@@ -1,0 +1,215 @@
+//! Schedules of the tracker, explored with shuttle: `RUSTFLAGS="--cfg shuttle" cargo test --lib schedules`.
+//!
+//! What must hold in each: every generation gets one start and one end, its start before its end, and the generations
+//! of one id one after the other; nothing is left active, owed or queued.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use shuttle::{sync::Mutex, thread};
+
+use super::{Job, Note, Outcome, Tracker, clock::NEVER};
+use crate::{
+    session::{EndReason, Phase, Session},
+    sync::{AtomicUsize, Ordering},
+};
+
+/// `SCHEDULES=100000` for a long run.
+fn schedules() -> usize {
+    std::env::var("SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
+}
+
+/// Random schedules, and as many with few but well-placed preemptions.
+fn explore(scenario: fn()) {
+    shuttle::check_random(scenario, schedules());
+    shuttle::check_pct(scenario, schedules(), 3);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    StartBegins,
+    StartOver,
+    EndBegins,
+    EndOver,
+}
+
+struct World {
+    tracker: Tracker,
+    log: Mutex<Vec<(String, u64, Step)>>,
+    busy: AtomicUsize,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        let tracker = Tracker::new(true, true);
+        Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
+    }
+
+    fn note(&self, id: &str) {
+        assert!(matches!(self.tracker.note(Session::from(id), true), Note::Born(_) | Note::Known(_)));
+    }
+
+    fn end(&self, id: &str) -> bool {
+        self.tracker.end(id.as_bytes(), EndReason::Reset)
+    }
+
+    fn sweep(&self) {
+        self.tracker.advance(Phase::Closing, EndReason::Shutdown);
+        (0..Tracker::shards()).for_each(|shard| {
+            self.tracker.sweep(shard, EndReason::Shutdown);
+        });
+    }
+
+    fn spawn(self: &Arc<Self>, f: impl FnOnce(&Self) + Send + 'static) {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        let world = Arc::clone(self);
+        thread::spawn(move || {
+            f(&world);
+            world.busy.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    /// A hook worker, until everybody else is done and nothing is left to do.
+    fn work(&self) {
+        loop {
+            let job = {
+                let mut line = self.tracker.queue.line();
+                self.tracker.queue.pop(&mut line, NEVER - 1)
+            };
+            let log = |entry: &super::Entry, step| {
+                self.log.lock().unwrap().push((entry.id.to_string(), entry.generation, step));
+            };
+            match job {
+                Some(Job::Start(entry)) => {
+                    log(&entry, Step::StartBegins);
+                    thread::yield_now();
+                    log(&entry, Step::StartOver);
+                    self.tracker.started(&entry);
+                }
+                Some(Job::End(entry, _)) => {
+                    log(&entry, Step::EndBegins);
+                    thread::yield_now();
+                    log(&entry, Step::EndOver);
+                    self.tracker.ended(&entry, Outcome::Ended);
+                }
+                None if self.busy.load(Ordering::SeqCst) == 0 && self.tracker.awaited() == 0 => break,
+                None => thread::yield_now(),
+            }
+        }
+    }
+
+    /// Runs two workers to the end, and checks the log.
+    fn check(self: &Arc<Self>, births: u64) {
+        let other = Arc::clone(self);
+        let second = thread::spawn(move || other.work());
+        self.work();
+        second.join().unwrap();
+
+        let mut by_id = BTreeMap::<String, Vec<(u64, Step)>>::new();
+        for (id, generation, step) in self.log.lock().unwrap().iter() {
+            by_id.entry(id.clone()).or_default().push((*generation, *step));
+        }
+        let mut seen = 0;
+        for (id, steps) in &by_id {
+            let mut last = 0;
+            for generation in steps.chunks(4) {
+                let expected = [Step::StartBegins, Step::StartOver, Step::EndBegins, Step::EndOver];
+                let number = generation[0].0;
+                assert!(number > last, "{id}: {steps:?}");
+                assert_eq!(generation, expected.map(|step| (number, step)), "{id}: {steps:?}");
+                last = number;
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, births, "{by_id:?}");
+        let (counts, unfinished) = self.tracker.counts_and_unfinished(false);
+        assert_eq!((counts.births, counts.ended), (births, births));
+        assert_eq!((counts.active, counts.owed, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
+        assert!(self.tracker.queue.is_empty());
+    }
+}
+
+#[test]
+fn g02_two_generations_of_one_id_never_overlap() {
+    explore(|| {
+        let world = World::new();
+        for _ in 0..2 {
+            world.spawn(|world| {
+                world.note("a");
+                world.end("a");
+            });
+        }
+        // Whoever comes first decides whether there are one or two.
+        let other = Arc::clone(&world);
+        let second = thread::spawn(move || other.work());
+        world.work();
+        second.join().unwrap();
+        let births = world.tracker.counts_and_unfinished(false).0.births;
+        assert!((1..=2).contains(&births));
+        world.check(births);
+    });
+}
+
+#[test]
+fn g08_a_note_that_races_with_the_close_is_ended_once() {
+    explore(|| {
+        let world = World::new();
+        world.note("early");
+        world.spawn(|world| {
+            world.note("a");
+            world.note("b");
+        });
+        world.spawn(|world| world.sweep());
+        world.check(3);
+    });
+}
+
+#[test]
+fn g01_an_end_that_races_with_the_sweep_fires_once() {
+    explore(|| {
+        let world = World::new();
+        world.note("a");
+        world.spawn(|world| {
+            world.end("a");
+        });
+        world.spawn(|world| world.sweep());
+        world.check(1);
+    });
+}
+
+#[test]
+fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
+    explore(|| {
+        let world = World::new();
+        world.note("old");
+        world.spawn(|world| {
+            world.tracker.compact(b"old", None, Session::from("new"));
+        });
+        world.spawn(|world| {
+            world.end("old");
+            world.sweep();
+        });
+        world.check(2);
+    });
+}
+
+#[test]
+fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
+    explore(|| {
+        let world = World::new();
+        world.note("a");
+        world.note("b");
+        world.spawn(|world| {
+            world.tracker.compact(b"a", None, Session::from("b"));
+        });
+        world.spawn(|world| {
+            world.tracker.compact(b"b", None, Session::from("a"));
+        });
+        let other = Arc::clone(&world);
+        let second = thread::spawn(move || other.work());
+        world.work();
+        second.join().unwrap();
+        world.sweep();
+        let births = world.tracker.counts_and_unfinished(false).0.births;
+        world.check(births);
+    });
+}
