@@ -169,7 +169,10 @@ impl SessionHook for Journal {
         tokio::time::sleep(Duration::from_millis(150)).await;
         drop(one_at_a_time);
 
-        self.say(&format!("session_end    {:<12} {}", end.session.id, end.reason));
+        match &end.next {
+            Some(next) => self.say(&format!("session_end    {:<12} {} into {}", end.session.id, end.reason, next.id)),
+            None => self.say(&format!("session_end    {:<12} {}", end.session.id, end.reason)),
+        }
         self.count(end.event_id, |(_, ends)| *ends += 1);
         self.bar.inc(1);
         Ok(())
