@@ -86,7 +86,9 @@ async fn a_second_sigterm_ends_the_waiting_at_once() {
     let gone = gateway.gone_within(SLACK).await;
 
     assert_eq!(gone.code, Some(1), "a session without its end is no clean stop: {}", gone.report);
+    assert!(gone.report.starts_with("shutdown: of 1 active, 0 ending"), "{}", gone.report);
     assert!(gone.report.contains("1 unfinished") && gone.report.contains("second signal"), "{}", gone.report);
+    assert!(!gone.report.contains("budget"), "nobody waited for that long: {}", gone.report);
     assert_eq!((gone.rows.only(&id).status.as_str(), gone.rows.only(&id).end_count), ("active", 0));
 }
 
@@ -228,7 +230,6 @@ async fn each_of_many_sessions_opened_around_the_signal_gets_one_end() {
     }
 
     gone.assert_each_had_its_end();
-    eprintln!("{}", gone.report);
     let reasons = ids.iter().map(|id| gone.rows.reason(id));
     assert!(reasons.clone().all(|reason| ["shutdown", "reset", "compaction"].contains(&reason)));
     assert!(reasons.clone().any(|reason| reason == "shutdown"));
