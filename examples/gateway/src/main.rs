@@ -4,13 +4,13 @@
 //! cargo run -p gateway
 //!
 //! curl -i -X POST localhost:3000/sessions -H 'content-type: application/json' -d '{"key": "telegram:42"}'
-//! id=...                                        # the x-session-id of the answer
-//! curl -X POST localhost:3000/chat    -H "x-session-id: $id" -d 'hello'
-//! curl -X POST localhost:3000/compact -H "x-session-id: $id"       # goes on under a new id
-//! curl -X POST localhost:3000/reset   -H "x-session-id: $id"       # 404: that one is over
+//! id=...                                                        # the x-session-id of the answer
+//! curl -X POST localhost:3000/chat -H "x-session-id: $id" -d 'hello'
+//! curl -i -X POST localhost:3000/compact -H "x-session-id: $id"
+//! id=...                                                        # the old one is 404 now; or `/reset`, likewise
 //! curl localhost:3000/sessions
-//! curl -X DELETE localhost:3000/session -H "x-session-id: $id"
-//! curl -i localhost:3000/readyz                                    # 503 from the signal on
+//! curl -i -X DELETE localhost:3000/session -H "x-session-id: $id"
+//! curl -i localhost:3000/readyz                                 # 503 from the signal on
 //!
 //! sqlite3 sessions.db 'SELECT session_key, status, reason, end_count FROM sessions'
 //! ```
