@@ -93,6 +93,24 @@ async fn a_second_sigterm_ends_the_waiting_at_once() {
 }
 
 #[tokio::test]
+async fn a_second_sigterm_ends_the_waiting_for_connections_too() {
+    let settings = [("CONNECTION_DRAIN_TIMEOUT_MS", "600000"), ("HOOK_DELAY_MS", "300")];
+    let gateway = Gateway::start(&settings).await;
+    let mut half = TcpStream::connect(gateway.address).await.unwrap();
+    half.write_all(b"GET /readyz HT").await.unwrap();
+    gateway.client.open("telegram").await;
+    gateway.signal("TERM").await;
+    // The connection drain has begun when nobody listens any more.
+    until("refused", async || TcpStream::connect(gateway.address).await.is_err()).await;
+
+    gateway.signal("TERM").await;
+    let gone = gateway.gone_within(SLACK).await;
+
+    gone.assert_each_had_its_end();
+    assert!(gone.report.contains("connections cut") && gone.report.contains("second signal"), "{}", gone.report);
+}
+
+#[tokio::test]
 async fn a_stuck_hook_holds_up_neither_the_stop_nor_the_exit() {
     let settings = [("HOOK_DELAY_MS", "600000"), ("DRAIN_TIMEOUT_MS", "500"), ("CONNECTION_DRAIN_TIMEOUT_MS", "500")];
     let gateway = Gateway::start(&settings).await;
