@@ -1,0 +1,57 @@
+//! The settings, from the environment.
+
+use std::{
+    env::{self, VarError},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tower_session_end::BoxError;
+
+/// | variable | default | |
+/// |---|---|---|
+/// | `GATEWAY_LISTEN` | `127.0.0.1:3000` | port 0 takes any that is free |
+/// | `GATEWAY_DB` | `sessions.db` | the SQLite file |
+/// | `GATEWAY_LAME_DUCK_MS` | 0 | how long `/readyz` says no before the drain |
+/// | `GATEWAY_DRAIN_TIMEOUT_MS` | 2000 | for the sessions |
+/// | `GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS` | 10000 | for the connections, after them |
+/// | `GATEWAY_HOOK_DELAY_MS` | 0 | a slow database, to see what a drain does about it |
+/// | `GATEWAY_THINK_MS` | 0 | how long the agent thinks about a message |
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) listen: String,
+    pub(crate) db: PathBuf,
+    pub(crate) lame_duck: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) connection_drain_timeout: Duration,
+    pub(crate) hook_delay: Duration,
+    pub(crate) think: Duration,
+}
+
+impl Config {
+    pub(crate) fn from_env() -> Result<Self, BoxError> {
+        Ok(Self {
+            listen: text("GATEWAY_LISTEN", "127.0.0.1:3000")?,
+            db: env::var_os("GATEWAY_DB").unwrap_or_else(|| "sessions.db".into()).into(),
+            lame_duck: millis("GATEWAY_LAME_DUCK_MS", 0)?,
+            drain_timeout: millis("GATEWAY_DRAIN_TIMEOUT_MS", 2_000)?,
+            connection_drain_timeout: millis("GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS", 10_000)?,
+            hook_delay: millis("GATEWAY_HOOK_DELAY_MS", 0)?,
+            think: millis("GATEWAY_THINK_MS", 0)?,
+        })
+    }
+}
+
+fn text(name: &str, default: &str) -> Result<String, BoxError> {
+    match env::var(name) {
+        Ok(value) => Ok(value),
+        Err(VarError::NotPresent) => Ok(default.to_owned()),
+        Err(error) => Err(format!("{name}: {error}").into()),
+    }
+}
+
+fn millis(name: &str, default: u64) -> Result<Duration, BoxError> {
+    let value = text(name, &default.to_string())?;
+    let millis = value.parse().map_err(|error| format!("{name}={value}: {error}"))?;
+    Ok(Duration::from_millis(millis))
+}
