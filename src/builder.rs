@@ -15,7 +15,7 @@ use crate::{
         Batch, BoxError, ClosureHook, Hook, HookOutput, HookSet, Named, ServiceHook, SessionHook, TraitHook, place_name,
     },
     lifecycle::{ActiveSessions, Config},
-    session::{SessionEnd, SessionStart},
+    session::{EndReason, Session, SessionEnd, SessionStart},
 };
 
 impl ActiveSessions {
@@ -37,6 +37,12 @@ impl ActiveSessions {
                 connection_drain_timeout: Duration::from_secs(10),
                 hook_timeout: Duration::from_secs(30),
                 max_concurrent_hooks: None,
+                settle_timeout: Duration::ZERO,
+                idle_timeout: None,
+                max_sessions: 1_000_000,
+                end_streams: true,
+                refuse_new_sessions: false,
+                keep_if: None,
             },
         }
     }
@@ -63,7 +69,6 @@ impl ActiveSessions {
 ///     .build()?;
 /// # Ok::<(), tower_session_end::BuildError>(())
 /// ```
-#[derive(Debug)]
 #[must_use = "call `.build()`"]
 pub struct ActiveSessionsBuilder {
     hooks: HookSet,
@@ -90,6 +95,87 @@ impl ActiveSessionsBuilder {
     /// Zero is legal: every session is claimed, no hook is started, and the report lists them all.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.config.drain_timeout = timeout;
+        self
+    }
+
+    /// How long the drain waits for requests that are not over, before it ends their sessions. Zero by default; a finite
+    /// time is part of [`drain_timeout`](Self::drain_timeout) and cannot be longer.
+    ///
+    /// Sessions without a request end at once. One with a request ends when that is over, its response body included,
+    /// or when this time is. A `GET` of a `text/event-stream` is not a request in this sense.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::{ActiveSessions, BuildError};
+    /// let builder = ActiveSessions::builder()
+    ///     .drain_timeout(Duration::from_secs(10))
+    ///     .settle_timeout(Duration::from_secs(8)); // which leaves 2 s for the hooks
+    /// # builder.build()?;
+    /// # Ok::<(), BuildError>(())
+    /// ```
+    pub fn settle_timeout(mut self, timeout: Duration) -> Self {
+        self.config.settle_timeout = timeout;
+        self
+    }
+
+    /// Ends sessions that have been silent for so long, with [`EndReason::Idle`](crate::EndReason::Idle). Off by
+    /// default.
+    ///
+    /// A request, an open response body and a [`SessionGuard`](crate::SessionGuard) are activity. The work is done
+    /// within [`shutdown_on`](ActiveSessions::shutdown_on), as long as that is polled; a session ends at most a
+    /// sixteenth of the time late.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.config.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self
+    }
+
+    /// The most sessions that are active at the same time; 1,000,000 by default.
+    ///
+    /// Beyond it each birth ends about the longest idle session, with [`EndReason::Evicted`](crate::EndReason::Evicted),
+    /// but never one with a request, an open response body or a guard. A flood of births therefore pushes out idle
+    /// sessions of others; set it well above what you expect. The successor of a compaction is exempt.
+    pub fn max_sessions(mut self, max: usize) -> Self {
+        self.config.max_sessions = max;
+        self
+    }
+
+    /// Whether an open event stream ends with its session. On by default.
+    ///
+    /// The body of a `GET` that is a `text/event-stream` is finished cleanly, as if the host had ended it, once its
+    /// session has ended; one that belongs to no session, once the drain is over. Without that, one client that
+    /// listens holds the connection drain until it is cut. A stream goes on over a compaction. To send a last event
+    /// first, listen to [`closing`](ActiveSessions::closing).
+    pub fn end_streams(mut self, end: bool) -> Self {
+        self.config.end_streams = end;
+        self
+    }
+
+    /// Whether requests that may open a session get 503 and `retry-after` once the phase is
+    /// [`Phase::Closing`](crate::Phase::Closing), instead of a session that ends at once. Off by default.
+    ///
+    /// Which those are, [`SessionProtocol::may_open`](crate::SessionProtocol::may_open) says.
+    pub fn refuse_new_sessions(mut self, refuse: bool) -> Self {
+        self.config.refuse_new_sessions = refuse;
+        self
+    }
+
+    /// Says which sessions outlive the process, because they are persisted and can be resumed elsewhere: a drain
+    /// forgets those without a `session_end`, and reports them as [kept](crate::DrainReport::kept).
+    ///
+    /// Called once for each session that a drain comes upon, with the drain's reason. Should it panic, the session is
+    /// ended.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// let builder = ActiveSessions::builder()
+    ///     .keep_if(|session, reason| reason.is_detach() && session.session_file.is_some());
+    /// # let _ = builder;
+    /// ```
+    pub fn keep_if<F>(mut self, f: F) -> Self
+    where
+        F: Fn(&Session, EndReason) -> bool + Send + Sync + 'static,
+    {
+        self.config.keep_if = Some(Box::new(f));
         self
     }
 
@@ -218,11 +304,21 @@ impl ActiveSessionsBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] if a capacity is zero.
+    /// [`BuildError`] if a capacity is zero, or a finite settle time longer than the drain's.
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
         let Self { hooks, config } = self;
         if config.max_concurrent_hooks == Some(0) {
             return Err(BuildError::ZeroCapacity { what: "max_concurrent_hooks" });
+        }
+        if config.max_sessions == 0 {
+            return Err(BuildError::ZeroCapacity { what: "max_sessions" });
+        }
+        if config.idle_timeout == Some(Duration::ZERO) {
+            return Err(BuildError::ZeroCapacity { what: "idle_timeout" });
+        }
+        let (settle_timeout, drain_timeout) = (config.settle_timeout, config.drain_timeout);
+        if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
+            return Err(BuildError::SettleOverDrain { settle_timeout, drain_timeout });
         }
         if hooks.batch.iter().any(|batch| batch.max == 0) {
             return Err(BuildError::ZeroCapacity { what: "on_session_end_batch" });
@@ -231,11 +327,26 @@ impl ActiveSessionsBuilder {
     }
 }
 
+impl fmt::Debug for ActiveSessionsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hooks, config: _ } = self;
+        f.debug_struct("ActiveSessionsBuilder").field("hooks", hooks).finish_non_exhaustive()
+    }
+}
+
 /// Why [`ActiveSessionsBuilder::build`] refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// A capacity of zero: nothing would ever happen.
+    /// The drain would be over before its first part.
+    #[non_exhaustive]
+    SettleOverDrain {
+        /// The time for requests that are not over.
+        settle_timeout: Duration,
+        /// The time for the whole drain.
+        drain_timeout: Duration,
+    },
+    /// A capacity, or a time of the same effect, of zero: nothing could ever happen.
     #[non_exhaustive]
     ZeroCapacity {
         /// The setting.
@@ -246,7 +357,12 @@ pub enum BuildError {
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ZeroCapacity { what } => write!(f, "`{what}` of 0 would never call a hook; the least is 1"),
+            Self::SettleOverDrain { settle_timeout, drain_timeout } => write!(
+                f,
+                "`settle_timeout` of {settle_timeout:?} is longer than the `drain_timeout` of {drain_timeout:?}, \
+                 of which it is a part"
+            ),
+            Self::ZeroCapacity { what } => write!(f, "`{what}` of 0 would let nothing happen; it has to be more"),
         }
     }
 }

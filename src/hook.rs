@@ -82,6 +82,21 @@ pub trait SessionHook: Send + Sync + 'static {
     }
 }
 
+/// A shared hook is the same hook.
+impl<H: SessionHook> SessionHook for std::sync::Arc<H> {
+    async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
+        H::session_start(self, start).await
+    }
+
+    async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
+        H::session_end(self, end).await
+    }
+
+    fn name(&self) -> &str {
+        H::name(self)
+    }
+}
+
 /// What the future of a hook closure may yield: `()`, or a `Result<(), E>` with any error.
 #[diagnostic::on_unimplemented(
     message = "a hook's future yields `()` or `Result<(), E>`, not `{Self}`",

@@ -6,6 +6,7 @@ mod builder;
 mod dispatch;
 #[cfg(feature = "axum")]
 mod extract;
+mod guard;
 mod hook;
 mod http;
 mod lifecycle;
@@ -16,15 +17,17 @@ mod shutdown;
 mod stop;
 mod sync;
 mod tracker;
+mod upkeep;
 
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     dispatch::{HookError, HookFailure},
+    guard::{Closing, SessionGuard},
     hook::{BoxError, HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    lifecycle::{ActiveSessions, Closing, Noted, SessionGuard},
+    lifecycle::{ActiveSessions, Noted},
     protocol::{HeaderProtocol, RequestInfo, SessionProtocol, SessionSignal},
     report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
     session::{

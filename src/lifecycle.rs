@@ -2,25 +2,21 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Once,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::{Limits, Pool},
     hook::HookSet,
-    session::{EndReason, Phase, Session, SessionId},
+    session::{EndReason, Phase, Session},
     stop::Stopping,
-    tracker::{Entry, Note},
+    tracker::{By, Entry, Note, Voice},
 };
 
 /// The handle: who is active, and everything that can be done about it.
@@ -63,37 +59,62 @@ pub(crate) struct Inner {
     pub(crate) pool: Arc<Pool>,
     pub(crate) config: Config,
     pub(crate) closing: CancellationToken,
+    /// Set when the drain is over: streams that belong to no session end.
+    pub(crate) drained: CancellationToken,
     /// Set in `Closed`: what waits for a response gives up.
     pub(crate) cut: CancellationToken,
     pub(crate) stop: Stopping,
     /// Requests without an answer, and bodies without an end.
     pub(crate) open_responses: AtomicUsize,
+    /// Somebody polls a driver.
+    pub(crate) driven: AtomicBool,
+    /// When idle expiry is due for some shards, if nobody drives.
+    pub(crate) expiry_due: AtomicU64,
     ignored: AtomicU64,
-    warned: Once,
+    pub(crate) warned: Warned,
 }
 
-/// The times of a stop.
-#[derive(Clone, Copy, Debug)]
+/// What is said once in the life of a handle.
+pub(crate) struct Warned {
+    ignored_id: Once,
+    pub(crate) undriven: Once,
+    pub(crate) over_the_cap: Once,
+}
+
+/// Says which sessions a drain leaves to live on.
+pub(crate) type KeepIf = Box<dyn Fn(&Session, EndReason) -> bool + Send + Sync>;
+
+/// Times, limits and switches.
 pub(crate) struct Config {
     pub(crate) lame_duck: Duration,
+    pub(crate) settle_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) connection_drain_timeout: Duration,
     pub(crate) hook_timeout: Duration,
     pub(crate) max_concurrent_hooks: Option<usize>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_sessions: usize,
+    pub(crate) end_streams: bool,
+    pub(crate) refuse_new_sessions: bool,
+    pub(crate) keep_if: Option<KeepIf>,
 }
 
 impl ActiveSessions {
     pub(crate) fn new(hooks: HookSet, config: Config) -> Self {
         let Config { drain_timeout, hook_timeout, max_concurrent_hooks, .. } = config;
+        let ends_births = config.keep_if.is_none();
         let inner = Inner {
-            pool: Pool::new(hooks, Limits { max_concurrent_hooks, hook_timeout, drain_timeout }),
+            pool: Pool::new(hooks, Limits { max_concurrent_hooks, hook_timeout, drain_timeout, ends_births }),
             config,
             closing: CancellationToken::new(),
+            drained: CancellationToken::new(),
             cut: CancellationToken::new(),
             stop: Stopping::default(),
             open_responses: AtomicUsize::new(0),
+            driven: AtomicBool::new(false),
+            expiry_due: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
-            warned: Once::new(),
+            warned: Warned { ignored_id: Once::new(), undriven: Once::new(), over_the_cap: Once::new() },
         };
         Self { inner: Arc::new(inner) }
     }
@@ -112,26 +133,20 @@ impl ActiveSessions {
     /// assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
     /// ```
     pub fn note(&self, session: impl Into<Session>) -> Noted {
-        let note = self.note_entry(session.into());
+        let note = self.note_entry(session.into(), Voice::Host);
         Noted { is_new: matches!(note, Some(Note::Born(_))) }
     }
 
-    pub(crate) fn note_entry(&self, session: Session) -> Option<Note> {
-        self.note_or_see(session, true)
-    }
-
-    /// As a note, but the details of a session that is active already are left alone where this one has none.
-    pub(crate) fn see_entry(&self, session: Session) -> Option<Note> {
-        let replace = !session.is_bare();
-        self.note_or_see(session, replace)
-    }
-
-    fn note_or_see(&self, session: Session, replace: bool) -> Option<Note> {
+    pub(crate) fn note_entry(&self, session: Session, voice: Voice) -> Option<Note> {
         if !session.id.is_valid() {
             self.ignore_id();
             return None;
         }
-        let note = self.inner.pool.tracker.note(session, replace);
+        let note = self.inner.pool.tracker.note(session, voice);
+        if let Note::Born(entry) = &note {
+            self.after_birth(entry);
+            self.keep_the_cap(entry);
+        }
         self.inner.pool.kick();
         Some(note)
     }
@@ -139,7 +154,7 @@ impl ActiveSessions {
     /// Counts an id that is no id, and says so once.
     pub(crate) fn ignore_id(&self) {
         self.inner.ignored.fetch_add(1, Ordering::Relaxed);
-        self.inner.warned.call_once(|| {
+        self.inner.warned.ignored_id.call_once(|| {
             tracing::warn!(
                 name: "session-id-ignored",
                 "ignored a session id that is empty, too long, ambiguous, or not visible ASCII; \
@@ -158,8 +173,8 @@ impl ActiveSessions {
     }
 
     /// Ends this very generation, and no later one.
-    pub(crate) fn end_entry(&self, entry: &Arc<Entry>, reason: EndReason) -> bool {
-        let ended = self.inner.pool.tracker.claim(entry, reason);
+    pub(crate) fn end_entry(&self, entry: &Arc<Entry>, reason: EndReason, by: By) -> bool {
+        let ended = self.inner.pool.tracker.claim(entry, reason, by);
         if ended {
             self.inner.pool.kick();
         }
@@ -181,7 +196,8 @@ impl ActiveSessions {
     /// both. The hooks run in order: the end of `old` (with `next`), then the start of the successor (with
     /// `resumed_from`). Says whether `old` was active.
     ///
-    /// If `old` is unknown, the successor is noted like any new session. If it is active already, its details are
+    /// A successor that comes with nothing but its id takes over the details of `old`, but for the
+    /// [`session_file`](Session::session_file). If `old` is unknown, the successor is noted like any new session. If it is active already, its details are
     /// replaced. Compacting a session into itself does nothing.
     ///
     /// ```
@@ -192,7 +208,7 @@ impl ActiveSessions {
     /// assert!(!sessions.contains("old") && sessions.contains("new"));
     /// ```
     pub fn compact(&self, old: impl AsRef<str>, session: impl Into<Session>) -> bool {
-        self.compact_entry(old.as_ref(), None, session.into()).0
+        self.compact_entry(old.as_ref(), None, session.into(), Voice::Host).0
     }
 
     /// As [`compact`](Self::compact); with `generation`, only that generation of `old` counts.
@@ -201,44 +217,39 @@ impl ActiveSessions {
         old: &str,
         generation: Option<&Arc<Entry>>,
         session: Session,
+        voice: Voice,
     ) -> (bool, Option<Note>) {
         if !session.id.is_valid() {
             self.ignore_id();
             return (false, None);
         }
-        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session);
+        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice);
+        if let Note::Born(entry) = &note {
+            // Exempt from the cap: one has gone for it.
+            self.after_birth(entry);
+        }
         self.inner.pool.kick();
         (was_active, Some(note))
-    }
-
-    /// Notes the session and ties it to the guard: when that is dropped, the session ends.
-    ///
-    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
-    /// generation; of two guards on one generation, the first that is dropped ends it.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// let guard = sessions.guard("socket-1");
-    /// assert!(sessions.contains("socket-1"));
-    /// drop(guard); // ends it with `EndReason::Unknown`; `guard.end(..)` gives another reason
-    /// assert!(!sessions.contains("socket-1"));
-    /// ```
-    #[must_use = "dropping the guard ends the session"]
-    pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
-        let session = session.into();
-        let id = session.id.clone();
-        let entry = match self.note_entry(session) {
-            Some(Note::Born(entry) | Note::Known(entry)) => Some(entry),
-            Some(Note::Refused) | None => None,
-        };
-        SessionGuard { sessions: self.clone(), id, entry }
     }
 
     /// Whether the session is active.
     #[must_use]
     pub fn contains(&self, id: impl AsRef<str>) -> bool {
         self.inner.pool.tracker.find(id.as_ref().as_bytes()).is_some()
+    }
+
+    /// A copy of the session, if it is active.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, Session};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note(Session::from("a").with_key("chat"));
+    /// assert_eq!(sessions.get("a").unwrap().key.as_deref(), Some("chat"));
+    /// assert!(sessions.get("b").is_none());
+    /// ```
+    #[must_use]
+    pub fn get(&self, id: impl AsRef<str>) -> Option<Session> {
+        self.inner.pool.tracker.find(id.as_ref().as_bytes()).map(|entry| entry.session())
     }
 
     /// A copy of every active session, in no order; what you do to it changes nothing here.
@@ -276,32 +287,12 @@ impl ActiveSessions {
     pub fn ignored_ids(&self) -> u64 {
         self.inner.ignored.load(Ordering::Relaxed)
     }
-
-    /// Resolves when the phase has come to [`Phase::Closing`]: for streams, sockets and jobs that want to say goodbye.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let sessions = ActiveSessions::builder().build().unwrap();
-    /// let socket = tokio::spawn(sessions.closing());
-    /// let _ = sessions.drain(EndReason::Shutdown).await;
-    /// socket.await.unwrap();
-    /// # }
-    /// ```
-    pub fn closing(&self) -> Closing {
-        Closing { waiting: self.inner.closing.clone().cancelled_owned() }
-    }
 }
 
 impl fmt::Debug for ActiveSessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner } = self;
-        f.debug_struct("ActiveSessions")
-            .field("phase", &self.phase())
-            .field("len", &self.len())
-            .field("config", &inner.config)
-            .finish_non_exhaustive()
+        let Self { inner: _ } = self;
+        f.debug_struct("ActiveSessions").field("phase", &self.phase()).field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -317,62 +308,5 @@ impl Noted {
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.is_new
-    }
-}
-
-pin_project! {
-    /// Resolves when the handle begins to close; made by [`ActiveSessions::closing`].
-    #[must_use = "futures do nothing unless polled"]
-    #[derive(Debug)]
-    pub struct Closing {
-        #[pin]
-        waiting: WaitForCancellationFutureOwned,
-    }
-}
-
-impl Future for Closing {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.project().waiting.poll(cx)
-    }
-}
-
-/// Ties one generation of a session to a scope: on drop, that generation ends; made by [`ActiveSessions::guard`].
-///
-/// A generation that is over already is left alone, and so is a later one of the same id. Dropping it never panics,
-/// not even where there is no runtime: the hook then waits for the drain.
-#[derive(Debug)]
-#[must_use = "dropping the guard ends the session"]
-pub struct SessionGuard {
-    sessions: ActiveSessions,
-    id: SessionId,
-    entry: Option<Arc<Entry>>,
-}
-
-impl SessionGuard {
-    /// The session's id.
-    #[must_use]
-    pub const fn id(&self) -> &SessionId {
-        &self.id
-    }
-
-    /// Ends the guarded generation with `reason`; false if it is over already.
-    #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
-    pub fn end(self, reason: EndReason) -> bool {
-        self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason))
-    }
-
-    /// As [`ActiveSessions::closing`].
-    pub fn closing(&self) -> Closing {
-        self.sessions.closing()
-    }
-}
-
-impl Drop for SessionGuard {
-    fn drop(&mut self) {
-        if let Some(entry) = &self.entry {
-            self.sessions.end_entry(entry, EndReason::Unknown);
-        }
     }
 }

@@ -14,7 +14,8 @@ use crate::{
 ///
 /// Deliveries are counted, never attempts, and the sum holds: what was [`active`](Self::active),
 /// [`running`](Self::running) or [born late](Self::late_births) is now [`ended`](Self::ended),
-/// [`failed`](Self::failed), [`forgotten`](Self::forgotten) or [`unfinished`](Self::unfinished).
+/// [`failed`](Self::failed), [`kept`](Self::kept), [`forgotten`](Self::forgotten) or
+/// [`unfinished`](Self::unfinished).
 ///
 /// # Examples
 ///
@@ -59,6 +60,8 @@ pub struct DrainReport {
     pub failed: u64,
     /// Sessions that were forgotten in the meantime: nothing was owed.
     pub forgotten: u64,
+    /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) let live on: nothing was owed.
+    pub kept: u64,
     /// Sessions with a hook that is not over, one by one.
     pub unfinished: Vec<UnfinishedEnd>,
     /// What went wrong in the hooks since the stop began; the first 256, of ends and of starts.
@@ -98,6 +101,7 @@ impl DrainReport {
         self.ended = after.ended - before.ended;
         self.failed = after.failed - before.failed;
         self.forgotten = after.forgotten - before.forgotten;
+        self.kept = after.kept - before.kept;
         self.unfinished = unfinished;
     }
 
@@ -110,6 +114,7 @@ impl DrainReport {
             ended: 0,
             failed: 0,
             forgotten: 0,
+            kept: 0,
             unfinished: Vec::new(),
             failures: Vec::new(),
             elapsed: Duration::ZERO,
@@ -121,11 +126,12 @@ impl DrainReport {
 
 impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, active, running, late_births, ended, failed, forgotten, unfinished, elapsed, .. } = self;
+        let Self { reason, active, running, late_births, ended, failed, forgotten, kept, .. } = self;
+        let Self { unfinished, elapsed, .. } = self;
         write!(
             f,
             "{reason}: of {active} active, {running} ending and {late_births} late sessions \
-             {ended} ended, {failed} failed, {} unfinished, {forgotten} forgotten in {elapsed:.1?}",
+             {ended} ended, {failed} failed, {} unfinished, {kept} kept, {forgotten} forgotten in {elapsed:.1?}",
             unfinished.len(),
         )?;
         if self.timed_out {

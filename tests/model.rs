@@ -5,7 +5,12 @@
 #[path = "support/recorder.rs"]
 mod recorder;
 
-use std::{collections::BTreeMap, convert::Infallible, pin::Pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::Pin,
+    time::Duration,
+};
 
 use http::{Request, Response};
 use proptest::prelude::*;
@@ -82,6 +87,8 @@ struct Model {
     active: BTreeMap<u8, u64>,
     owed: BTreeMap<u64, (u8, EndReason)>,
     stopping: Option<EndReason>,
+    /// Ids that a head alone does not wake. They last for 30 s, which no case does.
+    tombstones: BTreeSet<u8>,
 }
 
 impl Model {
@@ -92,9 +99,26 @@ impl Model {
         self.births += 1;
         self.active.insert(id, self.births);
         if let Some(reason) = self.stopping {
+            self.tombstones.insert(id);
             self.end(id, reason);
         }
         self.births
+    }
+
+    /// As a note, by a head in which the id stands.
+    fn see(&mut self, id: u8) {
+        if self.active.contains_key(&id) || !self.tombstones.contains(&id) {
+            self.note(id);
+        }
+    }
+
+    /// As an end, by the host.
+    fn declare(&mut self, id: u8, reason: EndReason) -> bool {
+        let ended = self.end(id, reason);
+        if ended {
+            self.tombstones.insert(id);
+        }
+        ended
     }
 
     fn end(&mut self, id: u8, reason: EndReason) -> bool {
@@ -113,13 +137,17 @@ impl Model {
     }
 
     /// With `generation`, only that one of `old` counts.
-    fn compact(&mut self, old: u8, generation: Option<u64>, new: u8) -> bool {
+    fn compact(&mut self, old: u8, generation: Option<u64>, new: u8, by_head: bool) -> bool {
         let is_active = self.active.get(&old).is_some_and(|active| generation.is_none_or(|meant| meant == *active));
         if old != new || !is_active {
             if is_active {
-                self.end(old, EndReason::Compaction);
+                self.declare(old, EndReason::Compaction);
             }
-            self.note(new);
+            if by_head {
+                self.see(new);
+            } else {
+                self.note(new);
+            }
         }
         is_active
     }
@@ -186,17 +214,17 @@ async fn respond(model: &mut Model, held: Held, answer: Answer) {
             if let Some(new) = new
                 && !(carried && (generation.is_some() || model.stopping.is_some()))
             {
-                model.note(new);
+                model.see(new);
             }
         }
         Answer::End => match (id, generation) {
-            (Some(id), Some(generation)) => model.end_generation(id, generation, EndReason::Reset),
-            (Some(id), None) => drop(model.end(id, EndReason::Reset)),
+            (Some(id), Some(generation)) if model.active.get(&id) != Some(&generation) => {}
+            (Some(id), _) => drop(model.declare(id, EndReason::Reset)),
             (None, _) => {}
         },
         Answer::CompactInto(new) => {
             let generation = generation.filter(|_| id.is_some());
-            model.compact(id.unwrap_or(0), generation, new);
+            model.compact(id.unwrap_or(0), generation, new, true);
         }
     }
     sender.send(response.body(String::new()).unwrap()).unwrap();
@@ -244,15 +272,19 @@ async fn run(steps: Vec<Step>) {
                 assert_eq!(sessions.note(name(id)).is_new(), model.births > births);
             }
             Step::End(id) => {
-                assert_eq!(sessions.end(name(id), EndReason::Deleted), model.end(id, EndReason::Deleted));
+                assert_eq!(sessions.end(name(id), EndReason::Deleted), model.declare(id, EndReason::Deleted));
             }
-            Step::Forget(id) => assert_eq!(sessions.forget(name(id)), model.active.remove(&id).is_some()),
+            Step::Forget(id) => {
+                let was_active = model.active.remove(&id).is_some();
+                assert_eq!(sessions.forget(name(id)), was_active);
+                model.tombstones.extend(was_active.then_some(id));
+            }
             Step::ForgetAll => {
                 assert_eq!(sessions.forget_all(), model.active.len());
                 model.active.clear();
             }
             Step::Compact(old, new) => {
-                assert_eq!(sessions.compact(name(old), name(new)), model.compact(old, None, new));
+                assert_eq!(sessions.compact(name(old), name(new)), model.compact(old, None, new, false));
             }
             Step::Guard(id) => guards.push((id, model.note(id), sessions.guard(name(id)))),
             Step::DropGuard(which) if !guards.is_empty() => {

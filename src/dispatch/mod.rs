@@ -48,6 +48,8 @@ pub(crate) struct Limits {
     pub(crate) max_concurrent_hooks: Option<usize>,
     pub(crate) hook_timeout: Duration,
     pub(crate) drain_timeout: Duration,
+    /// Whether what is born in a stop ends without asking anybody.
+    pub(crate) ends_births: bool,
 }
 
 /// What is said to a hook about time, and what is done about it.
@@ -84,7 +86,7 @@ struct Floor {
 impl Pool {
     pub(crate) fn new(hooks: HookSet, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
-            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end()),
+            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end(), limits.ends_births),
             batches: hooks.batch.iter().map(|_| BatchLine::default()).collect(),
             hooks,
             limits,

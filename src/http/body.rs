@@ -3,35 +3,39 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::exchange::Exchange;
 use crate::BoxError;
 
 pin_project! {
-    /// The host's body, frame by frame, until it ends or the connection drain does.
+    /// The host's body, frame by frame, until it ends, or its session does, or the connection drain.
     pub struct SessionBody<B> {
         #[pin]
         inner: Option<B>,
         exchange: Option<Exchange>,
-        // Registered only once the host has made us wait.
+        // An event stream that ends with its session.
+        listens: bool,
+        // Both are registered only once the host has made us wait.
         #[pin]
         cut: Option<WaitForCancellationFutureOwned>,
+        #[pin]
+        over: Option<WaitForCancellationFutureOwned>,
     }
 }
 
 impl<B> SessionBody<B> {
-    pub(super) fn new(inner: B, exchange: Option<Exchange>) -> Self {
-        Self { inner: Some(inner), exchange, cut: None }
+    pub(super) fn new(inner: B, exchange: Option<Exchange>, listens: bool) -> Self {
+        Self { inner: Some(inner), exchange, listens, cut: None, over: None }
     }
 
     pub(super) fn empty() -> Self {
-        Self { inner: None, exchange: None, cut: None }
+        Self { inner: None, exchange: None, listens: false, cut: None, over: None }
     }
 }
 
@@ -40,6 +44,18 @@ impl<B> Default for SessionBody<B> {
     fn default() -> Self {
         Self::empty()
     }
+}
+
+/// What tells a stream that it is over; `None` if it is.
+fn end_of_stream(exchange: &Exchange) -> Option<CancellationToken> {
+    let sessions = exchange.sessions();
+    let Some(entry) = exchange.entry() else { return Some(sessions.inner.drained.clone()) };
+    let end = entry.listen();
+    if entry.is_active() {
+        return Some(end);
+    }
+    // Compacted before we listened: whoever is the successor, the drain ends it.
+    entry.is_compacted().then(|| sessions.inner.drained.clone())
 }
 
 impl<B> Body for SessionBody<B>
@@ -54,26 +70,36 @@ where
         let Some(inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
+        // What the host has to say comes first: a last event is not lost.
         match inner.poll_frame(cx) {
-            Poll::Ready(Some(frame)) => Poll::Ready(Some(frame.map_err(Into::into))),
+            Poll::Ready(Some(frame)) => return Poll::Ready(Some(frame.map_err(Into::into))),
             Poll::Ready(None) => {
                 *this.exchange = None;
-                Poll::Ready(None)
+                return Poll::Ready(None);
             }
-            Poll::Pending => {
-                let Some(exchange) = this.exchange.as_ref() else { return Poll::Pending };
-                if this.cut.is_none() {
-                    this.cut.set(Some(exchange.cut().clone().cancelled_owned()));
-                }
-                // Just set.
-                if let Some(cut) = this.cut.as_mut().as_pin_mut() {
-                    ready!(cut.poll(cx));
-                }
-                *this.exchange = None;
-                this.inner.set(None);
-                Poll::Ready(Some(Err(Cut.into())))
-            }
+            Poll::Pending => {}
         }
+        let Some(exchange) = this.exchange.as_ref() else { return Poll::Pending };
+        if this.cut.is_none() {
+            this.cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
+        }
+        let mut is_over = false;
+        if *this.listens {
+            if this.over.is_none() {
+                match end_of_stream(exchange) {
+                    Some(end) => this.over.set(Some(end.cancelled_owned())),
+                    None => is_over = true,
+                }
+            }
+            is_over |= this.over.as_mut().as_pin_mut().is_some_and(|over| over.poll(cx).is_ready());
+        }
+        let is_cut = this.cut.as_mut().as_pin_mut().is_some_and(|cut| cut.poll(cx).is_ready());
+        if !is_over && !is_cut {
+            return Poll::Pending;
+        }
+        *this.exchange = None;
+        this.inner.set(None);
+        Poll::Ready((!is_over).then(|| Err(Cut.into())))
     }
 
     fn is_end_stream(&self) -> bool {

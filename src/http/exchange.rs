@@ -2,76 +2,86 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use http::response;
+use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
+    lifecycle::ActiveSessions,
     protocol::{RequestInfo, Saying, SessionSignal},
-    session::{Phase, Session},
-    tracker::{Entry, Note},
+    session::{Phase, Session, SessionId},
+    tracker::{By, Entry, Load, Note, Voice},
 };
 
-/// From the request's head to the response body's end.
+/// From the request's head to the response body's end. Its session is busy for so long.
 pub(super) struct Exchange {
     shared: Arc<Shared>,
-    /// The generation that was active when the request came: what the response says about that id is about it alone.
+    /// The generation that was active when the request came, or was born in the response: what the response says about
+    /// that id is about this generation alone.
     entry: Option<Arc<Entry>>,
+    load: Load,
 }
 
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
 
 impl Exchange {
-    pub(super) fn begin(shared: &Arc<Shared>, entry: Option<Arc<Entry>>) -> Self {
-        if let Some(entry) = &entry {
-            entry.count_request();
-        }
-        shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry }
+    pub(super) fn begin(shared: &Arc<Shared>, id: Option<&SessionId>) -> Self {
+        let sessions = &shared.sessions;
+        let entry = id.and_then(|id| sessions.inner.pool.tracker.take_up(id.as_bytes(), sessions.tick()));
+        sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), entry, load: Load::Work }
     }
 
-    pub(super) fn cut(&self) -> &tokio_util::sync::CancellationToken {
-        &self.shared.sessions.inner.cut
+    pub(super) fn is_tracked(&self) -> bool {
+        self.entry.is_some()
+    }
+
+    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref()
+    }
+
+    pub(super) fn sessions(&self) -> &ActiveSessions {
+        &self.shared.sessions
     }
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
-    pub(super) fn apply(&self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
+    pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
         let from_handler = response.extensions.remove::<SessionSignal>();
         let from_protocol = self.shared.protocol.response(request, response);
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
-            self.say(saying)?;
+            self.say(saying, Voice::Host)?;
         }
         for saying in from_protocol.sayings {
             match saying {
                 Saying::Started(session) => self.see(request, session)?,
-                said => self.say(said)?,
+                said => self.say(said, Voice::Head)?,
             }
         }
         Ok(())
     }
 
     /// A birth, an end or a compaction that the host declares.
-    fn say(&self, saying: Saying) -> Result<(), Refused> {
+    fn say(&mut self, saying: Saying, voice: Voice) -> Result<(), Refused> {
         let sessions = &self.shared.sessions;
         match saying {
-            Saying::Started(session) => refuse_if_closed(sessions.note_entry(session).as_ref()),
+            Saying::Started(session) => self.adopt(sessions.note_entry(session, voice)),
             Saying::Ended(id, reason) => {
                 match self.entry.as_ref().filter(|entry| entry.id == id) {
                     // A later generation of the same id is not what this response is about.
-                    Some(entry) => sessions.end_entry(entry, reason),
+                    Some(entry) => sessions.end_entry(entry, reason, By::Host),
                     None => sessions.end(id, reason),
                 };
                 Ok(())
             }
             Saying::Compacted(old, session) => {
                 let generation = self.entry.as_ref().filter(|entry| entry.id == old);
-                refuse_if_closed(sessions.compact_entry(old.as_str(), generation, session).1.as_ref())
+                self.adopt(sessions.compact_entry(old.as_str(), generation, session, voice).1)
             }
         }
     }
 
     /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&self, request: &RequestInfo, session: Session) -> Result<(), Refused> {
+    fn see(&mut self, request: &RequestInfo, session: Session) -> Result<(), Refused> {
         let sessions = &self.shared.sessions;
         if request.id.as_ref() == Some(&session.id) {
             if let Some(entry) = &self.entry {
@@ -83,19 +93,55 @@ impl Exchange {
                 return Ok(());
             }
         }
-        refuse_if_closed(sessions.see_entry(session).as_ref())
+        self.adopt(sessions.note_entry(session, Voice::Head))
     }
-}
 
-fn refuse_if_closed(note: Option<&Note>) -> Result<(), Refused> {
-    match note {
-        Some(Note::Refused) => Err(Refused),
-        Some(Note::Born(_) | Note::Known(_)) | None => Ok(()),
+    /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
+    fn adopt(&mut self, note: Option<Note>) -> Result<(), Refused> {
+        match note {
+            Some(Note::Refused) => return Err(Refused),
+            Some(Note::Born(entry) | Note::Known(entry)) if self.entry.is_none() => {
+                entry.take_up(self.load);
+                self.entry = Some(entry);
+            }
+            Some(_) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the response is a stream that only listens; such a one is no work.
+    pub(super) fn listens(&mut self, method: &Method, headers: &HeaderMap) -> bool {
+        let is_stream = *method == Method::GET && is_event_stream(headers);
+        if is_stream && let Some(entry) = self.entry.clone() {
+            entry.take_up(Load::Open);
+            self.put_down(&entry);
+            self.load = Load::Open;
+        }
+        is_stream
+    }
+
+    fn put_down(&self, entry: &Arc<Entry>) {
+        let sessions = &self.shared.sessions;
+        entry.heard_of(sessions.tick());
+        // First put down, then read the phase: a drain that still found work here has stored the phase before.
+        if entry.put_down(self.load) && entry.is_active() && sessions.phase() >= Phase::Closing {
+            sessions.stop_entry(entry);
+        }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.put_down(&entry);
+        }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    const EVENT_STREAM: &[u8] = b"text/event-stream";
+    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
+    let Some((essence, rest)) = content_type.split_at_checked(EVENT_STREAM.len()) else { return false };
+    essence.eq_ignore_ascii_case(EVENT_STREAM) && matches!(rest.first(), None | Some(b';' | b' '))
 }

@@ -67,13 +67,13 @@ where
         let StateProj::Host { inner, exchange: place, request, mut cut } = this.state.project() else {
             return Poll::Ready(Ok(unavailable(*this.version)));
         };
-        let Some(exchange) = place.as_ref() else {
+        let Some(exchange) = place.as_mut() else {
             return Poll::Pending; // polled after it was ready
         };
         match inner.poll(cx) {
             Poll::Pending => {
                 if cut.is_none() {
-                    cut.set(Some(exchange.cut().clone().cancelled_owned()));
+                    cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
                 }
                 // Just set.
                 if let Some(cut) = cut.as_pin_mut() {
@@ -88,12 +88,16 @@ where
             }
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
-                let said = exchange.apply(request, &mut parts);
-                let exchange = place.take();
-                Poll::Ready(Ok(match said {
-                    Ok(()) => Response::from_parts(parts, SessionBody::new(body, exchange)),
-                    Err(Refused) => unavailable(*this.version),
-                }))
+                if let Err(Refused) = exchange.apply(request, &mut parts) {
+                    *place = None;
+                    return Poll::Ready(Ok(unavailable(*this.version)));
+                }
+                // A stream has no length; most bodies have one, and need no look at the headers.
+                let may_listen = !body.is_end_stream() && body.size_hint().exact().is_none();
+                let listens = may_listen
+                    && exchange.listens(&request.method, &parts.headers)
+                    && exchange.sessions().inner.config.end_streams;
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, place.take(), listens))))
             }
         }
     }

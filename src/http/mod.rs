@@ -8,12 +8,16 @@ mod service;
 
 pub use self::{body::SessionBody, future::ResponseFuture, layer::SessionLayer, service::SessionService};
 
-use http::{HeaderValue, Response, StatusCode, Version, header::CONNECTION};
+use http::{
+    HeaderValue, Response, StatusCode, Version,
+    header::{CONNECTION, RETRY_AFTER},
+};
 
 /// The answer in `Closed`, and of a request that was cut.
 fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
     let mut response = Response::new(SessionBody::empty());
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     // HTTP/2 knows no such header.
     if version <= Version::HTTP_11 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

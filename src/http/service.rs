@@ -48,13 +48,19 @@ where
         #[cfg_attr(not(feature = "axum"), allow(unused_mut, reason = "only the extractors write"))]
         let (mut parts, body) = request.into_parts();
         let id = shared.protocol.request_id(&parts);
-        let entry = id.as_ref().and_then(|id| tracker.find(id.as_bytes()));
+        let exchange = Exchange::begin(shared, id.as_ref());
+        let inner = &shared.sessions.inner;
+        if inner.config.refuse_new_sessions
+            && tracker.phase() >= Phase::Closing
+            && shared.protocol.may_open(&parts, id.as_ref().filter(|_| exchange.is_tracked()))
+        {
+            return ResponseFuture::refused(parts.version);
+        }
         #[cfg(feature = "axum")]
         if shared.extractors {
             crate::extract::RequestContext::insert(&mut parts, &shared.sessions, id.as_ref());
         }
-        let info = RequestInfo { method: parts.method.clone(), id, is_tracked: entry.is_some() };
-        let exchange = Exchange::begin(shared, entry);
+        let info = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.is_tracked() };
         let version = parts.version;
         ResponseFuture::new(self.inner.call(Request::from_parts(parts, body)), exchange, info, version)
     }

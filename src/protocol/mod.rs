@@ -61,6 +61,15 @@ pub trait SessionProtocol: Send + Sync + 'static {
     /// The id that the request carries, if it carries one that is valid.
     fn request_id(&self, request: &request::Parts) -> Option<SessionId>;
 
+    /// Whether the request may open a session; `tracked` is its id, if that is active.
+    ///
+    /// Only asked where [`refuse_new_sessions`](crate::ActiveSessionsBuilder::refuse_new_sessions) is on. By default:
+    /// requests with an unsafe method (not `GET`, `HEAD`, `OPTIONS` or `TRACE`) and no active session, so that
+    /// probes are answered to the end.
+    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+        tracked.is_none() && !request.method.is_safe()
+    }
+
     /// What the response says. Called once for each response head; an answer of
     /// [`SessionSignal::nothing`] costs nothing.
     ///

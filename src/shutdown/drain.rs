@@ -49,16 +49,13 @@ impl ActiveSessions {
     pub async fn drain(&self, reason: EndReason) -> DrainReport {
         let joined = self.join_drain(reason);
         let run = &joined.0;
-        let mut claims = 0;
-        for shard in 0..Tracker::shards() {
-            claims += self.inner.pool.tracker.sweep(shard, run.reason);
-            if claims >= CLAIMS_A_TURN {
-                claims = 0;
-                self.inner.pool.kick();
-                tokio::task::yield_now().await;
-            }
+        let settle = self.inner.config.settle_timeout;
+        if !settle.is_zero() {
+            self.sweep(true).await;
+            let settled = run.begun.checked_add(settle).into_iter().chain(run.deadline).min();
+            self.wait_until(settled, || self.is_empty()).await;
         }
-        self.inner.pool.kick();
+        self.sweep(false).await;
         self.quiet(run.deadline).await;
         run.report.get_or_init(|| self.complete(run)).clone()
     }
@@ -84,8 +81,26 @@ impl ActiveSessions {
         })
     }
 
+    /// Ends every session; with `spare_work`, but those with a request that is not over, which end with it.
+    async fn sweep(&self, spare_work: bool) {
+        let mut claims = 0;
+        for shard in 0..Tracker::shards() {
+            claims += self.stop_shard(shard, spare_work);
+            if claims >= CLAIMS_A_TURN {
+                claims = 0;
+                self.inner.pool.kick();
+                tokio::task::yield_now().await;
+            }
+        }
+        self.inner.pool.kick();
+    }
+
     /// Waits for every `session_end` that is owed and not given up.
     pub(super) async fn quiet(&self, deadline: Option<Instant>) {
+        self.wait_until(deadline, || self.inner.pool.tracker.awaited() == 0).await;
+    }
+
+    async fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
         let tracker = &self.inner.pool.tracker;
         let quiet = async {
             loop {
@@ -93,7 +108,7 @@ impl ActiveSessions {
                 tokio::pin!(told);
                 // First register, then look: nobody is told in between.
                 told.as_mut().enable();
-                if tracker.awaited() == 0 {
+                if condition() {
                     break;
                 }
                 told.await;
@@ -125,6 +140,7 @@ impl ActiveSessions {
             _ => Clock::add(self.inner.pool.tracker.clock.now(), self.inner.config.connection_drain_timeout),
         };
         self.inner.pool.after_drain(next);
+        self.inner.drained.cancel();
     }
 
     /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
@@ -133,7 +149,8 @@ impl ActiveSessions {
         let (after, unfinished) = tracker.counts_and_unfinished(give_up);
         let unfinished: Vec<_> = unfinished.iter().map(|(entry, stage)| self.unfinished(entry, *stage)).collect();
         let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
-        report.timed_out = !unfinished.is_empty();
+        let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        report.timed_out = time_is_over && !unfinished.is_empty();
         report.count(&run.before, &after, unfinished);
         report.failures = self.inner.pool.failures();
         report.elapsed = run.begun.elapsed();

@@ -148,7 +148,10 @@ impl ActiveSessions {
 
     /// Waits for the drain, or runs it, if the server has ended before it; not beyond a second signal.
     async fn drain_unless_done(&self) -> std::sync::Arc<DrainRun> {
-        if self.inner.stop.progress().drained_at.is_none() {
+        let progress = self.inner.stop.progress();
+        // A second signal has dropped the future of the drain: the report is about that drain, not about one more.
+        let is_cut = progress.is_cut() && self.inner.stop.first_run().is_some();
+        if progress.drained_at.is_none() && !is_cut {
             tokio::select! {
                 biased;
                 _ = self.drain(self.inner.pool.tracker.stop_reason()) => {}
@@ -174,10 +177,11 @@ impl ActiveSessions {
         let tracker = &self.inner.pool.tracker;
         tracker.advance(Phase::Closed, tracker.stop_reason());
         for shard in 0..Tracker::shards() {
-            tracker.sweep(shard, tracker.stop_reason());
+            self.stop_shard(shard, false);
         }
         self.inner.pool.kick();
         self.inner.closing.cancel();
+        self.inner.drained.cancel();
         self.inner.cut.cancel();
     }
 

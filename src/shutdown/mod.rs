@@ -27,6 +27,9 @@ impl ActiveSessions {
     /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
     /// session that is born meanwhile gets its end at once. A second signal, where the [`Stop`] has one, ends the waiting.
     ///
+    /// It is also the driver of idle expiry, for as long as it is polled. For that alone, without a server, spawn
+    /// `sessions.shutdown_on(std::future::pending::<()>())`.
+    ///
     /// Two servers on one handle work: give each its own future. The first signal drains for all, and the time of the
     /// connections counts from the last signal: a server that has had none by then is stopped with the others.
     ///
@@ -55,7 +58,11 @@ impl ActiveSessions {
 
     async fn stop_on<F: Future<Output: Into<Stop>>>(self, signal: F) {
         self.inner.pool.adopt_runtime();
-        let Stop { reason, again } = signal.await.into();
+        let Stop { reason, again } = tokio::select! {
+            biased;
+            stop = signal => stop.into(),
+            never = self.drive() => match never {},
+        };
         let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
         self.inner.stop.update(|progress| progress.signals += 1);
         tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
@@ -75,7 +82,10 @@ impl ActiveSessions {
         let lame_duck = self.inner.config.lame_duck;
         if !lame_duck.is_zero() {
             self.inner.pool.tracker.advance(Phase::LameDuck, reason);
-            tokio::time::sleep(lame_duck).await;
+            tokio::select! {
+                () = tokio::time::sleep(lame_duck) => {}
+                never = self.drive() => match never {},
+            }
         }
         // The report leaves through the handle: axum's hook for this future has no place for it.
         let _ = self.drain(reason).await;

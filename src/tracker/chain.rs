@@ -5,16 +5,27 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Tracker,
     entry::{Claim, Ending, Entry, Stage},
     queue::Job,
     shard::Shard,
 };
-use crate::sync::Ordering;
+use crate::{
+    session::{EndReason, Phase},
+    sync::Ordering,
+};
 
-/// Generations whose start waited for an end that is over now.
-pub(super) type Released = Vec<Arc<Entry>>;
+/// What a step under a lock sets free, for when the lock is gone.
+#[derive(Default)]
+pub(super) struct Released {
+    /// Generations whose start waited for an end that is over now.
+    entries: Vec<Arc<Entry>>,
+    /// Streams that waited for a claim.
+    streams: Vec<CancellationToken>,
+}
 
 /// How the hooks of an end came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,24 +58,34 @@ impl Tracker {
 
     /// Claims an active generation whose `session_end` is now owed.
     pub(super) fn owe(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Ending, released: &mut Released) {
-        self.leave(shard, entry, Claim::Owed);
+        let is_compaction = ending.reason == EndReason::Compaction;
+        self.leave(shard, entry, if is_compaction { Claim::Compacted } else { Claim::Owed }, released);
         shard.counts.owed += 1;
         self.awaited.fetch_add(1, Ordering::SeqCst);
         self.finish_or_park(shard, entry, Some(ending), released);
     }
 
     /// Claims an active generation silently.
-    pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
-        self.leave(shard, entry, Claim::Forgotten);
-        shard.counts.forgotten += 1;
+    pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
+        self.leave(shard, entry, Claim::Forgotten, released);
+        if kept {
+            shard.counts.kept += 1;
+        } else {
+            shard.counts.forgotten += 1;
+        }
         self.finish_or_park(shard, entry, None, released);
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Entry, claim: Claim) {
+    fn leave(&self, shard: &mut Shard, entry: &Entry, claim: Claim, released: &mut Released) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
+        if claim != Claim::Compacted {
+            released.streams.append(&mut entry.take_listeners());
+        }
         shard.counts.active -= 1;
-        self.active.fetch_sub(1, Ordering::SeqCst);
+        if self.active.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() >= Phase::Closing {
+            self.quiet.notify_waiters();
+        }
     }
 
     fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
@@ -107,13 +128,14 @@ impl Tracker {
     fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Over);
         shard.remove(self.hash_of(entry), entry);
-        released.append(&mut entry.take_successors());
+        released.entries.append(&mut entry.take_successors());
     }
 
     /// Lets go on what waited for ends that are over now; says whether any of it did.
     pub(super) fn release(&self, mut released: Released) -> bool {
-        let any = !released.is_empty();
-        while let Some(entry) = released.pop() {
+        released.streams.drain(..).for_each(|stream| stream.cancel());
+        let any = !released.entries.is_empty();
+        while let Some(entry) = released.entries.pop() {
             let mut shard = self.shard(self.hash_of(&entry));
             if entry.predecessor_is_over() {
                 self.begin(&mut shard, &entry, &mut released);

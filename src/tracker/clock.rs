@@ -7,6 +7,11 @@ use tokio::time::Instant;
 /// A point on the handle's clock.
 pub(crate) type Nanos = u64;
 
+/// A coarse point, 10 ms apart, for what need not be exact. Wraps around.
+pub(crate) type Tick = u32;
+
+const NANOS_A_TICK: u64 = 10_000_000;
+
 /// The point that never comes.
 pub(crate) const NEVER: Nanos = Nanos::MAX;
 
@@ -23,6 +28,15 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Nanos {
         nanos(self.origin.elapsed())
+    }
+
+    pub(crate) const fn tick(at: Nanos) -> Tick {
+        (at / NANOS_A_TICK) as Tick
+    }
+
+    /// A time span in ticks, rounded up.
+    pub(crate) fn ticks(span: Duration) -> Tick {
+        Tick::try_from(nanos(span).div_ceil(NANOS_A_TICK)).unwrap_or(Tick::MAX)
     }
 
     /// The point at `after` from `now`, or [`NEVER`] where that is out of reach.

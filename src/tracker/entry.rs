@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::clock::Nanos;
+use tokio_util::sync::CancellationToken;
+
+use super::clock::{Clock, Nanos, Tick};
 use crate::{
     session::{EndReason, Session, SessionId},
     sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock},
@@ -15,8 +17,10 @@ pub(crate) enum Claim {
     Active = 0,
     /// Claimed, and its `session_end` is owed.
     Owed = 1,
+    /// As `Owed`, by a compaction: another session goes on in its place.
+    Compacted = 2,
     /// Claimed silently.
-    Forgotten = 2,
+    Forgotten = 3,
 }
 
 /// How far the hooks of a generation have come. Written under the shard's lock, but for `Ending`.
@@ -45,12 +49,28 @@ pub(crate) struct Ending {
     pub(crate) at: Nanos,
 }
 
+/// What keeps a session busy. Both are counted in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Load {
+    /// A request that is not over; the drain may wait for it. Up to a million at a time.
+    Work = 1,
+    /// A guard, or a stream that only listens. Up to four thousand at a time.
+    Open = WORK_MASK + 1,
+}
+
+const WORK_MASK: u32 = (1 << 20) - 1;
+
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: SessionId,
     pub(crate) generation: u64,
     pub(crate) born: Nanos,
     requests: AtomicU32,
+    /// When it was last heard of, in ticks.
+    seen: AtomicU32,
+    /// What keeps it busy: [`Load`].
+    load: AtomicU32,
     claim: AtomicU8,
     stage: AtomicU8,
     rare: Mutex<Option<Box<Rare>>>,
@@ -67,12 +87,15 @@ struct Rare {
     parked: Option<Option<Ending>>,
     /// Whose starts wait for this end.
     successors: Vec<Arc<Entry>>,
+    /// Streams that wait for its end, and those of sessions that were compacted into it.
+    listeners: Vec<CancellationToken>,
     /// A report has listed it as unfinished, and nobody waits for it any more.
     given_up: bool,
 }
 
 impl Entry {
     pub(super) fn new(session: Session, generation: u64, born: Nanos, resumed_from: Option<SessionId>) -> Self {
+        let seen = Clock::tick(born);
         let id = session.id.clone();
         let details = (!session.is_bare()).then_some(session);
         let rare = (details.is_some() || resumed_from.is_some())
@@ -82,6 +105,8 @@ impl Entry {
             generation,
             born,
             requests: AtomicU32::new(0),
+            seen: AtomicU32::new(seen),
+            load: AtomicU32::new(0),
             claim: AtomicU8::new(Claim::Active as u8),
             stage: AtomicU8::new(Stage::Waiting as u8),
             rare: Mutex::new(rare),
@@ -92,12 +117,17 @@ impl Entry {
         match self.claim.load(Ordering::Acquire) {
             0 => Claim::Active,
             1 => Claim::Owed,
+            2 => Claim::Compacted,
             _ => Claim::Forgotten,
         }
     }
 
     pub(crate) fn is_active(&self) -> bool {
         self.claim() == Claim::Active
+    }
+
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.claim() == Claim::Compacted
     }
 
     pub(super) fn set_claim(&self, claim: Claim) {
@@ -126,6 +156,58 @@ impl Entry {
 
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn heard_of(&self, tick: Tick) {
+        self.seen.store(tick, Ordering::Relaxed);
+    }
+
+    /// How long it has been silent at `now`. Ticks wrap around, after 497 days.
+    pub(super) fn silent_for(&self, now: Tick) -> Tick {
+        let age = now.wrapping_sub(self.seen.load(Ordering::Relaxed));
+        // Heard of in a tick that `now` has not come to yet.
+        if age > Tick::MAX / 2 { 0 } else { age }
+    }
+
+    pub(crate) fn take_up(&self, load: Load) {
+        self.load.fetch_add(load as u32, Ordering::SeqCst);
+    }
+
+    /// True if that was the last of its work.
+    pub(crate) fn put_down(&self, load: Load) -> bool {
+        let before = self.load.fetch_sub(load as u32, Ordering::SeqCst);
+        load == Load::Work && before & WORK_MASK == 1
+    }
+
+    pub(crate) fn has_work(&self) -> bool {
+        self.load.load(Ordering::SeqCst) & WORK_MASK != 0
+    }
+
+    /// Nothing keeps it busy.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.load.load(Ordering::SeqCst) == 0
+    }
+
+    /// Is cancelled when the generation ends, or that into which it is compacted. Look at the claim again after this.
+    pub(crate) fn listen(&self) -> CancellationToken {
+        self.with_rare(|rare| match rare.listeners.first() {
+            Some(shared) => shared.clone(),
+            None => {
+                rare.listeners.push(CancellationToken::new());
+                rare.listeners[0].clone()
+            }
+        })
+    }
+
+    /// To be called after the claim was set.
+    pub(super) fn take_listeners(&self) -> Vec<CancellationToken> {
+        lock(&self.rare).as_mut().map(|rare| std::mem::take(&mut rare.listeners)).unwrap_or_default()
+    }
+
+    pub(super) fn add_listeners(&self, mut listeners: Vec<CancellationToken>) {
+        if !listeners.is_empty() {
+            self.with_rare(|rare| rare.listeners.append(&mut listeners));
+        }
     }
 
     pub(crate) fn requests(&self) -> u64 {

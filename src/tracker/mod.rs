@@ -14,6 +14,10 @@ pub(crate) mod queue;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod shard;
+mod survey;
+mod sweep;
+mod tombstones;
+mod two;
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -25,14 +29,19 @@ use tokio::sync::Notify;
 
 pub(crate) use self::{
     chain::Outcome,
-    entry::{Ending, Entry, Stage},
+    entry::{Ending, Entry, Load, Stage},
     queue::{Job, Queue},
     shard::Counts,
 };
-use self::{chain::Released, clock::Clock, shard::Shard};
+use self::{
+    chain::Released,
+    clock::{Clock, Nanos, Tick},
+    shard::Shard,
+    two::Two,
+};
 use crate::{
     session::{EndReason, EventId, Phase, Session},
-    sync::{AtomicU8, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
+    sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
 };
 
 /// Many, because a table that grows does so under its lock.
@@ -48,6 +57,9 @@ pub(crate) struct Tracker {
     hasher: DefaultHashBuilder,
     instance: u128,
     generations: AtomicU64,
+    tick: AtomicU32,
+    next_to_expire: AtomicUsize,
+    next_to_evict: AtomicUsize,
     phase: AtomicU8,
     /// The reason that what is born in `Closing` ends with.
     stop_reason: AtomicU8,
@@ -62,6 +74,26 @@ pub(crate) struct Tracker {
     pub(crate) clock: Clock,
     has_start: bool,
     has_end: bool,
+    /// Whether what is born in `Closing` ends under the same lock; if not, its noter sees to it.
+    ends_births: bool,
+}
+
+/// Who says that a session is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Voice {
+    /// The host itself, in so many words.
+    Host,
+    /// A head in which the id stands: it replaces no details by none, and does not wake the dead.
+    Head,
+}
+
+/// Who ends a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The host has declared it over.
+    Host,
+    /// We have found it out.
+    Us,
 }
 
 /// What came of a note.
@@ -71,13 +103,16 @@ pub(crate) enum Note {
     Born(Arc<Entry>),
     /// The id was active, and has its new details.
     Known(Arc<Entry>),
+    /// It was a head's word only, and the session is over.
+    Dead,
     /// The handle is closed.
     Refused,
 }
 
 impl Tracker {
-    /// `has_start` and `has_end` say whether there is a hook to call.
-    pub(crate) fn new(has_start: bool, has_end: bool) -> Self {
+    /// `has_start` and `has_end` say whether there is a hook to call; `ends_births`, whether whatever is born in
+    /// [`Phase::Closing`] ends at once.
+    pub(crate) fn new(has_start: bool, has_end: bool, ends_births: bool) -> Self {
         // Two keyed hashes of the system's randomness.
         let half = || u128::from(RandomState::new().hash_one(std::process::id()));
         Self {
@@ -85,6 +120,9 @@ impl Tracker {
             hasher: DefaultHashBuilder::default(),
             instance: half() << 64 | half(),
             generations: AtomicU64::new(1),
+            tick: AtomicU32::new(0),
+            next_to_expire: AtomicUsize::new(0),
+            next_to_evict: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Open.code()),
             stop_reason: AtomicU8::new(EndReason::Shutdown.code()),
             active: AtomicUsize::new(0),
@@ -95,6 +133,7 @@ impl Tracker {
             clock: Clock::new(),
             has_start,
             has_end,
+            ends_births,
         }
     }
 
@@ -149,14 +188,34 @@ impl Tracker {
         self.shard(hash).find_active(hash, id).cloned()
     }
 
-    /// Notes a session; `replace` says what becomes of the details of one that is active already.
-    pub(crate) fn note(&self, session: Session, replace: bool) -> Note {
+    /// As [`find`](Self::find), for a request: the session is busy from here on. Under the lock, so that nobody finds it
+    /// idle in between.
+    pub(crate) fn take_up(&self, id: &[u8], tick: Tick) -> Option<Arc<Entry>> {
+        let hash = self.hash(id);
+        let shard = self.shard(hash);
+        let entry = shard.find_active(hash, id)?;
+        entry.take_up(Load::Work);
+        entry.heard_of(tick);
+        entry.count_request();
+        Some(Arc::clone(entry))
+    }
+
+    /// The coarse time, as of the last birth or the driver's last step.
+    pub(crate) fn tick(&self) -> Tick {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_tick(&self, now: Nanos) {
+        self.tick.store(Clock::tick(now), Ordering::Relaxed);
+    }
+
+    pub(crate) fn note(&self, session: Session, voice: Voice) -> Note {
         let hash = self.hash(session.id.as_bytes());
         let mut released = Released::default();
         let note = {
             let mut shard = self.shard(hash);
             if let Some(entry) = shard.find_active(hash, session.id.as_bytes()) {
-                if replace {
+                if voice == Voice::Host || !session.is_bare() {
                     entry.set_details(session);
                 }
                 return Note::Known(Arc::clone(entry));
@@ -164,6 +223,9 @@ impl Tracker {
             // Read after the lock was taken: a sweep that has passed this shard has stored the phase before.
             if self.phase() == Phase::Closed {
                 return Note::Refused;
+            }
+            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(self.clock.now())) {
+                return Note::Dead;
             }
             let entry = self.birth(session, None);
             shard.insert(hash, &entry, |entry| self.hash_of(entry));
@@ -184,7 +246,9 @@ impl Tracker {
     fn birth(&self, session: Session, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::SeqCst);
-        Arc::new(Entry::new(session, generation, self.clock.now(), resumed_from))
+        let now = self.clock.now();
+        self.set_tick(now);
+        Arc::new(Entry::new(session, generation, now, resumed_from))
     }
 
     /// The part of a birth after the insertion: its start, and in `Closing` its end.
@@ -193,7 +257,11 @@ impl Tracker {
             self.begin(shard, entry, released);
         }
         if self.phase() >= Phase::Closing {
-            self.owe(shard, entry, self.ending(self.stop_reason()), released);
+            // What the host says once more in the same response is no other session.
+            shard.tombstones.set(self.hash_of(entry), Clock::tick(entry.born));
+            if self.ends_births {
+                self.owe(shard, entry, self.ending(self.stop_reason()), released);
+            }
         }
     }
 
@@ -201,17 +269,27 @@ impl Tracker {
         Ending { reason, next: None, at: self.clock.now() }
     }
 
-    /// Ends this very generation; false if somebody else has claimed it.
-    pub(crate) fn claim(&self, entry: &Arc<Entry>, reason: EndReason) -> bool {
+    /// Ends this very generation; false if somebody else has claimed it. What the `host` declares leaves a tombstone.
+    pub(crate) fn claim(&self, entry: &Arc<Entry>, reason: EndReason, by: By) -> bool {
+        self.claim_if(entry, reason, by, |_| true)
+    }
+
+    /// As [`claim`](Self::claim), if `condition` holds under the lock.
+    fn claim_if(&self, entry: &Arc<Entry>, reason: EndReason, by: By, condition: impl FnOnce(&Entry) -> bool) -> bool {
         // Most late comers need no lock.
         if !entry.is_active() {
             return false;
         }
         let mut released = Released::default();
         let claimed = {
-            let mut shard = self.shard(self.hash_of(entry));
-            entry.is_active() && {
-                self.owe(&mut shard, entry, self.ending(reason), &mut released);
+            let hash = self.hash_of(entry);
+            let mut shard = self.shard(hash);
+            entry.is_active() && condition(entry) && {
+                let ending = self.ending(reason);
+                if by == By::Host {
+                    shard.tombstones.set(hash, Clock::tick(ending.at));
+                }
+                self.owe(&mut shard, entry, ending, &mut released);
                 true
             }
         };
@@ -221,7 +299,7 @@ impl Tracker {
 
     /// Ends the present generation of `id`; false if there is none.
     pub(crate) fn end(&self, id: &[u8], reason: EndReason) -> bool {
-        self.find(id).is_some_and(|entry| self.claim(&entry, reason))
+        self.find(id).is_some_and(|entry| self.claim(&entry, reason, By::Host))
     }
 
     /// Claims the present generation of `id` silently; false if there is none.
@@ -232,7 +310,8 @@ impl Tracker {
             let mut shard = self.shard(hash);
             let entry = shard.find_active(hash, id).cloned();
             entry.is_some_and(|entry| {
-                self.disown(&mut shard, &entry, &mut released);
+                shard.tombstones.set(hash, Clock::tick(self.clock.now()));
+                self.disown(&mut shard, &entry, false, &mut released);
                 true
             })
         };
@@ -240,47 +319,17 @@ impl Tracker {
         forgotten
     }
 
-    /// Claims every active generation silently, and says how many there were.
-    pub(crate) fn forget_all(&self) -> usize {
-        self.claim_each(0..SHARDS, |tracker, shard, entry, released| tracker.disown(shard, entry, released))
-    }
-
-    /// The number of shards, for [`sweep`](Self::sweep).
-    pub(crate) const fn shards() -> usize {
-        SHARDS
-    }
-
-    /// Ends every active generation of one shard, and says how many there were.
-    pub(crate) fn sweep(&self, shard: usize, reason: EndReason) -> usize {
-        self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
-            tracker.owe(shard, entry, tracker.ending(reason), released);
-        })
-    }
-
-    fn claim_each(
-        &self,
-        shards: std::ops::Range<usize>,
-        claim: impl Fn(&Self, &mut Shard, &Arc<Entry>, &mut Released),
-    ) -> usize {
-        let mut claimed = 0;
-        for shard in &self.shards[shards] {
-            let mut released = Released::default();
-            {
-                let mut shard = lock(shard);
-                let active: Vec<_> = shard.active().cloned().collect();
-                claimed += active.len();
-                for entry in &active {
-                    claim(self, &mut shard, entry, &mut released);
-                }
-            }
-            self.release(released);
-        }
-        claimed
-    }
-
     /// Ends `old` with reason `compaction` and notes `new`, in one step. With `generation`, only that generation of
     /// `old` counts. Says whether `old` was tracked, and what came of `new`.
-    pub(crate) fn compact(&self, old: &[u8], generation: Option<&Arc<Entry>>, new: Session) -> (bool, Note) {
+    ///
+    /// A successor without details takes over those of `old`, but for the transcript's file.
+    pub(crate) fn compact(
+        &self,
+        old: &[u8],
+        generation: Option<&Arc<Entry>>,
+        mut new: Session,
+        voice: Voice,
+    ) -> (bool, Note) {
         let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
         let (old_hash, new_hash) = (self.hash(old), self.hash(new.id.as_bytes()));
         let mut released = Released::default();
@@ -288,6 +337,9 @@ impl Tracker {
             let mut shards = Two::lock(&self.shards, Self::index(old_hash), Self::index(new_hash));
             let is_meant = |entry: &&Arc<Entry>| generation.is_none_or(|meant| Arc::ptr_eq(meant, entry));
             let old = shards.first().find_active(old_hash, old).filter(is_meant).cloned();
+            if let Some(old) = old.as_ref().filter(|_| new.is_bare()) {
+                new = Session { id: new.id, session_file: None, ..old.session() };
+            }
             let ending = Ending { next: Some(Box::new(new.clone())), ..self.ending(EndReason::Compaction) };
             let known = shards.second().find_active(new_hash, new.id.as_bytes()).cloned();
             let note = match known {
@@ -295,8 +347,13 @@ impl Tracker {
                     if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &entry)) {
                         return (true, Note::Known(entry)); // to itself: nothing to do
                     }
-                    entry.set_details(new);
+                    if voice == Voice::Host || !new.is_bare() {
+                        entry.set_details(new);
+                    }
                     Note::Known(entry)
+                }
+                None if voice == Voice::Head && shards.second().tombstones.has(new_hash, Clock::tick(ending.at)) => {
+                    Note::Dead
                 }
                 None if self.phase() == Phase::Closed => return (false, Note::Refused),
                 None => {
@@ -309,7 +366,12 @@ impl Tracker {
                 }
             };
             if let Some(old) = &old {
+                shards.first().tombstones.set(old_hash, Clock::tick(ending.at));
                 self.owe(shards.first(), old, ending, &mut released);
+                // Its streams listen on: to the successor.
+                if let Note::Born(entry) | Note::Known(entry) = &note {
+                    entry.add_listeners(old.take_listeners());
+                }
             }
             if let Note::Born(entry) = &note {
                 self.settle_birth(shards.second(), entry, &mut released);
@@ -320,77 +382,9 @@ impl Tracker {
         result
     }
 
-    /// A copy of what is active at one moment.
-    pub(crate) fn snapshot(&self) -> Vec<Session> {
-        let _still = self.moving.write().unwrap_or_else(PoisonError::into_inner);
-        let mut sessions = Vec::with_capacity(self.len());
-        for shard in &self.shards {
-            sessions.extend(lock(shard).active().map(|entry| entry.session()));
-        }
-        sessions
-    }
-
-    /// The sum of all shards' counts: each shard balances at the moment it is read, and so does the sum. From now on
-    /// somebody waits for every end that is owed.
-    pub(crate) fn counts_and_await_all(&self) -> Counts {
-        let mut sum = Counts::default();
-        for shard in &self.shards {
-            let shard = lock(shard);
-            sum.add(&shard.counts);
-            let adopted = shard.owed().filter(|entry| entry.set_given_up(false)).count();
-            self.awaited.fetch_add(adopted, Ordering::SeqCst);
-        }
-        sum
-    }
-
-    /// The sum of all shards' counts, with every generation whose end is not over. With `give_up`, nobody waits for those
-    /// any more.
-    pub(crate) fn counts_and_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Entry>, Stage)>) {
-        let mut sum = Counts::default();
-        let mut unfinished = Vec::new();
-        for shard in &self.shards {
-            let shard = lock(shard);
-            sum.add(&shard.counts);
-            for entry in shard.owed() {
-                if give_up && entry.set_given_up(true) {
-                    self.no_longer_awaited();
-                }
-                unfinished.push((Arc::clone(entry), entry.stage()));
-            }
-            unfinished.extend(shard.aborted.iter().map(|entry| (Arc::clone(entry), Stage::Ending)));
-        }
-        (sum, unfinished)
-    }
-
     fn no_longer_awaited(&self) {
         if self.awaited.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.quiet.notify_waiters();
         }
-    }
-}
-
-/// The locks of two shards, or of one that is both.
-struct Two<'a> {
-    first: MutexGuard<'a, Shard>,
-    second: Option<MutexGuard<'a, Shard>>,
-}
-
-impl<'a> Two<'a> {
-    /// Always in the order of the indices, so that two of these never wait for each other.
-    fn lock(shards: &'a [Mutex<Shard>], first: usize, second: usize) -> Self {
-        if first == second {
-            return Self { first: lock(&shards[first]), second: None };
-        }
-        let low = lock(&shards[first.min(second)]);
-        let high = lock(&shards[first.max(second)]);
-        if first < second { Self { first: low, second: Some(high) } } else { Self { first: high, second: Some(low) } }
-    }
-
-    fn first(&mut self) -> &mut Shard {
-        &mut self.first
-    }
-
-    fn second(&mut self) -> &mut Shard {
-        self.second.as_mut().unwrap_or(&mut self.first)
     }
 }

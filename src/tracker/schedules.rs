@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shuttle::{sync::Mutex, thread};
 
-use super::{Job, Note, Outcome, Tracker, clock::NEVER};
+use super::{Job, Note, Outcome, Tracker, Voice, clock::NEVER};
 use crate::{
     session::{EndReason, Phase, Session},
     sync::{AtomicUsize, Ordering},
@@ -40,12 +40,12 @@ struct World {
 
 impl World {
     fn new() -> Arc<Self> {
-        let tracker = Tracker::new(true, true);
+        let tracker = Tracker::new(true, true, true);
         Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
     }
 
     fn note(&self, id: &str) {
-        assert!(matches!(self.tracker.note(Session::from(id), true), Note::Born(_) | Note::Known(_)));
+        assert!(matches!(self.tracker.note(Session::from(id), Voice::Host), Note::Born(_) | Note::Known(_)));
     }
 
     fn end(&self, id: &str) -> bool {
@@ -55,7 +55,7 @@ impl World {
     fn sweep(&self) {
         self.tracker.advance(Phase::Closing, EndReason::Shutdown);
         (0..Tracker::shards()).for_each(|shard| {
-            self.tracker.sweep(shard, EndReason::Shutdown);
+            self.tracker.sweep(shard, EndReason::Shutdown, false);
         });
     }
 
@@ -182,7 +182,7 @@ fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
         let world = World::new();
         world.note("old");
         world.spawn(|world| {
-            world.tracker.compact(b"old", None, Session::from("new"));
+            world.tracker.compact(b"old", None, Session::from("new"), Voice::Host);
         });
         world.spawn(|world| {
             world.end("old");
@@ -199,10 +199,10 @@ fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
         world.note("a");
         world.note("b");
         world.spawn(|world| {
-            world.tracker.compact(b"a", None, Session::from("b"));
+            world.tracker.compact(b"a", None, Session::from("b"), Voice::Host);
         });
         world.spawn(|world| {
-            world.tracker.compact(b"b", None, Session::from("a"));
+            world.tracker.compact(b"b", None, Session::from("a"), Voice::Host);
         });
         let other = Arc::clone(&world);
         let second = thread::spawn(move || other.work());

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
 
-use super::entry::{Claim, Entry};
+use super::{
+    entry::{Claim, Entry},
+    tombstones::Tombstones,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
@@ -12,6 +15,7 @@ pub(super) struct Shard {
     pub(super) table: HashTable<Arc<Entry>>,
     /// Earlier generations with hooks to come, by generation.
     displaced: HashMap<u64, Arc<Entry>>,
+    pub(super) tombstones: Tombstones,
     /// Generations whose end was torn from the middle by a runtime that went away.
     pub(super) aborted: Vec<Arc<Entry>>,
     pub(super) counts: Counts,
@@ -27,19 +31,22 @@ pub(crate) struct Counts {
     pub(crate) ended: u64,
     pub(crate) failed: u64,
     pub(crate) forgotten: u64,
+    /// Forgotten by a drain that was told to keep them.
+    pub(crate) kept: u64,
     /// The `session_end` was torn from the middle.
     pub(crate) aborted: u64,
 }
 
 impl Counts {
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { births, active, owed, ended, failed, forgotten, aborted } = other;
+        let Self { births, active, owed, ended, failed, forgotten, kept, aborted } = other;
         self.births += births;
         self.active += active;
         self.owed += owed;
         self.ended += ended;
         self.failed += failed;
         self.forgotten += forgotten;
+        self.kept += kept;
         self.aborted += aborted;
     }
 }
@@ -86,6 +93,9 @@ impl Shard {
 
     /// Generations whose `session_end` is owed and not over.
     pub(super) fn owed(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.table.iter().chain(self.displaced.values()).filter(|entry| entry.claim() == Claim::Owed)
+        self.table
+            .iter()
+            .chain(self.displaced.values())
+            .filter(|entry| matches!(entry.claim(), Claim::Owed | Claim::Compacted))
     }
 }

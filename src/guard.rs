@@ -1,0 +1,120 @@
+//! [`SessionGuard`] and [`Closing`]: for WebSockets, streams and jobs.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::{
+    lifecycle::ActiveSessions,
+    session::{EndReason, Session, SessionId},
+    tracker::{By, Entry, Load, Note, Voice},
+};
+
+impl ActiveSessions {
+    /// Notes the session and ties it to the guard: when that is dropped, the session ends.
+    ///
+    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
+    /// generation; of two guards on one generation, the first that is dropped ends it.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("socket-1");
+    /// assert!(sessions.contains("socket-1"));
+    /// drop(guard); // ends it with `EndReason::Unknown`; `guard.end(..)` gives another reason
+    /// assert!(!sessions.contains("socket-1"));
+    /// ```
+    #[must_use = "dropping the guard ends the session"]
+    pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
+        let session = session.into();
+        let id = session.id.clone();
+        let entry = match self.note_entry(session, Voice::Host) {
+            Some(Note::Born(entry) | Note::Known(entry)) => Some(entry),
+            Some(Note::Refused | Note::Dead) | None => None,
+        };
+        if let Some(entry) = &entry {
+            entry.take_up(Load::Open);
+        }
+        SessionGuard { sessions: self.clone(), id, entry }
+    }
+
+    /// Resolves when the phase has come to [`Phase::Closing`]: for streams, sockets and jobs that want to say goodbye.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let sessions = ActiveSessions::builder().build().unwrap();
+    /// let socket = tokio::spawn(sessions.closing());
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// socket.await.unwrap();
+    /// # }
+    /// ```
+    pub fn closing(&self) -> Closing {
+        Closing { waiting: self.inner.closing.clone().cancelled_owned() }
+    }
+}
+
+pin_project! {
+    /// Resolves when the handle begins to close; made by [`ActiveSessions::closing`].
+    #[must_use = "futures do nothing unless polled"]
+    #[derive(Debug)]
+    pub struct Closing {
+        #[pin]
+        waiting: WaitForCancellationFutureOwned,
+    }
+}
+
+impl Future for Closing {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().waiting.poll(cx)
+    }
+}
+
+/// Ties one generation of a session to a scope: on drop, that generation ends; made by [`ActiveSessions::guard`].
+///
+/// A generation that is over already is left alone, and so is a later one of the same id. Dropping it never panics,
+/// not even where there is no runtime: the hook then waits for the drain.
+#[derive(Debug)]
+#[must_use = "dropping the guard ends the session"]
+pub struct SessionGuard {
+    sessions: ActiveSessions,
+    id: SessionId,
+    entry: Option<Arc<Entry>>,
+}
+
+impl SessionGuard {
+    /// The session's id.
+    #[must_use]
+    pub const fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Ends the guarded generation with `reason`; false if it is over already.
+    #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
+    pub fn end(self, reason: EndReason) -> bool {
+        self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason, By::Us))
+    }
+
+    /// As [`ActiveSessions::closing`].
+    pub fn closing(&self) -> Closing {
+        self.sessions.closing()
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        if let Some(entry) = &self.entry {
+            self.sessions.end_entry(entry, EndReason::Unknown, By::Us);
+            entry.put_down(Load::Open);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Looking at all shards: copies and sums.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{Counts, Entry, Stage, Tracker};
+use crate::{
+    session::Session,
+    sync::{Ordering, lock},
+};
+
+impl Tracker {
+    /// A copy of what is active at one moment.
+    pub(crate) fn snapshot(&self) -> Vec<Session> {
+        let _still = self.moving.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = Vec::with_capacity(self.len());
+        for shard in &self.shards {
+            sessions.extend(lock(shard).active().map(|entry| entry.session()));
+        }
+        sessions
+    }
+
+    /// The sum of all shards' counts: each shard balances at the moment it is read, and so does the sum. From now on
+    /// somebody waits for every end that is owed.
+    pub(crate) fn counts_and_await_all(&self) -> Counts {
+        let mut sum = Counts::default();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            sum.add(&shard.counts);
+            let adopted = shard.owed().filter(|entry| entry.set_given_up(false)).count();
+            self.awaited.fetch_add(adopted, Ordering::SeqCst);
+        }
+        sum
+    }
+
+    /// The sum of all shards' counts, with every generation whose end is not over. With `give_up`, nobody waits for those
+    /// any more.
+    pub(crate) fn counts_and_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Entry>, Stage)>) {
+        let mut sum = Counts::default();
+        let mut unfinished = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            sum.add(&shard.counts);
+            for entry in shard.owed() {
+                if give_up && entry.set_given_up(true) {
+                    self.no_longer_awaited();
+                }
+                unfinished.push((Arc::clone(entry), entry.stage()));
+            }
+            unfinished.extend(shard.aborted.iter().map(|entry| (Arc::clone(entry), Stage::Ending)));
+        }
+        (sum, unfinished)
+    }
+}

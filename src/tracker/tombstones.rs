@@ -1,0 +1,31 @@
+//! Ids whose end the host has declared, for a while: a response that still echoes one revives nothing.
+
+use std::collections::VecDeque;
+
+use super::{SHARDS, clock::Tick};
+
+/// How many ids all shards remember together.
+const IDS: usize = 65_536;
+
+/// For how long, in ticks: 30 s.
+const TICKS: Tick = 3000;
+
+/// The ring of one shard: keyed hashes, the latest last.
+#[derive(Debug, Default)]
+pub(super) struct Tombstones(VecDeque<(u64, Tick)>);
+
+impl Tombstones {
+    pub(super) fn set(&mut self, hash: u64, now: Tick) {
+        if self.0.len() == IDS / SHARDS {
+            self.0.pop_front();
+        }
+        self.0.push_back((hash, now));
+    }
+
+    pub(super) fn has(&mut self, hash: u64, now: Tick) -> bool {
+        while self.0.front().is_some_and(|(_, set)| now.wrapping_sub(*set) > TICKS) {
+            self.0.pop_front();
+        }
+        self.0.iter().any(|(other, _)| *other == hash)
+    }
+}
