@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Below so many sessions, the longest idle is found by looking at all of them.
-const SMALL: usize = 1024;
+const SMALL: usize = 256;
 
 /// Beyond it, the longest idle of so many is good enough.
 const SAMPLE: usize = 16;
