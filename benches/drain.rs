@@ -201,6 +201,7 @@ fn figures(report: &DrainReport, elapsed: Duration) -> Figures {
     let stage = |stage| report.unfinished.iter().filter(|unfinished| unfinished.stage == stage).count() as f64;
     vec![
         ("elapsed s", elapsed.as_secs_f64()),
+        ("as reported s", report.elapsed.as_secs_f64()),
         ("ended", report.ended as f64),
         ("unfinished", report.unfinished.len() as f64),
         ("of them running", stage(tower_session_end::EndStage::Running)),
