@@ -41,7 +41,7 @@ type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 type Figures = Vec<(&'static str, f64)>;
 
 /// Every scenario, with its number of sessions.
-const SCENARIOS: [(&str, usize); 18] = [
+const SCENARIOS: [(&str, usize); 19] = [
     ("memory/end-hook", 1_000_000),
     ("memory/both-hooks", 1_000_000),
     ("10ms/1,000", 1_000),
@@ -55,6 +55,7 @@ const SCENARIOS: [(&str, usize); 18] = [
     ("hung/first-10,000-noted", 20_000),
     ("hung/first-10,000-called", 20_000),
     ("hung/100,000", 100_000),
+    ("hung/1,000,000", 1_000_000),
     ("blocking/10ms", 1_000),
     ("serial/drain", 1_000),
     ("serial/bare", 1_000),
@@ -155,7 +156,9 @@ async fn scenario(name: String, n: usize) -> Fallible<Figures> {
             };
             drained(n, builder().on_session_end(hook)).await
         }
-        "hung/100,000" => drained(n, builder().on_session_end(|_: SessionEnd| pending::<()>())).await,
+        "hung/100,000" | "hung/1,000,000" => {
+            drained(n, builder().on_session_end(|_: SessionEnd| pending::<()>())).await
+        }
         "blocking/10ms" => {
             let hook = |_: SessionEnd| async { std::thread::sleep(ROW) };
             drained(n, builder().on_session_end(hook)).await
