@@ -157,7 +157,15 @@ async fn scenario(name: String, n: usize) -> Fallible<Figures> {
             drained(n, builder().on_session_end(hook)).await
         }
         "hung/100,000" | "hung/1,000,000" => {
-            drained(n, builder().on_session_end(|_: SessionEnd| pending::<()>())).await
+            let called = Arc::new(AtomicU64::new(0));
+            let count = Arc::clone(&called);
+            let hook = move |_: SessionEnd| {
+                count.fetch_add(1, Ordering::Relaxed);
+                pending::<()>()
+            };
+            let mut figures = drained(n, builder().on_session_end(hook)).await;
+            figures.push(("called", called.load(Ordering::Relaxed) as f64));
+            figures
         }
         "blocking/10ms" => {
             let hook = |_: SessionEnd| async { std::thread::sleep(ROW) };
