@@ -145,7 +145,7 @@ struct Head {
 
 impl Head {
     fn new() -> Self {
-        Self { buffer: BytesMut::with_capacity(8192), headers: HeaderMap::new() }
+        Self { buffer: BytesMut::with_capacity(1024), headers: HeaderMap::with_capacity(16) }
     }
 
     fn push(&mut self, name: &str, value: &str) {
