@@ -1,1 +1,0 @@
-//! The benchmarks of `tower-session-end`.

@@ -1,0 +1,26 @@
+//! What the layer costs a request, in time. The noise of a shared machine is larger than much of what is measured here:
+//! `instructions` and `allocations` are the figures to compare between versions.
+
+mod host;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use host::{Around, Case, HEADERS, Id};
+
+fn overhead(c: &mut Criterion) {
+    for id in Id::ALL {
+        let mut group = c.benchmark_group(id.name());
+        for headers in HEADERS {
+            for around in Around::ALL {
+                let case = Case { around, id, headers };
+                let mut exchange = case.exchange();
+                group.bench_function(BenchmarkId::new(around.name(), headers), |b| {
+                    b.iter_batched(|| case.request(), &mut exchange, BatchSize::SmallInput);
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, overhead);
+criterion_main!(benches);
