@@ -44,7 +44,7 @@ impl ActiveSessions {
         SessionGuard { sessions: self.clone(), id, entry }
     }
 
-    /// Resolves when the phase has come to [`Phase::Closing`]: for streams, sockets and jobs that want to say goodbye.
+    /// Resolves when the phase has come to [`Phase::Closing`](crate::Phase::Closing): for streams, sockets and jobs that want to say goodbye.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, EndReason};

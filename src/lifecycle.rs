@@ -22,7 +22,7 @@ use crate::{
 /// The handle: who is active, and everything that can be done about it.
 ///
 /// A generation of a session leaves the handle once, by one of [`end`](Self::end), [`forget`](Self::forget),
-/// [`compact`](Self::compact), the drop of a [`SessionGuard`], a response that says so, or the drain. Whoever takes it
+/// [`compact`](Self::compact), the drop of a [`SessionGuard`](crate::SessionGuard), a response that says so, or the drain. Whoever takes it
 /// out owes its one `session_end`; every other attempt finds nothing and does nothing.
 ///
 /// Cloning is cheap, and all clones are the same handle. Calls are synchronous, never block on a hook, and may come

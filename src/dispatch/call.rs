@@ -125,7 +125,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn into_error(mut self) -> Option<HookError> {
+    fn take_error(&mut self) -> Option<HookError> {
         match &mut self.state {
             State::Over(error) => error.take(),
             State::Running(_) => None,
@@ -169,33 +169,51 @@ async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending
 }
 
 /// Calls one hook with the event.
-pub(super) async fn call_one<E>(
+pub(super) fn call_one<E>(
     hook: &Named<dyn Hook<E>>,
     event: E,
     expires: Option<Instant>,
     first_pending: impl FnOnce(),
-) -> Option<HookError> {
+) -> impl Future<Output = Option<HookError>> {
     let mut call = [Call::new(hook, event)];
-    run_all(&mut call, expires, first_pending).await;
-    let [call] = call;
-    call.into_error()
+    async move {
+        run_all(&mut call, expires, first_pending).await;
+        call[0].take_error()
+    }
 }
 
-/// Calls every hook with the event, all at the same time, so that none of them holds up another. Returns the names
+/// Calls every hook with the event, all at the same time, so that none of them holds up another. Resolves to the names
 /// and the errors of those that failed.
-pub(super) async fn call_all<E: Clone>(
+///
+/// No `async fn`: its future would hold the event twice over, and of these futures there may be many.
+pub(super) fn call_all<E: Clone>(
     hooks: &Hooks<E>,
     event: E,
     expires: Option<Instant>,
     first_pending: impl FnOnce(),
-) -> Vec<(String, HookError)> {
-    // One hook is the usual case, and needs no list.
-    if let [hook] = hooks.as_slice() {
-        let error = call_one(hook, event, expires, first_pending).await;
-        return error.into_iter().map(|error| (hook.name.clone(), error)).collect();
+) -> impl Future<Output = Vec<(String, HookError)>> {
+    let mut calls = match hooks.as_slice() {
+        // One hook is the usual case, and needs no list.
+        [hook] => Calls::One([Call::new(hook, event)]),
+        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
+    };
+    async move {
+        run_all(calls.as_mut(), expires, first_pending).await;
+        let calls = calls.as_mut().iter_mut();
+        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
     }
-    let mut calls: Vec<_> = hooks.iter().map(|hook| Call::new(hook, event.clone())).collect();
-    run_all(&mut calls, expires, first_pending).await;
-    let failed = |call: Call<'_>| Some((call.name.to_owned(), call.into_error()?));
-    calls.into_iter().filter_map(failed).collect()
+}
+
+enum Calls<'a> {
+    One([Call<'a>; 1]),
+    Many(Vec<Call<'a>>),
+}
+
+impl<'a> Calls<'a> {
+    fn as_mut(&mut self) -> &mut [Call<'a>] {
+        match self {
+            Self::One(call) => call,
+            Self::Many(calls) => calls,
+        }
+    }
 }

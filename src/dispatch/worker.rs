@@ -69,6 +69,7 @@ pub(super) struct Worker {
     slot: Arc<Slot>,
     in_hand: Option<InHand>,
     has_run: bool,
+    is_fresh: bool,
     _count: TaskCount,
 }
 
@@ -95,6 +96,7 @@ impl Worker {
             slot: Arc::clone(&slot),
             in_hand: None,
             has_run: false,
+            is_fresh: true,
             _count: TaskCount::new(pool),
         };
         // With no runtime the worker is dropped, and its job stays in the queue for a later kick.
@@ -129,12 +131,15 @@ impl Worker {
 
     /// The next job. With none, or where another works in its place, the worker leaves: in the same critical section,
     /// so that whoever queues a job later finds the vacancy.
-    fn take(&self, now: Nanos) -> Option<(Job, Gate)> {
+    fn take(&mut self, now: Nanos) -> Option<(Job, Gate)> {
         if self.slot.post.load(Ordering::SeqCst) != ON_STAFF {
             return None;
         }
         let queue = &self.pool.tracker.queue;
         let mut line = queue.line();
+        if std::mem::take(&mut self.is_fresh) {
+            line.fresh -= 1;
+        }
         let job = queue.pop(&mut line, now);
         if job.is_none() && self.slot.leave_staff(RETIRED) {
             line.staff -= 1;
@@ -190,6 +195,9 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        if self.is_fresh {
+            self.pool.tracker.queue.line().fresh -= 1;
+        }
         if self.slot.leave_staff(RETIRED) {
             self.pool.tracker.queue.line().staff -= 1;
         }

@@ -48,6 +48,9 @@ impl Exchange {
     pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
         let from_handler = response.extensions.remove::<SessionSignal>();
         let from_protocol = self.shared.protocol.response(request, response);
+        if from_handler.is_none() && from_protocol.is_nothing() {
+            return Ok(());
+        }
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
             self.say(saying, Voice::Host)?;
         }

@@ -136,6 +136,9 @@ fn may_open(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
 }
 
+/// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
+const SHORT: usize = 8;
+
 /// The values of one header.
 #[derive(Clone, Copy, Default)]
 enum Value<'a> {
@@ -183,12 +186,30 @@ impl<'a> Said<'a> {
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
         let mut seen = Value::None;
-        request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        self.session(seen).map(|session| session.id).filter(SessionId::is_valid)
+        if request.headers.len() <= SHORT {
+            let ours = request.headers.iter().filter(|(name, _)| **name == self.id);
+            ours.for_each(|(_, value)| seen.see(value));
+        } else {
+            request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
+        }
+        match seen {
+            Value::One(value) => SessionId::from_bytes(value.as_bytes(), self.max_id_len).ok(),
+            Value::None | Value::Ambiguous => None,
+        }
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
         let said = Said::read(self, &response.headers);
+        match said {
+            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
+            // What every response of a session that is known says.
+            Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
+                if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>
+            {
+                return SessionSignal::nothing();
+            }
+            _ => {}
+        }
         let signal = self.sayings(request, response.status, &said);
         if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
             response.headers.remove(&self.end);

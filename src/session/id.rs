@@ -77,7 +77,9 @@ impl SessionId {
         if id.len() > max_len {
             return Err(InvalidSessionId::TooLong { len: id.len(), max_len });
         }
-        if let Some(position) = id.iter().position(|b| !b.is_ascii_graphic()) {
+        // Without an early exit, so that it is done many bytes at a time; the position is looked for only to complain.
+        if !id.iter().fold(true, |all, b| all & b.is_ascii_graphic()) {
+            let position = id.iter().position(|b| !b.is_ascii_graphic()).unwrap_or_default();
             return Err(InvalidSessionId::NotVisibleAscii { position });
         }
         if id.len() <= INLINE {

@@ -73,6 +73,8 @@ pub(crate) struct Entry {
     load: AtomicU32,
     claim: AtomicU8,
     stage: AtomicU8,
+    /// A report has listed it as unfinished, and nobody waits for it any more.
+    given_up: AtomicU8,
     rare: Mutex<Option<Box<Rare>>>,
 }
 
@@ -89,8 +91,6 @@ struct Rare {
     successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
     listeners: Vec<CancellationToken>,
-    /// A report has listed it as unfinished, and nobody waits for it any more.
-    given_up: bool,
 }
 
 impl Entry {
@@ -109,6 +109,7 @@ impl Entry {
             load: AtomicU32::new(0),
             claim: AtomicU8::new(Claim::Active as u8),
             stage: AtomicU8::new(Stage::Waiting as u8),
+            given_up: AtomicU8::new(0),
             rare: Mutex::new(rare),
         }
     }
@@ -273,15 +274,11 @@ impl Entry {
 
     /// Sets whether anybody waits for its end; true if that is a change.
     pub(super) fn set_given_up(&self, given_up: bool) -> bool {
-        let mut rare = lock(&self.rare);
-        match rare.as_mut() {
-            None if !given_up => false,
-            _ => std::mem::replace(&mut rare.get_or_insert_default().given_up, given_up) != given_up,
-        }
+        self.given_up.swap(u8::from(given_up), Ordering::SeqCst) != u8::from(given_up)
     }
 
     pub(super) fn is_given_up(&self) -> bool {
-        lock(&self.rare).as_ref().is_some_and(|rare| rare.given_up)
+        self.given_up.load(Ordering::SeqCst) != 0
     }
 }
 

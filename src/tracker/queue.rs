@@ -44,6 +44,8 @@ pub(crate) struct Line {
     pub(crate) jobs: VecDeque<Job>,
     /// Workers that take jobs and are not written off.
     pub(crate) staff: usize,
+    /// Workers that were hired and have not taken their first job.
+    pub(crate) fresh: usize,
     /// Jobs that were ever taken.
     pub(crate) started: u64,
     pub(crate) gate: Gate,
@@ -60,7 +62,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(super) fn new() -> Self {
         let gate = Gate { deadline: NEVER, stopping: false, closed: false };
-        let line = Line { jobs: VecDeque::new(), staff: 0, started: 0, gate, pace: None };
+        let line = Line { jobs: VecDeque::new(), staff: 0, fresh: 0, started: 0, gate, pace: None };
         Self { line: Mutex::new(line), len: AtomicUsize::new(0) }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    By, SHARDS, Tracker,
+    By, Ending, SHARDS, Tracker,
     chain::Released,
     clock::{Clock, Nanos, Tick},
     entry::Entry,
@@ -34,9 +34,10 @@ impl Tracker {
     /// Ends every active generation of one shard, and says how many there were. With `spare_work`, those with a
     /// request that is not over are left alone.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
+        let at = self.clock.now();
         self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
             if !(spare_work && entry.has_work()) {
-                tracker.owe(shard, entry, tracker.ending(reason), released);
+                tracker.owe(shard, entry, Ending { reason, next: None, at }, released);
             }
         })
     }
