@@ -3,6 +3,7 @@
 
 mod net;
 mod recorder;
+mod script;
 
 use std::{convert::Infallible, future::ready};
 
@@ -14,7 +15,8 @@ use tower_session_end::{SessionBody, SessionLayer};
 
 pub(crate) use self::{
     net::{Raw, Running, h1_client, h2_client, serve, within},
-    recorder::Recorder,
+    recorder::{Recorder, assert_sum},
+    script::{Failed, Hint, Script, Step},
 };
 
 /// A response of the host with these headers, in their order, repeats included.
