@@ -195,7 +195,7 @@ async fn g04_bytes_beyond_ascii_on_the_wire_harm_nobody() {
         request.push(byte);
         request.extend(b"z\r\n\r\n");
         client.write(request).await;
-        let response = client.to_end().await;
+        let response = client.rest().await;
         assert!(response.starts_with(b"HTTP/1.1 200 "), "{byte:#x}");
     }
     assert_eq!(sessions.len(), 0x7e - 0x20);

@@ -193,7 +193,7 @@ async fn g08_a_request_that_is_not_answered_by_the_deadline_gets_503_on_the_wire
     within("the handler", asked.acquire_many(2)).await.unwrap().forget();
     let begun = Instant::now();
     server.signal();
-    let answer = String::from_utf8(client.to_end().await).unwrap();
+    let answer = String::from_utf8(client.rest().await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("connection: close\r\n"), "{answer}");
     let response = within("an answer over HTTP/2", h2).await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -172,7 +172,8 @@ fn sorted(ids: &Opened) -> Vec<String> {
 }
 
 async fn round(seed: u64) {
-    let mut random = Random(seed | 1);
+    // Neighbours are to differ from the first draw on.
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let recorder = Recorder::default();
     let sessions = recorder
         .hooks(ActiveSessions::builder())

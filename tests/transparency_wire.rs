@@ -91,7 +91,7 @@ async fn g18_a_recorded_exchange_is_the_same_with_and_without_the_layer() {
         for addr in [without.addr, with.addr] {
             let mut client = Raw::connect(addr).await;
             client.write(request).await;
-            recorded.push(String::from_utf8(client.to_end().await).unwrap());
+            recorded.push(String::from_utf8(client.rest().await).unwrap());
         }
         assert!(recorded[0].starts_with("HTTP/1."), "{request:?}: {:?}", recorded[0]);
         assert_eq!(recorded[1], recorded[0], "{request:?}");

@@ -4,6 +4,7 @@
 mod net;
 mod recorder;
 mod script;
+mod under_way;
 
 use std::{convert::Infallible, future::ready};
 
@@ -17,6 +18,7 @@ pub(crate) use self::{
     net::{Raw, Running, h1_client, h2_client, serve, within},
     recorder::{Recorder, assert_sum},
     script::{Failed, Hint, Script, Step},
+    under_way::{UnderWay, stop},
 };
 
 /// A response of the host with these headers, in their order, repeats included.

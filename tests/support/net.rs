@@ -111,7 +111,7 @@ impl Raw {
     }
 
     /// Everything until the server closes.
-    pub(crate) async fn to_end(mut self) -> Vec<u8> {
+    pub(crate) async fn rest(mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A reset is an end too.
         let _ = within("the end of the connection", self.0.read_to_end(&mut bytes)).await;

@@ -54,11 +54,9 @@ impl Recorder {
         ended.sort();
         ended
     }
-}
 
-/// Drains, so that every hook of before is over, and returns what the end hook was told: a session that was still
-/// active has reason `shutdown`.
-impl Recorder {
+    /// Drains, so that every hook of before is over, and returns what the end hook was told: a session that was still
+    /// active has reason `shutdown`.
     pub(crate) async fn ended_after_drain(&self, sessions: &ActiveSessions) -> Vec<String> {
         let report = sessions.drain(EndReason::Shutdown).await;
         assert!(report.is_clean(), "{report}");
