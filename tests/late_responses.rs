@@ -2,9 +2,9 @@
 
 mod support;
 
-use http::StatusCode;
+use http::{StatusCode, request, response};
 use support::{Recorder, UnderWay, answer, ask};
-use tower_session_end::{EndReason, SessionSignal};
+use tower_session_end::{EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionSignal};
 
 const ID: &str = "x-session-id";
 const END: &str = "x-session-end";
@@ -106,4 +106,58 @@ async fn g12_a_drain_revives_nothing_that_was_under_way() {
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
     echo.answer(answer(200, &[(ID, "a")]));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
+}
+
+/// A protocol that takes every id in a response for news, with details of its own.
+struct Naive;
+
+impl SessionProtocol for Naive {
+    fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
+        request.headers.get(ID)?.to_str().ok()?.parse().ok()
+    }
+
+    fn response(&self, _: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+        match response.headers.get(ID).and_then(|id| id.to_str().ok()) {
+            Some(id) => SessionSignal::started(Session::from(id).with_key("late")),
+            None => SessionSignal::nothing(),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g12_no_protocol_revives_a_session_by_a_response_that_was_under_way() {
+    let (recorder, sessions) = Recorder::sessions();
+    let layer = sessions.layer_with(Naive);
+    sessions.note(Session::from("a").with_key("first"));
+    let (late, later) = (UnderWay::begin(&layer, ask(&[(ID, "a")])), UnderWay::begin(&layer, ask(&[(ID, "a")])));
+    sessions.end("a", EndReason::Deleted);
+    late.answer(answer(200, &[(ID, "a")]));
+    assert!(sessions.is_empty());
+    // Nor does it rename the next generation.
+    sessions.note(Session::from("a").with_key("second"));
+    later.answer(answer(200, &[(ID, "a")]));
+    assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
+    assert_eq!(recorder.ended_after_drain(&sessions).await, ["a deleted", "a shutdown"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g12_a_response_that_was_under_way_does_not_rename_what_is_over() {
+    let (recorder, sessions) = Recorder::sessions();
+    sessions.note(Session::from("a").with_key("first"));
+    let late = UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "a")]));
+    // Its hook has yet to run, and is told what was known at the end.
+    sessions.end("a", EndReason::Deleted);
+    late.answer(answer(200, &[(ID, "a")]));
+    assert_eq!(recorder.ended_after_drain(&sessions).await, ["a deleted"]);
+    assert_eq!(recorder.all_ends()[0].session.key.as_deref(), Some("first"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_protocol_may_bring_new_details_of_an_active_session() {
+    let (recorder, sessions) = Recorder::sessions();
+    sessions.note(Session::from("a").with_key("first"));
+    UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "a")])).answer(answer(200, &[(ID, "a")]));
+    assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("late"));
+    assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
+    assert_eq!(recorder.started(), ["a"]);
 }

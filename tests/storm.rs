@@ -152,7 +152,12 @@ impl Clients {
                 }
                 (Some(_), _) => "/chat",
             };
-            if !self.call(&client, &base, path, &mut id).await {
+            // An impatient one asks twice for the same, at the same time.
+            let mut again = id.clone();
+            let twice = path != "/open" && random.below(2) == 0;
+            let again = async { !twice || self.call(&client, &base, path, &mut again).await };
+            let (first, second) = tokio::join!(self.call(&client, &base, path, &mut id), again);
+            if !(first && second) {
                 return;
             }
         }
