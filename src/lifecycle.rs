@@ -276,6 +276,10 @@ impl ActiveSessions {
         self.inner.pool.tracker.phase()
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase() == Phase::Closed
+    }
+
     /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.
     #[must_use]
     pub fn is_ready(&self) -> bool {

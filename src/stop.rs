@@ -75,12 +75,13 @@ impl Default for Stopping {
 }
 
 impl Stopping {
-    /// Joins the drain that runs, or begins the one that `begin` makes.
-    pub(crate) fn join(&self, begin: impl FnOnce() -> Arc<DrainRun>) -> Joined {
+    /// Joins the drain that runs, or begins the one that `begin` makes, told how many servers there are.
+    pub(crate) fn join(&self, begin: impl FnOnce(usize) -> Arc<DrainRun>) -> Joined {
         let mut joined = None;
         self.progress.send_modify(|progress| {
             let running = progress.run.take().filter(|run| run.report.get().is_none() && *run.waiting() > 0);
-            let run = running.unwrap_or_else(begin);
+            let servers = progress.servers;
+            let run = running.unwrap_or_else(|| begin(servers));
             *run.waiting() += 1;
             progress.first.get_or_insert_with(|| Arc::clone(&run));
             progress.run = Some(Arc::clone(&run));

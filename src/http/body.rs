@@ -72,7 +72,17 @@ where
         };
         // What the host has to say comes first: a last event is not lost.
         match inner.poll_frame(cx) {
-            Poll::Ready(Some(frame)) => return Poll::Ready(Some(frame.map_err(Into::into))),
+            Poll::Ready(Some(Ok(frame))) => {
+                // A body that never makes us wait would outlive the stop; its last frame may still leave.
+                let is_closed = this.exchange.as_ref().is_some_and(|exchange| exchange.sessions().is_closed());
+                if is_closed && !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream()) {
+                    *this.exchange = None;
+                    this.inner.set(None);
+                    return Poll::Ready(Some(Err(Cut.into())));
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
                 *this.exchange = None;
                 return Poll::Ready(None);

@@ -63,8 +63,8 @@ where
     type Output = Result<Response<SessionBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let StateProj::Host { inner, exchange: place, request, mut cut } = this.state.project() else {
+        let mut this = self.project();
+        let StateProj::Host { inner, exchange: place, request, mut cut } = this.state.as_mut().project() else {
             return Poll::Ready(Ok(unavailable(*this.version)));
         };
         let Some(exchange) = place.as_mut() else {
@@ -79,7 +79,8 @@ where
                 if let Some(cut) = cut.as_pin_mut() {
                     ready!(cut.poll(cx));
                 }
-                *place = None;
+                // The host's future is dropped here, not when somebody drops this one.
+                this.state.set(State::Refused);
                 Poll::Ready(Ok(unavailable(*this.version)))
             }
             Poll::Ready(Err(error)) => {

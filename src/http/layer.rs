@@ -27,7 +27,8 @@ impl ActiveSessions {
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
         SessionLayer {
-            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol), extractors: true }),
+            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol) }),
+            extractors: true,
         }
     }
 }
@@ -39,13 +40,13 @@ impl ActiveSessions {
 #[derive(Clone)]
 pub struct SessionLayer {
     shared: Arc<Shared>,
+    extractors: bool,
 }
 
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
     pub(super) protocol: Box<dyn SessionProtocol>,
-    pub(super) extractors: bool,
 }
 
 impl SessionLayer {
@@ -58,12 +59,7 @@ impl SessionLayer {
     /// ```
     #[must_use]
     pub fn without_extractors(self) -> Self {
-        let mut shared = self.shared;
-        match Arc::get_mut(&mut shared) {
-            Some(shared) => shared.extractors = false,
-            None => tracing::warn!("`without_extractors` comes too late: the layer has been cloned"),
-        }
-        Self { shared }
+        Self { extractors: false, ..self }
     }
 }
 
@@ -72,7 +68,7 @@ impl<S> Layer<S> for SessionLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         self.shared.sessions.inner.pool.adopt_runtime();
-        SessionService::new(inner, Arc::clone(&self.shared))
+        SessionService::new(inner, Arc::clone(&self.shared), self.extractors)
     }
 }
 

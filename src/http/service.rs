@@ -18,11 +18,13 @@ use crate::{BoxError, protocol::RequestInfo, session::Phase};
 pub struct SessionService<S> {
     inner: S,
     shared: Arc<Shared>,
+    #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "there are none"))]
+    extractors: bool,
 }
 
 impl<S> SessionService<S> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
+    pub(super) fn new(inner: S, shared: Arc<Shared>, extractors: bool) -> Self {
+        Self { inner, shared, extractors }
     }
 }
 
@@ -57,7 +59,7 @@ where
             return ResponseFuture::refused(parts.version);
         }
         #[cfg(feature = "axum")]
-        if shared.extractors {
+        if self.extractors {
             crate::extract::RequestContext::insert(&mut parts, &shared.sessions, id.as_ref());
         }
         let info = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.is_tracked() };
@@ -68,7 +70,7 @@ where
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner, shared } = self;
+        let Self { inner, shared, extractors: _ } = self;
         f.debug_struct("SessionService")
             .field("inner", inner)
             .field("sessions", &shared.sessions)

@@ -121,8 +121,10 @@ impl HeaderProtocol {
         let Some(session) = session.filter(|_| may_open(status)) else { return signal };
         match self.session(said.compacted_from) {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
-            Some(_) | None if request.is_tracked && request.id.as_ref() == Some(&session.id) => signal,
-            Some(_) | None => signal.and(SessionSignal::started(session)),
+            // Counted, like any id that is none; the successor is a session all the same.
+            Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
+            None if request.is_tracked && request.id.as_ref() == Some(&session.id) => signal,
+            None => signal.and(SessionSignal::started(session)),
         }
     }
 }

@@ -68,11 +68,14 @@ impl ActiveSessions {
 
     fn join_drain(&self, reason: EndReason) -> Joined {
         let inner = &self.inner;
-        inner.stop.join(|| {
+        inner.stop.join(|servers| {
             let tracker = &inner.pool.tracker;
             // First the phase, then the sweep: a note that no sweep has seen sees the phase.
             tracker.advance(Phase::Closing, reason);
             inner.closing.cancel();
+            if servers > 0 {
+                tracker.begin_late();
+            }
             let (begun, now) = (Instant::now(), tracker.clock.now());
             let deadline = Clock::add(now, inner.config.drain_timeout);
             let before = tracker.counts_and_await_all();
@@ -146,7 +149,13 @@ impl ActiveSessions {
     /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
     pub(super) fn account(&self, run: &DrainRun, give_up: bool) -> DrainReport {
         let tracker = &self.inner.pool.tracker;
-        let (after, unfinished) = tracker.counts_and_unfinished(give_up);
+        let (mut after, mut unfinished) = tracker.counts_and_unfinished(give_up);
+        if give_up {
+            // Born late and not over: in the report of `finish`, which waits for them.
+            let all = unfinished.len();
+            unfinished.retain(|(entry, _)| !tracker.is_late(entry));
+            after.births -= (all - unfinished.len()) as u64;
+        }
         let unfinished: Vec<_> = unfinished.iter().map(|(entry, stage)| self.unfinished(entry, *stage)).collect();
         let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
         let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());

@@ -164,6 +164,7 @@ impl ActiveSessions {
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
     async fn late_sessions(&self) {
+        self.inner.pool.tracker.await_late();
         self.quiet(self.connection_deadline()).await;
         // What was cut says so to its client.
         while self.inner.cut.is_cancelled() && self.inner.open_responses.load(Ordering::SeqCst) > 0 {

@@ -61,7 +61,9 @@ impl Tracker {
         let is_compaction = ending.reason == EndReason::Compaction;
         self.leave(shard, entry, if is_compaction { Claim::Compacted } else { Claim::Owed }, released);
         shard.counts.owed += 1;
-        self.awaited.fetch_add(1, Ordering::SeqCst);
+        if !entry.is_given_up() {
+            self.awaited.fetch_add(1, Ordering::SeqCst);
+        }
         self.finish_or_park(shard, entry, Some(ending), released);
     }
 

@@ -66,6 +66,8 @@ pub(crate) struct Tracker {
     active: AtomicUsize,
     /// Ends that are owed, not over, and that no report has given up.
     awaited: AtomicUsize,
+    /// From this generation on the drain waits for nobody: `finish` does.
+    late_from: AtomicU64,
     /// Told when `awaited` comes to zero.
     pub(crate) quiet: Notify,
     /// Compactions hold it shared, so that who holds it alone sees the old or the new, always one.
@@ -127,6 +129,7 @@ impl Tracker {
             stop_reason: AtomicU8::new(EndReason::Shutdown.code()),
             active: AtomicUsize::new(0),
             awaited: AtomicUsize::new(0),
+            late_from: AtomicU64::new(u64::MAX),
             quiet: Notify::new(),
             moving: RwLock::new(()),
             queue: Queue::new(),
@@ -239,7 +242,10 @@ impl Tracker {
     /// Replaces the details of this very generation, unless it is over or there are none.
     pub(crate) fn set_details(&self, entry: &Entry, session: Session) {
         if !session.is_bare() {
-            entry.set_details(session);
+            let _claims_wait = self.shard(self.hash_of(entry));
+            if entry.is_active() {
+                entry.set_details(session);
+            }
         }
     }
 
@@ -259,10 +265,25 @@ impl Tracker {
         if self.phase() >= Phase::Closing {
             // What the host says once more in the same response is no other session.
             shard.tombstones.set(self.hash_of(entry), Clock::tick(entry.born));
+            if self.is_late(entry) {
+                entry.set_given_up(true);
+            }
             if self.ends_births {
                 self.owe(shard, entry, self.ending(self.stop_reason()), released);
             }
         }
+    }
+
+    /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
+    /// stream of births would use up the drain's time.
+    pub(crate) fn is_late(&self, entry: &Entry) -> bool {
+        entry.generation >= self.late_from.load(Ordering::SeqCst)
+    }
+
+    /// What is born from now on is not the drain's to wait for.
+    pub(crate) fn begin_late(&self) {
+        let next = self.generations.load(Ordering::SeqCst);
+        let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     fn ending(&self, reason: EndReason) -> Ending {

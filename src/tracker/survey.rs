@@ -32,6 +32,15 @@ impl Tracker {
         sum
     }
 
+    /// From now on somebody waits for the late ones too.
+    pub(crate) fn await_late(&self) {
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let adopted = shard.owed().filter(|entry| self.is_late(entry) && entry.set_given_up(false)).count();
+            self.awaited.fetch_add(adopted, Ordering::SeqCst);
+        }
+    }
+
     /// The sum of all shards' counts, with every generation whose end is not over. With `give_up`, nobody waits for those
     /// any more.
     pub(crate) fn counts_and_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Entry>, Stage)>) {

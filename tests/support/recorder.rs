@@ -1,19 +1,21 @@
 //! Writes down every event that the hooks are told, in order.
 
-#![allow(dead_code, unreachable_pub, reason = "each test crate uses some of it")]
+#![allow(dead_code, reason = "each test crate uses some of it")]
 
 use std::sync::{Arc, Mutex};
 
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, EventId, SessionEnd, SessionStart};
+use tower_session_end::{
+    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, EventId, SessionEnd, SessionStart,
+};
 
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     Start(SessionStart),
     End(SessionEnd),
 }
 
 impl Event {
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         match self {
             Self::Start(start) => start.session.id.as_str(),
             Self::End(end) => end.session.id.as_str(),
@@ -22,13 +24,13 @@ impl Event {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Recorder(Arc<Mutex<Vec<Event>>>);
+pub(crate) struct Recorder(Arc<Mutex<Vec<Event>>>);
 
 impl Recorder {
-    /// A builder with hooks that write down everything at once.
-    pub fn builder(&self) -> ActiveSessionsBuilder {
+    /// Adds both hooks to a builder. They write down everything at once.
+    pub(crate) fn hooks(&self, builder: ActiveSessionsBuilder) -> ActiveSessionsBuilder {
         let (starts, ends) = (self.clone(), self.clone());
-        ActiveSessions::builder()
+        builder
             .on_session_start(move |start| {
                 starts.push(Event::Start(start));
                 std::future::ready(())
@@ -39,15 +41,35 @@ impl Recorder {
             })
     }
 
-    pub fn push(&self, event: Event) {
+    /// A builder with both hooks.
+    pub(crate) fn builder(&self) -> ActiveSessionsBuilder {
+        self.hooks(ActiveSessions::builder())
+    }
+
+    /// A handle with the defaults, and its recorder.
+    pub(crate) fn sessions() -> (Self, ActiveSessions) {
+        let recorder = Self::default();
+        let sessions = recorder.builder().build().unwrap();
+        (recorder, sessions)
+    }
+
+    pub(crate) fn push(&self, event: Event) {
         self.0.lock().unwrap().push(event);
     }
 
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         self.0.lock().unwrap().clone()
     }
 
-    pub fn ends(&self) -> Vec<SessionEnd> {
+    pub(crate) fn starts(&self) -> Vec<SessionStart> {
+        let start = |event| match event {
+            Event::Start(start) => Some(start),
+            Event::End(_) => None,
+        };
+        self.events().into_iter().filter_map(start).collect()
+    }
+
+    pub(crate) fn ends(&self) -> Vec<SessionEnd> {
         let end = |event| match event {
             Event::End(end) => Some(end),
             Event::Start(_) => None,
@@ -55,15 +77,38 @@ impl Recorder {
         self.events().into_iter().filter_map(end).collect()
     }
 
+    /// The ids that were told to the start hook, sorted.
+    pub(crate) fn started(&self) -> Vec<String> {
+        let mut started: Vec<_> = self.starts().iter().map(|start| start.session.id.to_string()).collect();
+        started.sort();
+        started
+    }
+
     /// Id and reason of every end, sorted.
-    pub fn reasons(&self) -> Vec<(String, EndReason)> {
+    pub(crate) fn reasons(&self) -> Vec<(String, EndReason)> {
         let mut ends: Vec<_> = self.ends().iter().map(|end| (end.session.id.to_string(), end.reason)).collect();
         ends.sort();
         ends
     }
 
+    /// What the end hook was told, as `id reason`, sorted.
+    pub(crate) fn ended(&self) -> Vec<String> {
+        let mut ended: Vec<_> = self.ends().iter().map(|end| format!("{} {}", end.session.id, end.reason)).collect();
+        ended.sort();
+        ended
+    }
+
+    /// Drains, so that every hook of before is over, and returns what the end hook was told: a session that was still
+    /// active has reason `shutdown`.
+    pub(crate) async fn ended_after_drain(&self, sessions: &ActiveSessions) -> Vec<String> {
+        let report = sessions.drain(EndReason::Shutdown).await;
+        assert!(report.is_clean(), "{report}");
+        assert_sum(&report);
+        self.ended()
+    }
+
     /// The kinds of the events of one id, in order: `"+"` for a start, `"-"` for an end.
-    pub fn order(&self, id: &str) -> String {
+    pub(crate) fn order(&self, id: &str) -> String {
         let kind = |event: &Event| match event {
             Event::Start(_) => '+',
             Event::End(_) => '-',
@@ -72,10 +117,16 @@ impl Recorder {
     }
 
     /// Fails if any generation had two ends.
-    pub fn assert_no_generation_ended_twice(&self) {
+    pub(crate) fn assert_no_generation_ended_twice(&self) {
         let mut seen = std::collections::HashSet::<EventId>::new();
         for end in self.ends() {
             assert!(seen.insert(end.event_id), "two ends for {end:?}");
         }
     }
+}
+
+/// Whatever there was to see to is in one of the outcomes.
+pub(crate) fn assert_sum(report: &DrainReport) {
+    let over = report.ended + report.failed + report.kept + report.forgotten;
+    assert_eq!(report.total(), over + report.unfinished.len() as u64, "{report}");
 }
