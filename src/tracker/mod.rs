@@ -9,6 +9,7 @@
 
 mod chain;
 pub(crate) mod clock;
+mod compact;
 mod entry;
 pub(crate) mod queue;
 #[cfg(all(test, shuttle))]
@@ -21,7 +22,7 @@ mod two;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use hashbrown::DefaultHashBuilder;
@@ -37,7 +38,6 @@ use self::{
     chain::Released,
     clock::{Clock, Nanos, Tick},
     shard::Shard,
-    two::Two,
 };
 use crate::{
     session::{EndReason, EventId, Phase, Session},
@@ -338,69 +338,6 @@ impl Tracker {
         };
         self.release(released);
         forgotten
-    }
-
-    /// Ends `old` with reason `compaction` and notes `new`, in one step. With `generation`, only that generation of
-    /// `old` counts. Says whether `old` was tracked, and what came of `new`.
-    ///
-    /// A successor without details takes over those of `old`, but for the transcript's file.
-    pub(crate) fn compact(
-        &self,
-        old: &[u8],
-        generation: Option<&Arc<Entry>>,
-        mut new: Session,
-        voice: Voice,
-    ) -> (bool, Note) {
-        let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
-        let (old_hash, new_hash) = (self.hash(old), self.hash(new.id.as_bytes()));
-        let mut released = Released::default();
-        let result = {
-            let mut shards = Two::lock(&self.shards, Self::index(old_hash), Self::index(new_hash));
-            let is_meant = |entry: &&Arc<Entry>| generation.is_none_or(|meant| Arc::ptr_eq(meant, entry));
-            let old = shards.first().find_active(old_hash, old).filter(is_meant).cloned();
-            if let Some(old) = old.as_ref().filter(|_| new.is_bare()) {
-                new = Session { id: new.id, session_file: None, ..old.session() };
-            }
-            let ending = Ending { next: Some(Box::new(new.clone())), ..self.ending(EndReason::Compaction) };
-            let known = shards.second().find_active(new_hash, new.id.as_bytes()).cloned();
-            let note = match known {
-                Some(entry) => {
-                    if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &entry)) {
-                        return (true, Note::Known(entry)); // to itself: nothing to do
-                    }
-                    if voice == Voice::Host || !new.is_bare() {
-                        entry.set_details(new);
-                    }
-                    Note::Known(entry)
-                }
-                None if voice == Voice::Head && shards.second().tombstones.has(new_hash, Clock::tick(ending.at)) => {
-                    Note::Dead
-                }
-                None if self.phase() == Phase::Closed => return (false, Note::Refused),
-                None => {
-                    let entry = self.birth(new, old.as_ref().map(|old| old.id.clone()));
-                    shards.second().insert(new_hash, &entry, |entry| self.hash_of(entry));
-                    if let Some(old) = &old {
-                        old.precede(&entry);
-                    }
-                    Note::Born(entry)
-                }
-            };
-            if let Some(old) = &old {
-                shards.first().tombstones.set(old_hash, Clock::tick(ending.at));
-                self.owe(shards.first(), old, ending, &mut released);
-                // Its streams listen on: to the successor.
-                if let Note::Born(entry) | Note::Known(entry) = &note {
-                    entry.add_listeners(old.take_listeners());
-                }
-            }
-            if let Note::Born(entry) = &note {
-                self.settle_birth(shards.second(), entry, &mut released);
-            }
-            (old.is_some(), note)
-        };
-        self.release(released);
-        result
     }
 
     fn no_longer_awaited(&self) {

@@ -1,21 +1,15 @@
 //! The builder: hooks, times, and the checks of both.
 
-use std::{
-    fmt,
-    future::Future,
-    panic::Location,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod error;
+mod hooks;
 
-use tower_service::Service;
+use std::{fmt, time::Duration};
 
+pub use self::error::BuildError;
 use crate::{
-    hook::{
-        Batch, BoxError, ClosureHook, Hook, HookOutput, HookSet, Named, ServiceHook, SessionHook, TraitHook, place_name,
-    },
+    hook::HookSet,
     lifecycle::{ActiveSessions, Config},
-    session::{EndReason, Session, SessionEnd, SessionStart},
+    session::{EndReason, Session},
 };
 
 impl ActiveSessions {
@@ -203,103 +197,6 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Registers a hook that is a type of its own; see [`SessionHook`].
-    ///
-    /// Hooks add up: each one is told every event, all of them at the same time.
-    pub fn hook(mut self, hook: impl SessionHook) -> Self {
-        let hook = Arc::new(hook);
-        let name = hook.name().to_owned();
-        self.hooks.start.push(Named { name: name.clone(), hook: Box::new(TraitHook(Arc::clone(&hook))) });
-        self.hooks.end.push(Named { name, hook: Box::new(TraitHook(hook)) });
-        self
-    }
-
-    /// Registers a closure that is told of every session that is noted. Its future yields `()` or a `Result<(), E>`.
-    #[track_caller]
-    pub fn on_session_start<F, Fut>(mut self, f: F) -> Self
-    where
-        F: Fn(SessionStart) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: HookOutput> + Send + 'static,
-    {
-        let name = place_name("on_session_start", Location::caller());
-        self.hooks.start.push(Named { name, hook: Box::new(ClosureHook(f)) });
-        self
-    }
-
-    /// Registers a closure that is told of every session that ended. Its future yields `()` or a `Result<(), E>`.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, SessionEnd};
-    /// # #[derive(Clone)] struct Db;
-    /// # impl Db { async fn complete(&self, _: &SessionEnd) -> std::io::Result<()> { Ok(()) } }
-    /// # let db = Db;
-    /// let sessions = ActiveSessions::builder()
-    ///     .on_session_end(move |end: SessionEnd| {
-    ///         let db = db.clone();
-    ///         async move { db.complete(&end).await }
-    ///     })
-    ///     .build()?;
-    /// # Ok::<(), tower_session_end::BuildError>(())
-    /// ```
-    #[track_caller]
-    pub fn on_session_end<F, Fut>(mut self, f: F) -> Self
-    where
-        F: Fn(SessionEnd) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: HookOutput> + Send + 'static,
-    {
-        let name = place_name("on_session_end", Location::caller());
-        self.hooks.end.push(Named { name, hook: Box::new(ClosureHook(f)) });
-        self
-    }
-
-    /// Registers a tower service that is called with every session that ended, so that timeouts, retries, rate and
-    /// concurrency limits come from tower. Each call goes to a clone, once that is ready; the response is dropped.
-    ///
-    /// ```
-    /// use tower::service_fn;
-    /// use tower_session_end::{ActiveSessions, SessionEnd};
-    ///
-    /// let post = service_fn(async |end: SessionEnd| Ok::<_, std::io::Error>(end.session.id));
-    /// let sessions = ActiveSessions::builder().end_service(post).build()?;
-    /// # Ok::<(), tower_session_end::BuildError>(())
-    /// ```
-    #[track_caller]
-    pub fn end_service<S>(mut self, service: S) -> Self
-    where
-        S: Service<SessionEnd, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
-    {
-        let name = place_name("end_service", Location::caller());
-        self.hooks.end.push(Named { name, hook: Box::new(ServiceHook(Mutex::new(service))) });
-        self
-    }
-
-    /// Registers a closure that is told of many ended sessions at once: what has gathered while the last batch ran, up
-    /// to `max`. One database transaction for thousands of rows.
-    ///
-    /// One batch is in flight at a time, and one batch is one fate: if it errs, all of its sessions count as failed;
-    /// if it hangs, those behind it are not started.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, SessionEnd};
-    /// let sessions = ActiveSessions::builder()
-    ///     .on_session_end_batch(1000, async |ends: Vec<SessionEnd>| {
-    ///         println!("one transaction for {} rows", ends.len());
-    ///     })
-    ///     .build()?;
-    /// # Ok::<(), tower_session_end::BuildError>(())
-    /// ```
-    #[track_caller]
-    pub fn on_session_end_batch<F, Fut>(mut self, max: usize, f: F) -> Self
-    where
-        F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: HookOutput> + Send + 'static,
-    {
-        let name = place_name("on_session_end_batch", Location::caller());
-        let hook: Box<dyn Hook<Vec<SessionEnd>>> = Box::new(ClosureHook(f));
-        self.hooks.batch.push(Batch { max, hook: Named { name, hook } });
-        self
-    }
-
     /// Checks it all and makes the handle. Within a tokio runtime, its hooks run on that one.
     ///
     /// # Errors
@@ -333,38 +230,3 @@ impl fmt::Debug for ActiveSessionsBuilder {
         f.debug_struct("ActiveSessionsBuilder").field("hooks", hooks).finish_non_exhaustive()
     }
 }
-
-/// Why [`ActiveSessionsBuilder::build`] refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// The drain would be over before its first part.
-    #[non_exhaustive]
-    SettleOverDrain {
-        /// The time for requests that are not over.
-        settle_timeout: Duration,
-        /// The time for the whole drain.
-        drain_timeout: Duration,
-    },
-    /// A capacity, or a time of the same effect, of zero: nothing could ever happen.
-    #[non_exhaustive]
-    ZeroCapacity {
-        /// The setting.
-        what: &'static str,
-    },
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::SettleOverDrain { settle_timeout, drain_timeout } => write!(
-                f,
-                "`settle_timeout` of {settle_timeout:?} is longer than the `drain_timeout` of {drain_timeout:?}, \
-                 of which it is a part"
-            ),
-            Self::ZeroCapacity { what } => write!(f, "`{what}` of 0 would let nothing happen; it has to be more"),
-        }
-    }
-}
-
-impl std::error::Error for BuildError {}

@@ -1,0 +1,114 @@
+//! The doors for hooks.
+
+use std::{
+    future::Future,
+    panic::Location,
+    sync::{Arc, Mutex},
+};
+
+use tower_service::Service;
+
+use super::ActiveSessionsBuilder;
+use crate::{
+    hook::{Batch, BoxError, ClosureHook, Hook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, place_name},
+    session::{SessionEnd, SessionStart},
+};
+
+impl ActiveSessionsBuilder {
+    /// Registers a hook that is a type of its own; see [`SessionHook`].
+    ///
+    /// Hooks add up: each one is told every event, all of them at the same time.
+    pub fn hook(mut self, hook: impl SessionHook) -> Self {
+        let hook = Arc::new(hook);
+        let name = hook.name().to_owned();
+        self.hooks.start.push(Named { name: name.clone(), hook: Box::new(TraitHook(Arc::clone(&hook))) });
+        self.hooks.end.push(Named { name, hook: Box::new(TraitHook(hook)) });
+        self
+    }
+
+    /// Registers a closure that is told of every session that is noted. Its future yields `()` or a `Result<(), E>`.
+    #[track_caller]
+    pub fn on_session_start<F, Fut>(mut self, f: F) -> Self
+    where
+        F: Fn(SessionStart) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_start", Location::caller());
+        self.hooks.start.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self
+    }
+
+    /// Registers a closure that is told of every session that ended. Its future yields `()` or a `Result<(), E>`.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionEnd};
+    /// # #[derive(Clone)] struct Db;
+    /// # impl Db { async fn complete(&self, _: &SessionEnd) -> std::io::Result<()> { Ok(()) } }
+    /// # let db = Db;
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_end(move |end: SessionEnd| {
+    ///         let db = db.clone();
+    ///         async move { db.complete(&end).await }
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn on_session_end<F, Fut>(mut self, f: F) -> Self
+    where
+        F: Fn(SessionEnd) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_end", Location::caller());
+        self.hooks.end.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self
+    }
+
+    /// Registers a tower service that is called with every session that ended, so that timeouts, retries, rate and
+    /// concurrency limits come from tower. Each call goes to a clone, once that is ready; the response is dropped.
+    ///
+    /// ```
+    /// use tower::service_fn;
+    /// use tower_session_end::{ActiveSessions, SessionEnd};
+    ///
+    /// let post = service_fn(async |end: SessionEnd| Ok::<_, std::io::Error>(end.session.id));
+    /// let sessions = ActiveSessions::builder().end_service(post).build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn end_service<S>(mut self, service: S) -> Self
+    where
+        S: Service<SessionEnd, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    {
+        let name = place_name("end_service", Location::caller());
+        self.hooks.end.push(Named { name, hook: Box::new(ServiceHook(Mutex::new(service))) });
+        self
+    }
+
+    /// Registers a closure that is told of many ended sessions at once: what has gathered while the last batch ran, up
+    /// to `max`. One database transaction for thousands of rows.
+    ///
+    /// One batch is in flight at a time, and one batch is one fate: if it errs, all of its sessions count as failed;
+    /// if it hangs, those behind it are not started.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionEnd};
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_end_batch(1000, async |ends: Vec<SessionEnd>| {
+    ///         println!("one transaction for {} rows", ends.len());
+    ///     })
+    ///     .build()?;
+    /// # Ok::<(), tower_session_end::BuildError>(())
+    /// ```
+    #[track_caller]
+    pub fn on_session_end_batch<F, Fut>(mut self, max: usize, f: F) -> Self
+    where
+        F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: HookOutput> + Send + 'static,
+    {
+        let name = place_name("on_session_end_batch", Location::caller());
+        let hook: Box<dyn Hook<Vec<SessionEnd>>> = Box::new(ClosureHook(f));
+        self.hooks.batch.push(Batch { max, hook: Named { name, hook } });
+        self
+    }
+}
