@@ -27,6 +27,7 @@ use axum::{
     },
     response::Response,
     routing::get,
+    serve::ListenerExt,
 };
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
@@ -65,6 +66,9 @@ async fn run() -> Result<(), BoxError> {
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
+    // Small messages at once: by default one waits until the client has acknowledged the one before, 40 ms or so, and
+    // the goodbye with it.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     let serve = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
     // axum waits for its connections, and a socket is none of them once it is upgraded: without the last two lines the
     // process would be gone before the sockets have said goodbye. `finish` bounds all of it by the connection drain's
