@@ -121,7 +121,7 @@ async fn with_the_layer() -> Result<Duration, BoxError> {
         raise_sigterm()?;
         closing.await;
         let begun = Instant::now();
-        listening.to_the_end().await?;
+        timeout(PATIENCE, listening.to_the_end()).await.map_err(|_| "the streams went on")??;
         Ok::<_, BoxError>(begun)
     };
     let (report, begun) = tokio::try_join!(served, visit)?;

@@ -113,10 +113,11 @@ async fn host<B>(
         "/end" => {
             response.headers_mut().insert("x-session-end", http::HeaderValue::from_static("deleted"));
         }
-        // An answer that takes until the stop has begun, and so is under way when it does.
+        // An answer that is under way when the stop begins, and takes longer than the session drain.
         "/slow" => {
             let _ = arrived.send(());
             sessions.closing().await;
+            sleep(Duration::from_millis(200)).await;
         }
         path => match path.strip_prefix("/open/").map(http::HeaderValue::from_str) {
             Some(Ok(id)) => {

@@ -33,7 +33,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 use tokio_util::task::TaskTracker;
@@ -60,7 +60,7 @@ async fn run() -> Result<(), BoxError> {
         .build()?;
 
     let gateway = Gateway { sessions: sessions.clone(), sockets: TaskTracker::new() };
-    let sockets = gateway.sockets.clone();
+    let (sockets, left_behind) = (gateway.sockets.clone(), gateway.sockets.clone());
     // A gateway with nothing but sockets needs no layer; one that also answers requests in their sessions does.
     let app = Router::new().route("/echo/{id}", get(upgrade)).with_state(gateway).layer(sessions.layer());
 
@@ -80,7 +80,11 @@ async fn run() -> Result<(), BoxError> {
         io::Result::Ok(())
     };
 
-    let served = async { Ok(sessions.finish(server).await.into_result()?) };
+    let served = async {
+        let report = sessions.finish(server).await.into_result()?;
+        check(left_behind.is_empty(), "the server was over before its sockets were")?;
+        Ok(report)
+    };
     let (report, mut ends) = tokio::try_join!(served, visit(address, ends))?;
 
     println!("{report}");
@@ -164,7 +168,8 @@ async fn visit(address: SocketAddr, mut ends: Ends) -> Result<Ends, BoxError> {
     };
     println!("the client that stayed was told: {} {}", u16::from(goodbye.code), goodbye.reason);
     check(u16::from(goodbye.code) == close_code::AWAY, "the goodbye is not 1001")?;
-    // Polling on sends the answer; then the server hangs up.
+    // A client that takes its time: polling on sends its answer, and then the server hangs up.
+    sleep(GOODBYE / 5).await;
     check(stays.next().await.is_none_or(|message| message.is_err()), "there was more after the goodbye")?;
     next_end(&mut ends, "stays", EndReason::Shutdown).await?;
     Ok(ends)
