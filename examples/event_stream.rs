@@ -121,7 +121,7 @@ async fn with_the_layer() -> Result<Duration, BoxError> {
         raise_sigterm()?;
         closing.await;
         let begun = Instant::now();
-        timeout(PATIENCE, listening.to_the_end()).await.map_err(|_| "the streams went on")??;
+        timeout(PATIENCE, listening.until_the_end()).await.map_err(|_| "the streams went on")??;
         Ok::<_, BoxError>(begun)
     };
     let (report, begun) = tokio::try_join!(served, visit)?;
@@ -149,7 +149,7 @@ impl Listening {
     }
 
     /// Reads both streams. A connection that breaks without the terminating chunk would be an error here.
-    async fn to_the_end(self) -> Result<(), BoxError> {
+    async fn until_the_end(self) -> Result<(), BoxError> {
         for stream in self.streams {
             let rest = stream.collect().await?.to_bytes();
             check(rest == "data: bye\n\n", "a client did not get the last event")?;

@@ -13,7 +13,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
-    http::{HeaderName, Request, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderName, Request, header::CONTENT_TYPE},
     routing::{delete, get, post},
 };
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use tokio::{
     sync::{broadcast, oneshot},
     task::JoinHandle,
 };
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, SessionId, ShutdownReport};
+use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, ShutdownReport};
 
 /// For what should take milliseconds, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(5);
@@ -120,12 +120,13 @@ async fn open(Path(id): Path<String>) -> [(HeaderName, String); 1] {
     [(HeaderName::from_static("x-session-id"), id)]
 }
 
-async fn end(_: SessionId) -> [(&'static str, &'static str); 1] {
+async fn end() -> [(&'static str, &'static str); 1] {
     [("x-session-end", "deleted")]
 }
 
-async fn compact(old: SessionId, Path(id): Path<String>) -> [(&'static str, String); 2] {
-    [("x-session-id", id), ("x-session-compacted-from", old.to_string())]
+async fn compact(headers: HeaderMap, Path(id): Path<String>) -> [(&'static str, String); 2] {
+    let old = headers["x-session-id"].to_str().unwrap().to_owned();
+    [("x-session-id", id), ("x-session-compacted-from", old)]
 }
 
 type EventStream = ([(HeaderName, &'static str); 1], Body);
