@@ -26,9 +26,7 @@ use tokio::{
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 use tokio_util::task::TaskTracker;
-use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, EndReason, Phase, SessionGuard, SessionSignal, ShutdownReport,
-};
+use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, Phase, SessionGuard, ShutdownReport};
 
 /// For what should take milliseconds, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(5);
@@ -136,7 +134,7 @@ async fn unguarded(Path(id): Path<String>, State(host): State<Host>, upgrade: We
         drop(socket);
         let _ = host.gone.send(());
     });
-    (SessionSignal::started(id), response)
+    ([("x-session-id", id)], response)
 }
 
 async fn echo(mut socket: WebSocket, guard: SessionGuard, manners: Manners) {
