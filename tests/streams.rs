@@ -25,7 +25,7 @@ use recorder::Recorder;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{broadcast, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
 };
 use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, ShutdownReport};
@@ -64,6 +64,8 @@ impl Server {
             .route("/session", delete(end))
             .route("/events", get(listen).post(listen))
             .route("/farewell", get(farewell))
+            .route("/farewell_by_task", get(farewell_by_task))
+            .route("/torrent", get(async || event_stream(stream::repeat("x"))))
             .with_state(Host { words: words.clone(), sessions: sessions.clone() })
             .layer(sessions.layer());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -143,6 +145,20 @@ async fn listen(State(host): State<Host>) -> EventStream {
     }))
 }
 
+/// As below, but a task of its own says it.
+async fn farewell_by_task(State(host): State<Host>) -> EventStream {
+    let closing = host.sessions.closing();
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        closing.await;
+        // Whatever has to be asked for what is said last.
+        tokio::task::yield_now().await;
+        let _ = tell.send("bye").await;
+        tell.closed().await;
+    });
+    event_stream(stream::unfold(told, async |mut told| told.recv().await.map(|word| (word, told))))
+}
+
 /// Goes on after its last event.
 async fn farewell(State(host): State<Host>) -> EventStream {
     let closing = host.sessions.closing();
@@ -177,6 +193,20 @@ impl Raw {
             let n = soon(self.stream.read_buf(&mut self.read)).await.unwrap();
             assert!(n > 0, "the server hung up after {:?}", String::from_utf8_lossy(&self.read));
         }
+    }
+
+    /// Reads on, and forgets what it read, until the terminating chunk.
+    async fn ends_cleanly(mut self) -> bool {
+        soon(async {
+            while !self.read.ends_with(LAST_CHUNK.as_bytes()) {
+                self.read.drain(..self.read.len().saturating_sub(LAST_CHUNK.len()));
+                if !matches!(self.stream.read_buf(&mut self.read).await, Ok(1..)) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await
     }
 
     /// Everything until the server hangs up, by whatever means.
@@ -329,12 +359,41 @@ async fn g10_a_stop_ends_the_stream_of_a_session_that_was_compacted() {
 }
 
 #[tokio::test]
+async fn g10_a_compaction_into_an_id_that_was_declared_dead_ends_the_streams_of_the_old_session() {
+    let server = Server::start(|builder| builder.connection_drain_timeout(LONG)).await;
+    server.request("POST", "/open/b", None).await;
+    server.request("DELETE", "/session", Some("b")).await;
+    server.request("POST", "/open/a", None).await;
+    let mut client = server.listen("GET", "/events", Some("a")).await;
+    server.request("POST", "/compact/b", Some("a")).await;
+    assert!(server.sessions.is_empty(), "a tombstone lies on the successor");
+    client.read_until(LAST_CHUNK).await;
+    let (report, ..) = server.stop().await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test]
+async fn g10_a_stream_that_is_never_at_a_loss_for_words_ends_with_its_session() {
+    let server = Server::start(|builder| builder.connection_drain_timeout(LONG)).await;
+    server.request("POST", "/open/a", None).await;
+    let with_a_session = server.listen("GET", "/torrent", Some("a")).await;
+    let without = server.listen("GET", "/torrent", None).await;
+    server.request("DELETE", "/session", Some("a")).await;
+    assert!(with_a_session.ends_cleanly().await);
+    let without = tokio::spawn(without.ends_cleanly());
+    let (report, elapsed, _) = server.stop().await;
+    assert!(report.is_clean() && elapsed < SOON, "{elapsed:?} {report}");
+    assert!(soon(without).await.unwrap());
+}
+
+#[tokio::test]
 async fn g10_a_last_event_that_is_sent_on_closing_is_not_lost() {
     let server = Server::start(|builder| builder.connection_drain_timeout(LONG)).await;
     server.request("POST", "/open/a", None).await;
     let mut clients = Vec::new();
     for session in [Some("a"), None].repeat(8) {
         clients.push(server.listen("GET", "/farewell", session).await);
+        clients.push(server.listen("GET", "/farewell_by_task", session).await);
     }
     let (report, elapsed, _) = server.stop().await;
     assert!(report.is_clean(), "{report}");

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-/// Why [`ActiveSessionsBuilder::build`] refused.
+/// Why [`ActiveSessionsBuilder::build`](crate::ActiveSessionsBuilder::build) refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {

@@ -138,7 +138,8 @@ impl ActiveSessionsBuilder {
     /// The body of a `GET` that is a `text/event-stream` is finished cleanly, as if the host had ended it, once its
     /// session has ended; one that belongs to no session, once the drain is over. Without that, one client that
     /// listens holds the connection drain until it is cut. A stream goes on over a compaction. To send a last event
-    /// first, listen to [`closing`](ActiveSessions::closing).
+    /// first, listen to [`closing`](ActiveSessions::closing): in a stop, streams go on until the drain is over, and 20 ms
+    /// longer (at most a quarter of the connections' time).
     pub fn end_streams(mut self, end: bool) -> Self {
         self.config.end_streams = end;
         self

@@ -8,9 +8,9 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::exchange::Exchange;
+use super::{exchange::Exchange, listening::Listening};
 use crate::BoxError;
 
 pin_project! {
@@ -20,22 +20,20 @@ pin_project! {
         inner: Option<B>,
         exchange: Option<Exchange>,
         // An event stream that ends with its session.
-        listens: bool,
-        // Both are registered only once the host has made us wait.
+        listening: Option<Listening>,
+        // Registered only once the host has made us wait.
         #[pin]
         cut: Option<WaitForCancellationFutureOwned>,
-        #[pin]
-        over: Option<WaitForCancellationFutureOwned>,
     }
 }
 
 impl<B> SessionBody<B> {
     pub(super) fn new(inner: B, exchange: Option<Exchange>, listens: bool) -> Self {
-        Self { inner: Some(inner), exchange, listens, cut: None, over: None }
+        Self { inner: Some(inner), exchange, listening: listens.then(Listening::new), cut: None }
     }
 
     pub(super) fn empty() -> Self {
-        Self { inner: None, exchange: None, listens: false, cut: None, over: None }
+        Self { inner: None, exchange: None, listening: None, cut: None }
     }
 }
 
@@ -46,16 +44,24 @@ impl<B> Default for SessionBody<B> {
     }
 }
 
-/// What tells a stream that it is over; `None` if it is.
-fn end_of_stream(exchange: &Exchange) -> Option<CancellationToken> {
-    let sessions = exchange.sessions();
-    let Some(entry) = exchange.entry() else { return Some(sessions.inner.drained.clone()) };
-    let end = entry.listen();
-    if entry.is_active() {
-        return Some(end);
+/// What becomes of a body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    GoOn,
+    /// Its session is over: a clean end.
+    Over,
+    /// The time is over: an error.
+    Cut,
+}
+
+impl Verdict {
+    const fn of(is_over: bool, is_cut: bool) -> Self {
+        match (is_over, is_cut) {
+            (true, _) => Self::Over,
+            (false, true) => Self::Cut,
+            (false, false) => Self::GoOn,
+        }
     }
-    // Compacted before we listened: whoever is the successor, the drain ends it.
-    entry.is_compacted().then(|| sessions.inner.drained.clone())
 }
 
 impl<B> Body for SessionBody<B>
@@ -67,49 +73,46 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+        if this.inner.is_none() {
             return Poll::Ready(None);
-        };
+        }
         // What the host has to say comes first: a last event is not lost.
-        match inner.poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                // A body that never makes us wait would outlive the stop; its last frame may still leave.
-                let is_closed = this.exchange.as_ref().is_some_and(|exchange| exchange.sessions().is_closed());
-                if is_closed && !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream()) {
-                    *this.exchange = None;
-                    this.inner.set(None);
-                    return Poll::Ready(Some(Err(Cut.into())));
+        let frame = match this.inner.as_mut().as_pin_mut() {
+            Some(inner) => inner.poll_frame(cx),
+            None => Poll::Ready(None),
+        };
+        let Some(exchange) = this.exchange.as_ref() else {
+            return frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)));
+        };
+        let verdict = match &frame {
+            Poll::Pending => {
+                if this.cut.is_none() {
+                    this.cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
                 }
-                return Poll::Ready(Some(Ok(frame)));
+                let is_over = this.listening.as_mut().is_some_and(|over| over.poll_over(exchange, cx).is_ready());
+                let is_cut = this.cut.as_mut().as_pin_mut().is_some_and(|cut| cut.poll(cx).is_ready());
+                Verdict::of(is_over, is_cut)
             }
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => {
-                *this.exchange = None;
-                return Poll::Ready(None);
+            // A body that never makes us wait would outlive both; its last frame may still leave.
+            Poll::Ready(Some(Ok(_))) => {
+                let is_over = this.listening.as_mut().is_some_and(|over| over.is_over_after_frame(exchange, cx));
+                let has_more = !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream());
+                Verdict::of(is_over, has_more && exchange.sessions().is_closed())
             }
-            Poll::Pending => {}
+            Poll::Ready(Some(Err(_)) | None) => Verdict::GoOn,
+        };
+        if verdict != Verdict::GoOn || matches!(frame, Poll::Ready(None)) {
+            *this.exchange = None;
         }
-        let Some(exchange) = this.exchange.as_ref() else { return Poll::Pending };
-        if this.cut.is_none() {
-            this.cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
+        if verdict != Verdict::GoOn {
+            this.inner.set(None);
         }
-        let mut is_over = false;
-        if *this.listens {
-            if this.over.is_none() {
-                match end_of_stream(exchange) {
-                    Some(end) => this.over.set(Some(end.cancelled_owned())),
-                    None => is_over = true,
-                }
-            }
-            is_over |= this.over.as_mut().as_pin_mut().is_some_and(|over| over.poll(cx).is_ready());
+        match (verdict, frame) {
+            (Verdict::Cut, _) => Poll::Ready(Some(Err(Cut.into()))),
+            (Verdict::Over, Poll::Pending) => Poll::Ready(None),
+            // With the frame in hand as its last one.
+            (Verdict::Over | Verdict::GoOn, frame) => frame.map(|frame| frame.map(|frame| frame.map_err(Into::into))),
         }
-        let is_cut = this.cut.as_mut().as_pin_mut().is_some_and(|cut| cut.poll(cx).is_ready());
-        if !is_over && !is_cut {
-            return Poll::Pending;
-        }
-        *this.exchange = None;
-        this.inner.set(None);
-        Poll::Ready((!is_over).then(|| Err(Cut.into())))
     }
 
     fn is_end_stream(&self) -> bool {

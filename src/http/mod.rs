@@ -4,6 +4,7 @@ mod body;
 mod exchange;
 mod future;
 mod layer;
+mod listening;
 mod service;
 
 pub use self::{body::SessionBody, future::ResponseFuture, layer::SessionLayer, service::SessionService};

@@ -24,7 +24,7 @@ pub(super) struct Released {
     /// Generations whose start waited for an end that is over now.
     entries: Vec<Arc<Entry>>,
     /// Streams that waited for a claim.
-    streams: Vec<CancellationToken>,
+    pub(super) streams: Vec<CancellationToken>,
 }
 
 /// How the hooks of an end came out.

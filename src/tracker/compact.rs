@@ -56,8 +56,10 @@ impl Tracker {
                 shards.first().tombstones.set(old_hash, Clock::tick(ending.at));
                 self.owe(shards.first(), old, ending, &mut released);
                 // Its streams listen on: to the successor.
-                if let Note::Born(entry) | Note::Known(entry) = &note {
-                    entry.add_listeners(old.take_listeners());
+                match &note {
+                    Note::Born(entry) | Note::Known(entry) => entry.add_listeners(old.take_listeners()),
+                    // There is none, and nobody else would ever end them.
+                    Note::Dead | Note::Refused => released.streams.append(&mut old.take_listeners()),
                 }
             }
             if let Note::Born(entry) = &note {
