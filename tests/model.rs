@@ -36,6 +36,8 @@ enum Step {
     Respond(usize, Answer),
     /// Time for some hooks.
     Wait(u8),
+    /// Longer than the idle time.
+    Silence,
     Drain,
     /// A drain that is dropped after a while.
     HalfADrain(u8),
@@ -71,6 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => proptest::option::weighted(0.8, id()).prop_map(Step::Request),
         4 => (any::<usize>(), answer).prop_map(|(which, answer)| Step::Respond(which, answer)),
         3 => any::<u8>().prop_map(Step::Wait),
+        1 => Just(Step::Silence),
         1 => Just(Step::Drain),
         1 => any::<u8>().prop_map(Step::HalfADrain),
     ]
@@ -87,7 +90,7 @@ struct Model {
     active: BTreeMap<u8, u64>,
     owed: BTreeMap<u64, (u8, EndReason)>,
     stopping: Option<EndReason>,
-    /// Ids that a head alone does not wake. They last for 30 s, which no case does.
+    /// Ids that a head alone does not wake. They last for 30 s, which no case does but for its silences.
     tombstones: BTreeSet<u8>,
 }
 
@@ -231,11 +234,16 @@ async fn respond(model: &mut Model, held: Held, answer: Answer) {
     exchange.await;
 }
 
+/// Longer than all the waits of a case.
+const IDLE: Duration = Duration::from_secs(100);
+
 /// Hooks take between nothing and 70 ms, as the generation likes.
-fn handle(recorder: &Recorder) -> ActiveSessions {
+fn handle(recorder: &Recorder, max_sessions: usize) -> ActiveSessions {
     let (starts, ends) = (recorder.clone(), recorder.clone());
     ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(3600))
+        .idle_timeout(IDLE)
+        .max_sessions(max_sessions)
         .on_session_start(move |start| {
             let starts = starts.clone();
             async move {
@@ -258,13 +266,21 @@ fn generation(event_id: &str) -> u64 {
     event_id.rsplit('-').next().unwrap().parse().unwrap()
 }
 
-async fn run(steps: Vec<Step>) {
+/// The generations that something keeps busy.
+fn busy(guards: &[(u8, u64, SessionGuard)], held: &[Held]) -> BTreeSet<u64> {
+    let guarded = guards.iter().map(|(_, generation, _)| *generation);
+    guarded.chain(held.iter().filter_map(|held| held.generation)).collect()
+}
+
+async fn run(steps: Vec<Step>, max_sessions: usize) {
     let recorder = Recorder::default();
-    let sessions = handle(&recorder);
+    let sessions = handle(&recorder, max_sessions);
+    let driver = tokio::spawn(sessions.shutdown_on(std::future::pending::<()>()));
     let mut model = Model::default();
     let mut guards: Vec<(u8, u64, SessionGuard)> = Vec::new();
     let mut held: Vec<Held> = Vec::new();
     for step in steps {
+        let before = model.births;
         match step {
             Step::Note(id) => {
                 let births = model.births;
@@ -299,6 +315,14 @@ async fn run(steps: Vec<Step>) {
             }
             Step::DropGuard(_) | Step::Respond(..) => {}
             Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(millis.into())).await,
+            Step::Silence => {
+                tokio::time::sleep(IDLE + IDLE / 8).await;
+                model.tombstones.clear();
+                let busy = busy(&guards, &held);
+                let silent = |(_, generation): &(&u8, &u64)| !busy.contains(generation);
+                let silent: Vec<_> = model.active.iter().filter(silent).map(|(id, _)| *id).collect();
+                silent.into_iter().for_each(|id| assert!(model.end(id, EndReason::Idle)));
+            }
             Step::Drain => {
                 model.drain(EndReason::Restart);
                 assert!(sessions.drain(EndReason::Restart).await.is_clean());
@@ -309,12 +333,25 @@ async fn run(steps: Vec<Step>) {
                 let _ = tokio::time::timeout(half, sessions.drain(EndReason::Shutdown)).await;
             }
         }
+        // Whom the cap evicts is its own choice, as long as it is nobody who is busy, and not the newcomer.
+        if model.births > before {
+            let gone = |id: &&u8| !sessions.contains(name(**id));
+            let evicted: Vec<_> = model.active.keys().filter(gone).copied().collect();
+            let busy = busy(&guards, &held);
+            for id in &evicted {
+                let generation = model.active[id];
+                assert!(!busy.contains(&generation) && generation != model.births, "{id} was evicted");
+                model.end(*id, EndReason::Evicted);
+            }
+            assert!(evicted.len() <= 1);
+        }
         let active: Vec<_> = model.active.keys().map(|id| name(*id)).collect();
         let mut snapshot: Vec<_> = sessions.snapshot().iter().map(|session| session.id.to_string()).collect();
         snapshot.sort();
         assert_eq!(snapshot, active);
         assert_eq!(sessions.len(), active.len());
     }
+    driver.abort();
     for (id, generation, guard) in guards {
         model.end_generation(id, generation, EndReason::Unknown);
         drop(guard);
@@ -354,9 +391,10 @@ proptest! {
 
     #[test]
     fn g01_g02_every_generation_gets_the_end_that_the_model_owes_it(
-        steps in proptest::collection::vec(step(), 1..60)
+        steps in proptest::collection::vec(step(), 1..60),
+        max_sessions in 2..=usize::from(IDS),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(run(steps));
+        runtime.block_on(run(steps, max_sessions));
     }
 }

@@ -356,3 +356,15 @@ async fn the_report_is_json_with_its_counts_and_shows_ids_in_part_only() {
     assert_eq!(json["connections"]["cut"], false);
     assert!(!report.to_string().contains("secret") && !format!("{report:?}").contains("secret"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_finish_that_begins_long_after_a_drain_has_all_of_its_time() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().build().unwrap();
+    let _ = sessions.drain(EndReason::Restart).await;
+    tokio::time::sleep(100 * SECOND).await;
+    sessions.note("late");
+    let finished = sessions.finish(server(ready(()), SECOND)).await;
+    assert!(!finished.report.connections.cut && finished.report.is_clean(), "{}", finished.report);
+    assert_eq!(recorder.reasons(), [("late".to_owned(), EndReason::Restart)]);
+}

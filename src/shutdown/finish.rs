@@ -59,17 +59,18 @@ impl ActiveSessions {
         let place = ServerPlace::take(self.clone());
         async move {
             let sessions = &place.sessions;
+            let begun = Instant::now();
             let output = {
                 let mut server = pin!(server.into_future());
                 tokio::select! {
                     biased;
                     output = &mut server => Some(output),
-                    () = sessions.connections_are_due() => None,
+                    () = sessions.connections_are_due(begun) => None,
                 }
             };
             let run = sessions.drain_unless_done().await;
             let cut = output.is_none();
-            let elapsed = sessions.inner.stop.progress().drained_at.map(|at| at.elapsed()).unwrap_or_default();
+            let elapsed = sessions.connections_began(begun).map(|at| at.elapsed()).unwrap_or_default();
             let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
             let is_last = place.leave();
             if is_last {
@@ -77,11 +78,11 @@ impl ActiveSessions {
             }
             tokio::select! {
                 biased;
-                () = sessions.late_sessions() => {}
+                () = sessions.late_sessions(begun) => {}
                 () = sessions.until_cut() => {}
             }
             if is_last {
-                sessions.inner.pool.close(sessions.remaining_grace()).await;
+                sessions.inner.pool.close(sessions.remaining_grace(begun)).await;
             }
             Finished {
                 output,
@@ -99,15 +100,20 @@ impl ActiveSessions {
     }
 
     /// When the connections have had their time, less the grace for what is cut.
-    fn connection_deadline(&self) -> Option<Instant> {
+    fn connection_deadline(&self, begun: Instant) -> Option<Instant> {
         let timeout = self.inner.config.connection_drain_timeout;
-        self.inner.stop.progress().drained_at?.checked_add(timeout.saturating_sub(grace(timeout)))
+        self.connections_began(begun)?.checked_add(timeout.saturating_sub(grace(timeout)))
     }
 
-    async fn connections_are_due(&self) {
+    /// Since when the connections drain: since the drain was over, if this `finish` had begun by then.
+    fn connections_began(&self, begun: Instant) -> Option<Instant> {
+        Some(self.inner.stop.progress().drained_at?.max(begun))
+    }
+
+    async fn connections_are_due(&self, begun: Instant) {
         let deadline = async {
             self.inner.stop.wait_for(|progress| progress.drained_at.is_some()).await;
-            match self.connection_deadline() {
+            match self.connection_deadline(begun) {
                 Some(deadline) => sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
@@ -163,12 +169,12 @@ impl ActiveSessions {
     }
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn late_sessions(&self) {
+    async fn late_sessions(&self, begun: Instant) {
         self.inner.pool.tracker.await_late();
-        self.quiet(self.connection_deadline()).await;
+        self.quiet(self.connection_deadline(begun)).await;
         // What was cut says so to its client.
         while self.inner.cut.is_cancelled() && self.inner.open_responses.load(Ordering::SeqCst) > 0 {
-            let Some(end) = self.final_deadline().filter(|end| *end > Instant::now()) else { break };
+            let Some(end) = self.final_deadline(begun).filter(|end| *end > Instant::now()) else { break };
             sleep_until(end.min(Instant::now() + std::time::Duration::from_millis(1))).await;
         }
     }
@@ -187,18 +193,17 @@ impl ActiveSessions {
     }
 
     /// When `finish` has to be over.
-    fn final_deadline(&self) -> Option<Instant> {
-        let progress = self.inner.stop.progress();
-        if progress.is_cut() {
+    fn final_deadline(&self, begun: Instant) -> Option<Instant> {
+        if self.inner.stop.progress().is_cut() {
             return Some(Instant::now());
         }
-        progress.drained_at?.checked_add(self.inner.config.connection_drain_timeout)
+        self.connections_began(begun)?.checked_add(self.inner.config.connection_drain_timeout)
     }
 
-    fn remaining_grace(&self) -> std::time::Duration {
+    fn remaining_grace(&self, begun: Instant) -> std::time::Duration {
         let least = std::time::Duration::from_millis(10);
         let most = std::time::Duration::from_millis(50);
-        self.final_deadline().map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
+        self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
     }
 
     fn shutdown_report(&self, run: &DrainRun, connections: ConnectionReport) -> ShutdownReport {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shuttle::{sync::Mutex, thread};
 
-use super::{Job, Note, Outcome, Tracker, Voice, clock::NEVER};
+use super::{By, Job, Load, Note, Outcome, Tracker, Voice, clock::NEVER};
 use crate::{
     session::{EndReason, Phase, Session},
     sync::{AtomicUsize, Ordering},
@@ -189,6 +189,56 @@ fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
             world.sweep();
         });
         world.check(2);
+    });
+}
+
+#[test]
+fn g09_a_request_that_is_over_while_the_drain_spares_work_ends_its_session_once() {
+    explore(|| {
+        let world = World::new();
+        world.note("a");
+        let entry = world.tracker.take_up(b"a", 0).unwrap();
+        world.spawn(move |world| {
+            // As an exchange does at its end: first put down, then read the phase.
+            if entry.put_down(Load::Work) && world.tracker.phase() >= Phase::Closing {
+                world.tracker.claim(&entry, EndReason::Shutdown, By::Us);
+            }
+        });
+        // As a drain does: first the phase, then the sweep. Nobody sweeps again.
+        world.spawn(|world| {
+            world.tracker.advance(Phase::Closing, EndReason::Shutdown);
+            for shard in 0..Tracker::shards() {
+                world.tracker.sweep(shard, EndReason::Shutdown, true);
+            }
+        });
+        world.check(1);
+    });
+}
+
+#[test]
+fn g13_an_eviction_that_races_with_a_request_ends_nobody_who_is_busy() {
+    explore(|| {
+        let world = World::new();
+        world.note("a");
+        world.note("b");
+        let Note::Born(newcomer) = world.tracker.note(Session::from("c"), Voice::Host) else { panic!() };
+        world.spawn(|world| {
+            if let Some(entry) = world.tracker.take_up(b"a", 1) {
+                thread::yield_now();
+                assert!(entry.is_active(), "evicted while it was busy");
+                entry.put_down(Load::Work);
+            }
+        });
+        world.spawn(move |world| {
+            world.tracker.evict(&newcomer);
+            assert!(newcomer.is_active());
+        });
+        let other = Arc::clone(&world);
+        let second = thread::spawn(move || other.work());
+        world.work();
+        second.join().unwrap();
+        world.sweep();
+        world.check(3);
     });
 }
 
