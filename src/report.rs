@@ -126,22 +126,33 @@ impl DrainReport {
 
 impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, active, running, late_births, ended, failed, forgotten, kept, .. } = self;
-        let Self { unfinished, elapsed, .. } = self;
-        write!(
-            f,
-            "{reason}: of {active} active, {running} ending and {late_births} late sessions \
-             {ended} ended, {failed} failed, {} unfinished, {kept} kept, {forgotten} forgotten in {elapsed:.1?}",
-            unfinished.len(),
-        )?;
+        self.fmt_counts(f)?;
+        write!(f, ", in {:.1?}", self.elapsed)?;
+        self.fmt_unfinished(f)
+    }
+}
+
+impl DrainReport {
+    fn fmt_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, active, running, late_births, ended, failed, forgotten, kept, unfinished, .. } = self;
+        write!(f, "{reason}: of {active} active, {running} ending and {late_births} late sessions, {ended} ended")?;
+        for (count, what) in [(*failed, "failed"), (*kept, "kept"), (*forgotten, "forgotten")] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        write!(f, ", {} unfinished", unfinished.len())
+    }
+
+    fn fmt_unfinished(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.timed_out {
             write!(f, " (the budget of {:.1?} was over)", self.budget)?;
         }
-        for unfinished in unfinished.iter().take(8) {
+        for unfinished in self.unfinished.iter().take(8) {
             write!(f, "; {unfinished}")?;
         }
-        if unfinished.len() > 8 {
-            write!(f, "; and {} more", unfinished.len() - 8)?;
+        if self.unfinished.len() > 8 {
+            write!(f, "; and {} more", self.unfinished.len() - 8)?;
         }
         Ok(())
     }
@@ -228,8 +239,10 @@ impl ShutdownReport {
 
 impl fmt::Display for ShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { signalled, interrupted, drain: _, sessions, connections } = self;
-        write!(f, "{sessions}; {connections}")?;
+        let Self { signalled, interrupted, drain, sessions, connections } = self;
+        sessions.fmt_counts(f)?;
+        sessions.fmt_unfinished(f)?;
+        write!(f, "; sessions drained in {:.1?}; {connections}", drain.elapsed)?;
         if !signalled {
             f.write_str("; the server ended without a signal")?;
         }
