@@ -34,13 +34,10 @@ impl ActiveSessions {
     pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
         let session = session.into();
         let id = session.id.clone();
-        let entry = match self.note_entry(session, Voice::Host) {
+        let entry = match self.note_entry(session, Voice::Said, Some(Load::Open)) {
             Some(Note::Born(entry) | Note::Known(entry)) => Some(entry),
             Some(Note::Refused | Note::Dead) | None => None,
         };
-        if let Some(entry) = &entry {
-            entry.take_up(Load::Open);
-        }
         SessionGuard { sessions: self.clone(), id, entry }
     }
 
@@ -101,7 +98,7 @@ impl SessionGuard {
     /// Ends the guarded generation with `reason`; false if it is over already.
     #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
     pub fn end(self, reason: EndReason) -> bool {
-        self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason, By::Us))
+        self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason, By::Host))
     }
 
     /// As [`ActiveSessions::closing`].
@@ -113,7 +110,9 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         if let Some(entry) = &self.entry {
-            self.sessions.end_entry(entry, EndReason::Unknown, By::Us);
+            // Of a session that no request has carried yet the head may be still to come: it revives nothing.
+            let by = if entry.requests() == 0 { By::Host } else { By::Us };
+            self.sessions.end_entry(entry, EndReason::Unknown, by);
             entry.put_down(Load::Open);
         }
     }

@@ -142,7 +142,8 @@ pub use self::{
     protocol::{HeaderProtocol, RequestInfo, SessionProtocol, SessionSignal},
     report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
     session::{
-        EndReason, EventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId, SessionStart,
+        EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,
+        SessionStart,
     },
     shutdown::{Finished, Shutdown, signal},
 };

@@ -16,7 +16,7 @@ use crate::{
     hook::HookSet,
     session::{EndReason, Phase, Session},
     stop::Stopping,
-    tracker::{By, Entry, Note, Voice},
+    tracker::{By, Entry, Load, Note, Voice},
 };
 
 /// The handle: who is active, and everything that can be done about it.
@@ -133,16 +133,16 @@ impl ActiveSessions {
     /// assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
     /// ```
     pub fn note(&self, session: impl Into<Session>) -> Noted {
-        let note = self.note_entry(session.into(), Voice::Host);
+        let note = self.note_entry(session.into(), Voice::Host, None);
         Noted { is_new: matches!(note, Some(Note::Born(_))) }
     }
 
-    pub(crate) fn note_entry(&self, session: Session, voice: Voice) -> Option<Note> {
+    pub(crate) fn note_entry(&self, session: Session, voice: Voice, load: Option<Load>) -> Option<Note> {
         if !session.id.is_valid() {
             self.ignore_id();
             return None;
         }
-        let note = self.inner.pool.tracker.note(session, voice);
+        let note = self.inner.pool.tracker.note(session, voice, load);
         if let Note::Born(entry) = &note {
             self.after_birth(entry);
             self.keep_the_cap(entry);
@@ -208,7 +208,7 @@ impl ActiveSessions {
     /// assert!(!sessions.contains("old") && sessions.contains("new"));
     /// ```
     pub fn compact(&self, old: impl AsRef<str>, session: impl Into<Session>) -> bool {
-        self.compact_entry(old.as_ref(), None, session.into(), Voice::Host).0
+        self.compact_entry(old.as_ref(), None, session.into(), Voice::Host, None).0
     }
 
     /// As [`compact`](Self::compact); with `generation`, only that generation of `old` counts.
@@ -218,12 +218,13 @@ impl ActiveSessions {
         generation: Option<&Arc<Entry>>,
         session: Session,
         voice: Voice,
+        load: Option<Load>,
     ) -> (bool, Option<Note>) {
         if !session.id.is_valid() {
             self.ignore_id();
             return (false, None);
         }
-        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice);
+        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice, load);
         if let Note::Born(entry) = &note {
             // Exempt from the cap: one has gone for it.
             self.after_birth(entry);

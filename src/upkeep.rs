@@ -74,15 +74,18 @@ impl ActiveSessions {
     /// The time for the activity of a session: coarse where somebody, or something, moves it on.
     pub(crate) fn tick(&self) -> Tick {
         let tracker = &self.inner.pool.tracker;
-        if self.inner.config.idle_timeout.is_none() || self.inner.driven.load(Ordering::Relaxed) {
-            tracker.tick()
-        } else {
-            Clock::tick(tracker.clock.now())
+        match self.inner.config.idle_timeout {
+            None => tracker.tick(),
+            // The driver's last step may be a period ago: rather too late than too early.
+            Some(timeout) if self.inner.driven.load(Ordering::Relaxed) => {
+                tracker.tick().wrapping_add(Clock::ticks(Self::expiry_period(timeout)))
+            }
+            Some(_) => Clock::tick(tracker.clock.now()),
         }
     }
 
     fn expiry_period(timeout: Duration) -> Duration {
-        (timeout / 16).clamp(Duration::from_millis(10), Duration::from_secs(10))
+        (timeout / 32).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 
     /// Idle expiry for as long as it is polled; one of several does the work.
@@ -129,7 +132,7 @@ impl ActiveSessions {
                 self.inner.warned.undriven.call_once(|| {
                     tracing::warn!(
                         name: "session-expiry-undriven",
-                        "idle expiry is on, and nobody polls `shutdown_on`: sessions expire only when others begin;                          this is said once",
+                        "idle expiry is on, and nobody polls `shutdown_on`: sessions expire only as others begin; said once",
                     );
                 });
             }

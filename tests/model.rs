@@ -92,6 +92,10 @@ struct Model {
     stopping: Option<EndReason>,
     /// Ids that a head alone does not wake. They last for 30 s, which no case does but for its silences.
     tombstones: BTreeSet<u8>,
+    /// Generations that a request has carried.
+    carried: BTreeSet<u64>,
+    /// Generations from here on are younger than 30 s.
+    young_from: u64,
 }
 
 impl Model {
@@ -101,6 +105,7 @@ impl Model {
         }
         self.births += 1;
         self.active.insert(id, self.births);
+        self.tombstones.remove(&id);
         if let Some(reason) = self.stopping {
             self.tombstones.insert(id);
             self.end(id, reason);
@@ -127,15 +132,22 @@ impl Model {
     fn end(&mut self, id: u8, reason: EndReason) -> bool {
         let generation = self.active.remove(&id);
         if let Some(generation) = generation {
+            // Its head may be still to come.
+            if self.stopping.is_some() && !self.carried.contains(&generation) && generation >= self.young_from {
+                self.tombstones.insert(id);
+            }
             let twice = self.owed.insert(generation, (id, reason));
             assert!(twice.is_none());
         }
         generation.is_some()
     }
 
-    fn end_generation(&mut self, id: u8, generation: u64, reason: EndReason) {
+    fn drop_guard(&mut self, id: u8, generation: u64) {
         if self.active.get(&id) == Some(&generation) {
-            self.end(id, reason);
+            self.end(id, EndReason::Unknown);
+            if !self.carried.contains(&generation) {
+                self.tombstones.insert(id);
+            }
         }
     }
 
@@ -305,10 +317,14 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
             Step::Guard(id) => guards.push((id, model.note(id), sessions.guard(name(id)))),
             Step::DropGuard(which) if !guards.is_empty() => {
                 let (id, generation, guard) = guards.swap_remove(which % guards.len());
-                model.end_generation(id, generation, EndReason::Unknown);
+                model.drop_guard(id, generation);
                 drop(guard);
             }
-            Step::Request(id) => held.push(request(&sessions, &model, id)),
+            Step::Request(id) => {
+                let request = request(&sessions, &model, id);
+                model.carried.extend(request.generation);
+                held.push(request);
+            }
             Step::Respond(which, answer) if !held.is_empty() => {
                 let held = held.swap_remove(which % held.len());
                 respond(&mut model, held, answer).await;
@@ -318,6 +334,7 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
             Step::Silence => {
                 tokio::time::sleep(IDLE + IDLE / 8).await;
                 model.tombstones.clear();
+                model.young_from = model.births + 1;
                 let busy = busy(&guards, &held);
                 let silent = |(_, generation): &(&u8, &u64)| !busy.contains(generation);
                 let silent: Vec<_> = model.active.iter().filter(silent).map(|(id, _)| *id).collect();
@@ -353,7 +370,7 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
     }
     driver.abort();
     for (id, generation, guard) in guards {
-        model.end_generation(id, generation, EndReason::Unknown);
+        model.drop_guard(id, generation);
         drop(guard);
     }
     model.drain(EndReason::Shutdown);

@@ -127,7 +127,9 @@ impl ActiveSessionsBuilder {
     ///
     /// Beyond it each birth ends about the longest idle session, with [`EndReason::Evicted`](crate::EndReason::Evicted),
     /// but never one with a request, an open response body or a guard. A flood of births therefore pushes out idle
-    /// sessions of others; set it well above what you expect. The successor of a compaction is exempt.
+    /// sessions of others; set it well above what you expect. The successor of a compaction is exempt. Sessions that
+    /// have ended and wait for their hooks do not count: what bounds those is how fast the hooks are, and
+    /// [`hook_timeout`](Self::hook_timeout).
     pub fn max_sessions(mut self, max: usize) -> Self {
         self.config.max_sessions = max;
         self
@@ -157,8 +159,8 @@ impl ActiveSessionsBuilder {
     /// Says which sessions outlive the process, because they are persisted and can be resumed elsewhere: a drain
     /// forgets those without a `session_end`, and reports them as [kept](crate::DrainReport::kept).
     ///
-    /// Called once for each session that a drain comes upon, with the drain's reason. Should it panic, the session is
-    /// ended.
+    /// Called for each session that a drain comes upon, with the drain's reason; for one that is born late it may be
+    /// called twice. Should it panic, the session is ended.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;

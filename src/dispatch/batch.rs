@@ -93,6 +93,10 @@ impl Pool {
             // With no runtime the runner is dropped, and what waits stays for a later kick.
             if let Some(handle) = self.spawn(runner.run()) {
                 let _ = abort.set(handle);
+                // `close` may have passed by before the handle was there.
+                if self.tracker.queue.line().gate.closed {
+                    batch.abort();
+                }
             }
         }
     }
@@ -137,8 +141,9 @@ impl Runner {
     /// Takes the next batch; false if there is none, or none may start any more.
     fn fill(&mut self, max: usize) -> bool {
         let now = self.pool.tracker.clock.now();
-        let open = self.pool.tracker.queue.line().gate.is_open(now);
         let mut state = lock(&self.pool.batches[self.index].state);
+        // Under the lock: whoever opens the gate afterwards finds the place empty.
+        let open = self.pool.tracker.queue.line().gate.is_open(now);
         if open {
             let n = max.min(state.waiting.len());
             self.in_hand = state.waiting.drain(..n).collect();

@@ -14,6 +14,7 @@ mod ticker;
 mod worker;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -105,8 +106,13 @@ impl Pool {
     /// Remembers the runtime of the caller, if it has one, for the calls that have none.
     pub(crate) fn adopt_runtime(&self) {
         if let Ok(current) = Handle::try_current() {
-            *lock(&self.runtime) = Some(current);
+            // What was there before is dropped after the lock.
+            let _before = lock(&self.runtime).replace(current);
         }
+    }
+
+    fn has_runtime(&self) -> bool {
+        lock(&self.runtime).is_some()
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
@@ -117,7 +123,7 @@ impl Pool {
 
     /// A task was dropped before it ran: the remembered runtime is gone.
     fn forget_runtime(&self) {
-        *lock(&self.runtime) = None;
+        let _before = lock(&self.runtime).take();
     }
 
     /// Hires as many workers as the queue has work for. To be called after everything that may have queued a job.
@@ -129,12 +135,22 @@ impl Pool {
 
     /// As [`kick`](Self::kick), with at least `extra` new workers beyond the usual staff.
     fn hire(self: &Arc<Self>, extra: usize) {
+        if self.try_hire(extra) > 0 && !self.has_runtime() {
+            // The remembered runtime has gone, and the jobs are in the queue again: they go to that of the caller.
+            self.adopt_runtime();
+            if self.has_runtime() {
+                self.try_hire(extra);
+            }
+        }
+    }
+
+    fn try_hire(self: &Arc<Self>, extra: usize) -> usize {
         let usual = self.limits.max_concurrent_hooks.unwrap_or(STAFF);
         let hired = {
             let now = self.tracker.clock.now();
             let mut line = self.tracker.queue.line();
             if !line.gate.is_open(now) {
-                return;
+                return 0;
             }
             // Those that are on their way count: else each tick hires them again.
             let extra = extra.min(EXTRA_A_TICK).saturating_sub(line.fresh);
@@ -147,6 +163,7 @@ impl Pool {
         for _ in 0..hired {
             Worker::spawn(self);
         }
+        hired
     }
 
     /// What a stop does first: from now on the drain's deadline counts. With `None` there is none.
@@ -179,6 +196,8 @@ impl Pool {
     /// thread cannot be stopped.
     pub(crate) async fn close(&self, grace: Duration) {
         self.tracker.queue.line().gate.closed = true;
+        // A drain that still waits, waits for what can no longer run.
+        self.tracker.quiet.notify_waiters();
         {
             let floor = lock(&self.floor);
             floor.slots.values().for_each(|slot| slot.abort());
@@ -216,7 +235,15 @@ impl Pool {
     }
 
     /// Logs a failure, unless there have been so many in this drain that logging them would eat it.
+    ///
+    /// Contained: the text of an error is user code, and so are its drop and whoever subscribes to the log.
     fn record(&self, failure: HookFailure) {
+        if catch_unwind(AssertUnwindSafe(|| self.record_unguarded(failure))).is_err() {
+            tracing::warn!(name: "session-hook-failed", "a session hook failed, with an error that cannot be shown");
+        }
+    }
+
+    fn record_unguarded(&self, failure: HookFailure) {
         let stopping = self.tracker.queue.line().gate.stopping;
         if stopping {
             let mut failures = lock(&self.failures);

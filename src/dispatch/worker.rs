@@ -102,6 +102,10 @@ impl Worker {
         // With no runtime the worker is dropped, and its job stays in the queue for a later kick.
         if let Some(abort) = pool.spawn(worker.run()) {
             let _ = slot.abort.set(abort);
+            // `close` may have passed by before the handle was there.
+            if pool.tracker.queue.line().gate.closed {
+                slot.abort();
+            }
         }
     }
 

@@ -8,9 +8,11 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{exchange::Exchange, listening::Listening};
+use super::{
+    exchange::{Exchange, UntilCut},
+    listening::Listening,
+};
 use crate::BoxError;
 
 pin_project! {
@@ -21,19 +23,17 @@ pin_project! {
         exchange: Option<Exchange>,
         // An event stream that ends with its session.
         listening: Option<Listening>,
-        // Registered only once the host has made us wait.
-        #[pin]
-        cut: Option<WaitForCancellationFutureOwned>,
+        cut: UntilCut,
     }
 }
 
 impl<B> SessionBody<B> {
     pub(super) fn new(inner: B, exchange: Option<Exchange>, listens: bool) -> Self {
-        Self { inner: Some(inner), exchange, listening: listens.then(Listening::new), cut: None }
+        Self { inner: Some(inner), exchange, listening: listens.then(Listening::new), cut: UntilCut::default() }
     }
 
     pub(super) fn empty() -> Self {
-        Self { inner: None, exchange: None, listening: None, cut: None }
+        Self { inner: None, exchange: None, listening: None, cut: UntilCut::default() }
     }
 }
 
@@ -86,17 +86,15 @@ where
         };
         let verdict = match &frame {
             Poll::Pending => {
-                if this.cut.is_none() {
-                    this.cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
-                }
                 let is_over = this.listening.as_mut().is_some_and(|over| over.poll_over(exchange, cx).is_ready());
-                let is_cut = this.cut.as_mut().as_pin_mut().is_some_and(|cut| cut.poll(cx).is_ready());
+                let is_cut = this.cut.poll(exchange, cx).is_ready();
                 Verdict::of(is_over, is_cut)
             }
             // A body that never makes us wait would outlive both; its last frame may still leave.
-            Poll::Ready(Some(Ok(_))) => {
+            Poll::Ready(Some(Ok(frame))) => {
                 let is_over = this.listening.as_mut().is_some_and(|over| over.is_over_after_frame(exchange, cx));
-                let has_more = !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream());
+                let has_more =
+                    !frame.is_trailers() && !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream());
                 Verdict::of(is_over, has_more && exchange.sessions().is_closed())
             }
             Poll::Ready(Some(Err(_)) | None) => Verdict::GoOn,

@@ -1,8 +1,14 @@
 //! One exchange: the generation that its request belongs to, and what its response says about sessions.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+};
 
 use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::layer::Shared;
 use crate::{
@@ -52,7 +58,7 @@ impl Exchange {
             return Ok(());
         }
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
-            self.say(saying, Voice::Host)?;
+            self.say(saying, Voice::Said)?;
         }
         for saying in from_protocol.sayings {
             match saying {
@@ -66,8 +72,9 @@ impl Exchange {
     /// A birth, an end or a compaction that the host declares.
     fn say(&mut self, saying: Saying, voice: Voice) -> Result<(), Refused> {
         let sessions = &self.shared.sessions;
+        let load = self.wanting();
         match saying {
-            Saying::Started(session) => self.adopt(sessions.note_entry(session, voice)),
+            Saying::Started(session) => self.adopt(sessions.note_entry(session, voice, load)),
             Saying::Ended(id, reason) => {
                 match self.entry.as_ref().filter(|entry| entry.id == id) {
                     // A later generation of the same id is not what this response is about.
@@ -78,7 +85,7 @@ impl Exchange {
             }
             Saying::Compacted(old, session) => {
                 let generation = self.entry.as_ref().filter(|entry| entry.id == old);
-                self.adopt(sessions.compact_entry(old.as_str(), generation, session, voice).1)
+                self.adopt(sessions.compact_entry(old.as_str(), generation, session, voice, load).1)
             }
         }
     }
@@ -96,7 +103,12 @@ impl Exchange {
                 return Ok(());
             }
         }
-        self.adopt(sessions.note_entry(session, Voice::Head))
+        self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
+    }
+
+    /// What a newcomer is to take up, if this exchange belongs to no session yet.
+    fn wanting(&self) -> Option<Load> {
+        self.entry.is_none().then_some(self.load)
     }
 
     /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
@@ -104,7 +116,6 @@ impl Exchange {
         match note {
             Some(Note::Refused) => return Err(Refused),
             Some(Note::Born(entry) | Note::Known(entry)) if self.entry.is_none() => {
-                entry.take_up(self.load);
                 self.entry = Some(entry);
             }
             Some(_) | None => {}
@@ -139,6 +150,19 @@ impl Drop for Exchange {
             self.put_down(&entry);
         }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits for the cut of the connections, from when the host has made us wait.
+///
+/// Boxed, so that bodies and futures are `Unpin` where the host's are, and small where the host is quick.
+#[derive(Default)]
+pub(super) struct UntilCut(Option<Pin<Box<WaitForCancellationFutureOwned>>>);
+
+impl UntilCut {
+    pub(super) fn poll(&mut self, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<()> {
+        let cut = &exchange.shared.sessions.inner.cut;
+        self.0.get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned())).as_mut().poll(cx)
     }
 }
 

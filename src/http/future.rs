@@ -10,11 +10,10 @@ use std::{
 use http::{Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody,
-    exchange::{Exchange, Refused},
+    exchange::{Exchange, Refused, UntilCut},
     unavailable,
 };
 use crate::protocol::RequestInfo;
@@ -37,9 +36,7 @@ pin_project! {
             inner: F,
             exchange: Option<Exchange>,
             request: RequestInfo,
-            // Registered only once the host has made us wait.
-            #[pin]
-            cut: Option<WaitForCancellationFutureOwned>,
+            cut: UntilCut,
         },
         Refused,
     }
@@ -47,7 +44,7 @@ pin_project! {
 
 impl<F> ResponseFuture<F> {
     pub(super) fn new(inner: F, exchange: Exchange, request: RequestInfo, version: Version) -> Self {
-        Self { state: State::Host { inner, exchange: Some(exchange), request, cut: None }, version }
+        Self { state: State::Host { inner, exchange: Some(exchange), request, cut: UntilCut::default() }, version }
     }
 
     pub(super) fn refused(version: Version) -> Self {
@@ -64,7 +61,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let StateProj::Host { inner, exchange: place, request, mut cut } = this.state.as_mut().project() else {
+        let StateProj::Host { inner, exchange: place, request, cut } = this.state.as_mut().project() else {
             return Poll::Ready(Ok(unavailable(*this.version)));
         };
         let Some(exchange) = place.as_mut() else {
@@ -72,13 +69,7 @@ where
         };
         match inner.poll(cx) {
             Poll::Pending => {
-                if cut.is_none() {
-                    cut.set(Some(exchange.sessions().inner.cut.clone().cancelled_owned()));
-                }
-                // Just set.
-                if let Some(cut) = cut.as_pin_mut() {
-                    ready!(cut.poll(cx));
-                }
+                ready!(cut.poll(exchange, cx));
                 // The host's future is dropped here, not when somebody drops this one.
                 this.state.set(State::Refused);
                 Poll::Ready(Ok(unavailable(*this.version)))

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    str::FromStr,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,6 +22,7 @@ use super::{EndReason, Session, SessionId};
 /// let end = SessionEnd::new(Session::from("abc"), EndReason::Deleted);
 /// let key = end.event_id.to_string(); // 32 hex digits, a dash, the generation
 /// assert_eq!(key.split_once('-').unwrap().0.len(), 32);
+/// assert_eq!(key.parse(), Ok(end.event_id));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId {
@@ -45,6 +47,31 @@ impl fmt::Debug for EventId {
         write!(f, "EventId({self})")
     }
 }
+
+impl FromStr for EventId {
+    type Err = InvalidEventId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (instance, generation) = text.split_once('-')?;
+            Some(Self::new(u128::from_str_radix(instance, 16).ok()?, generation.parse().ok()?))
+        };
+        // There is one way to write it, so that texts can be compared too.
+        parse().filter(|id| id.to_string() == text).ok_or(InvalidEventId(()))
+    }
+}
+
+/// A text is no [`EventId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidEventId(());
+
+impl fmt::Display for InvalidEventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event id is 32 lower-case hexadecimal digits, a dash, and a number")
+    }
+}
+
+impl std::error::Error for InvalidEventId {}
 
 impl Serialize for EventId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

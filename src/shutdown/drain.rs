@@ -29,6 +29,8 @@ impl ActiveSessions {
     /// and waits again for what is unfinished. Dropping the future half-way loses nothing: the hooks go on, and the next
     /// drain ends the rest.
     ///
+    /// A hook that waits for a drain waits for itself, and so for the whole budget: spawn it instead.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with a timer.
@@ -100,7 +102,9 @@ impl ActiveSessions {
 
     /// Waits for every `session_end` that is owed and not given up.
     pub(super) async fn quiet(&self, deadline: Option<Instant>) {
-        self.wait_until(deadline, || self.inner.pool.tracker.awaited() == 0).await;
+        let tracker = &self.inner.pool.tracker;
+        // Once the pool is closed, what is left never runs.
+        self.wait_until(deadline, || tracker.awaited() == 0 || tracker.queue.line().gate.closed).await;
     }
 
     async fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {

@@ -78,7 +78,7 @@ impl ActiveSessions {
             }
             tokio::select! {
                 biased;
-                () = sessions.late_sessions(begun) => {}
+                () = sessions.late_sessions(begun, cut) => {}
                 () = sessions.until_cut() => {}
             }
             if is_last {
@@ -113,9 +113,13 @@ impl ActiveSessions {
     async fn connections_are_due(&self, begun: Instant) {
         let deadline = async {
             self.inner.stop.wait_for(|progress| progress.drained_at.is_some()).await;
-            match self.connection_deadline(begun) {
-                Some(deadline) => sleep_until(deadline).await,
-                None => std::future::pending().await,
+            // Another signal may have moved it meanwhile.
+            loop {
+                match self.connection_deadline(begun) {
+                    Some(deadline) if deadline <= Instant::now() => break,
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
             }
         };
         tokio::select! {
@@ -169,11 +173,13 @@ impl ActiveSessions {
     }
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn late_sessions(&self, begun: Instant) {
+    async fn late_sessions(&self, begun: Instant, cut: bool) {
         self.inner.pool.tracker.await_late();
-        self.quiet(self.connection_deadline(begun)).await;
+        // Without a limit for the connections, that for a hook is left: those of the drain have no other.
+        let hook_timeout = self.inner.config.hook_timeout;
+        self.quiet(self.connection_deadline(begun).or_else(|| Instant::now().checked_add(hook_timeout))).await;
         // What was cut says so to its client.
-        while self.inner.cut.is_cancelled() && self.inner.open_responses.load(Ordering::SeqCst) > 0 {
+        while cut && self.inner.open_responses.load(Ordering::SeqCst) > 0 {
             let Some(end) = self.final_deadline(begun).filter(|end| *end > Instant::now()) else { break };
             sleep_until(end.min(Instant::now() + std::time::Duration::from_millis(1))).await;
         }
@@ -252,6 +258,8 @@ impl ServerPlace {
 impl Drop for ServerPlace {
     fn drop(&mut self) {
         self.leave();
+        // Second signals know the waker of whoever polled them last, and that may have been us.
+        self.sessions.inner.stop.update(|_| {});
     }
 }
 

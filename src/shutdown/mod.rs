@@ -60,7 +60,7 @@ impl ActiveSessions {
         self.inner.pool.adopt_runtime();
         let Stop { reason, again } = tokio::select! {
             biased;
-            stop = signal => stop.into(),
+            stop = contained(signal) => stop,
             never = self.drive() => match never {},
         };
         let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
@@ -96,6 +96,19 @@ impl ActiveSessions {
         tracing::warn!(name: "session-stop-cut", "told to stop a second time: no longer waiting");
         self.inner.stop.update(|progress| progress.cuts += 1);
     }
+}
+
+/// A signal that panics stops, as one that fails does: else the server would drain its connections with no limit.
+async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
+    let mut signal = std::pin::pin!(signal);
+    std::future::poll_fn(|cx| {
+        let poll = || signal.as_mut().poll(cx).map(Into::into);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).unwrap_or_else(|_| {
+            tracing::error!("the shutdown signal panicked; stopping");
+            Poll::Ready(Stop::new(EndReason::Shutdown))
+        })
+    })
+    .await
 }
 
 /// Resolves when the sessions have been drained, after a signal; made by [`ActiveSessions::shutdown_on`].

@@ -8,13 +8,15 @@ use std::{
     task::{Context, Poll},
 };
 
+use tokio::sync::oneshot::error::RecvError;
+
 use crate::{session::EndReason, stop::Again};
 
 /// A request to stop, as a signal future yields it: why, and what cuts the waiting short.
 ///
 /// Every future whose output converts into a `Stop` is a signal: `()` and `Option<_>` mean
 /// [`EndReason::Shutdown`]; an [`EndReason`] is the reason itself; an `io::Result<_>` (so `tokio::signal::ctrl_c()`
-/// as it is) means `Shutdown` too, and its error is logged.
+/// as it is) means `Shutdown` too, and its error is logged; so does a `tokio::sync::oneshot::Receiver`.
 ///
 /// # Examples
 ///
@@ -77,6 +79,13 @@ impl<T> From<io::Result<T>> for Stop {
         if let Err(error) = signal {
             tracing::error!(%error, "the shutdown signal failed; stopping");
         }
+        Self::new(EndReason::Shutdown)
+    }
+}
+
+/// A `tokio::sync::oneshot::Receiver` is a signal as it is; it stops too when its sender is gone.
+impl<T> From<Result<T, RecvError>> for Stop {
+    fn from(_: Result<T, RecvError>) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }

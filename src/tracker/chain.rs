@@ -9,9 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Tracker,
+    clock::Clock,
     entry::{Claim, Ending, Entry, Stage},
     queue::Job,
     shard::Shard,
+    tombstones::TICKS,
 };
 use crate::{
     session::{EndReason, Phase},
@@ -25,6 +27,8 @@ pub(super) struct Released {
     entries: Vec<Arc<Entry>>,
     /// Streams that waited for a claim.
     pub(super) streams: Vec<CancellationToken>,
+    /// Whoever waits for the end of it all has to look.
+    pub(super) quiet: bool,
 }
 
 /// How the hooks of an end came out.
@@ -78,16 +82,23 @@ impl Tracker {
         self.finish_or_park(shard, entry, None, released);
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Entry, claim: Claim, released: &mut Released) {
+    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, released: &mut Released) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
         if claim != Claim::Compacted {
             released.streams.append(&mut entry.take_listeners());
         }
-        shard.counts.active -= 1;
-        if self.active.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() >= Phase::Closing {
-            self.quiet.notify_waiters();
+        let hash = self.hash_of(entry);
+        shard.claim(hash, entry, |entry| self.hash_of(entry));
+        let stops = self.phase() >= Phase::Closing;
+        if stops && entry.requests() == 0 {
+            // Noted in a handler, maybe, and the head with its id has yet to leave: that is no other session.
+            let now = Clock::tick(self.clock.now());
+            if now.wrapping_sub(Clock::tick(entry.born)) <= TICKS {
+                shard.tombstones.set(hash, now);
+            }
         }
+        released.quiet |= self.active.fetch_sub(1, Ordering::SeqCst) == 1 && stops;
     }
 
     fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
@@ -122,7 +133,7 @@ impl Tracker {
             }
         }
         if !entry.is_given_up() {
-            self.no_longer_awaited();
+            released.quiet |= self.no_longer_awaited();
         }
         self.over(shard, entry, released);
     }
@@ -136,6 +147,9 @@ impl Tracker {
     /// Lets go on what waited for ends that are over now; says whether any of it did.
     pub(super) fn release(&self, mut released: Released) -> bool {
         released.streams.drain(..).for_each(|stream| stream.cancel());
+        if released.quiet {
+            self.quiet.notify_waiters();
+        }
         let any = !released.entries.is_empty();
         while let Some(entry) = released.entries.pop() {
             let mut shard = self.shard(self.hash_of(&entry));

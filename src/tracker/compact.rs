@@ -2,22 +2,25 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{Ending, Entry, Note, Tracker, Voice, chain::Released, clock::Clock, two::Two};
+use super::{Ending, Entry, Load, Note, Tracker, Voice, chain::Released, clock::Clock, two::Two};
 use crate::session::{EndReason, Phase, Session};
 
 impl Tracker {
     /// Ends `old` with reason `compaction` and notes `new`, in one step. With `generation`, only that generation of
     /// `old` counts. Says whether `old` was tracked, and what came of `new`.
     ///
-    /// A successor without details takes over those of `old`, but for the transcript's file.
+    /// A successor without details takes over those of `old`, but for the transcript's file. With `load`, it is busy
+    /// from here on.
     pub(crate) fn compact(
         &self,
         old: &[u8],
         generation: Option<&Arc<Entry>>,
         mut new: Session,
         voice: Voice,
+        load: Option<Load>,
     ) -> (bool, Note) {
-        let _moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
+        let busy = |entry: &Entry| load.into_iter().for_each(|load| entry.take_up(load));
+        let moving = self.moving.read().unwrap_or_else(PoisonError::into_inner);
         let (old_hash, new_hash) = (self.hash(old), self.hash(new.id.as_bytes()));
         let mut released = Released::default();
         let result = {
@@ -32,11 +35,13 @@ impl Tracker {
             let note = match known {
                 Some(entry) => {
                     if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &entry)) {
+                        busy(&entry);
                         return (true, Note::Known(entry)); // to itself: nothing to do
                     }
                     if voice == Voice::Host || !new.is_bare() {
                         entry.set_details(new);
                     }
+                    busy(&entry);
                     Note::Known(entry)
                 }
                 None if voice == Voice::Head && shards.second().tombstones.has(new_hash, Clock::tick(ending.at)) => {
@@ -44,7 +49,11 @@ impl Tracker {
                 }
                 None if self.phase() == Phase::Closed => return (false, Note::Refused),
                 None => {
+                    if voice != Voice::Head {
+                        shards.second().tombstones.clear(new_hash);
+                    }
                     let entry = self.birth(new, old.as_ref().map(|old| old.id.clone()));
+                    busy(&entry);
                     shards.second().insert(new_hash, &entry, |entry| self.hash_of(entry));
                     if let Some(old) = &old {
                         old.precede(&entry);
@@ -67,6 +76,7 @@ impl Tracker {
             }
             (old.is_some(), note)
         };
+        drop(moving);
         self.release(released);
         result
     }

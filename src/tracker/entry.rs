@@ -53,13 +53,13 @@ pub(crate) struct Ending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Load {
-    /// A request that is not over; the drain may wait for it. Up to a million at a time.
+    /// A request that is not over; the drain may wait for it. Up to 65,535 at a time.
     Work = 1,
-    /// A guard, or a stream that only listens. Up to four thousand at a time.
+    /// A guard, or a stream that only listens. Up to 65,535 at a time.
     Open = WORK_MASK + 1,
 }
 
-const WORK_MASK: u32 = (1 << 20) - 1;
+const WORK_MASK: u32 = (1 << 16) - 1;
 
 #[derive(Debug)]
 pub(crate) struct Entry {

@@ -4,8 +4,8 @@
 //! `Active -> Owed` or `Active -> Forgotten`, under its shard's lock, once; whoever made that step owes its one
 //! `session_end`, and hands the job over under the same lock. No user code runs under a lock.
 //!
-//! A claimed generation stays findable in its shard until its hooks are over, so that the next generation of the id
-//! queues behind it.
+//! A claimed generation stays findable in its shard until its hooks are over, beside the active ones, so that the next
+//! generation of the id queues behind it.
 
 mod chain;
 pub(crate) mod clock;
@@ -83,9 +83,11 @@ pub(crate) struct Tracker {
 /// Who says that a session is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Voice {
-    /// The host itself, in so many words.
+    /// The host, by a note: the details are replaced, by none if there are none.
     Host,
-    /// A head in which the id stands: it replaces no details by none, and does not wake the dead.
+    /// The host, by a signal or a guard: as above, but none replace no details.
+    Said,
+    /// A head in which the id stands: as above, and it does not wake the dead.
     Head,
 }
 
@@ -212,7 +214,9 @@ impl Tracker {
         self.tick.store(Clock::tick(now), Ordering::Relaxed);
     }
 
-    pub(crate) fn note(&self, session: Session, voice: Voice) -> Note {
+    /// With `load`, the session is busy from here on: under the lock, so that nobody finds it at rest in between.
+    pub(crate) fn note(&self, session: Session, voice: Voice, load: Option<Load>) -> Note {
+        let busy = |entry: &Entry| load.into_iter().for_each(|load| entry.take_up(load));
         let hash = self.hash(session.id.as_bytes());
         let mut released = Released::default();
         let note = {
@@ -221,6 +225,7 @@ impl Tracker {
                 if voice == Voice::Host || !session.is_bare() {
                     entry.set_details(session);
                 }
+                busy(entry);
                 return Note::Known(Arc::clone(entry));
             }
             // Read after the lock was taken: a sweep that has passed this shard has stored the phase before.
@@ -230,7 +235,11 @@ impl Tracker {
             if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(self.clock.now())) {
                 return Note::Dead;
             }
+            if voice != Voice::Head {
+                shard.tombstones.clear(hash);
+            }
             let entry = self.birth(session, None);
+            busy(&entry);
             shard.insert(hash, &entry, |entry| self.hash_of(entry));
             self.settle_birth(&mut shard, &entry, &mut released);
             Note::Born(entry)
@@ -340,9 +349,8 @@ impl Tracker {
         forgotten
     }
 
-    fn no_longer_awaited(&self) {
-        if self.awaited.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.quiet.notify_waiters();
-        }
+    /// True if that was the last: then tell [`quiet`](Self::quiet), once no lock is held.
+    fn no_longer_awaited(&self) -> bool {
+        self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
     }
 }

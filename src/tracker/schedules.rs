@@ -45,7 +45,7 @@ impl World {
     }
 
     fn note(&self, id: &str) {
-        assert!(matches!(self.tracker.note(Session::from(id), Voice::Host), Note::Born(_) | Note::Known(_)));
+        assert!(matches!(self.tracker.note(Session::from(id), Voice::Host, None), Note::Born(_) | Note::Known(_)));
     }
 
     fn end(&self, id: &str) -> bool {
@@ -182,7 +182,7 @@ fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
         let world = World::new();
         world.note("old");
         world.spawn(|world| {
-            world.tracker.compact(b"old", None, Session::from("new"), Voice::Host);
+            world.tracker.compact(b"old", None, Session::from("new"), Voice::Host, None);
         });
         world.spawn(|world| {
             world.end("old");
@@ -221,7 +221,7 @@ fn g13_an_eviction_that_races_with_a_request_ends_nobody_who_is_busy() {
         let world = World::new();
         world.note("a");
         world.note("b");
-        let Note::Born(newcomer) = world.tracker.note(Session::from("c"), Voice::Host) else { panic!() };
+        let Note::Born(newcomer) = world.tracker.note(Session::from("c"), Voice::Host, None) else { panic!() };
         world.spawn(|world| {
             if let Some(entry) = world.tracker.take_up(b"a", 1) {
                 thread::yield_now();
@@ -249,10 +249,10 @@ fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
         world.note("a");
         world.note("b");
         world.spawn(|world| {
-            world.tracker.compact(b"a", None, Session::from("b"), Voice::Host);
+            world.tracker.compact(b"a", None, Session::from("b"), Voice::Host, None);
         });
         world.spawn(|world| {
-            world.tracker.compact(b"b", None, Session::from("a"), Voice::Host);
+            world.tracker.compact(b"b", None, Session::from("a"), Voice::Host, None);
         });
         let other = Arc::clone(&world);
         let second = thread::spawn(move || other.work());

@@ -11,9 +11,11 @@ use super::{
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    /// The latest generation of each id: active, or claimed with hooks to come.
+    /// The active generations.
     pub(super) table: HashTable<Arc<Entry>>,
-    /// Earlier generations with hooks to come, by generation.
+    /// Claimed generations with hooks to come, the latest of each id: the next generation queues behind it.
+    claimed: HashTable<Arc<Entry>>,
+    /// Earlier ones, by generation.
     displaced: HashMap<u64, Arc<Entry>>,
     pub(super) tombstones: Tombstones,
     /// Generations whose end was torn from the middle by a runtime that went away.
@@ -52,35 +54,34 @@ impl Counts {
 }
 
 impl Shard {
-    pub(super) fn find(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
+    pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
         self.table.find(hash, |entry| entry.id.as_bytes() == id)
     }
 
-    pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
-        self.find(hash, id).filter(|entry| entry.is_active())
-    }
-
-    /// Makes `entry` the latest generation of its id. An earlier one is either over, or has hooks to come: then
-    /// `entry` starts after it.
+    /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it.
     pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        let same_id = |other: &Arc<Entry>| other.id == entry.id;
-        match self.table.entry(hash, same_id, rehash) {
-            hashbrown::hash_table::Entry::Occupied(mut slot) => {
-                let before = std::mem::replace(slot.get_mut(), Arc::clone(entry));
-                before.precede(entry);
-                self.displaced.insert(before.generation, before);
-            }
-            hashbrown::hash_table::Entry::Vacant(slot) => {
-                slot.insert(Arc::clone(entry));
-            }
+        if let Ok(slot) = self.claimed.find_entry(hash, |other| other.id == entry.id) {
+            let (before, _) = slot.remove();
+            before.precede(entry);
+            self.displaced.insert(before.generation, before);
         }
+        self.table.insert_unique(hash, Arc::clone(entry), rehash);
         self.counts.births += 1;
         self.counts.active += 1;
     }
 
-    /// Takes out a generation that has no hooks to come.
-    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
+    /// Takes a generation out of the active ones: the claim. It stays findable while it has hooks to come.
+    pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
         if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
+            let (entry, _) = slot.remove();
+            self.claimed.insert_unique(hash, entry, rehash);
+            self.counts.active -= 1;
+        }
+    }
+
+    /// Lets go of a claimed generation that has no hooks to come.
+    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
+        if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             slot.remove();
         } else {
             self.displaced.remove(&entry.generation);
@@ -88,14 +89,12 @@ impl Shard {
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.table.iter().filter(|entry| entry.is_active())
+        self.table.iter()
     }
 
     /// Generations whose `session_end` is owed and not over.
     pub(super) fn owed(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.table
-            .iter()
-            .chain(self.displaced.values())
-            .filter(|entry| matches!(entry.claim(), Claim::Owed | Claim::Compacted))
+        let claimed = self.claimed.iter().chain(self.displaced.values());
+        claimed.filter(|entry| matches!(entry.claim(), Claim::Owed | Claim::Compacted))
     }
 }

@@ -46,16 +46,22 @@ impl Tracker {
     pub(crate) fn counts_and_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Entry>, Stage)>) {
         let mut sum = Counts::default();
         let mut unfinished = Vec::new();
+        let mut quiet = false;
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
             for entry in shard.owed() {
                 if give_up && entry.set_given_up(true) {
-                    self.no_longer_awaited();
+                    quiet |= self.no_longer_awaited();
                 }
                 unfinished.push((Arc::clone(entry), entry.stage()));
             }
             unfinished.extend(shard.aborted.iter().map(|entry| (Arc::clone(entry), Stage::Ending)));
+            // No sweep has come to it, or the user is still being asked about it.
+            unfinished.extend(shard.active().map(|entry| (Arc::clone(entry), Stage::Started)));
+        }
+        if quiet {
+            self.quiet.notify_waiters();
         }
         (sum, unfinished)
     }

@@ -79,14 +79,15 @@ impl Tracker {
     pub(crate) fn evict(&self, newcomer: &Arc<Entry>) -> bool {
         let now = Clock::tick(self.clock.now());
         // Whom we find may be busy or gone by the time that we claim it: then look again, a few times.
-        (0..8).any(|_| {
+        for _ in 0..8 {
             let candidates = if self.len() <= SMALL { self.evictable(0..SHARDS) } else { self.sample() };
-            let idlest = candidates
-                .into_iter()
-                .filter(|entry| !Arc::ptr_eq(entry, newcomer))
-                .max_by_key(|entry| entry.silent_for(now));
-            idlest.is_some_and(|entry| self.claim_if(&entry, EndReason::Evicted, By::Us, Entry::is_at_rest))
-        })
+            let others = candidates.into_iter().filter(|entry| !Arc::ptr_eq(entry, newcomer));
+            let Some(idlest) = others.max_by_key(|entry| entry.silent_for(now)) else { return false };
+            if self.claim_if(&idlest, EndReason::Evicted, By::Us, Entry::is_at_rest) {
+                return true;
+            }
+        }
+        false
     }
 
     fn evictable(&self, shards: std::ops::Range<usize>) -> Vec<Arc<Entry>> {
@@ -105,7 +106,7 @@ impl Tracker {
             let buckets = shard.table.num_buckets();
             let begin = first.wrapping_mul(0x9E37_79B9) % buckets.max(1);
             let bucket = |index: usize| shard.table.get_bucket((begin + index) % buckets.max(1));
-            let at_rest = (0..buckets).filter_map(bucket).filter(|entry| entry.is_active() && entry.is_at_rest());
+            let at_rest = (0..buckets).filter_map(bucket).filter(|entry| entry.is_at_rest());
             sample.extend(at_rest.take(SAMPLE - sample.len()).cloned());
             if sample.len() == SAMPLE {
                 break;

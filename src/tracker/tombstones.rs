@@ -8,7 +8,7 @@ use super::{SHARDS, clock::Tick};
 const IDS: usize = 65_536;
 
 /// For how long, in ticks: 30 s.
-const TICKS: Tick = 3000;
+pub(super) const TICKS: Tick = 3000;
 
 /// The ring of one shard: keyed hashes, the latest last.
 #[derive(Debug, Default)]
@@ -20,6 +20,11 @@ impl Tombstones {
             self.0.pop_front();
         }
         self.0.push_back((hash, now));
+    }
+
+    /// The host says that it lives.
+    pub(super) fn clear(&mut self, hash: u64) {
+        self.0.retain(|(other, _)| *other != hash);
     }
 
     pub(super) fn has(&mut self, hash: u64, now: Tick) -> bool {
