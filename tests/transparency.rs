@@ -245,8 +245,8 @@ fn public_types_are_what_an_async_program_needs() {
         ActiveSessionsBuilder: send unpin fixed debug;
         SessionLayer: send_sync clone unpin fixed debug;
         SessionService<Probe>: send_sync clone unpin fixed;
-        ResponseFuture<Ready<()>>: send_sync fixed debug;
-        SessionBody<Empty<Bytes>>: send_sync fixed debug;
+        ResponseFuture<Ready<()>>: send_sync unpin fixed debug;
+        SessionBody<Empty<Bytes>>: send_sync unpin fixed debug;
         SessionId: send_sync clone unpin fixed debug;
         Session: send_sync clone unpin fixed debug;
         SessionStart: send_sync clone unpin fixed debug;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Tracker,
-    clock::Clock,
+    clock::{Clock, Nanos},
     entry::{Claim, Ending, Entry, Stage},
     queue::Job,
     shard::Shard,
@@ -63,7 +63,8 @@ impl Tracker {
     /// Claims an active generation whose `session_end` is now owed.
     pub(super) fn owe(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Ending, released: &mut Released) {
         let is_compaction = ending.reason == EndReason::Compaction;
-        self.leave(shard, entry, if is_compaction { Claim::Compacted } else { Claim::Owed }, released);
+        let claim = if is_compaction { Claim::Compacted } else { Claim::Owed };
+        self.leave(shard, entry, claim, ending.at, released);
         shard.counts.owed += 1;
         if !entry.is_given_up() {
             self.awaited.fetch_add(1, Ordering::SeqCst);
@@ -73,7 +74,7 @@ impl Tracker {
 
     /// Claims an active generation silently.
     pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
-        self.leave(shard, entry, Claim::Forgotten, released);
+        self.leave(shard, entry, Claim::Forgotten, self.clock.now(), released);
         if kept {
             shard.counts.kept += 1;
         } else {
@@ -82,7 +83,7 @@ impl Tracker {
         self.finish_or_park(shard, entry, None, released);
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, released: &mut Released) {
+    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, now: Nanos, released: &mut Released) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
         if claim != Claim::Compacted {
@@ -93,7 +94,7 @@ impl Tracker {
         let stops = self.phase() >= Phase::Closing;
         if stops && entry.requests() == 0 {
             // Noted in a handler, maybe, and the head with its id has yet to leave: that is no other session.
-            let now = Clock::tick(self.clock.now());
+            let now = Clock::tick(now);
             if now.wrapping_sub(Clock::tick(entry.born)) <= TICKS {
                 shard.tombstones.set(hash, now);
             }

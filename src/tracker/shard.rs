@@ -79,6 +79,21 @@ impl Shard {
         }
     }
 
+    /// As [`claim`](Self::claim), for all of them; their number is up to the size of the shard, so no entry is moved
+    /// one by one where that can be helped. Each is still to be claimed by itself.
+    pub(super) fn claim_all(&mut self, rehash: impl Fn(&Arc<Entry>) -> u64) -> Vec<Arc<Entry>> {
+        let all: Vec<_> = self.table.iter().cloned().collect();
+        if self.claimed.is_empty() {
+            self.claimed = std::mem::take(&mut self.table);
+        } else {
+            for entry in self.table.drain() {
+                self.claimed.insert_unique(rehash(&entry), entry, &rehash);
+            }
+        }
+        self.counts.active -= all.len() as u64;
+        all
+    }
+
     /// Lets go of a claimed generation that has no hooks to come.
     pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
         if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {

@@ -35,11 +35,23 @@ impl Tracker {
     /// request that is not over are left alone.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
-        self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
-            if !(spare_work && entry.has_work()) {
-                tracker.owe(shard, entry, Ending { reason, next: None, at }, released);
-            }
-        })
+        let ending = || Ending { reason, next: None, at };
+        if spare_work {
+            return self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
+                if !entry.has_work() {
+                    tracker.owe(shard, entry, ending(), released);
+                }
+            });
+        }
+        let mut released = Released::default();
+        let claimed = {
+            let mut shard = lock(&self.shards[shard]);
+            let all = shard.claim_all(|entry| self.hash_of(entry));
+            all.iter().for_each(|entry| self.owe(&mut shard, entry, ending(), &mut released));
+            all.len()
+        };
+        self.release(released);
+        claimed
     }
 
     /// The active generations of one shard, for a drain that asks the user about each.
