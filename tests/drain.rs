@@ -136,7 +136,7 @@ async fn d6_g07_a_hung_hook_is_reported_unfinished_and_disturbs_no_other() {
 }
 
 #[tokio::test]
-async fn d7_without_hooks_sessions_are_still_forgotten() {
+async fn d7_g03_without_hooks_sessions_are_still_forgotten() {
     let sessions = ActiveSessions::builder().build().unwrap();
     sessions.note("a");
     assert!(sessions.end("a", EndReason::Reset));

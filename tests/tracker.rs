@@ -25,7 +25,7 @@ fn t1_a_fresh_handle_lists_nothing() {
 }
 
 #[test]
-fn t2_noting_an_id_twice_leaves_one_entry_with_the_second_details() {
+fn t2_g03_noting_an_id_twice_leaves_one_entry_with_the_second_details() {
     let sessions = sessions();
     assert!(sessions.note(Session::from("a").with_session_file("one")).is_new());
     assert!(!sessions.note(Session::from("a").with_session_file("two")).is_new());
@@ -52,7 +52,7 @@ fn t3_g04_an_invalid_id_changes_nothing_and_is_counted() {
 }
 
 #[test]
-fn t4_forgetting_one_leaves_the_others() {
+fn t4_g03_forgetting_one_leaves_the_others() {
     let sessions = sessions();
     sessions.note("a");
     sessions.note("b");
@@ -61,7 +61,7 @@ fn t4_forgetting_one_leaves_the_others() {
 }
 
 #[test]
-fn t5_forgetting_an_unknown_id_is_a_no_op() {
+fn t5_g03_forgetting_an_unknown_id_is_a_no_op() {
     let sessions = sessions();
     sessions.note("a");
     assert!(!sessions.forget("b"));
@@ -70,7 +70,7 @@ fn t5_forgetting_an_unknown_id_is_a_no_op() {
 }
 
 #[test]
-fn t6_a_snapshot_is_a_copy() {
+fn t6_g03_a_snapshot_is_a_copy() {
     let sessions = sessions();
     sessions.note("a");
     let mut snapshot = sessions.snapshot();
