@@ -68,7 +68,7 @@ async fn round(seed: u64) {
     let mut random = Random::new(seed);
     let (recorder, moody) = (Recorder::default(), Moody::default());
     let (starts, ends) = (moody.clone(), moody.clone());
-    let is_stubborn = random.one_in(4);
+    let (is_stubborn, settles) = (seed % 3 == 0, seed % 2 == 0);
     let lame_duck = millis(if random.one_in(3) { 50 } else { 0 });
     let connection_drain = millis(if is_stubborn { 1500 } else { 3000 });
     let mut builder = recorder
@@ -78,7 +78,7 @@ async fn round(seed: u64) {
         .drain_timeout(DRAIN)
         .connection_drain_timeout(connection_drain)
         .lame_duck(lame_duck);
-    let [settles, is_small, expires] = [2, 3, 3].map(|n| random.one_in(n));
+    let [is_small, expires] = [3, 3].map(|n| random.one_in(n));
     if settles {
         builder = builder.settle_timeout(millis(300));
     }
@@ -103,7 +103,13 @@ async fn round(seed: u64) {
         }
         let is_socket = (1..=3).contains(&(n % 20));
         let client = if n % 2 == 0 || is_socket { h1.clone() } else { h2.clone() };
-        let guest = Guest { base: base.clone(), client, sessions: sessions.clone(), seen: Arc::clone(&seen) };
+        let guest = Guest {
+            base: base.clone(),
+            client,
+            sessions: sessions.clone(),
+            seen: Arc::clone(&seen),
+            over: over.clone(),
+        };
         let random = random.fork();
         match n % 20 {
             0 if is_stubborn => living.spawn(hesitate(base.clone(), over.clone().cancelled_owned(), true)),
@@ -127,7 +133,10 @@ async fn round(seed: u64) {
     let elapsed = begun.elapsed();
     over.cancel();
     while let Some(client) = within("the clients' end", living.join_next()).await {
-        client.unwrap();
+        if let Err(error) = client {
+            let [begun, answered, heads] = [&host.begun, &host.answered, &seen.heads].map(|count| count.load(SeqCst));
+            panic!("seed {seed}: {error}; of {begun} requests {answered} were answered, {heads} came; {report}");
+        }
     }
 
     let (starts, ends) = (recorder.starts(), recorder.ends());
@@ -136,8 +145,9 @@ async fn round(seed: u64) {
     let streams = seen.streams.load(SeqCst);
     let about = format!(
         "seed {seed}, settles {settles}, small {is_small}, expires {expires}, stubborn {is_stubborn}; stopped after {moment} answers, \
-         over after {elapsed:.1?}; {} births, {reasons:?}, {streams} streams; {report}",
+         over after {elapsed:.1?}; {} births, {reasons:?}, {streams} streams, {} unheard; {report}",
         starts.len(),
+        seen.unheard.load(SeqCst),
     );
     println!("{about}");
 

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use axum::{body::Body, response::Response};
@@ -21,14 +22,18 @@ use tokio::{
     net::TcpStream,
     sync::Notify,
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tower_session_end::{ActiveSessions, BoxError, Phase};
 
 use crate::{
     millis,
     support::{Random, within},
 };
+
+/// For an answer, once the server is gone.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the clients saw.
 #[derive(Default)]
@@ -42,7 +47,9 @@ pub(crate) struct Seen {
     pub(crate) torn: AtomicU64,
     /// Streams that ended before there was a stop.
     pub(crate) early: AtomicU64,
-    /// Those that came to their end.
+    /// Requests that came to nobody, and were given up after `finish`.
+    pub(crate) unheard: AtomicU64,
+    /// Streams that came to their end.
     pub(crate) streams: AtomicU64,
     pub(crate) opened: Mutex<BTreeSet<String>>,
 }
@@ -53,6 +60,8 @@ pub(crate) struct Guest {
     pub(crate) client: Client<HttpConnector, Body>,
     pub(crate) sessions: ActiveSessions,
     pub(crate) seen: Arc<Seen>,
+    /// Set after `finish`.
+    pub(crate) over: CancellationToken,
 }
 
 impl Guest {
@@ -64,7 +73,16 @@ impl Guest {
         stays: bool,
     ) -> Option<Response<hyper::body::Incoming>> {
         let request = if stays { request.header("x-stays", "") } else { request };
-        let response = within("an answer", self.client.request(request.body(body).unwrap())).await.ok()?;
+        let what = format!("an answer to {:?}", request.uri_ref());
+        let answer = within(&what, self.client.request(request.body(body).unwrap()));
+        let response = tokio::select! {
+            response = answer => response.ok()?,
+            // A client may fail to learn that nobody listens any more. What came to the host is counted there.
+            () = self.is_over() => {
+                self.seen.unheard.fetch_add(1, SeqCst);
+                return None;
+            }
+        };
         self.seen.heads.fetch_add(u64::from(stays), SeqCst);
         self.seen.answers.fetch_add(1, SeqCst);
         self.seen.news.notify_one();
@@ -73,6 +91,11 @@ impl Guest {
             self.seen.opened.lock().unwrap().insert(id);
         }
         matches!(response.status(), StatusCode::OK | StatusCode::SWITCHING_PROTOCOLS).then_some(response)
+    }
+
+    async fn is_over(&self) {
+        self.over.cancelled().await;
+        sleep(PATIENCE).await;
     }
 
     fn request(&self, method: &str, path: &str, id: Option<&str>) -> http::request::Builder {

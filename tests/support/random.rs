@@ -8,7 +8,8 @@ pub(crate) struct Random(u64);
 impl Random {
     /// Seeds that are neighbours differ from the first draw on.
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self((mixed ^ (mixed >> 32)) | 1)
     }
 
     pub(crate) fn below(&mut self, n: u64) -> u64 {
