@@ -68,7 +68,7 @@ async fn round(seed: u64) {
     let mut random = Random::new(seed);
     let (recorder, moody) = (Recorder::default(), Moody::default());
     let (starts, ends) = (moody.clone(), moody.clone());
-    let (is_stubborn, settles) = (seed % 3 == 0, seed % 2 == 0);
+    let (is_stubborn, settles) = (seed.is_multiple_of(3), seed.is_multiple_of(2));
     let lame_duck = millis(if random.one_in(3) { 50 } else { 0 });
     let connection_drain = millis(if is_stubborn { 1500 } else { 3000 });
     let mut builder = recorder
@@ -162,7 +162,7 @@ async fn round(seed: u64) {
     let ended: BTreeSet<_> = ends.iter().map(|end| (end.event_id, end.session.id.to_string())).collect();
     assert_eq!((started.len(), ended.len()), (starts.len(), ends.len()), "an event came twice; {about}");
     assert!(started == ended, "{:?}; {about}", started.symmetric_difference(&ended).collect::<Vec<_>>());
-    let (opened, guarded) = (host.opened.lock().unwrap(), host.guarded.lock().unwrap());
+    let (opened, guarded) = (host.opened.lock().unwrap().clone(), host.guarded.lock().unwrap().clone());
     let owed: BTreeSet<_> = opened.union(&guarded).cloned().collect();
     let ids: BTreeSet<_> = ended.into_iter().map(|(_, id)| id).collect();
     assert!(ids == owed, "{:?}; {about}", ids.symmetric_difference(&owed).collect::<Vec<_>>());
