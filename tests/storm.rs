@@ -6,7 +6,6 @@ mod support;
 
 use std::{
     collections::BTreeSet,
-    hash::{BuildHasher, Hasher, RandomState},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -22,25 +21,13 @@ use axum::{
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use support::{Recorder, assert_sum, h1_client, h2_client, serve, within};
+use support::{Random, Recorder, assert_sum, h1_client, h2_client, serve, storm_seeds, within};
 use tokio::sync::Notify;
 use tower_session_end::{ActiveSessions, Phase, SessionEnd, SessionId};
 
 const CLIENTS: u64 = 500;
 /// Tasks that share one connection over HTTP/2, each with a stream of its own.
 const STREAMS: u64 = 25;
-
-/// Small, and good enough to choose.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
 
 /// Ids of sessions that a head opened.
 type Opened = Arc<Mutex<Vec<String>>>;
@@ -177,8 +164,7 @@ fn sorted(ids: &Opened) -> Vec<String> {
 }
 
 async fn round(seed: u64) {
-    // Neighbours are to differ from the first draw on.
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let recorder = Recorder::default();
     let sessions = recorder
         .hooks(ActiveSessions::builder())
@@ -198,7 +184,7 @@ async fn round(seed: u64) {
             h2 = h2_client();
         }
         let client = if n % 2 == 0 { h1.clone() } else { h2.clone() };
-        living.spawn(clients.clone().live(client, base.clone(), Random(random.below(u64::MAX) | 1)));
+        living.spawn(clients.clone().live(client, base.clone(), random.fork()));
     }
     let moment = random.below(3000);
     within("the moment of the stop", clients.answers(moment)).await;
@@ -229,9 +215,7 @@ async fn round(seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g01_g08_every_session_in_a_response_head_gets_exactly_one_end() {
-    let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
-    let first = number("STORM_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
-    for n in 0..number("STORM_ROUNDS").unwrap_or(3) {
-        round(first.wrapping_add(n)).await;
+    for seed in storm_seeds() {
+        round(seed).await;
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test crate uses a part of it")]
 
 mod net;
+mod random;
 mod recorder;
 mod script;
 mod under_way;
@@ -16,7 +17,8 @@ use tower_session_end::{SessionBody, SessionLayer};
 
 pub(crate) use self::{
     net::{Raw, Running, h1_client, h2_client, serve, within},
-    recorder::{Recorder, assert_sum},
+    random::{Random, storm_seeds},
+    recorder::{Event, Recorder, assert_sum},
     script::{Failed, Hint, Script, Step},
     under_way::{UnderWay, stop},
 };
