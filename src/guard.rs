@@ -90,12 +90,25 @@ pub struct SessionGuard {
 
 impl SessionGuard {
     /// The session's id.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert_eq!(sessions.guard("socket-1").id().as_str(), "socket-1");
+    /// ```
     #[must_use]
     pub const fn id(&self) -> &SessionId {
         &self.id
     }
 
     /// Ends the guarded generation with `reason`; false if it is over already.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1");
+    /// assert!(guard.end(EndReason::Deleted));
+    /// ```
     #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
     pub fn end(self, reason: EndReason) -> bool {
         self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason, By::Host))

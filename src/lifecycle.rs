@@ -166,6 +166,14 @@ impl ActiveSessions {
     /// Ends the session, if it is active: `session_end` fires with `reason`. Says whether this call ended it.
     ///
     /// The hook runs in the background and outlives the request that asked for it.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// assert!(sessions.end("a", EndReason::Deleted));
+    /// assert!(!sessions.end("a", EndReason::Deleted));
+    /// ```
     pub fn end(&self, id: impl AsRef<str>, reason: EndReason) -> bool {
         let ended = self.inner.pool.tracker.end(id.as_ref().as_bytes(), reason);
         self.inner.pool.kick();
@@ -182,11 +190,27 @@ impl ActiveSessions {
     }
 
     /// Stops remembering the session, firing nothing: the host has finalised it itself. Says whether it was active.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// assert!(sessions.forget("a")); // no `session_end`
+    /// assert!(!sessions.forget("a"));
+    /// ```
     pub fn forget(&self, id: impl AsRef<str>) -> bool {
         self.inner.pool.tracker.forget(id.as_ref().as_bytes())
     }
 
     /// Forgets every session, firing nothing, and says how many there were.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// sessions.note("b");
+    /// assert_eq!(sessions.forget_all(), 2);
+    /// ```
     #[allow(clippy::must_use_candidate, reason = "the count is a courtesy")]
     pub fn forget_all(&self) -> usize {
         self.inner.pool.tracker.forget_all()
@@ -234,6 +258,13 @@ impl ActiveSessions {
     }
 
     /// Whether the session is active.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// assert!(sessions.contains("a") && !sessions.contains("b"));
+    /// ```
     #[must_use]
     pub fn contains(&self, id: impl AsRef<str>) -> bool {
         self.inner.pool.tracker.find(id.as_ref().as_bytes()).is_some()
@@ -254,12 +285,28 @@ impl ActiveSessions {
     }
 
     /// A copy of every active session, in no order; what you do to it changes nothing here.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// let mut snapshot = sessions.snapshot();
+    /// snapshot.clear();
+    /// assert_eq!(sessions.len(), 1);
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Vec<Session> {
         self.inner.pool.tracker.snapshot()
     }
 
     /// The number of active sessions.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// assert_eq!(sessions.len(), 1);
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.pool.tracker.len()
@@ -282,12 +329,27 @@ impl ActiveSessions {
     }
 
     /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// // A readiness probe: 503 from the signal on.
+    /// let status = if sessions.is_ready() { 200 } else { 503 };
+    /// assert_eq!(status, 200);
+    /// ```
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.phase() == Phase::Open
     }
 
     /// How many ids were ignored because they were empty, too long, ambiguous, or not visible ASCII.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("not an id");
+    /// assert_eq!(sessions.ignored_ids(), 1);
+    /// ```
     #[must_use]
     pub fn ignored_ids(&self) -> u64 {
         self.inner.ignored.load(Ordering::Relaxed)

@@ -82,6 +82,17 @@ fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S:
 
 impl DrainReport {
     /// Whether every session had its end, and no hook erred.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// if !sessions.drain(EndReason::Shutdown).await.is_clean() {
+    ///     eprintln!("some sessions had no end");
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.unfinished.is_empty() && self.failed == 0

@@ -18,6 +18,21 @@ impl ActiveSessionsBuilder {
     /// Registers a hook that is a type of its own; see [`SessionHook`].
     ///
     /// Hooks add up: each one is told every event, all of them at the same time.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// struct Log;
+    ///
+    /// impl SessionHook for Log {
+    ///     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
+    ///         println!("{} is over", end.session.id);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let sessions = ActiveSessions::builder().hook(Log).build()?;
+    /// # Ok::<(), BuildError>(())
+    /// ```
     pub fn hook(mut self, hook: impl SessionHook) -> Self {
         let hook = Arc::new(hook);
         let name = hook.name().to_owned();
@@ -27,6 +42,14 @@ impl ActiveSessionsBuilder {
     }
 
     /// Registers a closure that is told of every session that is noted. Its future yields `()` or a `Result<(), E>`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_start(async |start: SessionStart| println!("hello {}", start.session.id))
+    ///     .build()?;
+    /// # Ok::<(), BuildError>(())
+    /// ```
     #[track_caller]
     pub fn on_session_start<F, Fut>(mut self, f: F) -> Self
     where

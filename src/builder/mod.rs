@@ -87,6 +87,13 @@ impl ActiveSessionsBuilder {
     /// How long the drain may take: the one deadline for every hook in it. 2 s by default.
     ///
     /// Zero is legal: every session is claimed, no hook is started, and the report lists them all.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().drain_timeout(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.config.drain_timeout = timeout;
         self
@@ -118,6 +125,13 @@ impl ActiveSessionsBuilder {
     /// A request, an open response body and a [`SessionGuard`](crate::SessionGuard) are activity. The work is done
     /// within [`shutdown_on`](ActiveSessions::shutdown_on), as long as that is polled; a session ends at most a
     /// sixteenth of the time late.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().idle_timeout(Duration::from_secs(30 * 60));
+    /// # let _ = builder;
+    /// ```
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.config.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
         self
@@ -130,6 +144,12 @@ impl ActiveSessionsBuilder {
     /// sessions of others; set it well above what you expect. The successor of a compaction is exempt. Sessions that
     /// have ended and wait for their hooks do not count: what bounds those is how fast the hooks are, and
     /// [`hook_timeout`](Self::hook_timeout).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().max_sessions(100_000);
+    /// # let _ = builder;
+    /// ```
     pub fn max_sessions(mut self, max: usize) -> Self {
         self.config.max_sessions = max;
         self
@@ -142,6 +162,12 @@ impl ActiveSessionsBuilder {
     /// listens holds the connection drain until it is cut. A stream goes on over a compaction. To send a last event
     /// first, listen to [`closing`](ActiveSessions::closing): in a stop, streams go on until the drain is over, and 20 ms
     /// longer (at most a quarter of the connections' time).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().end_streams(false);
+    /// # let _ = builder;
+    /// ```
     pub fn end_streams(mut self, end: bool) -> Self {
         self.config.end_streams = end;
         self
@@ -151,6 +177,12 @@ impl ActiveSessionsBuilder {
     /// [`Phase::Closing`](crate::Phase::Closing), instead of a session that ends at once. Off by default.
     ///
     /// Which those are, [`SessionProtocol::may_open`](crate::SessionProtocol::may_open) says.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().refuse_new_sessions(true);
+    /// # let _ = builder;
+    /// ```
     pub fn refuse_new_sessions(mut self, refuse: bool) -> Self {
         self.config.refuse_new_sessions = refuse;
         self
@@ -178,6 +210,13 @@ impl ActiveSessionsBuilder {
 
     /// How long the connections may take after the drain, before [`finish`](ActiveSessions::finish) cuts them. 10 s by
     /// default.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().connection_drain_timeout(Duration::from_secs(20));
+    /// # let _ = builder;
+    /// ```
     pub fn connection_drain_timeout(mut self, timeout: Duration) -> Self {
         self.config.connection_drain_timeout = timeout;
         self
@@ -185,6 +224,13 @@ impl ActiveSessionsBuilder {
 
     /// How long one call of a hook may take outside of a drain. 30 s by default. A call that takes longer is dropped,
     /// and counts as failed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().hook_timeout(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
         self.config.hook_timeout = timeout;
         self
@@ -195,6 +241,12 @@ impl ActiveSessionsBuilder {
     /// Unset, the pool adapts: 256 at first, more where hooks are slow or hang, so that those delay nobody else. With a
     /// hard limit of `n`, `n` hung hooks do starve all others: set it only where the consumer cannot take more, and
     /// then give its calls a timeout. A batch hook has one call at a time in any case.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().max_concurrent_hooks(8); // a database with eight connections
+    /// # let _ = builder;
+    /// ```
     pub fn max_concurrent_hooks(mut self, n: usize) -> Self {
         self.config.max_concurrent_hooks = Some(n);
         self
@@ -205,6 +257,12 @@ impl ActiveSessionsBuilder {
     /// # Errors
     ///
     /// [`BuildError`] if a capacity is zero, or a finite settle time longer than the drain's.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(ActiveSessions::builder().build().is_ok());
+    /// assert!(ActiveSessions::builder().max_sessions(0).build().is_err());
+    /// ```
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
         let Self { hooks, config } = self;
         if config.max_concurrent_hooks == Some(0) {

@@ -24,6 +24,13 @@ impl ActiveSessions {
     }
 
     /// The layer for a host with a protocol of its own; see [`SessionProtocol`].
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let layer = sessions.layer_with(HeaderProtocol::new().max_id_len(64));
+    /// let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
         SessionLayer {

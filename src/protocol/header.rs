@@ -59,6 +59,11 @@ impl HeaderProtocol {
     }
 
     /// Renames `x-session-id`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().id_header(http::HeaderName::from_static("mcp-session-id"));
+    /// ```
     #[must_use]
     pub fn id_header(mut self, name: HeaderName) -> Self {
         self.id = name;
@@ -80,6 +85,11 @@ impl HeaderProtocol {
     }
 
     /// The longest id that counts, in bytes; 1024 by default.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().max_id_len(64);
+    /// ```
     #[must_use]
     pub const fn max_id_len(mut self, bytes: usize) -> Self {
         self.max_id_len = bytes;
@@ -87,6 +97,11 @@ impl HeaderProtocol {
     }
 
     /// Whether the two control headers are taken out of the response before it goes to the client. Off by default.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().strip_control_headers(true);
+    /// ```
     #[must_use]
     pub const fn strip_control_headers(mut self, strip: bool) -> Self {
         self.strip = strip;

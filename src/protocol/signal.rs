@@ -43,16 +43,36 @@ impl SessionSignal {
     }
 
     /// A session started.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let signal = SessionSignal::started(Session::from("4711").with_key("chat"));
+    /// assert!(!signal.is_nothing());
+    /// ```
     pub fn started(session: impl Into<Session>) -> Self {
         Self { sayings: vec![Saying::Started(session.into())] }
     }
 
     /// A session ended.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let id = SessionId::new("4711")?;
+    /// let signal = SessionSignal::ended(id, EndReason::Deleted);
+    /// # Ok::<(), InvalidSessionId>(())
+    /// ```
     pub fn ended(id: SessionId, reason: EndReason) -> Self {
         Self { sayings: vec![Saying::Ended(id, reason)] }
     }
 
     /// `old` was compacted into `session`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let old = SessionId::new("4711")?;
+    /// let signal = SessionSignal::compacted(old, "4712");
+    /// # Ok::<(), InvalidSessionId>(())
+    /// ```
     pub fn compacted(old: SessionId, session: impl Into<Session>) -> Self {
         Self { sayings: vec![Saying::Compacted(old, session.into())] }
     }
@@ -64,6 +84,11 @@ impl SessionSignal {
     }
 
     /// Whether nothing is said.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(SessionSignal::nothing().is_nothing());
+    /// ```
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         self.sayings.is_empty()

@@ -190,6 +190,12 @@ impl SessionEnd {
     }
 
     /// Sets [`next`](Self::next).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let end = SessionEnd::new("old", EndReason::Compaction).with_next("new");
+    /// assert_eq!(end.next.unwrap().id, "new");
+    /// ```
     #[must_use]
     pub fn with_next(mut self, next: impl Into<Session>) -> Self {
         self.next = Some(next.into());
@@ -211,6 +217,11 @@ impl SessionEnd {
     }
 
     /// Sets [`requests`](Self::requests).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert_eq!(SessionEnd::new("a", EndReason::Idle).with_requests(7).requests, 7);
+    /// ```
     #[must_use]
     pub fn with_requests(mut self, requests: u64) -> Self {
         self.requests = requests;

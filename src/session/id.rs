@@ -52,6 +52,13 @@ impl SessionId {
     /// # Errors
     ///
     /// [`InvalidSessionId`] if `id` is empty, longer than 1024 bytes, or holds anything but visible ASCII.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert_eq!(SessionId::new("4711")?.as_str(), "4711");
+    /// assert_eq!(SessionId::new(""), Err(InvalidSessionId::Empty));
+    /// # Ok::<(), InvalidSessionId>(())
+    /// ```
     pub fn new(id: impl AsRef<str>) -> Result<Self, InvalidSessionId> {
         Self::with_max_len(id, DEFAULT_MAX_LEN)
     }
@@ -61,6 +68,13 @@ impl SessionId {
     /// # Errors
     ///
     /// [`InvalidSessionId`] if `id` is empty, longer than `max_len` bytes, or holds anything but visible ASCII.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let long = "x".repeat(4000);
+    /// assert!(SessionId::new(&long).is_err());
+    /// assert!(SessionId::with_max_len(&long, 4096).is_ok());
+    /// ```
     pub fn with_max_len(id: impl AsRef<str>, max_len: usize) -> Result<Self, InvalidSessionId> {
         Self::from_bytes(id.as_ref().as_bytes(), max_len)
     }
@@ -70,6 +84,12 @@ impl SessionId {
     /// # Errors
     ///
     /// [`InvalidSessionId`] if `id` is empty, longer than `max_len` bytes, or holds anything but visible ASCII.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(SessionId::from_bytes(b"4711", 1024).is_ok());
+    /// assert!(SessionId::from_bytes(b"47\xff11", 1024).is_err());
+    /// ```
     pub fn from_bytes(id: &[u8], max_len: usize) -> Result<Self, InvalidSessionId> {
         if id.is_empty() {
             return Err(InvalidSessionId::Empty);

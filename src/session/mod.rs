@@ -64,6 +64,11 @@ impl Session {
     }
 
     /// Sets [`key`](Self::key).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert_eq!(Session::from("a").with_key("telegram:42").key.as_deref(), Some("telegram:42"));
+    /// ```
     #[must_use]
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -85,6 +90,12 @@ impl Session {
     }
 
     /// Sets [`session_file`](Self::session_file).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let session = Session::from("a").with_session_file("a.jsonl");
+    /// assert_eq!(session.session_file.as_deref(), Some("a.jsonl"));
+    /// ```
     #[must_use]
     pub fn with_session_file(mut self, session_file: impl Into<String>) -> Self {
         self.session_file = Some(session_file.into());
@@ -92,6 +103,11 @@ impl Session {
     }
 
     /// Adds one of the [`attributes`](Self::attributes), or replaces it.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert_eq!(Session::from("a").with_attribute("tenant", "acme").attributes["tenant"], "acme");
+    /// ```
     #[must_use]
     pub fn with_attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.insert(name.into(), value.into());

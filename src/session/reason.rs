@@ -32,6 +32,11 @@ macro_rules! reasons {
             pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// The word on the wire.
+            ///
+            /// ```
+            /// # use tower_session_end::*;
+            /// assert_eq!(EndReason::Idle.as_str(), "idle");
+            /// ```
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -80,6 +85,12 @@ impl EndReason {
     ///
     /// [`Shutdown`]: Self::Shutdown
     /// [`Restart`]: Self::Restart
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(EndReason::Restart.is_detach());
+    /// assert!(!EndReason::Reset.is_detach());
+    /// ```
     #[must_use]
     pub const fn is_detach(self) -> bool {
         matches!(self, Self::Shutdown | Self::Restart)
