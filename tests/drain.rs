@@ -186,21 +186,12 @@ async fn g05_a_drain_awaits_the_end_that_a_reset_fired_just_before() {
 #[tokio::test(start_paused = true)]
 async fn g05_a_drain_that_is_dropped_half_way_loses_nothing() {
     let recorder = Recorder::default();
-    let ends = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .max_concurrent_hooks(1)
-        .on_session_end(move |end| {
-            let ends = ends.clone();
-            async move {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                ends.push(recorder::Event::End(end));
-            }
-        })
-        .build()
-        .unwrap();
+    let slow = recorder.slow_builder(|_| Duration::from_millis(10));
+    let sessions = slow.max_concurrent_hooks(1).build().unwrap();
     for n in 0..100 {
         sessions.note(format!("s{n}"));
     }
+    settle().await; // let the starts be over, which take their turns too
     let half = Duration::from_millis(505);
     assert!(tokio::time::timeout(half, sessions.drain(EndReason::Restart)).await.is_err());
     assert_eq!(recorder.ends().len(), 50);

@@ -34,25 +34,10 @@ async fn g01_a_guard_of_generation_1_that_is_dropped_after_generation_2_was_note
 #[tokio::test(start_paused = true)]
 async fn g02_the_start_of_a_generation_waits_for_the_slow_end_of_the_last_one() {
     let recorder = Recorder::default();
+    // The first end is the slowest: without the order the later ones would overtake it.
     let ends = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .on_session_start({
-            let starts = recorder.clone();
-            move |start| {
-                starts.push(Event::Start(start));
-                async {}
-            }
-        })
-        .on_session_end(move |end: SessionEnd| {
-            let ends = ends.clone();
-            async move {
-                // The first end is the slowest: without the order the later ones would overtake it.
-                tokio::time::sleep(Duration::from_millis(100 / (1 + ends.ends().len() as u64))).await;
-                ends.push(Event::End(end));
-            }
-        })
-        .build()
-        .unwrap();
+    let delay = move |_: &SessionEnd| Duration::from_millis(100 / (1 + ends.ends().len() as u64));
+    let sessions = recorder.slow_builder(delay).build().unwrap();
     for _ in 0..5 {
         sessions.note("a");
         sessions.end("a", EndReason::Reset);
@@ -88,25 +73,8 @@ async fn g02_an_end_never_starts_before_its_slow_start_is_over() {
 #[tokio::test(start_paused = true)]
 async fn g02_a_compaction_orders_its_hooks_across_both_ids_and_their_earlier_generations() {
     let recorder = Recorder::default();
-    let slow = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .on_session_start({
-            let starts = recorder.clone();
-            move |start| {
-                starts.push(Event::Start(start));
-                async {}
-            }
-        })
-        .on_session_end(move |end: SessionEnd| {
-            let ends = slow.clone();
-            async move {
-                let millis = if end.reason == EndReason::Compaction { 50 } else { 100 };
-                tokio::time::sleep(Duration::from_millis(millis)).await;
-                ends.push(Event::End(end));
-            }
-        })
-        .build()
-        .unwrap();
+    let delay = |end: &SessionEnd| if end.reason == EndReason::Compaction { 50 } else { 100 };
+    let sessions = recorder.slow_builder(move |end| Duration::from_millis(delay(end))).build().unwrap();
     // The successor's id has an earlier generation whose end is still running: its start has two predecessors.
     sessions.note("new");
     sessions.end("new", EndReason::Deleted);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use recorder::{Event, Recorder};
+use recorder::Recorder;
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use tower_session_end::{ActiveSessions, EndReason, Phase, SessionEnd, signal::Stop};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -167,17 +167,7 @@ async fn in_the_lame_duck_readiness_says_no_and_sessions_go_on() {
 #[tokio::test(start_paused = true)]
 async fn g08_a_session_that_is_born_while_the_connections_drain_gets_its_end() {
     let recorder = Recorder::default();
-    let ends = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .on_session_end(move |end| {
-            let ends = ends.clone();
-            async move {
-                tokio::time::sleep(SECOND).await;
-                ends.push(Event::End(end));
-            }
-        })
-        .build()
-        .unwrap();
+    let sessions = recorder.slow_builder(|_| SECOND).build().unwrap();
     let (shutdown, handle) = (sessions.shutdown_on(ready(())), sessions.clone());
     let server = async move {
         shutdown.await;
@@ -265,17 +255,7 @@ async fn g11_a_server_that_ends_without_a_signal_is_drained() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_ends_while_the_drain_runs_waits_for_its_outcome() {
     let recorder = Recorder::default();
-    let ends = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .on_session_end(move |end| {
-            let ends = ends.clone();
-            async move {
-                tokio::time::sleep(SECOND).await;
-                ends.push(Event::End(end));
-            }
-        })
-        .build()
-        .unwrap();
+    let sessions = recorder.slow_builder(|_| SECOND).build().unwrap();
     sessions.note("a");
     let shutdown = tokio::spawn(sessions.shutdown_on(ready(EndReason::Restart)));
     let server = async { tokio::time::sleep(SECOND / 2).await };

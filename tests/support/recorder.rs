@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test crate uses some of it")]
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, EventId, SessionEnd, SessionStart,
@@ -44,6 +47,26 @@ impl Recorder {
     /// A builder with both hooks.
     pub(crate) fn builder(&self) -> ActiveSessionsBuilder {
         self.hooks(ActiveSessions::builder())
+    }
+
+    /// As [`builder`](Self::builder), but every end takes so long, and is written down when it is over.
+    pub(crate) fn slow_builder(
+        &self,
+        delay: impl Fn(&SessionEnd) -> Duration + Send + Sync + 'static,
+    ) -> ActiveSessionsBuilder {
+        let (starts, ends) = (self.clone(), self.clone());
+        ActiveSessions::builder()
+            .on_session_start(move |start| {
+                starts.push(Event::Start(start));
+                std::future::ready(())
+            })
+            .on_session_end(move |end| {
+                let (ends, delay) = (ends.clone(), delay(&end));
+                async move {
+                    tokio::time::sleep(delay).await;
+                    ends.push(Event::End(end));
+                }
+            })
     }
 
     /// A handle with the defaults, and its recorder.
