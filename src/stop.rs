@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     /// Futures that got their signal, and those of them that got a second one.
     pub(crate) signals: usize,
     pub(crate) cuts: usize,
+    /// A future was dropped between its signal and the end of the drain: `finish` sees to that itself.
+    pub(crate) abandoned: bool,
 }
 
 impl Progress {

@@ -11,7 +11,7 @@ use std::{
 
 use http::Request;
 use http_body_util::BodyExt;
-use support::{Hint, Script, Step, UnderWay, ask, assert_sum};
+use support::{Hint, Recorder, Script, Step, UnderWay, ask, assert_sum};
 use tokio::time::{Instant, sleep, timeout};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
@@ -184,4 +184,21 @@ async fn g18_trailers_that_are_there_leave_after_the_close_too() {
     assert!(body.frame().await.unwrap().is_ok());
     support::stop(&sessions).await;
     assert!(body.frame().await.unwrap().is_ok(), "the trailers were there, and it is they that end a body");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g10_a_shutdown_future_that_is_dropped_after_its_signal_leaves_the_stop_bounded() {
+    let (recorder, second) = (Recorder::default(), Duration::from_secs(1));
+    let sessions = recorder.slow_builder(move |_| second).build().unwrap();
+    sessions.note("a");
+    let shutdown = sessions.shutdown_on(std::future::ready(EndReason::Restart));
+    let server = async move {
+        assert!(timeout(second / 2, shutdown).await.is_err());
+        pending::<()>().await
+    };
+    let begun = Instant::now();
+    let finished = timeout(Duration::from_secs(3600), sessions.finish(server)).await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(finished.report.connections.cut && finished.report.sessions.is_clean(), "{}", finished.report);
+    assert_eq!(recorder.ended(), ["a restart"]);
 }

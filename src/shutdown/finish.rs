@@ -112,7 +112,10 @@ impl ActiveSessions {
 
     async fn connections_are_due(&self, begun: Instant) {
         let deadline = async {
-            self.inner.stop.wait_for(|progress| progress.drained_at.is_some()).await;
+            self.inner.stop.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
+            if self.inner.stop.progress().drained_at.is_none() {
+                let _ = self.drain(self.inner.pool.tracker.stop_reason()).await;
+            }
             // Another signal may have moved it meanwhile.
             loop {
                 match self.connection_deadline(begun) {

@@ -65,6 +65,9 @@ impl ActiveSessions {
         };
         let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
         self.inner.stop.update(|progress| progress.signals += 1);
+        // The reason is known from here on, whatever becomes of this future.
+        self.inner.pool.tracker.advance(Phase::Open, reason);
+        let mut abandoned = Abandoned(Some(&self));
         tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
         tokio::select! {
             biased;
@@ -76,6 +79,7 @@ impl ActiveSessions {
             }
             () = &mut again => self.cut(),
         }
+        abandoned.0 = None;
     }
 
     async fn lame_duck_and_drain(&self, reason: EndReason) {
@@ -95,6 +99,17 @@ impl ActiveSessions {
     fn cut(&self) {
         tracing::warn!(name: "session-stop-cut", "told to stop a second time: no longer waiting");
         self.inner.stop.update(|progress| progress.cuts += 1);
+    }
+}
+
+/// Says on its drop that nobody drives the stop any more, unless it was told otherwise.
+struct Abandoned<'a>(Option<&'a ActiveSessions>);
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(sessions) = self.0 {
+            sessions.inner.stop.update(|progress| progress.abandoned = true);
+        }
     }
 }
 
