@@ -166,7 +166,7 @@ impl Pool {
         hired
     }
 
-    /// What a stop does first: from now on the drain's deadline counts. With `None` there is none.
+    /// What a stop does first: from now on the drain's deadline counts. With [`NEVER`] there is none.
     pub(crate) fn begin_drain(self: &Arc<Self>, now: Nanos, deadline: Nanos) {
         self.adopt_runtime();
         {

@@ -68,7 +68,7 @@ pub(super) struct Worker {
     pool: Arc<Pool>,
     slot: Arc<Slot>,
     in_hand: Option<InHand>,
-    has_run: bool,
+    /// It has not asked for a job yet: it has not run.
     is_fresh: bool,
     _count: TaskCount,
 }
@@ -95,7 +95,6 @@ impl Worker {
             pool: Arc::clone(pool),
             slot: Arc::clone(&slot),
             in_hand: None,
-            has_run: false,
             is_fresh: true,
             _count: TaskCount::new(pool),
         };
@@ -110,7 +109,6 @@ impl Worker {
     }
 
     async fn run(mut self) {
-        self.has_run = true;
         let (mut jobs, mut since) = (0, self.pool.tracker.clock.now());
         loop {
             let now = self.pool.tracker.clock.now();
@@ -201,14 +199,12 @@ impl Drop for Worker {
     fn drop(&mut self) {
         if self.is_fresh {
             self.pool.tracker.queue.line().fresh -= 1;
+            self.pool.forget_runtime();
         }
         if self.slot.leave_staff(RETIRED) {
             self.pool.tracker.queue.line().staff -= 1;
         }
         lock(&self.pool.floor).slots.remove(&self.slot.key);
-        if !self.has_run {
-            self.pool.forget_runtime();
-        }
         // Still in hand: the task was dropped, by `finish` or by a runtime that goes away.
         let Some(in_hand) = self.in_hand.take() else { return };
         match in_hand {

@@ -73,17 +73,12 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        if this.inner.is_none() {
+        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
-        }
+        };
         // What the host has to say comes first: a last event is not lost.
-        let frame = match this.inner.as_mut().as_pin_mut() {
-            Some(inner) => inner.poll_frame(cx),
-            None => Poll::Ready(None),
-        };
-        let Some(exchange) = this.exchange.as_ref() else {
-            return frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)));
-        };
+        let frame = inner.poll_frame(cx).map_err(Into::into);
+        let Some(exchange) = this.exchange.as_ref() else { return frame };
         let verdict = match &frame {
             Poll::Pending => {
                 let is_over = this.listening.as_mut().is_some_and(|over| over.poll_over(exchange, cx).is_ready());
@@ -109,7 +104,7 @@ where
             (Verdict::Cut, _) => Poll::Ready(Some(Err(Cut.into()))),
             (Verdict::Over, Poll::Pending) => Poll::Ready(None),
             // With the frame in hand as its last one.
-            (Verdict::Over | Verdict::GoOn, frame) => frame.map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            (Verdict::Over | Verdict::GoOn, frame) => frame,
         }
     }
 

@@ -272,8 +272,6 @@ impl Tracker {
             self.begin(shard, entry, released);
         }
         if self.phase() >= Phase::Closing {
-            // What the host says once more in the same response is no other session.
-            shard.tombstones.set(self.hash_of(entry), Clock::tick(entry.born));
             if self.is_late(entry) {
                 entry.set_given_up(true);
             }
@@ -299,7 +297,8 @@ impl Tracker {
         Ending { reason, next: None, at: self.clock.now() }
     }
 
-    /// Ends this very generation; false if somebody else has claimed it. What the `host` declares leaves a tombstone.
+    /// Ends this very generation; false if somebody else has claimed it. What [`By::Host`] declares leaves a
+    /// tombstone.
     pub(crate) fn claim(&self, entry: &Arc<Entry>, reason: EndReason, by: By) -> bool {
         self.claim_if(entry, reason, by, |_| true)
     }

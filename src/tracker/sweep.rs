@@ -92,7 +92,7 @@ impl Tracker {
         let now = Clock::tick(self.clock.now());
         // Whom we find may be busy or gone by the time that we claim it: then look again, a few times.
         for _ in 0..8 {
-            let candidates = if self.len() <= SMALL { self.evictable(0..SHARDS) } else { self.sample() };
+            let candidates = if self.len() <= SMALL { self.evictable() } else { self.sample() };
             let others = candidates.into_iter().filter(|entry| !Arc::ptr_eq(entry, newcomer));
             let Some(idlest) = others.max_by_key(|entry| entry.silent_for(now)) else { return false };
             if self.claim_if(&idlest, EndReason::Evicted, By::Us, Entry::is_at_rest) {
@@ -102,10 +102,10 @@ impl Tracker {
         false
     }
 
-    fn evictable(&self, shards: std::ops::Range<usize>) -> Vec<Arc<Entry>> {
+    fn evictable(&self) -> Vec<Arc<Entry>> {
         let all =
             |shard: &Mutex<Shard>| lock(shard).active().filter(|entry| entry.is_at_rest()).cloned().collect::<Vec<_>>();
-        self.shards[shards].iter().flat_map(all).collect()
+        self.shards.iter().flat_map(all).collect()
     }
 
     /// Some sessions from a shard, and from the ones behind it if that has too few.

@@ -16,6 +16,11 @@ pub(super) struct Tombstones(VecDeque<(u64, Tick)>);
 
 impl Tombstones {
     pub(super) fn set(&mut self, hash: u64, now: Tick) {
+        // One end may have two reasons to be remembered.
+        if let Some((_, set)) = self.0.back_mut().filter(|(last, _)| *last == hash) {
+            *set = now;
+            return;
+        }
         if self.0.len() == IDS / SHARDS {
             self.0.pop_front();
         }
