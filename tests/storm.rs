@@ -87,6 +87,9 @@ fn host(sessions: &ActiveSessions, left: Opened) -> Router {
         }))
 }
 
+/// Longer than any answer takes, and shorter than a round's patience with its clients.
+const HEARING: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What the clients saw.
 #[derive(Clone, Default)]
 struct Clients {
@@ -94,6 +97,8 @@ struct Clients {
     /// Bodies that were torn after their head had come.
     torn: Arc<AtomicU64>,
     answers: Arc<AtomicU64>,
+    /// Requests that came to nobody, and were given up.
+    unheard: Arc<AtomicU64>,
     /// Told at every answer.
     news: Arc<Notify>,
 }
@@ -111,7 +116,13 @@ impl Clients {
         if let Some(id) = id {
             request = request.header("x-session-id", &*id);
         }
-        let answer = within("an answer", client.request(request.body(Body::empty()).unwrap())).await;
+        let answer = tokio::time::timeout(HEARING, client.request(request.body(Body::empty()).unwrap())).await;
+        let Ok(answer) = answer else {
+            // A pooled client may fail to learn that nobody listens any more. What came to the host is counted there:
+            // a head that left and was not seen, or a request without a head, is found by the checks of the round.
+            self.unheard.fetch_add(1, Ordering::SeqCst);
+            return false;
+        };
         let Ok(response) = answer else { return false };
         let (parts, body) = response.into_parts();
         remember(&self.seen, &parts);
@@ -194,7 +205,11 @@ async fn round(seed: u64) {
         client.unwrap();
     }
 
-    let about = format!("seed {seed}, stopped after {moment} answers: {report}");
+    let unheard = clients.unheard.load(Ordering::SeqCst);
+    let about = format!("seed {seed}, stopped after {moment} answers, {unheard} unheard: {report}");
+    if unheard > 0 {
+        println!("{about}");
+    }
     let left = sorted(&left);
     assert_eq!(left.iter().collect::<BTreeSet<_>>().len(), left.len(), "the host repeated itself; {about}");
     let mut ended: Vec<_> = recorder.ends().iter().map(|end| end.session.id.to_string()).collect();
