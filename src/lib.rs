@@ -122,6 +122,7 @@ mod hook;
 mod http;
 mod lifecycle;
 mod protocol;
+pub mod registry;
 mod report;
 mod session;
 mod shutdown;

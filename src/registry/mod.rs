@@ -1,0 +1,225 @@
+//! [`Registry`]: a durable record of active sessions, which outlives the process.
+//!
+//! It is never the truth of the hot path: the tracker in memory answers every request, and only births and ends are
+//! written, in groups. What it is for: after SIGKILL, a power cut, or a drain that ran out of time, the next start or
+//! a survivor finds what is still owed; and of several replicas that serve one session only the last one ends it.
+
+mod erased;
+mod error;
+
+use std::{
+    future::Future,
+    time::{Duration, SystemTime},
+};
+
+#[allow(unused_imports, reason = "the lifecycle comes next")]
+pub(crate) use self::erased::ErasedRegistry;
+pub use self::error::RegistryError;
+use crate::session::{EndReason, EventId, Session, SessionId};
+
+/// A durable record of active sessions: which process holds which, and whose end is owed.
+///
+/// `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`) are there; implement it for a database of
+/// your own. A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
+/// lose when its process dies, and only then (an exclusive file lock, an expiry that [`beat`](Self::beat) moves on).
+/// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
+///
+/// Every call may be repeated after an error, since nobody knows how far the first one came: each change has to be
+/// idempotent, for the same holder and the same event id.
+pub trait Registry: Send + Sync + 'static {
+    /// Applies the changes in their order, all of them or none, and says what came of each: one answer a change, in the
+    /// same order. One call is in flight at a time; what gathers meanwhile comes with the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; nothing may be assumed of any of the changes then.
+    fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
+
+    /// Renews the lease. Called every [`beat_every`](Self::beat_every).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]. After [`Fenced`](RegistryError::Fenced) the holder has a new lease already.
+    fn beat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// Claims up to `max` ends that nobody else will deliver, for this holder, and counts one more try for each:
+    ///
+    /// * sessions of which every holder has lost its lease, with the reason [`Lost`](EndReason::Lost);
+    /// * ends that a holder without a lease had claimed and not done, with the reason that they had.
+    ///
+    /// The claim survives this holder: should it die too, the next one finds them again. Two holders never claim the
+    /// same one. An empty answer means that there is nothing at the moment.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    fn take_over(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
+
+    /// Gives the lease back: what this holder still holds or has claimed is everybody's at once. The last call.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]. Then the lease is lost like that of a dead process.
+    fn leave(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// Whether the lease certainly still runs, by a clock of this process: asked before a recorded `session_end` is
+    /// delivered, and if not, it is left to the others. Always, unless you say otherwise.
+    fn is_current(&self) -> bool {
+        true
+    }
+
+    /// How often [`beat`](Self::beat) and [`take_over`](Self::take_over) are called. 2 s unless you say otherwise.
+    fn beat_every(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+}
+
+/// One generation of a session, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// The session and its details.
+    pub session: Session,
+    /// The identity of the generation: what its `session_end` will carry, whoever delivers it.
+    pub event_id: EventId,
+    /// When it was noted first.
+    pub started_at: SystemTime,
+}
+
+impl Record {
+    /// A record, for implementations and their tests.
+    #[must_use]
+    pub const fn new(session: Session, event_id: EventId, started_at: SystemTime) -> Self {
+        Self { session, event_id, started_at }
+    }
+}
+
+/// How a session ended, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndRecord {
+    /// Why.
+    pub reason: EndReason,
+    /// The session that goes on in its place, after a compaction.
+    pub next: Option<Session>,
+    /// When.
+    pub ended_at: SystemTime,
+    /// How many requests this holder has seen.
+    pub requests: u64,
+}
+
+impl EndRecord {
+    /// An end, for implementations and their tests.
+    #[must_use]
+    pub const fn new(reason: EndReason, next: Option<Session>, ended_at: SystemTime, requests: u64) -> Self {
+        Self { reason, next, ended_at, requests }
+    }
+}
+
+/// A change to the record; see [`Registry::apply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// This process holds the session from now on. [`Applied::Born`] if there was no active record of the id, or the one
+    /// there has this event id; else [`Applied::Joined`]: this holder is added to the record that is there, with its
+    /// event id, its details and its start.
+    Hold(Record),
+    /// The details of a session that this holder holds have changed. [`Applied::Done`], also if there is no such record.
+    Update(Record),
+    /// This holder lets go. [`Applied::Others`] if the session has other holders, with a lease or without; else the end is
+    /// recorded, claimed by this holder, and the answer is [`Applied::Yours`]. [`Applied::Gone`] if there is no active record of the
+    /// id with this event id that this holder holds.
+    Release {
+        /// The session.
+        id: SessionId,
+        /// Its generation.
+        event_id: EventId,
+        /// The end, if it comes to one.
+        end: EndRecord,
+    },
+    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Yours`], or [`Applied::Gone`] if there
+    /// is no active record of the id with this event id.
+    End {
+        /// The session.
+        id: SessionId,
+        /// Its generation.
+        event_id: EventId,
+        /// The end.
+        end: EndRecord,
+    },
+    /// The end that this holder had claimed is delivered, or given up: forget it. [`Applied::Done`], also if there is none.
+    Done {
+        /// The generation.
+        event_id: EventId,
+    },
+    /// This holder lets go and the session outlives it: if it was the last, the record is removed, and no end is owed.
+    /// [`Applied::Done`].
+    Keep {
+        /// The session.
+        id: SessionId,
+        /// Its generation.
+        event_id: EventId,
+    },
+    /// The host has finalised the session itself: the record is removed, whoever holds it, and no end is owed.
+    /// [`Applied::Done`].
+    Forget {
+        /// The session.
+        id: SessionId,
+        /// Its generation.
+        event_id: EventId,
+    },
+}
+
+/// What came of a [`Change`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Applied {
+    /// A record was made.
+    Born,
+    /// The session was recorded already, by this: the same generation goes on.
+    Joined(Record),
+    /// The end is this holder's to deliver. `requests` is the sum over all that have held the session and let go,
+    /// this one included.
+    Yours {
+        /// Requests that carried the session's id.
+        requests: u64,
+    },
+    /// Others still hold it.
+    Others,
+    /// It was ended, or taken over, by somebody else.
+    Gone,
+    /// Nothing to say.
+    Done,
+}
+
+/// An end that was owed by somebody who is gone; from [`Registry::take_over`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Orphan {
+    /// The generation.
+    pub record: Record,
+    /// The end: [`Lost`](EndReason::Lost), found out just now, or what its claimer had written down.
+    pub end: EndRecord,
+    /// How often it has been claimed so far by a take-over, this one included.
+    pub tries: u32,
+}
+
+impl Orphan {
+    /// An orphan, for implementations and their tests.
+    #[must_use]
+    pub const fn new(record: Record, end: EndRecord, tries: u32) -> Self {
+        Self { record, end, tries }
+    }
+}
+
+/// What a birth waits for, where there is a [`Registry`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The response head of a new session leaves once the session is recorded, or after 250 ms: no client holds an id
+    /// that a crash could orphan.
+    #[default]
+    Strict,
+    /// The record is written behind; a crash may lose the sessions of the last moments.
+    Relaxed,
+}
