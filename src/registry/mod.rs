@@ -4,6 +4,8 @@
 //! written, in groups. What it is for: after SIGKILL, a power cut, or a drain that ran out of time, the next start or
 //! a survivor finds what is still owed; and of several replicas that serve one session only the last one ends it.
 
+#[cfg(feature = "registry-conformance")]
+pub mod conformance;
 mod erased;
 mod error;
 
