@@ -115,6 +115,7 @@
 
 mod builder;
 mod dispatch;
+mod durable;
 #[cfg(feature = "axum")]
 mod extract;
 mod guard;
@@ -141,7 +142,7 @@ pub use self::{
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
     lifecycle::{ActiveSessions, Noted},
     protocol::{HeaderProtocol, RequestInfo, SessionProtocol, SessionSignal},
-    report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
+    report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
     session::{
         EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,
         SessionStart,

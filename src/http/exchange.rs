@@ -25,7 +25,12 @@ pub(super) struct Exchange {
     /// that id is about this generation alone.
     entry: Option<Arc<Entry>>,
     load: Load,
+    /// Births whose record is still to be written.
+    births: Vec<Arc<Entry>>,
 }
+
+/// The wait of a response head for the record of its session.
+pub(super) type Recording = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
@@ -35,7 +40,7 @@ impl Exchange {
         let sessions = &shared.sessions;
         let entry = id.and_then(|id| sessions.inner.pool.tracker.take_up(id.as_bytes(), sessions.tick()));
         sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work }
+        Self { shared: Arc::clone(shared), entry, load: Load::Work, births: Vec::new() }
     }
 
     pub(super) fn is_tracked(&self) -> bool {
@@ -106,6 +111,12 @@ impl Exchange {
         self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
     }
 
+    /// Waits for the records of what this response has opened, if there is anything to wait for.
+    pub(super) fn until_recorded(&mut self) -> Option<Recording> {
+        let births = std::mem::take(&mut self.births);
+        (!births.is_empty()).then(|| -> Recording { Box::pin(self.sessions().clone().until_recorded(births)) })
+    }
+
     /// What a newcomer is to take up, if this exchange belongs to no session yet.
     fn wanting(&self) -> Option<Load> {
         self.entry.is_none().then_some(self.load)
@@ -113,6 +124,11 @@ impl Exchange {
 
     /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
     fn adopt(&mut self, note: Option<Note>) -> Result<(), Refused> {
+        if let Some(Note::Born(entry) | Note::Known(entry)) = &note
+            && self.sessions().waits_for(entry)
+        {
+            self.births.push(Arc::clone(entry));
+        }
         match note {
             Some(Note::Refused) => return Err(Refused),
             Some(Note::Born(entry) | Note::Known(entry)) if self.entry.is_none() => {

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-#[allow(unused_imports, reason = "the lifecycle comes next")]
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
 use crate::session::{EndReason, EventId, Session, SessionId};
