@@ -111,6 +111,8 @@
 //!
 //! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
 //!   layer itself needs no axum, and no feature.
+//! * `cookie`: `CookieProtocol`, for ids in a cookie.
+//! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
@@ -130,6 +132,8 @@ mod sync;
 mod tracker;
 mod upkeep;
 
+#[cfg(feature = "cookie")]
+pub use self::protocol::CookieProtocol;
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
 pub use self::{
