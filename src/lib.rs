@@ -132,10 +132,10 @@ mod sync;
 mod tracker;
 mod upkeep;
 
-#[cfg(feature = "cookie")]
-pub use self::protocol::CookieProtocol;
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
+#[cfg(feature = "cookie")]
+pub use self::protocol::CookieProtocol;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     dispatch::{HookError, HookFailure},

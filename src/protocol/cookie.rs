@@ -192,7 +192,7 @@ impl SessionProtocol for CookieProtocol {
             (Said::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
             (Said::Nothing, _) | (Said::Removed, None) => SessionSignal::nothing(),
             (Said::Removed, Some(id)) => SessionSignal::ended(id.clone(), EndReason::Deleted),
-            (Said::Set(id), Some(old)) if request.is_tracked && id.is_valid() => {
+            (Said::Set(id), Some(old)) if request.is_tracked => {
                 if id == *old {
                     SessionSignal::nothing()
                 } else {

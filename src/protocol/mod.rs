@@ -7,9 +7,9 @@ mod signal;
 
 use http::{Method, request, response};
 
-pub(crate) use self::signal::Saying;
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
+pub(crate) use self::signal::Saying;
 pub use self::{header::HeaderProtocol, signal::SessionSignal};
 use crate::session::{Session, SessionId};
 
