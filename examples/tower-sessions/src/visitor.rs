@@ -63,6 +63,16 @@ impl Visitor {
         Ok(cookies.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned()))
     }
 
+    /// Puts such a cookie into the jar, as somebody would who makes one up.
+    ///
+    /// # Errors
+    ///
+    /// If the address makes no URL.
+    pub fn make_up(&self, value: &str) -> Result<(), BoxError> {
+        self.jar.add_cookie_str(&format!("{COOKIE}={value}"), &self.url("/")?);
+        Ok(())
+    }
+
     fn url(&self, path: &str) -> Result<Url, BoxError> {
         Ok(format!("http://{}{path}", self.address).parse()?)
     }
