@@ -40,7 +40,7 @@ pub fn outside_with(sessions: &ActiveSessions, store: &Store, seal: &Seal, proto
 }
 
 /// The layer inside of `tower-sessions`. It cannot see the cookie, which is set when the response has left it. But it
-/// can see the [`Session`] that `tower-sessions` puts into the request: [`announce`] says what becomes of it.
+/// can see the [`Session`] that `tower-sessions` puts into the request: `announce` says what becomes of it.
 pub fn inside(sessions: &ActiveSessions, store: &Store, seal: &Seal) -> Router {
     let routes = routes().layer(from_fn(announce)).layer(sessions.layer_with(Announced));
     with_sessions(routes, store, seal)

@@ -42,7 +42,8 @@ fn dated(app: Router) -> Router {
     }))
 }
 
-/// Sends all requests, with the cookie that came last, and returns the answers with another `sid` of the same length.
+/// Sends all requests, with the cookie that came last, and returns the answers with `#` in place of each byte of what two
+/// recordings cannot have in common: the ids, and the time of a removal.
 async fn record(address: SocketAddr) -> Vec<String> {
     let mut cookie = None::<String>;
     let mut answers = Vec::new();
@@ -61,6 +62,11 @@ async fn record(address: SocketAddr) -> Vec<String> {
             let value = rest.split(';').next().unwrap().to_owned();
             if !value.is_empty() {
                 answer = answer.replace(&value, &"#".repeat(value.len()));
+            }
+            // A removal is dated too, and a year ago.
+            if let Some((_, rest)) = answer.split_once("Expires=") {
+                let expires = rest.split([';', '\r']).next().unwrap().to_owned();
+                answer = answer.replace(&expires, &"#".repeat(expires.len()));
             }
             cookie = Some(value).filter(|value| !value.is_empty());
         }
