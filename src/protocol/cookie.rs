@@ -103,7 +103,8 @@ impl CookieProtocol {
     /// if it is not active. Off by default.
     ///
     /// For hosts that go on with sessions made elsewhere, or before a restart, and set no cookie again. A redirect notes
-    /// nothing, because it may well lead to the login; nor does a `DELETE`, because it may well be the end.
+    /// nothing, because it may well lead to the login; nor does a `DELETE`, because it may well be the end; nor a response
+    /// to which a handler has attached a [`SessionSignal`], which says more.
     ///
     /// The host has to refuse or remove ids that it does not know. If it answers 200 to anything, a client that makes
     /// up ids makes up sessions; an [`id_from`](Self::id_from) that checks a signature keeps it from that.

@@ -114,7 +114,8 @@ impl HeaderProtocol {
     /// carried, if it is not active. Off by default.
     ///
     /// For hosts that go on with sessions made elsewhere, or before a restart, and answer without repeating the id. A
-    /// `DELETE` notes nothing, because it may well be the end.
+    /// `DELETE` notes nothing, because it may well be the end; nor does a response to which a handler has attached a
+    /// [`SessionSignal`], which says more.
     ///
     /// The host has to refuse ids that it does not know. If it answers 200 to anything, a client that makes up ids
     /// makes up sessions.
