@@ -111,6 +111,8 @@
 //!
 //! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
 //!   layer itself needs no axum, and no feature.
+//! * `cookie`: `CookieProtocol`, for ids in a cookie.
+//! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
@@ -134,6 +136,8 @@ mod upkeep;
 
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
+#[cfg(feature = "cookie")]
+pub use self::protocol::CookieProtocol;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     dispatch::{HookError, HookFailure},

@@ -57,8 +57,9 @@ impl Exchange {
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
     pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
-        let from_handler = response.extensions.remove::<SessionSignal>();
+        // In this order, so that the protocol can see whether the handler said something.
         let from_protocol = self.shared.protocol.response(request, response);
+        let from_handler = response.extensions.remove::<SessionSignal>();
         if from_handler.is_none() && from_protocol.is_nothing() {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal};
+use super::{RequestInfo, SessionProtocol, SessionSignal, adopted};
 use crate::session::{EndReason, Session, SessionId};
 
 /// Sessions in headers, the default protocol.
@@ -37,6 +37,7 @@ pub struct HeaderProtocol {
     compacted_from: HeaderName,
     max_id_len: usize,
     strip: bool,
+    adopt: bool,
 }
 
 impl Default for HeaderProtocol {
@@ -46,7 +47,7 @@ impl Default for HeaderProtocol {
 }
 
 impl HeaderProtocol {
-    /// The protocol with the names above, ids of up to 1024 bytes, and nothing stripped.
+    /// The protocol with the names above, ids of up to 1024 bytes, nothing stripped and nothing adopted.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -55,6 +56,7 @@ impl HeaderProtocol {
             compacted_from: HeaderName::from_static("x-session-compacted-from"),
             max_id_len: 1024,
             strip: false,
+            adopt: false,
         }
     }
 
@@ -105,6 +107,26 @@ impl HeaderProtocol {
     #[must_use]
     pub const fn strip_control_headers(mut self, strip: bool) -> Self {
         self.strip = strip;
+        self
+    }
+
+    /// Whether a success (101, 2xx or 3xx) that carries none of these headers notes the session whose id the request
+    /// carried, if it is not active. Off by default.
+    ///
+    /// For hosts that go on with sessions made elsewhere, or before a restart, and answer without repeating the id. A
+    /// `DELETE` notes nothing, because it may well be the end; nor does a response to which a handler has attached a
+    /// [`SessionSignal`], which says more.
+    ///
+    /// The host has to refuse ids that it does not know. If it answers 200 to anything, a client that makes up ids
+    /// makes up sessions.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().adopt(true);
+    /// ```
+    #[must_use]
+    pub const fn adopt(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
         self
     }
 
@@ -218,7 +240,13 @@ impl SessionProtocol for HeaderProtocol {
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
         let said = Said::read(self, &response.headers);
         match said {
-            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
+            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => {
+                return if self.adopt && may_open(response.status) {
+                    adopted(request, response)
+                } else {
+                    SessionSignal::nothing()
+                };
+            }
             // What every response of a session that is known says.
             Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
                 if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>

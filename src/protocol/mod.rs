@@ -1,13 +1,17 @@
 //! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
 
+#[cfg(feature = "cookie")]
+mod cookie;
 mod header;
 mod signal;
 
 use http::{Method, request, response};
 
+#[cfg(feature = "cookie")]
+pub use self::cookie::CookieProtocol;
 pub(crate) use self::signal::Saying;
 pub use self::{header::HeaderProtocol, signal::SessionSignal};
-use crate::session::SessionId;
+use crate::session::{Session, SessionId};
 
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
 ///
@@ -103,5 +107,22 @@ impl RequestInfo {
     #[must_use]
     pub const fn is_tracked(&self) -> bool {
         self.is_tracked
+    }
+}
+
+/// A host has served the session that the request names: that is a birth, if it is not active.
+///
+/// Not where a handler has said something itself, which knows more, and not for a `DELETE`, which may well have been
+/// the end of what it names.
+fn adopted(request: &RequestInfo, response: &response::Parts) -> SessionSignal {
+    match &request.id {
+        Some(id)
+            if !request.is_tracked
+                && request.method != Method::DELETE
+                && response.extensions.get::<SessionSignal>().is_none_or(SessionSignal::is_nothing) =>
+        {
+            SessionSignal::started(Session::new(id.clone()))
+        }
+        _ => SessionSignal::nothing(),
     }
 }
