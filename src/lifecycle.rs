@@ -260,8 +260,11 @@ impl ActiveSessions {
         }
         let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice, load);
         if let Note::Born(entry) = &note {
-            // Exempt from the cap: one has gone for it.
             self.after_birth(entry);
+            // Else it is exempt from the cap: one has gone for it.
+            if !was_active {
+                self.keep_the_cap(entry);
+            }
         }
         self.inner.pool.kick();
         (was_active, Some(note))

@@ -63,11 +63,18 @@ impl Exchange {
         if from_handler.is_none() && from_protocol.is_nothing() {
             return Ok(());
         }
+        // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
+        let mut over = Vec::new();
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
+            match &saying {
+                Saying::Ended(id, _) => over.push(id.clone()),
+                Saying::Compacted(_, session) | Saying::Started(session) => over.retain(|id| *id != session.id),
+            }
             self.say(saying, Voice::Said)?;
         }
         for saying in from_protocol.sayings {
             match saying {
+                Saying::Started(session) if over.contains(&session.id) => {}
                 Saying::Started(session) => self.see(request, session)?,
                 said => self.say(said, Voice::Head)?,
             }
