@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test crate uses some of it")]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -23,7 +23,7 @@ pub(crate) struct Store(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    active: BTreeMap<String, Active>,
+    active: HashMap<String, Active>,
     ended: HashMap<EventId, Ended>,
     alive: BTreeSet<u64>,
     holders: u64,
@@ -90,7 +90,9 @@ impl Store {
 
     /// The ids on record as active.
     pub(crate) fn active(&self) -> Vec<String> {
-        self.state().active.keys().cloned().collect()
+        let mut ids: Vec<_> = self.state().active.keys().cloned().collect();
+        ids.sort();
+        ids
     }
 
     /// The reasons of the ends that are recorded and not delivered.
@@ -151,7 +153,7 @@ impl State {
         for active in self.active.values_mut() {
             active.holders.retain(|holder| self.alive.contains(holder));
         }
-        let lost: Vec<_> = self.active.extract_if(.., |_, active| active.holders.is_empty()).collect();
+        let lost: Vec<_> = self.active.extract_if(|_, active| active.holders.is_empty()).collect();
         for (_, Active { record, requests, .. }) in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
             self.ended.insert(record.event_id, Ended { record, end, claimer: 0, tries: 0 });
@@ -267,7 +269,10 @@ impl Registry for Holder {
     }
 
     async fn leave(&self) -> Result<(), RegistryError> {
-        self.call(|state, me| drop(state.alive.remove(&me))).await
+        self.call(|state, me| {
+            state.alive.remove(&me);
+        })
+        .await
     }
 
     fn is_current(&self) -> bool {

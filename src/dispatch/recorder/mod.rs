@@ -12,7 +12,7 @@ mod writer;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Once, OnceLock},
     time::Duration,
 };
 
@@ -55,6 +55,8 @@ pub(crate) struct Recorder {
     pub(crate) degradations: AtomicU64,
     /// When the lease was last seen to.
     tended: AtomicU64,
+    /// It was said that nobody sees to it.
+    warned: Once,
     /// Told when there is nothing left to write.
     idle: Notify,
 }
@@ -82,6 +84,7 @@ impl Recorder {
             degraded: AtomicU8::new(0),
             degradations: AtomicU64::new(0),
             tended: AtomicU64::new(0),
+            warned: Once::new(),
             idle: Notify::new(),
         }
     }
@@ -160,14 +163,25 @@ impl Breaker {
 impl Pool {
     /// Sees to it that somebody writes what there is to write.
     pub(super) fn kick_recorder(self: &Arc<Self>) {
-        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
+        if self.start_writer() && !self.has_runtime() {
+            // The remembered runtime has gone: that of the caller takes its place.
+            self.adopt_runtime();
+            if self.has_runtime() {
+                self.start_writer();
+            }
+        }
+    }
+
+    /// True if one was started, as far as that can be told.
+    fn start_writer(self: &Arc<Self>) -> bool {
+        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return false };
         if ledger.is_empty() {
-            return;
+            return false;
         }
         let abort = {
             let mut writer = lock(&recorder.writer);
             if ledger.is_empty() || writer.is_some() {
-                return;
+                return false;
             }
             Arc::clone(writer.insert(Arc::default()))
         };
@@ -179,6 +193,7 @@ impl Pool {
                 recorder.abort();
             }
         }
+        true
     }
 
     /// Waits until everything is written; bounded by whoever calls.

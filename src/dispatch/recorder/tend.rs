@@ -18,6 +18,9 @@ use crate::{
 /// Ends that are taken over in one go.
 const AT_A_TIME: usize = 256;
 
+/// After so long a time without a driver it is said that there is none.
+const UNTENDED: Duration = Duration::from_secs(30);
+
 /// How often an end is delivered at most.
 const TRIES: u32 = 5;
 
@@ -100,6 +103,16 @@ impl Pool {
     /// Without a driver, the writer does its work.
     pub(super) async fn tend_if_overdue(self: &Arc<Self>) {
         if self.is_untended() {
+            // Whoever has built the handle a moment ago may still be about to poll.
+            if let Some(recorder) = self.recorder.as_ref().filter(|_| self.tracker.clock.now() > nanos(UNTENDED)) {
+                recorder.warned.call_once(|| {
+                    tracing::warn!(
+                        name: "session-registry-undriven",
+                        "there is a session registry, and nobody polls `shutdown_on` or `finish`: its lease is renewed only \
+                         as sessions begin and end; said once",
+                    );
+                });
+            }
             self.tend().await;
         }
     }

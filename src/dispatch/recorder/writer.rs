@@ -20,18 +20,27 @@ pub(super) struct Writer {
     pool: Arc<Pool>,
     /// What its drop puts back if it does not come to it.
     in_hand: Vec<Op>,
+    /// It has not run.
+    is_fresh: bool,
     retired: bool,
     _count: TaskCount,
 }
 
 impl Writer {
     pub(super) fn new(pool: &Arc<Pool>) -> Self {
-        Self { pool: Arc::clone(pool), in_hand: Vec::new(), retired: false, _count: TaskCount::new(pool) }
+        Self {
+            pool: Arc::clone(pool),
+            in_hand: Vec::new(),
+            is_fresh: true,
+            retired: false,
+            _count: TaskCount::new(pool),
+        }
     }
 
     pub(super) async fn run(mut self) {
         let pool = Arc::clone(&self.pool);
         let Some(recorder) = &pool.recorder else { return };
+        self.is_fresh = false;
         while self.take(recorder) {
             pool.tend_if_overdue().await;
             self.write(&mut *recorder.io.lock().await).await;
@@ -143,6 +152,9 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         let (Some(recorder), Some(ledger)) = (&self.pool.recorder, &self.pool.tracker.ledger) else { return };
+        if self.is_fresh {
+            self.pool.forget_runtime();
+        }
         if !self.retired {
             let mut writer = lock(&recorder.writer);
             ledger.put_back(std::mem::take(&mut self.in_hand));
