@@ -3,7 +3,7 @@
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mcp_gateway::{Connected, Mount, Telling, Tools, connect, serve};
-use reqwest::{Client, Method, Response, header::HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, Response, header::HeaderValue};
 use rmcp::{
     ClientLifecycleMode, ServerHandler,
     transport::streamable_http_server::{
@@ -131,6 +131,10 @@ impl<M: SessionManager> Host<M> {
 
     /// The head of an answer; its body may be a stream.
     pub(crate) async fn send(&self, method: Method, headers: &[(&'static str, &[u8])], body: &'static str) -> Response {
+        within("a head", self.request(method, headers, body).send()).await.unwrap()
+    }
+
+    fn request(&self, method: Method, headers: &[(&'static str, &[u8])], body: &'static str) -> RequestBuilder {
         let accept = "application/json, text/event-stream";
         let mut request = self.http.request(method, format!("http://{}/mcp", self.address)).header("accept", accept);
         for (name, value) in headers {
@@ -139,7 +143,15 @@ impl<M: SessionManager> Host<M> {
         if !body.is_empty() {
             request = request.header("content-type", "application/json").body(body);
         }
-        within("a head", request.send()).await.unwrap()
+        request
+    }
+
+    /// Sends a request to a host that may have stopped by now; nobody wants the answer.
+    pub(crate) async fn try_send(&self, method: Method, id: &str, body: &'static str) {
+        let request = self.request(method, &[("mcp-session-id", id.as_bytes())], body);
+        if let Ok(response) = within("a head, or none", request.send()).await {
+            let _ = within("a body, or its end", response.bytes()).await;
+        }
     }
 
     /// The whole of an answer.
