@@ -16,7 +16,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::support::{Host, INITIALIZE, PING, Setup, until, within};
+use crate::support::{Headers, Host, INITIALIZE, PING, Setup, until, within};
 
 #[tokio::test]
 async fn an_initialize_that_fails_makes_no_event() {
@@ -25,7 +25,7 @@ async fn an_initialize_that_fails_makes_no_event() {
     for mount in Mount::ALL {
         let broken = |_| Err::<Tools, _>(io::Error::other("no tools today"));
         let host = Setup::new(mount).start(Telling::new, broken).await;
-        let rows: [(u16, &[(&str, &[u8])], &str); 6] = [
+        let rows: [(u16, Headers<'_>, &str); 6] = [
             (500, &[], INITIALIZE),
             (400, &[("mcp-protocol-version", b"2025-03-26")], INITIALIZE),
             (400, &[("mcp-session-id", b"unknown"), ("mcp-protocol-version", b"1999-12-31")], INITIALIZE),
@@ -55,7 +55,7 @@ impl ServerHandler for Refusing {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_initialize_that_is_refused_in_the_body_of_a_200_has_one_start_and_one_end() {
     for mount in Mount::ALL {
         // The layer alone: the id has been given out, and its first use finds out that nobody is there.
@@ -69,12 +69,12 @@ async fn an_initialize_that_is_refused_in_the_body_of_a_200_has_one_start_and_on
 
         // With the manager that tells, it is over before the client has read its id.
         let host = Setup::new(mount).start(Telling::new, |_| Ok(Refusing)).await;
-        for _ in 0..20 {
+        for _ in 0..200 {
             let id = refused(&host).await;
             assert!(!host.sessions.contains(&id));
         }
         assert!(host.sessions.is_empty());
-        assert_eq!(host.stop().await.len(), 20);
+        assert_eq!(host.stop().await.len(), 200);
     }
 }
 

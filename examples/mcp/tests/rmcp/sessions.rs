@@ -10,7 +10,7 @@ use rmcp::{
 use serde_json::json;
 use tower_session_end::EndReason;
 
-use crate::support::{CALL, INITIALIZE, PING, Setup, within};
+use crate::support::{CALL, Headers, INITIALIZE, PING, Setup, within};
 
 #[tokio::test]
 async fn initialize_is_noted_once_and_tool_calls_do_not_note_again() {
@@ -88,7 +88,7 @@ async fn junk_deletes_make_no_event() {
         let host = Setup::new(mount).telling().await;
         let bystander = host.open().await;
         let long = vec![b'x'; 64 * 1024];
-        let junk: [&[(&str, &[u8])]; 8] = [
+        let junk: [Headers<'_>; 8] = [
             &[],
             &[("mcp-session-id", b"")],
             &[("mcp-session-id", b"unknown")],

@@ -47,6 +47,9 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     within(what, wait).await;
 }
 
+/// Names and values, as they may come from anybody.
+pub(crate) type Headers<'a> = &'a [(&'static str, &'a [u8])];
+
 /// How a host is to be.
 pub(crate) struct Setup {
     pub(crate) mount: Mount,
@@ -130,11 +133,11 @@ impl<M: SessionManager> Host<M> {
     }
 
     /// The head of an answer; its body may be a stream.
-    pub(crate) async fn send(&self, method: Method, headers: &[(&'static str, &[u8])], body: &'static str) -> Response {
+    pub(crate) async fn send(&self, method: Method, headers: Headers<'_>, body: &'static str) -> Response {
         within("a head", self.request(method, headers, body).send()).await.unwrap()
     }
 
-    fn request(&self, method: Method, headers: &[(&'static str, &[u8])], body: &'static str) -> RequestBuilder {
+    fn request(&self, method: Method, headers: Headers<'_>, body: &'static str) -> RequestBuilder {
         let accept = "application/json, text/event-stream";
         let mut request = self.http.request(method, format!("http://{}/mcp", self.address)).header("accept", accept);
         for (name, value) in headers {
@@ -155,7 +158,7 @@ impl<M: SessionManager> Host<M> {
     }
 
     /// The whole of an answer.
-    pub(crate) async fn ask(&self, method: Method, headers: &[(&'static str, &[u8])], body: &'static str) -> Answer {
+    pub(crate) async fn ask(&self, method: Method, headers: Headers<'_>, body: &'static str) -> Answer {
         whole(self.send(method, headers, body).await).await
     }
 
