@@ -41,11 +41,7 @@ async fn adoption_notes_the_id_of_a_request_that_succeeded() {
 #[tokio::test(start_paused = true)]
 async fn adoption_notes_no_id_of_a_request_that_failed_and_none_beside_another() {
     let (recorder, sessions, layer) = with(McpProtocol::new().adopt(true));
-    for status in STATuse std::time::Duration;
-
-use tower_session_end::McpProtocol;
-
-use crate::{ID, STATUSES, say, support::Recorder, with};.into_iter().filter(|status| !(200..300).contains(status)) {
+    for status in STATUSES.into_iter().filter(|status| !(200..300).contains(status)) {
         say(&layer, "POST", &[(ID, "a")], status, &[]).await;
     }
     say(&layer, "POST", &[], 200, &[]).await;

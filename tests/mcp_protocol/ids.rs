@@ -3,7 +3,11 @@
 use http::HeaderValue;
 use tower_session_end::McpProtocol;
 
-use crate::{ID, VERSION, ask, mcp, say, support::{answer, exchange}, with};
+use crate::{
+    ID, VERSION, ask, mcp, say,
+    support::{answer, exchange},
+    with,
+};
 
 #[tokio::test(start_paused = true)]
 async fn junk_deletes_make_no_event() {

@@ -5,7 +5,11 @@ use std::time::Duration;
 use http::StatusCode;
 use tower_session_end::{EndReason, McpProtocol};
 
-use crate::{ID, VERSION, ask, mcp, say, support::{Recorder, UnderWay, answer, exchange}, with};
+use crate::{
+    ID, VERSION, ask, mcp, say,
+    support::{Recorder, UnderWay, answer, exchange},
+    with,
+};
 
 #[tokio::test(start_paused = true)]
 async fn g01_a_late_response_of_one_generation_does_not_end_the_next() {

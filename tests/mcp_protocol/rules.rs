@@ -6,9 +6,7 @@ use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with};
 
 #[tokio::test(start_paused = true)]
 async fn a_2xx_with_an_id_opens_a_session_and_nothing_else_does() {
-    for status in STATuse tower_session_end::McpProtocol;
-
-use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
+    for status in STATUSES {
         let (recorder, sessions, layer) = mcp();
         say(&layer, "POST", &[], status, &[(ID, "a")]).await;
         let opens = (200..300).contains(&status);
@@ -34,9 +32,7 @@ async fn a_delete_a_head_an_options_and_a_trace_never_open_a_session() {
 
 #[tokio::test(start_paused = true)]
 async fn a_delete_ends_its_session_by_a_2xx_and_a_404() {
-    for status in STATuse tower_session_end::McpProtocol;
-
-use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
+    for status in STATUSES {
         let (recorder, sessions, layer) = mcp();
         sessions.note("a");
         // A host may echo the id once more.
@@ -54,9 +50,7 @@ use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
 #[tokio::test(start_paused = true)]
 async fn any_other_request_ends_its_session_by_a_404_alone() {
     for method in METHODS.into_iter().filter(|method| *method != "DELETE") {
-        for status in STATuse tower_session_end::McpProtocol;
-
-use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
+        for status in STATUSES {
             let (recorder, sessions, layer) = mcp();
             sessions.note("a");
             say(&layer, method, &[(ID, "a")], status, &[]).await;
@@ -73,9 +67,7 @@ use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
 async fn an_unknown_id_never_makes_an_event() {
     for adopt in [false, true] {
         for method in METHODS {
-            for status in STATuse tower_session_end::McpProtocol;
-
-use crate::{ID, METHODS, STATUSES, VERSION, mcp, say, with}; {
+            for status in STATUSES {
                 if adopt && ["GET", "POST", "PUT", "PATCH", "MCP"].contains(&method) && (200..300).contains(&status) {
                     continue;
                 }
