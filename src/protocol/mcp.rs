@@ -37,7 +37,8 @@ const SESSIONLESS: &[u8] = b"2026-07-28";
 ///
 /// * A host that lets a session go by itself, because it was idle. It is found out when its client comes back and gets a
 ///   404; if that never happens, by [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout) or the stop. A host that
-///   can be asked to tell should call [`end`](crate::ActiveSessions::end): `cargo run -p mcp-gateway` wraps rmcp's session manager.
+///   can be asked to tell should call [`end`](crate::ActiveSessions::end): `cargo run -p mcp-gateway` shows it for rmcp,
+///   by a session manager around its own.
 /// * What is in a body: a host that hands out an id with 200 beside a JSON-RPC error has opened a session.
 ///
 /// # Examples
