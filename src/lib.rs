@@ -166,7 +166,7 @@ pub use self::{
     hook::{BoxError, HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
     lifecycle::{ActiveSessions, Noted},
-    protocol::{HeaderProtocol, RequestInfo, SessionProtocol, SessionSignal},
+    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionSignal},
     report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
     session::{
         EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,
