@@ -125,6 +125,19 @@ async fn g13_the_cap_evicts_the_longest_idle_but_nobody_who_is_busy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn g13_a_compaction_is_exempt_from_the_cap_but_not_one_from_an_unknown_id() {
+    let sessions = ActiveSessions::builder().max_sessions(10).build().unwrap();
+    for n in 0..100 {
+        sessions.compact("unknown", format!("s{n}"));
+    }
+    assert_eq!(sessions.len(), 10);
+    for n in 90..100 {
+        sessions.compact(format!("s{n}"), format!("t{n}"));
+    }
+    assert_eq!(sessions.len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn g13_where_all_are_busy_the_cap_gives_way_with_one_warning() {
     let warnings = Arc::new(Mutex::new(Vec::new()));
     let _logging = capture(&warnings);

@@ -1,9 +1,9 @@
 //! [`HeaderProtocol`]: ids and ends in headers.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
+use http::{HeaderMap, HeaderName, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal};
-use crate::session::{EndReason, Session, SessionId};
+use super::{RequestInfo, SessionProtocol, SessionSignal, adopted, value::Value};
+use crate::session::{EndReason, SessionId};
 
 /// Sessions in headers, the default protocol.
 ///
@@ -37,6 +37,7 @@ pub struct HeaderProtocol {
     compacted_from: HeaderName,
     max_id_len: usize,
     strip: bool,
+    adopt: bool,
 }
 
 impl Default for HeaderProtocol {
@@ -46,7 +47,7 @@ impl Default for HeaderProtocol {
 }
 
 impl HeaderProtocol {
-    /// The protocol with the names above, ids of up to 1024 bytes, and nothing stripped.
+    /// The protocol with the names above, ids of up to 1024 bytes, nothing stripped and nothing adopted.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -55,6 +56,7 @@ impl HeaderProtocol {
             compacted_from: HeaderName::from_static("x-session-compacted-from"),
             max_id_len: 1024,
             strip: false,
+            adopt: false,
         }
     }
 
@@ -108,20 +110,28 @@ impl HeaderProtocol {
         self
     }
 
-    /// `None` for a header that is not there; an invalid session for one that is no id.
-    fn session(&self, value: Value<'_>) -> Option<Session> {
-        match value {
-            Value::None => None,
-            Value::Ambiguous => Some(Session::new(SessionId::invalid())),
-            Value::One(value) => {
-                let id = SessionId::from_bytes(value.as_bytes(), self.max_id_len);
-                Some(Session::new(id.unwrap_or(SessionId::invalid())))
-            }
-        }
+    /// Whether a success (101, 2xx or 3xx) that carries none of these headers notes the session whose id the request
+    /// carried, if it is not active. Off by default.
+    ///
+    /// For hosts that go on with sessions made elsewhere, or before a restart, and answer without repeating the id. A
+    /// `DELETE` notes nothing, because it may well be the end; nor does a response to which a handler has attached a
+    /// [`SessionSignal`], which says more.
+    ///
+    /// The host has to refuse ids that it does not know. If it answers 200 to anything, a client that makes up ids
+    /// makes up sessions.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().adopt(true);
+    /// ```
+    #[must_use]
+    pub const fn adopt(mut self, adopt: bool) -> Self {
+        self.adopt = adopt;
+        self
     }
 
     fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
-        let session = self.session(said.id);
+        let session = said.id.session(self.max_id_len);
         let mut signal = SessionSignal::nothing();
         if let Value::One(reason) = said.end {
             let ended = request.id.as_ref().or(session.as_ref().map(|session| &session.id));
@@ -134,7 +144,7 @@ impl HeaderProtocol {
             }
         }
         let Some(session) = session.filter(|_| may_open(status)) else { return signal };
-        match self.session(said.compacted_from) {
+        match said.compacted_from.session(self.max_id_len) {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
             Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
@@ -151,28 +161,6 @@ fn reason_of(word: &str) -> EndReason {
 /// A redirect or an upgrade may carry a new id, an error never does.
 fn may_open(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
-}
-
-/// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
-const SHORT: usize = 8;
-
-/// The values of one header.
-#[derive(Clone, Copy, Default)]
-enum Value<'a> {
-    #[default]
-    None,
-    One(&'a HeaderValue),
-    Ambiguous,
-}
-
-impl<'a> Value<'a> {
-    fn see(&mut self, value: &'a HeaderValue) {
-        *self = match *self {
-            Self::None => Self::One(value),
-            Self::One(before) if before == value => Self::One(before),
-            Self::One(_) | Self::Ambiguous => Self::Ambiguous,
-        };
-    }
 }
 
 /// Our headers of one response.
@@ -202,23 +190,19 @@ impl<'a> Said<'a> {
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let mut seen = Value::None;
-        if request.headers.len() <= SHORT {
-            let ours = request.headers.iter().filter(|(name, _)| **name == self.id);
-            ours.for_each(|(_, value)| seen.see(value));
-        } else {
-            request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        }
-        match seen {
-            Value::One(value) => SessionId::from_bytes(value.as_bytes(), self.max_id_len).ok(),
-            Value::None | Value::Ambiguous => None,
-        }
+        Value::of(&request.headers, &self.id).id(self.max_id_len)
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
         let said = Said::read(self, &response.headers);
         match said {
-            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
+            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => {
+                return if self.adopt && may_open(response.status) {
+                    adopted(request, response)
+                } else {
+                    SessionSignal::nothing()
+                };
+            }
             // What every response of a session that is known says.
             Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
                 if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>
