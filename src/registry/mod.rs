@@ -8,6 +8,8 @@
 pub mod conformance;
 mod erased;
 mod error;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::{
     future::Future,
@@ -16,6 +18,8 @@ use std::{
 
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.

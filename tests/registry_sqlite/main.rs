@@ -1,0 +1,4 @@
+//! The registry in an SQLite file.
+
+mod conformance;
+mod support;
