@@ -4,10 +4,19 @@ use std::{
     fs::{self, File, TryLockError},
     hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use tower_session_end::registry::{SqliteRegistry, conformance::Store};
+use tower_session_end::{
+    EventId, Session,
+    registry::{
+        Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError, SqliteRegistry, conformance::Store,
+    },
+};
+
+/// Nothing in these tests takes that long unless it is stuck.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Removed when it is dropped.
 pub(crate) struct Dir(PathBuf);
@@ -37,29 +46,15 @@ impl Dir {
         SqliteRegistry::open(self.file()).unwrap()
     }
 
-    /// How many leases are held at present.
-    pub(crate) fn living(&self) -> usize {
-        let leases = fs::read_dir(self.leases()).unwrap().map(|entry| entry.unwrap().path());
-        let leases = leases.filter(|path| path.extension().is_some_and(|extension| extension == "lease"));
-        // One may go while it is looked at.
-        leases.filter(|path| File::open(path).is_ok_and(|file| is_locked(&file))).count()
+    /// The files of leases, held or not.
+    pub(crate) fn lease_files(&self) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.leases()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "lease")).collect()
     }
 
-    /// Waits until there are so many.
-    pub(crate) fn wait_for_living(&self, count: usize) {
-        let begun = Instant::now();
-        while self.living() != count {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{} leases are held, not {count}", self.living());
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn is_locked(file: &File) -> bool {
-    match file.try_lock_shared() {
-        Ok(()) => false,
-        Err(TryLockError::WouldBlock) => true,
-        Err(TryLockError::Error(error)) => panic!("{error}"),
+    /// A connection of an operator.
+    pub(crate) fn look(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.file()).unwrap()
     }
 }
 
@@ -69,17 +64,87 @@ impl Drop for Dir {
     }
 }
 
-impl Store for Dir {
-    type Holder = SqliteRegistry;
+/// Waits until it is so, but not for ever.
+pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < PATIENCE, "stuck: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
 
-    async fn holder(&self) -> SqliteRegistry {
-        self.open()
+pub(crate) fn is_locked(path: &Path) -> bool {
+    match File::open(path).map(|file| file.try_lock_shared()) {
+        Ok(Err(TryLockError::WouldBlock)) => true,
+        Ok(Err(TryLockError::Error(error))) => panic!("{error}"),
+        // One that is not there is not locked.
+        Ok(Ok(())) | Err(_) => false,
+    }
+}
+
+/// A generation that nobody has noted yet.
+pub(crate) fn record(id: &str) -> Record {
+    static GENERATION: AtomicU64 = AtomicU64::new(1);
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    let event_id: EventId = format!("{:032x}-{generation}", std::process::id()).parse().unwrap();
+    let now = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + generation);
+    Record::new(Session::from(id).with_key(format!("key of {id}")), event_id, now)
+}
+
+pub(crate) fn records(prefix: &str, count: usize) -> Vec<Record> {
+    (0..count).map(|i| record(&format!("{prefix}{i}"))).collect()
+}
+
+pub(crate) fn holds(records: &[Record]) -> Vec<Change> {
+    records.iter().cloned().map(Change::Hold).collect()
+}
+
+pub(crate) fn end(record: &Record, end: EndRecord) -> Change {
+    Change::End { id: record.session.id.clone(), event_id: record.event_id, end }
+}
+
+/// A holder whose lease is known.
+pub(crate) struct Held {
+    registry: SqliteRegistry,
+    lease: PathBuf,
+}
+
+impl Registry for Held {
+    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        self.registry.apply(changes).await
+    }
+
+    async fn beat(&self) -> Result<(), RegistryError> {
+        self.registry.beat().await
+    }
+
+    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.registry.take_over(max).await
+    }
+
+    async fn leave(&self) -> Result<(), RegistryError> {
+        self.registry.leave().await
+    }
+
+    fn beat_every(&self) -> Duration {
+        // Much more often than anybody would.
+        Duration::from_millis(20)
+    }
+}
+
+impl Store for Dir {
+    type Holder = Held;
+
+    async fn holder(&self) -> Held {
+        let before = if self.leases().exists() { self.lease_files() } else { Vec::new() };
+        let registry = self.open();
+        let lease = self.lease_files().into_iter().find(|lease| !before.contains(lease)).unwrap();
+        Held { registry, lease }
     }
 
     /// As SIGKILL would: the lock goes, and nothing else is done.
-    async fn kill(&self, holder: SqliteRegistry) {
-        let before = self.living();
-        drop(holder);
-        self.wait_for_living(before - 1);
+    async fn kill(&self, Held { registry, lease }: Held) {
+        drop(registry);
+        until("the lease of a dead holder is lost", || !is_locked(&lease));
     }
 }

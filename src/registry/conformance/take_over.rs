@@ -41,7 +41,9 @@ pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
     same("a second take-over", &b.take_over_all().await, &vec![]);
     let next = kit.next(&records[0]);
     b.expect("a hold of what was taken over", hold(&next), Applied::Born).await;
-    b.expect("what was taken over is gone", release(&records[0], 1), Applied::Gone).await;
+    let other = kit.holder().await;
+    other.expect("an end of what was taken over", end(&records[0], 1), Applied::Gone).await;
+    other.leave().await;
     b.expect("the next generation ends by itself", release(&next, 1), Applied::Yours { requests: 1 }).await;
     b.expect("a delivered end", done(&next), Applied::Done).await;
     b.deliver(&orphans[..1]).await;

@@ -25,7 +25,6 @@ pub(super) struct Holder {
     settings: Settings,
     pub(super) conn: Connection,
     pub(super) leases: Leases,
-    lease: Lease,
     /// The number of the row in `holders`.
     pub(super) me: i64,
     /// Which file it was; another one may come to have its name.
@@ -33,6 +32,8 @@ pub(super) struct Holder {
     pub(super) dead: Vec<Dead>,
     /// Claimed for somebody who did not wait for the answer.
     pub(super) undelivered: Arc<Mutex<Vec<Orphan>>>,
+    /// The last to be dropped: when it is seen to be lost, nothing else is held any more.
+    lease: Lease,
 }
 
 impl Holder {
@@ -48,7 +49,7 @@ impl Holder {
         let known = known(&conn).map_err(|error| Failure::at_start(path, &error))?;
         leases.sweep(&guard, |name| known.iter().any(|known| known == name)).map_err(no_leases)?;
         drop(guard);
-        Ok(Self { settings, conn, leases, lease, me, file, dead: Vec::new(), undelivered: Arc::default() })
+        Ok(Self { settings, conn, leases, me, file, dead: Vec::new(), undelivered: Arc::default(), lease })
     }
 
     /// Applies the changes of several calls in one transaction.
