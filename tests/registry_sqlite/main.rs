@@ -2,4 +2,9 @@
 
 mod broken;
 mod conformance;
+mod crashes;
+mod process;
+#[path = "../support/random.rs"]
+mod random;
+mod roles;
 mod support;

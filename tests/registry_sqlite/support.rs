@@ -148,3 +148,8 @@ impl Store for Dir {
         until("the lease of a dead holder is lost", || !is_locked(&lease));
     }
 }
+
+pub(crate) fn release(record: &Record, requests: u64) -> Change {
+    let end = EndRecord::new(tower_session_end::EndReason::Shutdown, None, std::time::SystemTime::now(), requests);
+    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+}
