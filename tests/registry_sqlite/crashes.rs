@@ -8,25 +8,14 @@ use std::{
 
 use tower_session_end::{
     EndReason, EventId,
-    registry::{Orphan, Registry, SqliteRegistry},
+    registry::{Orphan, Registry},
 };
 
 use crate::{
     process::Process,
     random::{Random, storm_seeds},
-    support::Dir,
+    support::{Dir, take_over_all},
 };
-
-async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
-    let mut all = Vec::new();
-    loop {
-        let some = registry.take_over(64).await.unwrap();
-        if some.is_empty() {
-            return all;
-        }
-        all.extend(some);
-    }
-}
 
 fn by_reason(orphans: &[Orphan]) -> BTreeMap<EndReason, usize> {
     let mut counts = BTreeMap::new();

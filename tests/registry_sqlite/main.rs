@@ -3,6 +3,7 @@
 mod broken;
 mod conformance;
 mod crashes;
+mod files;
 mod process;
 #[path = "../support/random.rs"]
 mod random;

@@ -28,6 +28,7 @@ pub(crate) async fn play(role: &str, file: &Path) {
         "churn" => churn(&open(file)).await,
         "recover" => recover(&open(file)).await,
         "share" => share(&open(file)).await,
+        "grow" => drop(grow(&open(file)).await),
         "fill" => fill(file).await,
         _ => panic!("there is no role {role}"),
     }
@@ -124,32 +125,35 @@ async fn share(registry: &SqliteRegistry) {
     }
 }
 
-/// Fills a small disk, finds it full, makes room and goes on.
+/// Writes until it cannot. Says how it failed, and how many sessions were written.
+async fn grow(registry: &SqliteRegistry) -> usize {
+    let mut written = 0;
+    loop {
+        let more = records(&format!("{written}-"), 50);
+        match registry.apply(holds(&more)).await {
+            Ok(_) => written += more.len(),
+            Err(error) => {
+                say(format!("{error:?}"));
+                // It is no reason to be taken for dead.
+                registry.beat().await.unwrap();
+                say(written);
+                return written;
+            }
+        }
+        assert!(written < 1_000_000, "there is no limit");
+    }
+}
+
+/// Fills a small disk, makes room, and goes on.
 async fn fill(file: &Path) {
     let filler = file.with_file_name("filler");
     std::fs::write(&filler, vec![1; 256 * 1024]).unwrap();
     let registry = open(file);
-    let mut written = 0;
-    let error = loop {
-        let more = records(&format!("{written}-"), 50);
-        match registry.apply(holds(&more)).await {
-            Ok(_) => written += more.len(),
-            Err(error) => break error,
-        }
-        assert!(written < 1_000_000, "the disk is not small");
-    };
-    say(format!("{error:?}"));
-    // Reading goes on, and a full disk is no reason to be taken for dead.
-    registry.beat().await.unwrap();
+    let written = grow(&registry).await;
     say(format!("{:?}", SqliteRegistry::open(file.with_file_name("other.db")).err()));
     std::fs::remove_file(filler).unwrap();
     say(format!("{:?}", attempt(&registry).await.unwrap()));
-    drop(registry);
-    let survivor = open(file);
-    let (mut found, mut more) = (0, usize::MAX);
-    while more > 0 {
-        more = survivor.take_over(1000).await.unwrap().len();
-        found += more;
-    }
-    say(if found == written + 1 { "all are there".to_owned() } else { format!("{found} of {written}") });
+    let operator = rusqlite::Connection::open(file).unwrap();
+    let found: i64 = operator.query_row("SELECT count(*) FROM active_sessions", (), |row| row.get(0)).unwrap();
+    say(if found == written as i64 + 1 { "all are there".to_owned() } else { format!("{found} of {written}") });
 }

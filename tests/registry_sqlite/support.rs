@@ -153,3 +153,14 @@ pub(crate) fn release(record: &Record, requests: u64) -> Change {
     let end = EndRecord::new(tower_session_end::EndReason::Shutdown, None, std::time::SystemTime::now(), requests);
     Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
 }
+
+pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
+    let mut all = Vec::new();
+    loop {
+        let some = registry.take_over(64).await.unwrap();
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(some);
+    }
+}
