@@ -4,6 +4,8 @@ mod broken;
 mod conformance;
 mod crashes;
 mod files;
+mod in_use;
+mod operator;
 mod process;
 #[path = "../support/random.rs"]
 mod random;
