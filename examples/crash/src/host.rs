@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, http::HeaderName, routing::post};
+use axum::{
+    Router,
+    http::HeaderName,
+    routing::{get, post},
+};
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, SessionEnd, SessionId, SessionStart,
     registry::{RedisRegistry, SqliteRegistry},
@@ -120,6 +124,7 @@ fn app(sessions: &ActiveSessions) -> Router {
                 [(name, id), (HeaderName::from_static("x-session-compacted-from"), old.to_string())]
             }),
         )
+        .route("/sessions", get(sessions_here))
         .route("/die", post(die))
         .layer(sessions.layer())
 }
@@ -132,6 +137,10 @@ fn id_header(id: &str) -> [(HeaderName, String); 1] {
 fn fresh_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("s-{:016x}", RandomState::new().hash_one(NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+async fn sessions_here(sessions: ActiveSessions) -> String {
+    sessions.snapshot().iter().map(|session| format!("{}\n", session.id)).collect()
 }
 
 /// SIGKILL, with no time to say anything.
