@@ -17,6 +17,10 @@ use crate::session::{EndReason, Session, SessionId};
 /// them is ignored. Responses with status 101, 2xx or 3xx may open a session, 4xx and 5xx never do; an end counts with
 /// any status. A header that comes twice with different values is ambiguous and ignored.
 ///
+/// In gRPC these are metadata of the same names: those of the call, and the initial ones of the answer. An error that is
+/// the whole answer is HTTP 200 with a `grpc-status` among the headers: one that is not 0 never opens, and an end in its
+/// metadata counts. Trailing metadata are not read: a stream that fails after its head has opened what the head said.
+///
 /// # Examples
 ///
 /// ```
@@ -120,7 +124,7 @@ impl HeaderProtocol {
         }
     }
 
-    fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
+    fn sayings(&self, request: &RequestInfo, response: &response::Parts, said: &Said<'_>) -> SessionSignal {
         let session = self.session(said.id);
         let mut signal = SessionSignal::nothing();
         if let Value::One(reason) = said.end {
@@ -133,7 +137,7 @@ impl HeaderProtocol {
                 }
             }
         }
-        let Some(session) = session.filter(|_| may_open(status)) else { return signal };
+        let Some(session) = session.filter(|_| may_open(response)) else { return signal };
         match self.session(said.compacted_from) {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
@@ -148,9 +152,12 @@ fn reason_of(word: &str) -> EndReason {
     word.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
 }
 
-/// A redirect or an upgrade may carry a new id, an error never does.
-fn may_open(status: StatusCode) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
+/// A redirect or an upgrade may carry a new id, an error never does. A gRPC error has status 200, and says what it is in
+/// a header of its own; where the call succeeded, or goes on, that is 0 or absent.
+fn may_open(response: &response::Parts) -> bool {
+    let status = response.status;
+    (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
+        && response.headers.get("grpc-status").is_none_or(|status| status == "0")
 }
 
 /// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
@@ -227,7 +234,7 @@ impl SessionProtocol for HeaderProtocol {
             }
             _ => {}
         }
-        let signal = self.sayings(request, response.status, &said);
+        let signal = self.sayings(request, response, &said);
         if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
             response.headers.remove(&self.end);
             response.headers.remove(&self.compacted_from);
