@@ -9,6 +9,9 @@ use support::{By, Mode, OddAgent, RawClient, Recorded, Recorder, message, serve_
 use tonic::service::Routes;
 use tower_session_end::ActiveSessions;
 
+/// The method, the metadata, and the message.
+type Call<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a Bytes);
+
 /// One call after the other on one connection.
 async fn record(client: &mut RawClient) -> Vec<(String, Recorded)> {
     let open = message(&OpenRequest { key: "a".into() });
@@ -18,7 +21,7 @@ async fn record(client: &mut RawClient) -> Vec<(String, Recorded)> {
     let empty = message(&Empty {});
     let of_a = ("x-session-id", "a");
     let mode = |mode: Mode| ("x-mode", mode.name());
-    let calls: [(&str, Vec<(&str, &str)>, &Bytes); 15] = [
+    let calls: [Call<'_>; 15] = [
         ("Open", vec![], &open),
         ("Chat", vec![of_a], &chat),
         ("Chat", vec![of_a, mode(Mode::Fails)], &chat),
