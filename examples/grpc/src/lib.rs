@@ -6,6 +6,11 @@
 
 mod host;
 
+/// What the guide of our crate says about gRPC. Its code is tried here: there it would need tonic.
+#[cfg(doctest)]
+#[doc = include_str!("../../../src/guide/grpc.md")]
+mod guide {}
+
 /// What `build.rs` makes: the trait of the service, its server and its client.
 mod generated {
     #![allow(clippy::all, clippy::use_self, clippy::must_use_candidate, clippy::uninlined_format_args)]
