@@ -4,8 +4,12 @@
 //! written, in groups. What it is for: after SIGKILL, a power cut, or a drain that ran out of time, the next start or
 //! a survivor finds what is still owed; and of several replicas that serve one session only the last one ends it.
 
+#[cfg(feature = "registry-conformance")]
+pub mod conformance;
 mod erased;
 mod error;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::{
     future::Future,
@@ -14,6 +18,8 @@ use std::{
 
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.

@@ -1,0 +1,5 @@
+//! The registry in an SQLite file.
+
+mod broken;
+mod conformance;
+mod support;
