@@ -8,6 +8,8 @@
 pub mod conformance;
 mod erased;
 mod error;
+#[cfg(feature = "redis")]
+mod redis;
 
 use std::{
     future::Future,
@@ -17,6 +19,8 @@ use std::{
 #[allow(unused_imports, reason = "the lifecycle comes next")]
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.
