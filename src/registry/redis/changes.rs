@@ -46,6 +46,7 @@ impl Batch {
         match change {
             Change::Hold(Record { session, event_id, started_at }) => {
                 self.key(keys.session(&session.id));
+                self.key(keys.ending(*event_id));
                 self.args(["h".to_owned(), event_id.to_string(), session.id.to_string(), json(session)?, millis(*started_at)]);
             }
             Change::Update(Record { session, event_id, .. }) => {

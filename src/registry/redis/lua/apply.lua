@@ -31,12 +31,13 @@ local function let_go(session, event, id)
   return true, redis.call('HINCRBY', session, 'n', -1)
 end
 
-local function claimed(event)
-  return redis.call('SISMEMBER', CLAIMED, event) == 1
+-- True if this holder has ended it itself: then this is a repeat. What it took over was ended by another.
+local function ended_by_us(ending, event)
+  return redis.call('SISMEMBER', CLAIMED, event) == 1 and redis.call('HGET', ending, 'tries') == '0'
 end
 
 local function hold()
-  local session = next_key()
+  local session, ending = next_key(), next_key()
   local event, id, details, started = next_arg(), next_arg(), next_arg(), next_arg()
   local present = redis.call('HGET', session, 'event')
   if present == event then
@@ -44,8 +45,7 @@ local function hold()
     join(session, event, id)
     return {'B'}
   end
-  if claimed(event) then
-    -- A repeat: it has been born and ended meanwhile.
+  if ended_by_us(ending, event) then
     return {'B'}
   end
   if present then
@@ -82,7 +82,7 @@ local function finish(for_all)
     held, others = redis.call('HGET', session, 'event') == event, 0
   end
   if not held then
-    if claimed(event) then
+    if ended_by_us(ending, event) then
       return {'Y', redis.call('HGET', ending, 'requests')}
     end
     return {'G'}
