@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use redis::{aio::ConnectionLike, Client};
+use redis::{aio::ConnectionLike, cluster::ClusterClient};
 use tower_session_end::registry::{
     RedisRegistry, Registry,
     conformance::{self, Store},
 };
 
-use crate::support::{RedisServer, manager};
+use crate::support::{RedisServer, lazy_manager};
 
 const LEASE: Duration = Duration::from_millis(800);
 
@@ -53,5 +53,12 @@ async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(server: &Redis
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g15_g16_the_conformance_kit_over_a_connection_manager() {
     let server = RedisServer::start();
-    check(&server, manager(&server).await, "kit").await;
+    check(&server, lazy_manager(&server.url()), "kit").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g15_g16_the_conformance_kit_on_a_cluster() {
+    let server = RedisServer::cluster();
+    let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
+    check(&server, connection, "a kit").await;
 }

@@ -9,6 +9,9 @@ const FOR_GOOD: [&str; 5] =
     ["unknown command", "can't run this command", "can't access at least one", "ACL failure", "no permissions"];
 
 pub(super) fn from_redis(error: RedisError) -> RegistryError {
+    if wants_a_password(&error) {
+        return RegistryError::unusable(format!("the server wants a password: {error}"));
+    }
     if is_for_good(&error) { RegistryError::unusable(error) } else { RegistryError::unavailable(error) }
 }
 
@@ -22,8 +25,13 @@ fn is_for_good(error: &RedisError) -> bool {
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
             error.detail().is_some_and(|detail| FOR_GOOD.iter().any(|text| detail.contains(text)))
         }
-        // The prefix is somebody else's; or no password was given, or a wrong one.
-        ErrorKind::Extension => matches!(error.code(), Some("WRONGTYPE" | "NOAUTH" | "WRONGPASS")),
+        // The prefix is somebody else's; or the password is wrong.
+        ErrorKind::Extension => matches!(error.code(), Some("WRONGTYPE" | "WRONGPASS")),
         _ => false,
     }
+}
+
+/// Whoever has not given it yet may send short commands only, and hears of those alone what is missing.
+fn wants_a_password(error: &RedisError) -> bool {
+    error.code() == Some("NOAUTH") || error.detail().is_some_and(|detail| detail.contains("unauthenticated"))
 }
