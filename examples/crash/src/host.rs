@@ -48,12 +48,9 @@ impl Settings {
     /// There are not four of them.
     pub fn from_args(args: &[String]) -> Result<Self, Error> {
         match args {
-            [diary, registry, name, mood] => Ok(Self {
-                diary: diary.into(),
-                registry: registry.clone(),
-                name: name.clone(),
-                mood: mood.clone(),
-            }),
+            [diary, registry, name, mood] => {
+                Ok(Self { diary: diary.into(), registry: registry.clone(), name: name.clone(), mood: mood.clone() })
+            }
             _ => Err("serve <diary> <registry> <name> <mood>".into()),
         }
     }
