@@ -35,6 +35,8 @@
 //! }
 //! ```
 //!
+//! Your gateway speaks MCP, or gRPC, or keeps its ids in cookies? The [`guide`] has a few lines for each.
+//!
 //! # How it works
 //!
 //! * **A response opens a session**: the layer reads every response head by a [`SessionProtocol`] (by default
@@ -125,6 +127,7 @@
 //! | `shutdown/` | signals, the drain, `finish` |
 //! | `protocol/` | the trait and its presets |
 //! | `http/`, `extract.rs` | the layer, its service, future and body; axum's extractors |
+//! | `guide.rs`, `guide/` | what to use for which gateway; documentation alone |
 //!
 //! Each imports only what stands above it.
 //!
@@ -142,6 +145,8 @@ mod durable;
 #[cfg(feature = "axum")]
 mod extract;
 mod guard;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod hook;
 mod http;
 mod lifecycle;

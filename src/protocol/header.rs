@@ -17,6 +17,10 @@ use crate::session::{EndReason, SessionId};
 /// them is ignored. Responses with status 101, 2xx or 3xx may open a session, 4xx and 5xx never do; an end counts with
 /// any status. A header that comes twice with different values is ambiguous and ignored.
 ///
+/// In gRPC these are metadata of the same names: those of the call, and the initial ones of the answer. An error that is
+/// the whole answer is HTTP 200 with a `grpc-status` among the headers: one that is not 0 never opens, and an end in its
+/// metadata counts. Trailing metadata are not read: a stream that fails after its head has opened what the head said.
+///
 /// # Examples
 ///
 /// ```
@@ -130,7 +134,7 @@ impl HeaderProtocol {
         self
     }
 
-    fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
+    fn sayings(&self, request: &RequestInfo, response: &response::Parts, said: &Said<'_>) -> SessionSignal {
         let session = said.id.session(self.max_id_len);
         let mut signal = SessionSignal::nothing();
         if let Value::One(reason) = said.end {
@@ -143,7 +147,7 @@ impl HeaderProtocol {
                 }
             }
         }
-        let Some(session) = session.filter(|_| may_open(status)) else { return signal };
+        let Some(session) = session.filter(|_| may_open(response)) else { return signal };
         match said.compacted_from.session(self.max_id_len) {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
@@ -158,9 +162,12 @@ fn reason_of(word: &str) -> EndReason {
     word.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
 }
 
-/// A redirect or an upgrade may carry a new id, an error never does.
-fn may_open(status: StatusCode) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
+/// A redirect or an upgrade may carry a new id, an error never does. A gRPC error has status 200, and says what it is in
+/// a header of its own; where the call succeeded, or goes on, that is 0 or absent.
+fn may_open(response: &response::Parts) -> bool {
+    let status = response.status;
+    (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
+        && response.headers.get("grpc-status").is_none_or(|status| status == "0")
 }
 
 /// Our headers of one response.
@@ -197,7 +204,7 @@ impl SessionProtocol for HeaderProtocol {
         let said = Said::read(self, &response.headers);
         match said {
             Said { id: Value::None, end: Value::None, compacted_from: Value::None } => {
-                return if self.adopt && may_open(response.status) {
+                return if self.adopt && may_open(response) {
                     adopted(request, response)
                 } else {
                     SessionSignal::nothing()
@@ -211,7 +218,7 @@ impl SessionProtocol for HeaderProtocol {
             }
             _ => {}
         }
-        let signal = self.sayings(request, response.status, &said);
+        let signal = self.sayings(request, response, &said);
         if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
             response.headers.remove(&self.end);
             response.headers.remove(&self.compacted_from);

@@ -8,6 +8,8 @@
 pub mod conformance;
 mod erased;
 mod error;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -18,6 +20,8 @@ use std::{
 
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};

@@ -56,6 +56,16 @@ impl Client {
         id_in(&self.post("/compact", Some(id)).await?)
     }
 
+    /// The sessions that this gateway holds.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    pub async fn sessions(&self) -> Result<Vec<String>, Error> {
+        let response = self.http.get(format!("http://{}/sessions", self.address)).send().await?;
+        Ok(response.error_for_status()?.text().await?.lines().map(str::to_owned).collect())
+    }
+
     /// Tells the gateway to kill itself: there is no answer.
     pub async fn die(&self) {
         let _ = self.post("/die", None).await;

@@ -92,11 +92,5 @@ fn parse(line: &str) -> io::Result<Entry> {
         return Err(io::Error::other(format!("not a line of a diary: {line}")));
     };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
-    Ok(Entry {
-        kind,
-        id: id.to_owned(),
-        event: event.to_owned(),
-        reason: reason.to_owned(),
-        writer: writer.to_owned(),
-    })
+    Ok(Entry { kind, id: id.to_owned(), event: event.to_owned(), reason: reason.to_owned(), writer: writer.to_owned() })
 }

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, http::HeaderName, routing::post};
+use axum::{
+    Router,
+    http::HeaderName,
+    routing::{get, post},
+};
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, SessionEnd, SessionId, SessionStart,
     registry::{RedisRegistry, SqliteRegistry},
@@ -44,12 +48,9 @@ impl Settings {
     /// There are not four of them.
     pub fn from_args(args: &[String]) -> Result<Self, Error> {
         match args {
-            [diary, registry, name, mood] => Ok(Self {
-                diary: diary.into(),
-                registry: registry.clone(),
-                name: name.clone(),
-                mood: mood.clone(),
-            }),
+            [diary, registry, name, mood] => {
+                Ok(Self { diary: diary.into(), registry: registry.clone(), name: name.clone(), mood: mood.clone() })
+            }
             _ => Err("serve <diary> <registry> <name> <mood>".into()),
         }
     }
@@ -120,6 +121,7 @@ fn app(sessions: &ActiveSessions) -> Router {
                 [(name, id), (HeaderName::from_static("x-session-compacted-from"), old.to_string())]
             }),
         )
+        .route("/sessions", get(sessions_here))
         .route("/die", post(die))
         .layer(sessions.layer())
 }
@@ -132,6 +134,10 @@ fn id_header(id: &str) -> [(HeaderName, String); 1] {
 fn fresh_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("s-{:016x}", RandomState::new().hash_one(NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+async fn sessions_here(sessions: ActiveSessions) -> String {
+    sessions.snapshot().iter().map(|session| format!("{}\n", session.id)).collect()
 }
 
 /// SIGKILL, with no time to say anything.

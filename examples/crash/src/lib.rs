@@ -3,12 +3,14 @@
 mod client;
 mod diary;
 mod host;
+mod redis_server;
 mod server;
 
 pub use self::{
     client::Client,
     diary::{Diary, Entry, Kind},
     host::{Settings, serve},
+    redis_server::RedisServer,
     server::{Gone, PATIENCE, Server, TempDir},
 };
 

@@ -6,6 +6,12 @@
 //! * [`connect`]: rmcp's own client.
 
 mod client;
+
+/// What the guide of our crate says about MCP. Its code is tried here: there it would need rmcp.
+#[cfg(doctest)]
+#[doc = include_str!("../../../src/guide/mcp.md")]
+mod guide {}
+
 mod manager;
 mod server;
 mod tools;

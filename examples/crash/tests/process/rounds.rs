@@ -48,8 +48,7 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
         let site = Site::new(on).await;
         let server = site.start("killed", "-").await;
         let seen = Seen::default();
-        let clients: Vec<_> =
-            (0..CLIENTS).map(|_| tokio::spawn(client(server.client(), Arc::clone(&seen)))).collect();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(client(server.client(), Arc::clone(&seen)))).collect();
         tokio::time::sleep(Duration::from_millis(20 + random(400))).await;
         server.kill().await.unwrap();
         for client in clients {

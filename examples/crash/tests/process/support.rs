@@ -5,9 +5,7 @@ use std::{
     path::Path,
 };
 
-use crash::{Diary, Entry, Kind, Server, Settings, TempDir};
-
-use crate::redis_server::RedisServer;
+use crash::{Diary, Entry, Kind, RedisServer, Server, Settings, TempDir};
 
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_crash"))
@@ -30,7 +28,7 @@ impl Site {
     pub(crate) async fn new(on: On) -> Self {
         let redis = match on {
             On::Sqlite => None,
-            On::Redis => Some(RedisServer::start().await),
+            On::Redis => Some(RedisServer::start().await.unwrap()),
         };
         Self { dir: TempDir::new().unwrap(), redis }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crash::{Kind, Server, PATIENCE};
+use crash::{Kind, PATIENCE, Server};
 
 use crate::support::{On, Site, program};
 
