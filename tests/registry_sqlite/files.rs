@@ -314,18 +314,40 @@ mod unix {
         assert_eq!(fs::metadata(dir.leases()).unwrap().mode() & 0o777, 0o700);
     }
 
+    /// The words before the program, so that it finds a small disk in the directory.
+    fn on_a_small_disk(dir: &Dir) -> Option<Vec<String>> {
+        let small = "mount -t tmpfs -o size=1m none \"$0\" && exec \"$@\"";
+        let words =
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", small, dir.path().to_str().unwrap()];
+        let can = Command::new(words[0]).args(&words[1..]).arg("true").status();
+        if can.is_ok_and(|status| status.success()) {
+            return Some(words.map(str::to_owned).to_vec());
+        }
+        println!("nobody may mount a small disk here: `a_file_that_may_not_grow_..` shows some of it");
+        None
+    }
+
+    #[test]
+    fn g17_a_full_disk_fails_no_request_and_stops_no_end() {
+        let dir = Dir::new();
+        let Some(prefix) = on_a_small_disk(&dir) else { return };
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+        let said = Process::start_by(&prefix, "serve on a full disk", &dir.file()).hear_all();
+        assert!(said[0].contains("disk is full"), "{said:?}");
+        let births = "50 births, ";
+        let slow = said[2].strip_prefix(births).and_then(|rest| rest.split_once(' ')).unwrap();
+        assert!(slow.0.parse::<u32>().unwrap() < 25, "{}", said[2]);
+        assert!(said[2].ends_with("degraded: true"), "{}", said[2]);
+        assert_eq!(said[3], "back, and durable: true");
+        let ends = said.iter().filter(|line| line.ends_with(" shutdown")).count();
+        assert_eq!((ends, said.last().unwrap().as_str()), (51, "clean: true"), "{said:?}");
+    }
+
     #[test]
     fn a_disk_that_is_full_is_an_error_until_there_is_room() {
         let dir = Dir::new();
-        let small = "mount -t tmpfs -o size=1m none \"$0\" && exec \"$@\"";
-        let prefix =
-            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", small, dir.path().to_str().unwrap()];
-        let (unshare, rest) = prefix.split_at(4);
-        let can = Command::new(unshare[0]).args(&unshare[1..]).args(&rest[..3]).arg(dir.path()).arg("true").status();
-        if !can.is_ok_and(|status| status.success()) {
-            println!("nobody may mount a small disk here: `a_file_that_may_not_grow_..` shows the same");
-            return;
-        }
+        let Some(prefix) = on_a_small_disk(&dir) else { return };
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
         let said = Process::start_by(&prefix, "fill", &dir.file()).hear_all();
         assert_eq!(said.len(), 5, "{said:?}");
         assert!(

@@ -9,38 +9,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::TransactionBehavior;
 use tower_session_end::{
     EndReason,
     registry::{Applied, Change, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
 };
 
-use crate::support::{Dir, end, holds, is_locked, record, records, take_over_all, until};
-
-/// Counts the commits in the write-ahead log, as they are on the disk.
-struct Commits {
-    /// Its snapshot keeps the log from being begun anew.
-    reader: Connection,
-    dir_file: std::path::PathBuf,
-}
-
-impl Commits {
-    fn of(dir: &Dir) -> Self {
-        let reader = dir.look();
-        reader.execute_batch("BEGIN; SELECT count(*) FROM sessions;").unwrap();
-        Self { reader, dir_file: dir.path().join("sessions.db-wal") }
-    }
-
-    /// A frame that ends a transaction says how many pages the database has then.
-    fn count(&self) -> usize {
-        assert!(!self.reader.is_autocommit());
-        let log = fs::read(&self.dir_file).unwrap();
-        let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
-        let (page, salt) = (number(8) as usize, &log[16..24]);
-        let frames = (32..log.len()).step_by(24 + page).filter(|at| log.len() >= at + 24 + page);
-        frames.filter(|&at| log[at + 8..at + 16] == *salt && number(at + 4) != 0).count()
-    }
-}
+use crate::support::{Commits, Dir, end, holds, is_locked, record, records, take_over_all, until};
 
 #[tokio::test]
 async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {

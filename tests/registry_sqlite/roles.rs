@@ -1,9 +1,20 @@
 //! What the other processes do.
 
-use std::{path::Path, process::Command, time::SystemTime};
+use std::{
+    convert::Infallible,
+    future::ready,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant, SystemTime},
+};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use tower::{ServiceExt, service_fn};
+use tower_layer::Layer;
 use tower_session_end::{
-    EndReason,
+    ActiveSessions, EndReason, SessionEnd,
     registry::{Applied, Change, EndRecord, Record, Registry, RegistryError, SqliteRegistry},
 };
 
@@ -30,6 +41,7 @@ pub(crate) async fn play(role: &str, file: &Path) {
         "share" => share(&open(file)).await,
         "grow" => drop(grow(&open(file)).await),
         "fill" => fill(file).await,
+        "serve on a full disk" => serve_on_a_full_disk(file).await,
         _ => panic!("there is no role {role}"),
     }
 }
@@ -156,4 +168,39 @@ async fn fill(file: &Path) {
     let operator = rusqlite::Connection::open(file).unwrap();
     let found: i64 = operator.query_row("SELECT count(*) FROM active_sessions", (), |row| row.get(0)).unwrap();
     say(if found == written as i64 + 1 { "all are there".to_owned() } else { format!("{found} of {written}") });
+}
+
+/// A gateway whose disk is full, and then not any more.
+async fn serve_on_a_full_disk(file: &Path) {
+    let filler = file.with_file_name("filler");
+    std::fs::write(&filler, vec![1; 512 * 1024]).unwrap();
+    let filling = open(file);
+    grow(&filling).await;
+    let sessions = ActiveSessions::builder()
+        .on_session_end(async |end: SessionEnd| say(format!("{} {}", end.session.id, end.reason)))
+        .registry(open(file))
+        .build()
+        .unwrap();
+    let driver = tokio::spawn(sessions.shutdown_on(std::future::pending::<()>()));
+    let host = service_fn(|request: Request<()>| {
+        let response = Response::builder().header("x-session-id", request.uri().path().trim_start_matches('/'));
+        ready(Ok::<_, Infallible>(response.body(Empty::<Bytes>::new()).unwrap()))
+    });
+    let mut slow = 0;
+    for n in 0..50 {
+        let begun = Instant::now();
+        let request = Request::post(format!("/s{n}")).body(()).unwrap();
+        let response = sessions.layer().layer(host).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        slow += u32::from(begun.elapsed() > Duration::from_millis(100));
+    }
+    say(format!("50 births, {slow} of them slow, degraded: {}", sessions.is_degraded()));
+    std::fs::remove_file(filler).unwrap();
+    while sessions.is_degraded() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    say(format!("back, and durable: {}", sessions.note("late").durable().await));
+    driver.abort();
+    let report = sessions.drain(EndReason::Shutdown).await;
+    say(format!("clean: {}", report.is_clean()));
 }

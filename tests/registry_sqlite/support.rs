@@ -64,6 +64,31 @@ impl Drop for Dir {
     }
 }
 
+/// Counts the commits in the write-ahead log, as they are on the disk.
+pub(crate) struct Commits {
+    /// Its snapshot keeps the log from being begun anew.
+    reader: rusqlite::Connection,
+    log: PathBuf,
+}
+
+impl Commits {
+    pub(crate) fn of(dir: &Dir) -> Self {
+        let reader = dir.look();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM sessions;").unwrap();
+        Self { reader, log: dir.path().join("sessions.db-wal") }
+    }
+
+    /// A frame that ends a transaction says how many pages the database has then.
+    pub(crate) fn count(&self) -> usize {
+        assert!(!self.reader.is_autocommit());
+        let log = fs::read(&self.log).unwrap();
+        let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
+        let (page, salt) = (number(8) as usize, &log[16..24]);
+        let frames = (32..log.len()).step_by(24 + page).filter(|at| log.len() >= at + 24 + page);
+        frames.filter(|&at| log[at + 8..at + 16] == *salt && number(at + 4) != 0).count()
+    }
+}
+
 /// Waits until it is so, but not for ever.
 pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
