@@ -129,6 +129,17 @@ async fn an_empty_file_is_new_only_where_there_has_been_nothing() {
 }
 
 #[tokio::test]
+async fn a_damaged_page_in_the_middle_is_found_at_the_start() {
+    let dir = Dir::new();
+    filled(&dir, 1500).await;
+    let mut bad = fs::read(dir.file()).unwrap();
+    let page = bad.len() / 2 / 4096 * 4096;
+    bad[page..page + 4096].fill(0xff);
+    fs::write(dir.file(), bad).unwrap();
+    unusable(&dir.file(), "is damaged: ");
+}
+
+#[tokio::test]
 async fn a_truncated_or_damaged_file_is_refused_or_does_no_harm() {
     let dir = Dir::new();
     filled(&dir, 1500).await;
