@@ -3,6 +3,7 @@
 mod broken;
 mod conformance;
 mod crashes;
+mod disks;
 mod files;
 mod handle;
 mod in_use;

@@ -32,9 +32,11 @@ pub(crate) async fn play(role: &str, file: &Path) {
         "hold" => hold(&open(file)).await,
         "hold, with a child" => {
             let registry = open(file);
-            let child = Command::new("sleep").arg("60").spawn().unwrap();
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
             say(child.id());
             hold(&registry).await;
+            // Whoever has killed this process ends the child.
+            child.wait().unwrap();
         }
         "churn" => churn(&open(file)).await,
         "recover" => recover(&open(file)).await,

@@ -189,3 +189,10 @@ pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
         all.extend(some);
     }
 }
+
+/// A registry with so many sessions, which nobody holds.
+pub(crate) async fn filled(dir: &Dir, count: usize) {
+    let registry = dir.open();
+    registry.apply(holds(&records("filled-", count))).await.unwrap();
+    registry.leave().await.unwrap();
+}
