@@ -29,7 +29,7 @@ use crate::session::{EndReason, EventId, Session, SessionId};
 /// A durable record of active sessions: which process holds which, and whose end is owed.
 ///
 /// `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`) are there; implement it for a database of
-/// your own. A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
+/// your own, and try that with `registry::conformance` (feature `registry-conformance`). A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
 /// lose when its process dies, and only then (an exclusive file lock, an expiry that [`beat`](Self::beat) moves on).
 /// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
 ///

@@ -135,6 +135,24 @@ fn leases_of_those_who_died_too_early_are_removed_at_the_next_start() {
 }
 
 #[tokio::test]
+async fn of_many_that_died_at_once_nothing_is_left_behind() {
+    let dir = Dir::new();
+    for n in 0..50 {
+        let registry = dir.open();
+        registry.apply(holds(&records(&format!("{n}-"), n % 3))).await.unwrap();
+        let lease = dir.lease_files();
+        drop(registry);
+        until("the lease is free", || lease.iter().all(|lease| !is_locked(lease)));
+    }
+    assert_eq!(dir.lease_files().len(), 50);
+    let registry = dir.open();
+    assert_eq!(take_over_all(&registry).await.len(), 49);
+    assert_eq!(dir.lease_files().len(), 1);
+    let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
+    assert_eq!(holders, 1);
+}
+
+#[tokio::test]
 async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     let dir = Dir::new();
     let (registry, other) = (dir.open(), dir.open());

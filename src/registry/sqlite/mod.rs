@@ -46,6 +46,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///   Containers share it as a *directory*, not as a single file, and on one machine.
 /// * Leave the directory of leases alone while a process lives, and the files `-wal` and `-shm` too: they are a part of the
 ///   database. If somebody removes or replaces the file, a process that lives records what it holds in the new one.
+/// * The file keeps the size that it once had, and uses its free pages again; `sqlite3 FILE vacuum` gives them back.
 /// * A process that forks and goes on in the child without `exec` keeps its lease for as long as the child lives.
 ///
 /// The file is made with permissions for its owner only, because ids of sessions may be credentials.

@@ -119,7 +119,7 @@ fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection
     if is_new {
         begin(&mut connection).map_err(at_start)?;
     } else {
-        check(&connection, path)?;
+        check(&mut connection, path)?;
     }
     Ok(connection)
 }
@@ -152,11 +152,9 @@ fn begin(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// Looks through the file, for as long as there is time.
-fn check(connection: &Connection, path: &Path) -> Result<(), Failure> {
+fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    let mut there = connection.prepare("SELECT name FROM sqlite_schema").map_err(at_start)?;
-    let there: Vec<String> =
-        there.query_map((), |row| row.get(0)).and_then(Iterator::collect).map_err(|error| damage(path, &error))?;
+    let there = names(connection).map_err(|error| damage(path, &error))?;
     if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
@@ -173,6 +171,10 @@ fn check(connection: &Connection, path: &Path) -> Result<(), Failure> {
         }
         Err(error) => Err(damage(path, &error)),
     }
+}
+
+fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    connection.prepare("SELECT name FROM sqlite_schema")?.query_map((), |row| row.get(0))?.collect()
 }
 
 /// A value where none should be is damage too.

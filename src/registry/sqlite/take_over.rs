@@ -23,6 +23,9 @@ use crate::{
 /// Sessions that a living holder holds too, and so are only let go, in one transaction.
 const CHUNK: i32 = 1000;
 
+/// The dead that are recovered at a time: each is an open file.
+const AT_A_TIME: usize = 16;
+
 /// A holder that was found dead. Its lock is ours for as long as it is being recovered.
 pub(super) struct Dead {
     n: i64,
@@ -88,6 +91,9 @@ impl Holder {
                 Ok(Found::Living) => {}
                 Ok(Found::Dead(lease)) => self.dead.push(Dead { n, lease }),
                 Err(error) => return Err(Failure::io(self.leases.dir(), &error)),
+            }
+            if self.dead.len() == AT_A_TIME {
+                break;
             }
         }
         Ok(!self.dead.is_empty())
