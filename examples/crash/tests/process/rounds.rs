@@ -55,9 +55,9 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
             // Its connection broke, whatever it was about.
             assert!(client.await.unwrap().is_err());
         }
-        site.settle().await;
         let seen = seen.lock().unwrap().clone();
         assert!(!seen.is_empty(), "round {round}: nobody came to anything");
+        site.settle(&seen).await;
         repeated += site.assert_each_has_its_end(&seen);
         sessions += seen.len();
     }
