@@ -64,6 +64,31 @@ impl Drop for Dir {
     }
 }
 
+/// Counts the commits in the write-ahead log, as they are on the disk.
+pub(crate) struct Commits {
+    /// Its snapshot keeps the log from being begun anew.
+    reader: rusqlite::Connection,
+    log: PathBuf,
+}
+
+impl Commits {
+    pub(crate) fn of(dir: &Dir) -> Self {
+        let reader = dir.look();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM sessions;").unwrap();
+        Self { reader, log: dir.path().join("sessions.db-wal") }
+    }
+
+    /// A frame that ends a transaction says how many pages the database has then.
+    pub(crate) fn count(&self) -> usize {
+        assert!(!self.reader.is_autocommit());
+        let log = fs::read(&self.log).unwrap();
+        let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
+        let (page, salt) = (number(8) as usize, &log[16..24]);
+        let frames = (32..log.len()).step_by(24 + page).filter(|at| log.len() >= at + 24 + page);
+        frames.filter(|&at| log[at + 8..at + 16] == *salt && number(at + 4) != 0).count()
+    }
+}
+
 /// Waits until it is so, but not for ever.
 pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -146,5 +171,21 @@ impl Store for Dir {
     async fn kill(&self, Held { registry, lease }: Held) {
         drop(registry);
         until("the lease of a dead holder is lost", || !is_locked(&lease));
+    }
+}
+
+pub(crate) fn release(record: &Record, requests: u64) -> Change {
+    let end = EndRecord::new(tower_session_end::EndReason::Shutdown, None, std::time::SystemTime::now(), requests);
+    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+}
+
+pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
+    let mut all = Vec::new();
+    loop {
+        let some = registry.take_over(64).await.unwrap();
+        if some.is_empty() {
+            return all;
+        }
+        all.extend(some);
     }
 }

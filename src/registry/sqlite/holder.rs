@@ -3,23 +3,21 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
-use rusqlite::{Connection, Result, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Result, Transaction, TransactionBehavior};
 
 use super::{
     changes::Changes,
     failure::Failure,
     lease::{Guard, Lease, Leases},
-    open::{Settings, open},
+    open::{START, Settings, open},
     rows::to_ms,
     take_over::Dead,
 };
 use crate::registry::{Applied, Change, Orphan};
-
-/// How long a start waits for another one, which may be looking through a large file.
-const START: Duration = Duration::from_secs(10);
 
 pub(super) struct Holder {
     settings: Settings,
@@ -49,6 +47,8 @@ impl Holder {
         let known = known(&conn).map_err(|error| Failure::at_start(path, &error))?;
         leases.sweep(&guard, |name| known.iter().any(|known| known == name)).map_err(no_leases)?;
         drop(guard);
+        // From here on it waits by itself.
+        conn.busy_timeout(Duration::ZERO).map_err(|error| Failure::at_start(path, &error))?;
         Ok(Self { settings, conn, leases, me, file, dead: Vec::new(), undelivered: Arc::default(), lease })
     }
 
@@ -92,8 +92,9 @@ impl Holder {
         result
     }
 
-    pub(super) fn with<T>(&self, f: impl FnOnce(&Self) -> Result<T>) -> Result<T, Failure> {
-        f(self).map_err(|error| Failure::in_use(&self.settings.path, &error))
+    /// A look, or a change in one statement.
+    pub(super) fn with<T>(&self, f: impl Fn(&Self) -> Result<T>) -> Result<T, Failure> {
+        self.patiently(|| f(self)).map_err(|error| Failure::in_use(&self.settings.path, &error))
     }
 
     pub(super) fn guard(&self) -> Result<Guard, Failure> {
@@ -101,21 +102,34 @@ impl Holder {
     }
 
     /// All of it or nothing, and only as long as nobody has taken this holder for dead.
-    pub(super) fn in_transaction<T>(&mut self, f: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T, Failure> {
-        let me = self.me;
-        let transaction = |conn: &mut Connection| {
-            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            if !is_known(&tx, me)? {
+    pub(super) fn in_transaction<T>(&mut self, f: impl Fn(&Transaction<'_>) -> Result<T>) -> Result<T, Failure> {
+        let transaction = || {
+            let tx = Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate)?;
+            if !is_known(&tx, self.me)? {
                 return Ok(None);
             }
             let answer = f(&tx)?;
             tx.commit()?;
             Ok(Some(answer))
         };
-        match transaction(&mut self.conn) {
+        match self.patiently(transaction) {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => self.fenced(),
             Err(error) => Err(Failure::in_use(&self.settings.path, &error)),
+        }
+    }
+
+    /// As long as another process writes, again. SQLite would do the same, but it asks ever more seldom, and where several
+    /// processes write all the time its turn may not come.
+    fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        loop {
+            match attempt() {
+                Err(error) if is_busy(&error) && begun.elapsed() < self.settings.busy_timeout => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                result => return result,
+            }
         }
     }
 
@@ -140,6 +154,10 @@ impl Holder {
         *self = Self { undelivered: Arc::clone(&self.undelivered), ..new };
         Ok(())
     }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
 fn enter(conn: &Connection, lease: &Lease) -> Result<i64> {

@@ -18,6 +18,9 @@ use super::{
 /// How long the check at the start may take; of what is larger only a part is looked at.
 const CHECK: Duration = Duration::from_secs(1);
 
+/// How long a start waits for another one, which may be looking through a large file, and for whoever writes.
+pub(super) const START: Duration = Duration::from_secs(10);
+
 /// How often SQLite asks whether to go on, in its own small steps.
 const CHECK_STEPS: i32 = 1000;
 
@@ -100,7 +103,7 @@ fn create(path: &Path) -> io::Result<()> {
 fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection, Failure> {
     let path = &settings.path;
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    connection.busy_timeout(settings.busy_timeout).map_err(at_start)?;
+    connection.busy_timeout(START).map_err(at_start)?;
     if connection.is_readonly("main").map_err(at_start)? {
         return Err(Failure::Unavailable(format!("{} may only be read", path.display())));
     }
