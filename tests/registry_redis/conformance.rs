@@ -33,7 +33,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<C> {
 }
 
 /// The kit, beside a holder that beats all the time: by that the death of one is told from an outage of the server.
-async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(server: &RedisServer, connection: C, prefix: &'static str) {
+async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
+    server: &RedisServer,
+    connection: C,
+    prefix: &'static str,
+) {
     let holders = Holders { connection, prefix };
     let witness = holders.holder().await;
     let beats = async {

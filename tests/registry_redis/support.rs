@@ -45,12 +45,7 @@ pub(crate) async fn holder(server: &RedisServer) -> RedisRegistry {
 
 /// One that is lost after so long.
 pub(crate) async fn with_lease(server: &RedisServer, lease: Duration) -> RedisRegistry {
-    RedisRegistry::builder(lazy_manager(&server.url()))
-        .lease(lease)
-        .command_timeout(lease / 2)
-        .connect()
-        .await
-        .unwrap()
+    RedisRegistry::builder(lazy_manager(&server.url())).lease(lease).command_timeout(lease / 2).connect().await.unwrap()
 }
 
 /// Calls `apply` until the server can be reached.

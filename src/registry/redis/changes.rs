@@ -47,7 +47,13 @@ impl Batch {
             Change::Hold(Record { session, event_id, started_at }) => {
                 self.key(keys.session(&session.id));
                 self.key(keys.ending(*event_id));
-                self.args(["h".to_owned(), event_id.to_string(), session.id.to_string(), json(session)?, millis(*started_at)]);
+                self.args([
+                    "h".to_owned(),
+                    event_id.to_string(),
+                    session.id.to_string(),
+                    json(session)?,
+                    millis(*started_at),
+                ]);
             }
             Change::Update(Record { session, event_id, .. }) => {
                 self.key(keys.session(&session.id));

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -19,9 +20,6 @@ use super::{
 
 /// How the incarnation of a store begins that is laid out as here.
 const LAYOUT: &str = "1-";
-
-/// The first major version with everything that the scripts use.
-const OLDEST: u32 = 6;
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
@@ -69,6 +67,8 @@ pub(super) struct Place<'a> {
     pub(super) settings: &'a Settings,
     pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
+    /// Counts how often the store has forgotten something.
+    pub(super) forgotten: &'a AtomicU64,
 }
 
 impl Holder {
@@ -105,9 +105,12 @@ impl Holder {
                 self.epoch += 1;
                 Loss::Fenced
             }
-            Reply::Forgotten => Loss::Forgotten,
+            Reply::Forgotten => {
+                place.forgotten.fetch_add(1, Ordering::Relaxed);
+                Loss::Forgotten
+            }
             Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
-            Reply::Layout(_) => return Err(RegistryError::unusable("an answer that only an enter has")),
+            Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
         };
         place.lease.lost();
         self.standing = Standing::Outside(Some(loss));
@@ -138,10 +141,7 @@ impl Holder {
                     self.epoch += 1;
                     self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));
                 }
-                Reply::Layout(other) => {
-                    let text = format!("its keys are laid out by another version ({other:?}, and not {LAYOUT:?})");
-                    return Err(RegistryError::unusable(text));
-                }
+                Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
                 Reply::Forgotten | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
             }
         }
@@ -186,20 +186,12 @@ impl Holder {
         }
     }
 
-    /// Looks at what the server says of itself, and remembers which one it is.
+    /// Remembers which store it is.
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
-        let [incarnation, history, version, max_memory, policy] = &texts[..] else {
+        let [incarnation, history] = &texts[..] else {
             return Err(RegistryError::unusable("an answer that no enter has"));
         };
-        let major = version.split('.').next().unwrap_or_default().parse::<u32>();
-        if major.is_ok_and(|major| major < OLDEST) {
-            return Err(RegistryError::unusable(format!("the server is of version {version}, and not {OLDEST}.0 at least")));
-        }
-        if max_memory != "0" && policy.starts_with("allkeys") {
-            let text = format!("the server evicts any key when memory is short (maxmemory-policy {policy})");
-            return Err(RegistryError::unusable(text));
-        }
         if history == "-" && self.history != "-" {
             tracing::warn!(
                 "the session registry may not run INFO: a failover to a server that lagged behind will not be noticed"

@@ -18,8 +18,8 @@ pub(super) enum Reply {
     Forgotten,
     /// A later call of this holder, or this very one, was carried out before it.
     Stale,
-    /// Written by a version of this crate that lays its keys out in another way.
-    Layout(String),
+    /// Not with this server; the text says why.
+    Unusable(String),
 }
 
 pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
@@ -34,7 +34,7 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
         "FENCED" => Ok(Reply::Fenced),
         "FORGOTTEN" => Ok(Reply::Forgotten),
         "STALE" => Ok(Reply::Stale),
-        "LAYOUT" => Ok(Reply::Layout(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
+        "UNUSABLE" => Ok(Reply::Unusable(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
         other => Err(unexpected(other)),
     }
 }
@@ -102,7 +102,8 @@ pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     };
     let session = details(session, &Session::new(id), event_id);
     let reason: EndReason = reason.parse().unwrap_or(EndReason::Unknown);
-    let end = EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
+    let end =
+        EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
     let record = Record::new(session, event_id, time(started));
     Ok(Some(Orphan::new(record, end, tries.parse().unwrap_or(1))))
 }
