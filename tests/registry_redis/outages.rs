@@ -76,11 +76,33 @@ async fn a_loss_is_told_once_and_by_whichever_call_meets_it() {
     server.ask("FLUSHALL");
     forgotten(&holder.take_over(10).await);
     assert!(holder.take_over(10).await.unwrap().is_empty());
+    // Also where there is no way back in at once.
+    server.ask("FLUSHALL");
+    server.ask("CONFIG SET min-replicas-to-write 1");
+    let answer = holder.beat().await;
+    assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{answer:?}");
+    server.ask("CONFIG SET min-replicas-to-write 0");
+    forgotten(&holder.apply(vec![]).await.and(holder.apply(vec![hold(&record("a"))]).await));
+    holder.beat().await.unwrap();
     server.ask("FLUSHALL");
     forgotten(&holder.leave().await);
     let error = holder.beat().await.unwrap_err();
     assert!(error.to_string().contains("has left"), "{error}");
     assert!(server.keys().is_empty());
+}
+
+#[tokio::test]
+async fn g16_a_lease_that_was_deleted_is_no_fence() {
+    let server = RedisServer::start();
+    let holder = holder(&server).await;
+    let held = record("a");
+    holder.apply(vec![hold(&held)]).await.unwrap();
+    server.ask("DEL {tower-session-end}:lease");
+    forgotten(&holder.apply(vec![release(&held, 0)]).await);
+    assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Born, YOURS]);
+    holder.apply(vec![done(&held)]).await.unwrap();
+    holder.leave().await.unwrap();
+    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
 }
 
 #[tokio::test]

@@ -101,10 +101,7 @@ impl Holder {
                 place.lease.renewed(asked);
                 return Ok(values);
             }
-            Reply::Fenced => {
-                self.epoch += 1;
-                Loss::Fenced
-            }
+            Reply::Fenced => Loss::Fenced,
             Reply::Forgotten => {
                 place.forgotten.fetch_add(1, Ordering::Relaxed);
                 Loss::Forgotten
@@ -136,7 +133,7 @@ impl Holder {
                     self.standing = Standing::Inside;
                     return loss.map_or(Ok(()), |loss| Err(loss.into()));
                 }
-                // Taken away before it was known to be there; what was held under it is lost, if there was something.
+                // The others have this name's lease and all that it held, also where another loss showed first.
                 Reply::Fenced => {
                     self.epoch += 1;
                     self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));

@@ -104,7 +104,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// | `t:<holder>` | sorted set | of these, what the last take-over claimed |
 /// | `reaping` | sorted set | holders that are gone and not yet taken over completely |
 /// | `seq` | hash | the last call of each holder |
-/// | `fenced` | sorted set | holders whose leases were taken; expires after a day |
+/// | `fenced` | sorted set | holders whose leases were taken; expires after a week |
 /// | `grace` | string | there while no lease may be taken; expires after a lease |
 /// | `inc` | string | made with the store: by it a flush is told from everything else |
 pub struct RedisRegistry {

@@ -39,19 +39,12 @@ end
 
 -- Nil for a holder that may change something, whose lease is renewed then; else the answer.
 local function refuse()
-  if redis.call('GET', INC) ~= incarnation then
+  if redis.call('GET', INC) ~= incarnation or (history ~= '-' and present_history() ~= history) then
     return {'FORGOTTEN'}
   end
-  local changed = history ~= '-' and present_history() ~= history
   if not redis.call('ZSCORE', LEASE, rid) then
-    -- A lease that nobody has taken away was lost by the server.
-    if changed and not redis.call('ZSCORE', FENCED, rid) then
-      return {'FORGOTTEN'}
-    end
-    return {'FENCED'}
-  end
-  if changed then
-    return {'FORGOTTEN'}
+    -- A lease that nobody has taken away is one that the server has lost.
+    return {redis.call('ZSCORE', FENCED, rid) and 'FENCED' or 'FORGOTTEN'}
   end
   -- A call that was given up may arrive after later ones, over a connection that is given up too.
   if seq <= tonumber(redis.call('HGET', SEQ, rid) or 0) then
