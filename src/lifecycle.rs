@@ -12,7 +12,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    dispatch::{Limits, Pool},
+    dispatch::{Limits, Pool, Recorder},
     hook::HookSet,
     session::{EndReason, Phase, Session},
     stop::Stopping,
@@ -97,14 +97,15 @@ pub(crate) struct Config {
     pub(crate) end_streams: bool,
     pub(crate) refuse_new_sessions: bool,
     pub(crate) keep_if: Option<KeepIf>,
+    pub(crate) recovery_timeout: Duration,
 }
 
 impl ActiveSessions {
-    pub(crate) fn new(hooks: HookSet, config: Config) -> Self {
+    pub(crate) fn new(hooks: HookSet, config: Config, recorder: Option<Recorder>) -> Self {
         let Config { drain_timeout, hook_timeout, max_concurrent_hooks, .. } = config;
         let ends_births = config.keep_if.is_none();
         let inner = Inner {
-            pool: Pool::new(hooks, Limits { max_concurrent_hooks, hook_timeout, drain_timeout, ends_births }),
+            pool: Pool::new(hooks, Limits { max_concurrent_hooks, hook_timeout, drain_timeout, ends_births }, recorder),
             config,
             closing: CancellationToken::new(),
             drained: CancellationToken::new(),
@@ -134,7 +135,14 @@ impl ActiveSessions {
     /// ```
     pub fn note(&self, session: impl Into<Session>) -> Noted {
         let note = self.note_entry(session.into(), Voice::Host, None);
-        Noted { is_new: matches!(note, Some(Note::Born(_))) }
+        let is_new = matches!(note, Some(Note::Born(_)));
+        let recorded = match note {
+            Some(Note::Born(entry) | Note::Known(entry)) if self.inner.pool.recorder.is_some() => {
+                Some((entry, self.clone()))
+            }
+            Some(_) | None => None,
+        };
+        Noted { is_new, recorded }
     }
 
     pub(crate) fn note_entry(&self, session: Session, voice: Voice, load: Option<Load>) -> Option<Note> {
@@ -199,7 +207,9 @@ impl ActiveSessions {
     /// assert!(!sessions.forget("a"));
     /// ```
     pub fn forget(&self, id: impl AsRef<str>) -> bool {
-        self.inner.pool.tracker.forget(id.as_ref().as_bytes())
+        let forgotten = self.inner.pool.tracker.forget(id.as_ref().as_bytes());
+        self.inner.pool.kick();
+        forgotten
     }
 
     /// Forgets every session, firing nothing, and says how many there were.
@@ -213,7 +223,9 @@ impl ActiveSessions {
     /// ```
     #[allow(clippy::must_use_candidate, reason = "the count is a courtesy")]
     pub fn forget_all(&self) -> usize {
-        self.inner.pool.tracker.forget_all()
+        let forgotten = self.inner.pool.tracker.forget_all();
+        self.inner.pool.kick();
+        forgotten
     }
 
     /// Ends `old` with reason `compaction` and notes `session` as its successor, in one step: nobody sees neither or
@@ -250,8 +262,11 @@ impl ActiveSessions {
         }
         let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice, load);
         if let Note::Born(entry) = &note {
-            // Exempt from the cap: one has gone for it.
             self.after_birth(entry);
+            // Else it is exempt from the cap: one has gone for it.
+            if !was_active {
+                self.keep_the_cap(entry);
+            }
         }
         self.inner.pool.kick();
         (was_active, Some(note))
@@ -364,9 +379,11 @@ impl fmt::Debug for ActiveSessions {
 }
 
 /// What came of [`ActiveSessions::note`]. Dropping it is fine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Noted {
     is_new: bool,
+    /// The generation, if it is active and there is a registry.
+    recorded: Option<(Arc<Entry>, ActiveSessions)>,
 }
 
 impl Noted {
@@ -375,5 +392,28 @@ impl Noted {
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.is_new
+    }
+
+    /// Waits for the [`Registry`](crate::registry::Registry): true once the session is recorded, so that it gets its
+    /// `session_end` even if this process dies; false if there is no registry, or it does not answer.
+    ///
+    /// The layer waits by itself; this is for sessions that are noted elsewhere.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(!sessions.note("a").durable().await); // there is no registry
+    /// # }
+    /// ```
+    pub async fn durable(self) -> bool {
+        let Some((entry, sessions)) = self.recorded else { return false };
+        tokio::select! {
+            biased;
+            is_recorded = entry.until_recorded() => is_recorded,
+            // What has not been written by now never is.
+            () = sessions.inner.cut.cancelled() => false,
+        }
     }
 }

@@ -15,7 +15,8 @@ use crate::{
 /// Deliveries are counted, never attempts, and the sum holds: what was [`active`](Self::active),
 /// [`running`](Self::running) or [born late](Self::late_births) is now [`ended`](Self::ended),
 /// [`failed`](Self::failed), [`kept`](Self::kept), [`forgotten`](Self::forgotten) or
-/// [`unfinished`](Self::unfinished).
+/// [`unfinished`](Self::unfinished); with a registry also [`held_by_others`](Self::held_by_others),
+/// [`ended_by_others`](Self::ended_by_others) or [`handed_over`](Self::handed_over).
 ///
 /// # Examples
 ///
@@ -62,6 +63,13 @@ pub struct DrainReport {
     pub forgotten: u64,
     /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) let live on: nothing was owed.
     pub kept: u64,
+    /// Sessions that this process let go of while other replicas still hold them. Only with a
+    /// [`Registry`](crate::registry::Registry), like the next two.
+    pub held_by_others: u64,
+    /// Sessions that others had ended, or taken over, before.
+    pub ended_by_others: u64,
+    /// Sessions whose record could not be reached, or was no longer ours: the next start, or a survivor, ends them.
+    pub handed_over: u64,
     /// Sessions with a hook that is not over, one by one.
     pub unfinished: Vec<UnfinishedEnd>,
     /// What went wrong in the hooks since the stop began; the first 256, of ends and of starts.
@@ -81,7 +89,7 @@ fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S:
 }
 
 impl DrainReport {
-    /// Whether every session had its end, and no hook erred.
+    /// Whether every session had its end, or was not this process' to end, and no hook erred.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -95,7 +103,7 @@ impl DrainReport {
     /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.unfinished.is_empty() && self.failed == 0
+        self.unfinished.is_empty() && self.failed == 0 && self.handed_over == 0
     }
 
     /// How many sessions there were to see to: active, running and late ones.
@@ -113,6 +121,9 @@ impl DrainReport {
         self.failed = after.failed - before.failed;
         self.forgotten = after.forgotten - before.forgotten;
         self.kept = after.kept - before.kept;
+        self.held_by_others = after.others - before.others;
+        self.ended_by_others = after.gone - before.gone;
+        self.handed_over = after.handed_over - before.handed_over;
         self.unfinished = unfinished;
     }
 
@@ -126,6 +137,9 @@ impl DrainReport {
             failed: 0,
             forgotten: 0,
             kept: 0,
+            held_by_others: 0,
+            ended_by_others: 0,
+            handed_over: 0,
             unfinished: Vec::new(),
             failures: Vec::new(),
             elapsed: Duration::ZERO,
@@ -147,7 +161,15 @@ impl DrainReport {
     fn fmt_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reason, active, running, late_births, ended, failed, forgotten, kept, unfinished, .. } = self;
         write!(f, "{reason}: of {active} active, {running} ending and {late_births} late sessions, {ended} ended")?;
-        for (count, what) in [(*failed, "failed"), (*kept, "kept"), (*forgotten, "forgotten")] {
+        let rare = [
+            (*failed, "failed"),
+            (*kept, "kept"),
+            (*forgotten, "forgotten"),
+            (self.held_by_others, "held by others"),
+            (self.ended_by_others, "ended by others"),
+            (self.handed_over, "handed over"),
+        ];
+        for (count, what) in rare {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }
@@ -166,6 +188,52 @@ impl DrainReport {
             write!(f, "; and {} more", self.unfinished.len() - 8)?;
         }
         Ok(())
+    }
+}
+
+/// What a recovery did: ends that processes which are gone had left behind; from
+/// [`ActiveSessions::recover`](crate::ActiveSessions::recover).
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[must_use]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Ends that were found.
+    pub found: u64,
+    /// Those of which every hook is over and none erred.
+    pub ended: u64,
+    /// Those of which every hook is over and at least one erred.
+    pub failed: u64,
+    /// Those that are not over: they go on in the background.
+    pub unfinished: u64,
+    /// Ends that were tried five times, and each time their process died. They are removed from the registry.
+    pub given_up: u64,
+    /// Why the registry could not be asked, or not for everything.
+    pub error: Option<String>,
+    /// How long it took.
+    #[serde(rename = "elapsedMs", serialize_with = "millis")]
+    pub elapsed: Duration,
+}
+
+impl RecoveryReport {
+    /// Whether the registry was asked, and everything that it knew of is delivered.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.given_up == 0
+    }
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { found, ended, failed, unfinished, given_up, error, elapsed } = self;
+        write!(f, "recovery: {found} ends found, {ended} delivered")?;
+        for (count, what) in [(*failed, "failed"), (*unfinished, "unfinished"), (*given_up, "given up")] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        write!(f, ", in {elapsed:.1?}")?;
+        error.iter().try_for_each(|error| write!(f, "; {error}"))
     }
 }
 

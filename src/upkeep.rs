@@ -42,7 +42,7 @@ impl ActiveSessions {
         if keep {
             tracker.keep(entry);
         } else {
-            self.end_entry(entry, reason, By::Us);
+            self.end_entry(entry, reason, By::LettingGo);
         }
     }
 
@@ -88,8 +88,16 @@ impl ActiveSessions {
         (timeout / 32).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 
-    /// Idle expiry for as long as it is polled; one of several does the work.
+    /// Idle expiry and the registry's lease, for as long as it is polled.
     pub(crate) async fn drive(&self) -> Infallible {
+        tokio::select! {
+            never = self.drive_expiry() => never,
+            never = self.drive_registry() => never,
+        }
+    }
+
+    /// One of several drivers does the work.
+    pub(crate) async fn drive_expiry(&self) -> Infallible {
         let Some(timeout) = self.inner.config.idle_timeout else { return std::future::pending().await };
         let period = Self::expiry_period(timeout);
         let mut lease = None;

@@ -114,3 +114,24 @@ async fn g08_a_late_birth_that_is_said_twice_in_one_response_is_one_session() {
     let ids: Vec<_> = recorder.reasons().into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, ["compacted", "guarded", "noted", "signalled"]);
 }
+
+#[tokio::test]
+async fn g12_the_end_of_an_unknown_id_and_its_echo_in_one_response_open_nothing() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().build().unwrap();
+    let answer = |signal: SessionSignal| {
+        let host = service_fn(move |_: Request<()>| {
+            let mut response = Response::builder().header("x-session-id", "a").body(String::new()).unwrap();
+            signal.clone().attach(&mut response);
+            ready(Ok::<_, Infallible>(response))
+        });
+        sessions.layer().layer(host).oneshot(Request::post("/").body(()).unwrap())
+    };
+    let ended = || SessionSignal::ended(SessionId::new("a").unwrap(), EndReason::Deleted);
+    answer(ended()).await.unwrap();
+    assert!(sessions.is_empty());
+    // It ended, and another one of that name began.
+    answer(ended().and(SessionSignal::started("a"))).await.unwrap();
+    assert!(sessions.contains("a"));
+    assert!(recorder.ends().is_empty());
+}

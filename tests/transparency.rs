@@ -21,9 +21,10 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, BuildError, Closing, ConnectionReport, DrainReport, EndReason, EventId,
-    Finished, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, Noted, Phase, RequestInfo,
-    ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId, SessionIdRejection, SessionLayer,
-    SessionProtocol, SessionService, SessionSignal, SessionStart, Shutdown, ShutdownReport, UnfinishedEnd, signal,
+    Finished, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, Noted, Phase, RecoveryReport,
+    RequestInfo, ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId, SessionIdRejection,
+    SessionLayer, SessionProtocol, SessionService, SessionSignal, SessionStart, Shutdown, ShutdownReport,
+    UnfinishedEnd, signal,
 };
 
 fn sessions() -> ActiveSessions {
@@ -245,7 +246,7 @@ fn public_types_are_what_an_async_program_needs() {
         ActiveSessionsBuilder: send unpin fixed debug;
         SessionLayer: send_sync clone unpin fixed debug;
         SessionService<Probe>: send_sync clone unpin fixed;
-        ResponseFuture<Ready<()>>: send_sync unpin fixed debug;
+        ResponseFuture<Ready<()>, Empty<Bytes>>: send_sync unpin fixed debug;
         SessionBody<Empty<Bytes>>: send_sync unpin fixed debug;
         SessionId: send_sync clone unpin fixed debug;
         Session: send_sync clone unpin fixed debug;
@@ -262,6 +263,7 @@ fn public_types_are_what_an_async_program_needs() {
         RequestInfo: send_sync clone unpin fixed debug;
         Box<dyn SessionProtocol>: send_sync unpin fixed;
         DrainReport: send_sync clone unpin fixed debug;
+        RecoveryReport: send_sync clone unpin fixed debug;
         ShutdownReport: send_sync clone unpin fixed debug;
         ConnectionReport: send_sync clone unpin fixed debug;
         UnfinishedEnd: send_sync clone unpin fixed debug;
@@ -277,5 +279,5 @@ fn public_types_are_what_an_async_program_needs() {
     }
     // A host that is bound to its thread is a host too.
     debug::<SessionBody<std::rc::Rc<()>>>();
-    debug::<ResponseFuture<std::rc::Rc<()>>>();
+    debug::<ResponseFuture<std::rc::Rc<()>, std::rc::Rc<()>>>();
 }

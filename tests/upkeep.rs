@@ -70,7 +70,7 @@ async fn g13_without_a_driver_births_expire_the_silent_and_a_warning_says_so_onc
 }
 
 /// Collects the names of warnings.
-fn capture(names: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard {
+fn capture(names: &Arc<Mutex<Vec<String>>>) -> support::logging::Listening {
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     struct Names(Arc<Mutex<Vec<String>>>);
     impl<S: tracing::Subscriber> Layer<S> for Names {
@@ -80,7 +80,7 @@ fn capture(names: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard
             }
         }
     }
-    tracing::subscriber::set_default(tracing_subscriber::registry().with(Names(Arc::clone(names))))
+    support::logging::listen(tracing_subscriber::registry().with(Names(Arc::clone(names))))
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,6 +121,19 @@ async fn g13_the_cap_evicts_the_longest_idle_but_nobody_who_is_busy() {
     tokio::time::sleep(SECOND / 10).await;
     let evicted: Vec<_> = ["s0", "s1", "s2", "s3", "s5"].map(|id| (id.to_owned(), EndReason::Evicted)).to_vec();
     assert_eq!(recorder.reasons(), evicted);
+    assert_eq!(sessions.len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g13_a_compaction_is_exempt_from_the_cap_but_not_one_from_an_unknown_id() {
+    let sessions = ActiveSessions::builder().max_sessions(10).build().unwrap();
+    for n in 0..100 {
+        sessions.compact("unknown", format!("s{n}"));
+    }
+    assert_eq!(sessions.len(), 10);
+    for n in 90..100 {
+        sessions.compact(format!("s{n}"), format!("t{n}"));
+    }
     assert_eq!(sessions.len(), 10);
 }
 

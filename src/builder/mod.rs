@@ -2,13 +2,16 @@
 
 mod error;
 mod hooks;
+mod recording;
 
 use std::{fmt, time::Duration};
 
 pub use self::error::BuildError;
 use crate::{
+    dispatch::Recorder,
     hook::HookSet,
     lifecycle::{ActiveSessions, Config},
+    registry::{Durability, ErasedRegistry},
     session::{EndReason, Session},
 };
 
@@ -25,6 +28,9 @@ impl ActiveSessions {
     pub fn builder() -> ActiveSessionsBuilder {
         ActiveSessionsBuilder {
             hooks: HookSet::default(),
+            registry: None,
+            durability: Durability::default(),
+            hand_over: true,
             config: Config {
                 lame_duck: Duration::ZERO,
                 drain_timeout: Duration::from_secs(2),
@@ -37,6 +43,7 @@ impl ActiveSessions {
                 end_streams: true,
                 refuse_new_sessions: false,
                 keep_if: None,
+                recovery_timeout: Duration::from_secs(10),
             },
         }
     }
@@ -66,6 +73,9 @@ impl ActiveSessions {
 #[must_use = "call `.build()`"]
 pub struct ActiveSessionsBuilder {
     hooks: HookSet,
+    registry: Option<Box<dyn ErasedRegistry>>,
+    durability: Durability,
+    hand_over: bool,
     config: Config,
 }
 
@@ -264,7 +274,7 @@ impl ActiveSessionsBuilder {
     /// assert!(ActiveSessions::builder().max_sessions(0).build().is_err());
     /// ```
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
-        let Self { hooks, config } = self;
+        let Self { hooks, config, registry, durability, hand_over } = self;
         if config.max_concurrent_hooks == Some(0) {
             return Err(BuildError::ZeroCapacity { what: "max_concurrent_hooks" });
         }
@@ -281,13 +291,17 @@ impl ActiveSessionsBuilder {
         if hooks.batch.iter().any(|batch| batch.max == 0) {
             return Err(BuildError::ZeroCapacity { what: "on_session_end_batch" });
         }
-        Ok(ActiveSessions::new(hooks, config))
+        let recorder = registry.map(|registry| Recorder::new(registry, durability, hand_over));
+        Ok(ActiveSessions::new(hooks, config, recorder))
     }
 }
 
 impl fmt::Debug for ActiveSessionsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hooks, config: _ } = self;
-        f.debug_struct("ActiveSessionsBuilder").field("hooks", hooks).finish_non_exhaustive()
+        let Self { hooks, registry, durability: _, hand_over: _, config: _ } = self;
+        f.debug_struct("ActiveSessionsBuilder")
+            .field("hooks", hooks)
+            .field("registry", &registry.is_some())
+            .finish_non_exhaustive()
     }
 }

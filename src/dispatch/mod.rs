@@ -10,6 +10,7 @@
 
 mod batch;
 mod call;
+mod recorder;
 mod ticker;
 mod worker;
 
@@ -23,6 +24,7 @@ use hashbrown::HashMap;
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::Instant};
 
 pub use self::call::{HookError, HookFailure};
+pub(crate) use self::recorder::{BIRTH_WAIT, Recorder};
 use self::{
     batch::BatchLine,
     worker::{Slot, Worker},
@@ -68,6 +70,8 @@ pub(crate) struct Pool {
     pub(crate) tracker: Tracker,
     hooks: HookSet,
     batches: Vec<BatchLine>,
+    /// Where there is a registry.
+    pub(crate) recorder: Option<Recorder>,
     limits: Limits,
     /// The runtime that was seen last: the calls that end sessions may come from a thread that has none.
     runtime: Mutex<Option<Handle>>,
@@ -88,9 +92,10 @@ struct Floor {
 }
 
 impl Pool {
-    pub(crate) fn new(hooks: HookSet, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(hooks: HookSet, limits: Limits, recorder: Option<Recorder>) -> Arc<Self> {
         Arc::new(Self {
-            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end(), limits.ends_births),
+            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end(), limits.ends_births, recorder.is_some()),
+            recorder,
             batches: hooks.batch.iter().map(|_| BatchLine::default()).collect(),
             hooks,
             limits,
@@ -126,8 +131,14 @@ impl Pool {
         let _before = lock(&self.runtime).take();
     }
 
-    /// Hires as many workers as the queue has work for. To be called after everything that may have queued a job.
+    /// Hires as many workers as the queue has work for, and a writer if there is something to write. To be called after
+    /// everything that may have queued a job.
     pub(crate) fn kick(self: &Arc<Self>) {
+        self.kick_recorder();
+        self.kick_hooks();
+    }
+
+    fn kick_hooks(self: &Arc<Self>) {
         if !self.tracker.queue.is_empty() {
             self.hire(0);
         }
@@ -204,6 +215,7 @@ impl Pool {
             floor.ticker.iter().for_each(AbortHandle::abort);
         }
         self.batches.iter().for_each(BatchLine::abort);
+        self.recorder.iter().for_each(Recorder::abort);
         let _ = tokio::time::timeout(grace, async {
             loop {
                 let gone = self.gone.notified();

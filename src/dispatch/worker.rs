@@ -1,9 +1,6 @@
 //! A worker: takes a job, polls its hooks in place, takes the next.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
 use tokio::task::AbortHandle;
 
@@ -12,7 +9,7 @@ use crate::{
     session::{SessionEnd, SessionStart},
     sync::{AtomicU8, AtomicU64, Ordering, lock},
     tracker::{
-        Ending, Entry, Job, Outcome,
+        Ending, Entry, Job, NotOurs, Outcome,
         clock::{NEVER, Nanos},
         queue::Gate,
     },
@@ -114,6 +111,13 @@ impl Worker {
             let now = self.pool.tracker.clock.now();
             let Some((job, gate)) = self.take(now) else { break };
             self.slot.started.store(now, Ordering::SeqCst);
+            if let Job::End(entry, _) = &job
+                && self.pool.recorder.as_ref().is_some_and(|recorder| !recorder.may_deliver(entry))
+            {
+                self.pool.tracker.is_not_ours(entry, NotOurs::HandedOver);
+                self.slot.started.store(NEVER, Ordering::SeqCst);
+                continue;
+            }
             let terms = self.pool.terms(now, &gate);
             let has_set_free = match job {
                 Job::Start(entry) => self.start(entry, &terms).await,
@@ -227,14 +231,14 @@ impl Pool {
     }
 
     pub(super) fn end_event(&self, entry: &Entry, ending: Ending, terms: &Terms) -> SessionEnd {
-        let clock = &self.tracker.clock;
+        let (started_at, duration, requests) = self.tracker.life_of(entry, &ending);
         SessionEnd {
             session: entry.session(),
             reason: ending.reason,
             next: ending.next.map(|next| *next),
-            started_at: clock.wall(entry.born),
-            duration: Duration::from_nanos(ending.at.saturating_sub(entry.born)),
-            requests: entry.requests(),
+            started_at,
+            duration,
+            requests,
             transcript_archived: None,
             event_id: self.tracker.event_id(entry),
             deadline: terms.deadline.map(Into::into),

@@ -25,7 +25,12 @@ pub(super) struct Exchange {
     /// that id is about this generation alone.
     entry: Option<Arc<Entry>>,
     load: Load,
+    /// Births whose record is still to be written.
+    births: Vec<Arc<Entry>>,
 }
+
+/// The wait of a response head for the record of its session.
+pub(super) type Recording = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
@@ -35,7 +40,7 @@ impl Exchange {
         let sessions = &shared.sessions;
         let entry = id.and_then(|id| sessions.inner.pool.tracker.take_up(id.as_bytes(), sessions.tick()));
         sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work }
+        Self { shared: Arc::clone(shared), entry, load: Load::Work, births: Vec::new() }
     }
 
     pub(super) fn is_tracked(&self) -> bool {
@@ -52,16 +57,24 @@ impl Exchange {
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
     pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
-        let from_handler = response.extensions.remove::<SessionSignal>();
+        // In this order, so that the protocol can see whether the handler said something.
         let from_protocol = self.shared.protocol.response(request, response);
+        let from_handler = response.extensions.remove::<SessionSignal>();
         if from_handler.is_none() && from_protocol.is_nothing() {
             return Ok(());
         }
+        // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
+        let mut over = Vec::new();
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
+            match &saying {
+                Saying::Ended(id, _) => over.push(id.clone()),
+                Saying::Compacted(_, session) | Saying::Started(session) => over.retain(|id| *id != session.id),
+            }
             self.say(saying, Voice::Said)?;
         }
         for saying in from_protocol.sayings {
             match saying {
+                Saying::Started(session) if over.contains(&session.id) => {}
                 Saying::Started(session) => self.see(request, session)?,
                 said => self.say(said, Voice::Head)?,
             }
@@ -106,6 +119,12 @@ impl Exchange {
         self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
     }
 
+    /// Waits for the records of what this response has opened, if there is anything to wait for.
+    pub(super) fn until_recorded(&mut self) -> Option<Recording> {
+        let births = std::mem::take(&mut self.births);
+        (!births.is_empty()).then(|| -> Recording { Box::pin(self.sessions().clone().until_recorded(births)) })
+    }
+
     /// What a newcomer is to take up, if this exchange belongs to no session yet.
     fn wanting(&self) -> Option<Load> {
         self.entry.is_none().then_some(self.load)
@@ -113,6 +132,11 @@ impl Exchange {
 
     /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
     fn adopt(&mut self, note: Option<Note>) -> Result<(), Refused> {
+        if let Some(Note::Born(entry) | Note::Known(entry)) = &note
+            && self.sessions().waits_for(entry)
+        {
+            self.births.push(Arc::clone(entry));
+        }
         match note {
             Some(Note::Refused) => return Err(Refused),
             Some(Note::Born(entry) | Note::Known(entry)) if self.entry.is_none() => {

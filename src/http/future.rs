@@ -10,10 +10,11 @@ use std::{
 use http::{Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody,
-    exchange::{Exchange, Refused, UntilCut},
+    exchange::{Exchange, Recording, Refused, UntilCut},
     unavailable,
 };
 use crate::protocol::RequestInfo;
@@ -21,16 +22,16 @@ use crate::protocol::RequestInfo;
 pin_project! {
     /// The response of a [`SessionService`](super::SessionService).
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F> {
+    pub struct ResponseFuture<F, B> {
         #[pin]
-        state: State<F>,
+        state: State<F, B>,
         version: Version,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
+    enum State<F, B> {
         Host {
             #[pin]
             inner: F,
@@ -38,11 +39,19 @@ pin_project! {
             request: RequestInfo,
             cut: UntilCut,
         },
+        // The head of a new session, which waits for its record.
+        Recording { held: Option<Box<Held<B>>> },
         Refused,
     }
 }
 
-impl<F> ResponseFuture<F> {
+struct Held<B> {
+    recording: Recording,
+    response: Response<SessionBody<B>>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<F, B> ResponseFuture<F, B> {
     pub(super) fn new(inner: F, exchange: Exchange, request: RequestInfo, version: Version) -> Self {
         Self { state: State::Host { inner, exchange: Some(exchange), request, cut: UntilCut::default() }, version }
     }
@@ -52,17 +61,19 @@ impl<F> ResponseFuture<F> {
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F>
+impl<F, B, E> Future for ResponseFuture<F, B>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
 {
     type Output = Result<Response<SessionBody<B>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let StateProj::Host { inner, exchange: place, request, cut } = this.state.as_mut().project() else {
-            return Poll::Ready(Ok(unavailable(*this.version)));
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.as_mut().project();
+        let (inner, place, request, cut) = match this.state.as_mut().project() {
+            StateProj::Host { inner, exchange, request, cut } => (inner, exchange, request, cut),
+            StateProj::Recording { held } => return poll_recording(held, cx, *this.version).map(Ok),
+            StateProj::Refused => return Poll::Ready(Ok(unavailable(*this.version))),
         };
         let Some(exchange) = place.as_mut() else {
             return Poll::Pending; // polled after it was ready
@@ -89,13 +100,37 @@ where
                 let listens = may_listen
                     && exchange.listens(&request.method, &parts.headers)
                     && exchange.sessions().inner.config.end_streams;
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, place.take(), listens))))
+                let recording = exchange.until_recorded();
+                let closed = recording.is_some().then(|| exchange.sessions().inner.cut.clone());
+                let response = Response::from_parts(parts, SessionBody::new(body, place.take(), listens));
+                let (Some(recording), Some(closed)) = (recording, closed) else {
+                    return Poll::Ready(Ok(response));
+                };
+                let cut = Box::pin(closed.cancelled_owned());
+                this.state.set(State::Recording { held: Some(Box::new(Held { recording, response, cut })) });
+                self.poll(cx)
             }
         }
     }
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
+/// Lets the head go once its session is recorded; after the cut no head with a new id leaves.
+fn poll_recording<B>(
+    place: &mut Option<Box<Held<B>>>,
+    cx: &mut Context<'_>,
+    version: Version,
+) -> Poll<Response<SessionBody<B>>> {
+    let Some(held) = place else { return Poll::Pending };
+    let is_recorded = held.recording.as_mut().poll(cx).is_ready();
+    let is_cut = !is_recorded && held.cut.as_mut().poll(cx).is_ready();
+    match place.take_if(|_| is_recorded || is_cut) {
+        None => Poll::Pending,
+        Some(held) if is_recorded => Poll::Ready(held.response),
+        Some(_) => Poll::Ready(unavailable(version)),
+    }
+}
+
+impl<F, B> fmt::Debug for ResponseFuture<F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }

@@ -1,13 +1,19 @@
 //! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
 
+#[cfg(feature = "cookie")]
+mod cookie;
 mod header;
+mod mcp;
 mod signal;
+mod value;
 
 use http::{Method, request, response};
 
+#[cfg(feature = "cookie")]
+pub use self::cookie::CookieProtocol;
 pub(crate) use self::signal::Saying;
-pub use self::{header::HeaderProtocol, signal::SessionSignal};
-use crate::session::SessionId;
+pub use self::{header::HeaderProtocol, mcp::McpProtocol, signal::SessionSignal};
+use crate::session::{Session, SessionId};
 
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
 ///
@@ -55,7 +61,7 @@ use crate::session::SessionId;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not read a host's heads",
     label = "needs `impl SessionProtocol`",
-    note = "`HeaderProtocol` is the preset for ids in headers"
+    note = "`HeaderProtocol` is the preset for ids in headers, `McpProtocol` that for MCP"
 )]
 pub trait SessionProtocol: Send + Sync + 'static {
     /// The id that the request carries, if it carries one that is valid.
@@ -103,5 +109,22 @@ impl RequestInfo {
     #[must_use]
     pub const fn is_tracked(&self) -> bool {
         self.is_tracked
+    }
+}
+
+/// A host has served the session that the request names: that is a birth, if it is not active.
+///
+/// Not where a handler has said something itself, which knows more, and not for a `DELETE`, which may well have been
+/// the end of what it names.
+fn adopted(request: &RequestInfo, response: &response::Parts) -> SessionSignal {
+    match &request.id {
+        Some(id)
+            if !request.is_tracked
+                && request.method != Method::DELETE
+                && response.extensions.get::<SessionSignal>().is_none_or(SessionSignal::is_nothing) =>
+        {
+            SessionSignal::started(Session::new(id.clone()))
+        }
+        _ => SessionSignal::nothing(),
     }
 }

@@ -10,17 +10,20 @@ mod erased;
 mod error;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::{
     future::Future,
     time::{Duration, SystemTime},
 };
 
-#[allow(unused_imports, reason = "the lifecycle comes next")]
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.
@@ -54,7 +57,8 @@ pub trait Registry: Send + Sync + 'static {
     /// * ends that a holder without a lease had claimed and not done, with the reason that they had.
     ///
     /// The claim survives this holder: should it die too, the next one finds them again. Two holders never claim the
-    /// same one. An empty answer means that there is nothing at the moment.
+    /// same one. An empty answer means that there is nothing at the moment. What a call had claimed whose answer did not
+    /// arrive (an error, a future that was dropped) the next call returns again.
     ///
     /// # Errors
     ///

@@ -59,6 +59,7 @@ impl ActiveSessions {
         }
         self.sweep(false).await;
         self.quiet(run.deadline).await;
+        self.until_written(run.deadline).await;
         run.report.get_or_init(|| self.complete(run)).clone()
     }
 

@@ -6,6 +6,7 @@ use std::{
     pin::pin,
     sync::{PoisonError, atomic::Ordering},
     task::Poll,
+    time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
@@ -58,44 +59,52 @@ impl ActiveSessions {
     pub fn finish<S: IntoFuture>(&self, server: S) -> impl Future<Output = Finished<S::Output>> + use<S> {
         let place = ServerPlace::take(self.clone());
         async move {
-            let sessions = &place.sessions;
-            let begun = Instant::now();
-            let output = {
-                let mut server = pin!(server.into_future());
-                tokio::select! {
-                    biased;
-                    output = &mut server => Some(output),
-                    () = sessions.connections_are_due(begun) => None,
-                }
-            };
-            let run = sessions.drain_unless_done().await;
-            let cut = output.is_none();
-            let elapsed = sessions.connections_began(begun).map(|at| at.elapsed()).unwrap_or_default();
-            let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
-            let is_last = place.leave();
-            if is_last {
-                sessions.close();
-            }
+            let sessions = place.sessions.clone();
+            sessions.with_lease(Self::finish_at(place, server)).await
+        }
+    }
+
+    async fn finish_at<S: IntoFuture>(place: ServerPlace, server: S) -> Finished<S::Output> {
+        let sessions = &place.sessions;
+        let begun = Instant::now();
+        let output = {
+            let mut server = pin!(server.into_future());
             tokio::select! {
                 biased;
-                () = sessions.late_sessions(begun, cut) => {}
-                () = sessions.until_cut() => {}
+                output = &mut server => Some(output),
+                () = sessions.connections_are_due(begun) => None,
             }
-            if is_last {
-                sessions.inner.pool.close(sessions.remaining_grace(begun)).await;
-            }
-            Finished {
-                output,
-                report: sessions.shutdown_report(
-                    &run,
-                    ConnectionReport {
-                        elapsed,
-                        budget: sessions.inner.config.connection_drain_timeout,
-                        cut,
-                        open_responses,
-                    },
-                ),
-            }
+        };
+        let run = sessions.drain_unless_done().await;
+        let cut = output.is_none();
+        let elapsed = sessions.connections_began(begun).map(|at| at.elapsed()).unwrap_or_default();
+        let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
+        let is_last = place.leave();
+        if is_last {
+            sessions.close();
+        }
+        tokio::select! {
+            biased;
+            () = sessions.late_sessions(begun, cut) => {}
+            () = sessions.until_cut() => {}
+        }
+        if is_last {
+            // What is delivered by now is not to be delivered again by whoever comes after us.
+            sessions.until_written(Some(Instant::now() + sessions.time_left(begun))).await;
+            sessions.inner.pool.close(sessions.remaining_grace(begun)).await;
+            sessions.leave_registry(sessions.time_left(begun)).await;
+        }
+        Finished {
+            output,
+            report: sessions.shutdown_report(
+                &run,
+                ConnectionReport {
+                    elapsed,
+                    budget: sessions.inner.config.connection_drain_timeout,
+                    cut,
+                    open_responses,
+                },
+            ),
         }
     }
 
@@ -186,6 +195,13 @@ impl ActiveSessions {
             let Some(end) = self.final_deadline(begun).filter(|end| *end > Instant::now()) else { break };
             sleep_until(end.min(Instant::now() + std::time::Duration::from_millis(1))).await;
         }
+    }
+
+    /// What is left for the registry.
+    fn time_left(&self, begun: Instant) -> Duration {
+        let most = Duration::from_secs(1);
+        let left = self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now()));
+        left.clamp(Duration::from_millis(10), most)
     }
 
     /// First the phase, then the sweep, then the cut: no head with a new id leaves after it.

@@ -71,7 +71,7 @@ impl ActiveSessions {
         tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
         tokio::select! {
             biased;
-            () = self.lame_duck_and_drain(reason) => {
+            () = self.with_lease(self.lame_duck_and_drain(reason)) => {
                 // `finish` goes on listening while the connections drain.
                 self.inner.stop.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(again);
                 // It may be waiting already, and has to see the newcomer.
@@ -88,7 +88,7 @@ impl ActiveSessions {
             self.inner.pool.tracker.advance(Phase::LameDuck, reason);
             tokio::select! {
                 () = tokio::time::sleep(lame_duck) => {}
-                never = self.drive() => match never {},
+                never = self.drive_expiry() => match never {},
             }
         }
         // The report leaves through the handle: axum's hook for this future has no place for it.

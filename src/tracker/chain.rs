@@ -11,6 +11,7 @@ use super::{
     Tracker,
     clock::{Clock, Nanos},
     entry::{Claim, Ending, Entry, Stage},
+    ledger::Op,
     queue::Job,
     shard::Shard,
     tombstones::TICKS,
@@ -45,7 +46,7 @@ pub(crate) enum Outcome {
 impl Tracker {
     /// Every end before it is over: its start may run.
     pub(super) fn begin(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
-        if self.has_start {
+        if self.has_start && !(self.ledger.is_some() && entry.is_joined()) {
             entry.set_stage(Stage::Starting);
             self.queue.push(Job::Start(Arc::clone(entry)));
         } else {
@@ -69,7 +70,11 @@ impl Tracker {
         if !entry.is_given_up() {
             self.awaited.fetch_add(1, Ordering::SeqCst);
         }
-        self.finish_or_park(shard, entry, Some(ending), released);
+        match &self.ledger {
+            // Whether it is ours to deliver, the registry says.
+            Some(ledger) => ledger.push(Op::Claimed(Arc::clone(entry), ending)),
+            None => self.finish_or_park(shard, entry, Some(ending), released),
+        }
     }
 
     /// Claims an active generation silently.
@@ -79,6 +84,9 @@ impl Tracker {
             shard.counts.kept += 1;
         } else {
             shard.counts.forgotten += 1;
+        }
+        if let Some(ledger) = &self.ledger {
+            ledger.push(Op::Disowned(Arc::clone(entry), kept));
         }
         self.finish_or_park(shard, entry, None, released);
     }
@@ -102,7 +110,13 @@ impl Tracker {
         released.quiet |= self.active.fetch_sub(1, Ordering::SeqCst) == 1 && stops;
     }
 
-    fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
+    pub(super) fn finish_or_park(
+        &self,
+        shard: &mut Shard,
+        entry: &Arc<Entry>,
+        ending: Option<Ending>,
+        released: &mut Released,
+    ) {
         if entry.stage() < Stage::Started {
             entry.park(ending);
         } else {
@@ -133,6 +147,7 @@ impl Tracker {
                 shard.aborted.push(Arc::clone(entry));
             }
         }
+        self.record_over(entry, outcome);
         if !entry.is_given_up() {
             released.quiet |= self.no_longer_awaited();
         }
@@ -168,10 +183,11 @@ impl Tracker {
         self.release(released) || !entry.is_active()
     }
 
-    /// To be called once for every [`Job::End`], when its hooks are over. True if that may have queued a job.
+    /// To be called once for every [`Job::End`], when its hooks are over. True if that may have queued a job, or a change
+    /// to write.
     pub(crate) fn ended(&self, entry: &Arc<Entry>, outcome: Outcome) -> bool {
         let mut released = Released::default();
         self.end_is_over(&mut self.shard(self.hash_of(entry)), entry, outcome, &mut released);
-        self.release(released)
+        self.release(released) || self.ledger.is_some()
     }
 }

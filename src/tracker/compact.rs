@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{Ending, Entry, Load, Note, Tracker, Voice, chain::Released, clock::Clock, two::Two};
+use super::{Ending, Entry, Load, Note, Tracker, Voice, chain::Released, clock::Clock, entry::Scope, two::Two};
 use crate::session::{EndReason, Phase, Session};
 
 impl Tracker {
@@ -30,7 +30,8 @@ impl Tracker {
             if let Some(old) = old.as_ref().filter(|_| new.is_bare()) {
                 new = Session { id: new.id, session_file: None, ..old.session() };
             }
-            let ending = Ending { next: Some(Box::new(new.clone())), ..self.ending(EndReason::Compaction) };
+            let ending =
+                Ending { next: Some(Box::new(new.clone())), ..self.ending(EndReason::Compaction, Scope::Everywhere) };
             let known = shards.second().find_active(new_hash, new.id.as_bytes()).cloned();
             let note = match known {
                 Some(entry) => {
@@ -39,7 +40,7 @@ impl Tracker {
                         return (true, Note::Known(entry)); // to itself: nothing to do
                     }
                     if voice == Voice::Host || !new.is_bare() {
-                        entry.set_details(new);
+                        self.replace_details(&entry, new);
                     }
                     busy(&entry);
                     Note::Known(entry)

@@ -1,12 +1,14 @@
 //! One generation of a session, and where its two hooks stand.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
 use super::clock::{Clock, Nanos, Tick};
+use super::recording::Recovery;
 use crate::{
-    session::{EndReason, Session, SessionId},
+    registry::Record,
+    session::{EndReason, EventId, Session, SessionId},
     sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock},
 };
 
@@ -47,6 +49,55 @@ pub(crate) struct Ending {
     pub(crate) reason: EndReason,
     pub(crate) next: Option<Box<Session>>,
     pub(crate) at: Nanos,
+    pub(crate) scope: Scope,
+}
+
+/// How far an end reaches, where several replicas hold the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// It is over, for everybody.
+    Everywhere,
+    /// This process lets go of it.
+    Here,
+}
+
+/// Where a generation stands in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Recorded {
+    /// It does not, or there is no registry.
+    Not = 0,
+    /// It is about to be written, and its start waits for that.
+    Pending = 1,
+    /// This process holds it.
+    Held = 2,
+    /// It was written, but nobody knows whether it is there.
+    Doubtful = 3,
+    /// Others have taken it over.
+    Taken = 4,
+    /// Another generation of the id is recorded in its place; this one goes on by itself.
+    Apart = 5,
+}
+
+impl Recorded {
+    /// Others may know of it.
+    pub(crate) const fn is_on_record(self) -> bool {
+        matches!(self, Self::Held | Self::Doubtful)
+    }
+}
+
+/// What a generation that began elsewhere, or under another name, has of its own.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) event_id: EventId,
+    pub(crate) started_at: SystemTime,
+    /// If it ended elsewhere.
+    pub(crate) ended_at: Option<SystemTime>,
+    /// All that its holders have seen, once that is known.
+    pub(crate) requests: Option<u64>,
+    /// Its start was somebody else's.
+    pub(crate) is_joined: bool,
+    pub(crate) recovery: Option<Arc<Recovery>>,
 }
 
 /// What keeps a session busy. Both are counted in one word.
@@ -75,6 +126,7 @@ pub(crate) struct Entry {
     stage: AtomicU8,
     /// A report has listed it as unfinished, and nobody waits for it any more.
     given_up: AtomicU8,
+    recorded: AtomicU8,
     rare: Mutex<Option<Box<Rare>>>,
 }
 
@@ -91,6 +143,9 @@ struct Rare {
     successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
     listeners: Vec<CancellationToken>,
+    /// Cancelled when the record is written, or given up.
+    on_record: Option<CancellationToken>,
+    origin: Option<Box<Origin>>,
 }
 
 impl Entry {
@@ -110,8 +165,19 @@ impl Entry {
             claim: AtomicU8::new(Claim::Active as u8),
             stage: AtomicU8::new(Stage::Waiting as u8),
             given_up: AtomicU8::new(0),
+            recorded: AtomicU8::new(Recorded::Not as u8),
             rare: Mutex::new(rare),
         }
+    }
+
+    /// One that ended elsewhere, and whose end is to be delivered here.
+    pub(super) fn orphan(session: Session, generation: u64, now: Nanos, origin: Origin) -> Self {
+        let entry = Self::new(session, generation, now, None);
+        entry.set_claim(Claim::Owed);
+        entry.set_stage(Stage::Started);
+        entry.set_recorded(Recorded::Held);
+        entry.with_rare(|rare| rare.origin = Some(Box::new(origin)));
+        entry
     }
 
     pub(crate) fn claim(&self) -> Claim {
@@ -275,6 +341,89 @@ impl Entry {
     /// Sets whether anybody waits for its end; true if that is a change.
     pub(super) fn set_given_up(&self, given_up: bool) -> bool {
         self.given_up.swap(u8::from(given_up), Ordering::SeqCst) != u8::from(given_up)
+    }
+
+    pub(crate) fn recorded(&self) -> Recorded {
+        match self.recorded.load(Ordering::SeqCst) {
+            0 => Recorded::Not,
+            1 => Recorded::Pending,
+            2 => Recorded::Held,
+            3 => Recorded::Doubtful,
+            4 => Recorded::Taken,
+            _ => Recorded::Apart,
+        }
+    }
+
+    /// Returns what it was before.
+    pub(crate) fn set_recorded(&self, state: Recorded) -> Recorded {
+        let before = self.recorded();
+        self.recorded.store(state as u8, Ordering::SeqCst);
+        before
+    }
+
+    pub(super) fn wait_for_record(&self) {
+        self.set_recorded(Recorded::Pending);
+        self.with_rare(|rare| rare.waits += 1);
+    }
+
+    /// Is cancelled when the record is written or given up. Look at [`recorded`](Self::recorded) again after this.
+    fn on_record(&self) -> CancellationToken {
+        self.with_rare(|rare| rare.on_record.get_or_insert_default().clone())
+    }
+
+    /// True once it is on record; false if it will not be, for now.
+    pub(crate) async fn until_recorded(&self) -> bool {
+        if self.recorded() == Recorded::Pending {
+            let told = self.on_record();
+            if self.recorded() == Recorded::Pending {
+                told.cancelled().await;
+            }
+        }
+        self.recorded() == Recorded::Held
+    }
+
+    pub(super) fn tell_recorded(&self) {
+        let told = lock(&self.rare).as_mut().and_then(|rare| rare.on_record.take());
+        told.into_iter().for_each(|told| told.cancel());
+    }
+
+    /// An older generation goes on here.
+    pub(super) fn join(&self, record: &Record) {
+        let origin = Origin {
+            event_id: record.event_id,
+            started_at: record.started_at,
+            ended_at: None,
+            requests: None,
+            is_joined: true,
+            recovery: None,
+        };
+        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
+    }
+
+    /// It is a new generation from here on.
+    pub(super) fn renew(&self, event_id: EventId, now: SystemTime) {
+        let origin =
+            Origin { event_id, started_at: now, ended_at: None, requests: None, is_joined: false, recovery: None };
+        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
+    }
+
+    pub(super) fn is_joined(&self) -> bool {
+        self.origin(|origin| origin.is_joined).unwrap_or_default()
+    }
+
+    pub(crate) fn origin<T>(&self, f: impl FnOnce(&Origin) -> T) -> Option<T> {
+        lock(&self.rare).as_ref().and_then(|rare| rare.origin.as_deref()).map(f)
+    }
+
+    /// What all that have held it have seen together, if that is more than we have.
+    pub(crate) fn set_requests(&self, requests: u64, otherwise: impl FnOnce() -> Origin) {
+        if requests != self.requests() {
+            self.with_rare(|rare| rare.origin.get_or_insert_with(|| Box::new(otherwise())).requests = Some(requests));
+        }
+    }
+
+    pub(super) fn recovery(&self) -> Option<Arc<Recovery>> {
+        self.origin(|origin| origin.recovery.clone()).flatten()
     }
 
     pub(super) fn is_given_up(&self) -> bool {

@@ -11,7 +11,9 @@ mod chain;
 pub(crate) mod clock;
 mod compact;
 mod entry;
+pub(crate) mod ledger;
 pub(crate) mod queue;
+pub(crate) mod recording;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod shard;
@@ -30,8 +32,10 @@ use tokio::sync::Notify;
 
 pub(crate) use self::{
     chain::Outcome,
-    entry::{Ending, Entry, Load, Stage},
+    entry::{Ending, Entry, Load, Origin, Recorded, Scope, Stage},
+    ledger::{Ledger, Op},
     queue::{Job, Queue},
+    recording::{NotOurs, Recovery},
     shard::Counts,
 };
 use self::{
@@ -73,6 +77,8 @@ pub(crate) struct Tracker {
     /// Compactions hold it shared, so that who holds it alone sees the old or the new, always one.
     moving: RwLock<()>,
     pub(crate) queue: Queue,
+    /// Where there is a registry.
+    pub(crate) ledger: Option<Ledger>,
     pub(crate) clock: Clock,
     has_start: bool,
     has_end: bool,
@@ -98,6 +104,8 @@ pub(crate) enum By {
     Host,
     /// We have found it out.
     Us,
+    /// This process lets go of it; other replicas may go on.
+    LettingGo,
 }
 
 /// What came of a note.
@@ -115,8 +123,8 @@ pub(crate) enum Note {
 
 impl Tracker {
     /// `has_start` and `has_end` say whether there is a hook to call; `ends_births`, whether whatever is born in
-    /// [`Phase::Closing`] ends at once.
-    pub(crate) fn new(has_start: bool, has_end: bool, ends_births: bool) -> Self {
+    /// [`Phase::Closing`] ends at once; `is_recorded`, whether there is a registry.
+    pub(crate) fn new(has_start: bool, has_end: bool, ends_births: bool, is_recorded: bool) -> Self {
         // Two keyed hashes of the system's randomness.
         let half = || u128::from(RandomState::new().hash_one(std::process::id()));
         Self {
@@ -135,6 +143,7 @@ impl Tracker {
             quiet: Notify::new(),
             moving: RwLock::new(()),
             queue: Queue::new(),
+            ledger: is_recorded.then(Ledger::default),
             clock: Clock::new(),
             has_start,
             has_end,
@@ -160,7 +169,8 @@ impl Tracker {
     }
 
     pub(crate) fn event_id(&self, entry: &Entry) -> EventId {
-        EventId::new(self.instance, entry.generation)
+        let elsewhere = self.ledger.as_ref().and_then(|_| entry.origin(|origin| origin.event_id));
+        elsewhere.unwrap_or(EventId::new(self.instance, entry.generation))
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -223,7 +233,7 @@ impl Tracker {
             let mut shard = self.shard(hash);
             if let Some(entry) = shard.find_active(hash, session.id.as_bytes()) {
                 if voice == Voice::Host || !session.is_bare() {
-                    entry.set_details(session);
+                    self.replace_details(entry, session);
                 }
                 busy(entry);
                 return Note::Known(Arc::clone(entry));
@@ -249,12 +259,22 @@ impl Tracker {
     }
 
     /// Replaces the details of this very generation, unless it is over or there are none.
-    pub(crate) fn set_details(&self, entry: &Entry, session: Session) {
+    pub(crate) fn set_details(&self, entry: &Arc<Entry>, session: Session) {
         if !session.is_bare() {
             let _claims_wait = self.shard(self.hash_of(entry));
             if entry.is_active() {
-                entry.set_details(session);
+                self.replace_details(entry, session);
             }
+        }
+    }
+
+    /// Under the shard's lock.
+    fn replace_details(&self, entry: &Arc<Entry>, session: Session) {
+        if self.ledger.is_some() && entry.session() != session {
+            entry.set_details(session);
+            self.record_details(entry);
+        } else {
+            entry.set_details(session);
         }
     }
 
@@ -268,6 +288,7 @@ impl Tracker {
 
     /// The part of a birth after the insertion: its start, and in `Closing` its end.
     fn settle_birth(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        self.record_birth(entry);
         if !entry.has_predecessors() {
             self.begin(shard, entry, released);
         }
@@ -276,7 +297,7 @@ impl Tracker {
                 entry.set_given_up(true);
             }
             if self.ends_births {
-                self.owe(shard, entry, self.ending(self.stop_reason()), released);
+                self.owe(shard, entry, self.ending(self.stop_reason(), Scope::Here), released);
             }
         }
     }
@@ -293,8 +314,8 @@ impl Tracker {
         let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    fn ending(&self, reason: EndReason) -> Ending {
-        Ending { reason, next: None, at: self.clock.now() }
+    fn ending(&self, reason: EndReason, scope: Scope) -> Ending {
+        Ending { reason, next: None, at: self.clock.now(), scope }
     }
 
     /// Ends this very generation; false if somebody else has claimed it. What [`By::Host`] declares leaves a
@@ -314,7 +335,8 @@ impl Tracker {
             let hash = self.hash_of(entry);
             let mut shard = self.shard(hash);
             entry.is_active() && condition(entry) && {
-                let ending = self.ending(reason);
+                let scope = if by == By::LettingGo { Scope::Here } else { Scope::Everywhere };
+                let ending = self.ending(reason, scope);
                 if by == By::Host {
                     shard.tombstones.set(hash, Clock::tick(ending.at));
                 }

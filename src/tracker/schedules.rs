@@ -40,7 +40,7 @@ struct World {
 
 impl World {
     fn new() -> Arc<Self> {
-        let tracker = Tracker::new(true, true, true);
+        let tracker = Tracker::new(true, true, true, false);
         Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
     }
 

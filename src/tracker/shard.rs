@@ -37,11 +37,17 @@ pub(crate) struct Counts {
     pub(crate) kept: u64,
     /// The `session_end` was torn from the middle.
     pub(crate) aborted: u64,
+    /// Let go of, and other replicas still hold it.
+    pub(crate) others: u64,
+    /// Ended by somebody else.
+    pub(crate) gone: u64,
+    /// Left to whoever comes after us.
+    pub(crate) handed_over: u64,
 }
 
 impl Counts {
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { births, active, owed, ended, failed, forgotten, kept, aborted } = other;
+        let Self { births, active, owed, ended, failed, forgotten, kept, aborted, others, gone, handed_over } = other;
         self.births += births;
         self.active += active;
         self.owed += owed;
@@ -50,6 +56,9 @@ impl Counts {
         self.forgotten += forgotten;
         self.kept += kept;
         self.aborted += aborted;
+        self.others += others;
+        self.gone += gone;
+        self.handed_over += handed_over;
     }
 }
 
@@ -68,6 +77,16 @@ impl Shard {
         self.table.insert_unique(hash, Arc::clone(entry), rehash);
         self.counts.births += 1;
         self.counts.active += 1;
+    }
+
+    /// Adds a claimed generation; the next one of its id starts after it, if there is none yet.
+    pub(super) fn insert_owed(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
+        let is_there = |other: &Arc<Entry>| other.id == entry.id;
+        if self.table.find(hash, is_there).or_else(|| self.claimed.find(hash, is_there)).is_some() {
+            self.displaced.insert(entry.generation, Arc::clone(entry));
+        } else {
+            self.claimed.insert_unique(hash, Arc::clone(entry), rehash);
+        }
     }
 
     /// Takes a generation out of the active ones: the claim. It stays findable while it has hooks to come.

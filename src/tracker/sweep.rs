@@ -6,7 +6,7 @@ use super::{
     By, Ending, SHARDS, Tracker,
     chain::Released,
     clock::{Clock, Nanos, Tick},
-    entry::Entry,
+    entry::{Entry, Scope},
     shard::Shard,
 };
 use crate::{
@@ -35,7 +35,7 @@ impl Tracker {
     /// request that is not over are left alone.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
-        let ending = || Ending { reason, next: None, at };
+        let ending = || Ending { reason, next: None, at, scope: Scope::Here };
         if spare_work {
             return self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
                 if !entry.has_work() {
@@ -80,7 +80,7 @@ impl Tracker {
             let next = self.next_to_expire.fetch_add(1, Ordering::Relaxed) % SHARDS;
             self.claim_each(next..next + 1, |tracker, shard, entry, released| {
                 if entry.is_at_rest() && entry.silent_for(Clock::tick(now)) >= timeout {
-                    tracker.owe(shard, entry, tracker.ending(EndReason::Idle), released);
+                    tracker.owe(shard, entry, tracker.ending(EndReason::Idle, Scope::Here), released);
                 }
             });
         }
@@ -95,7 +95,7 @@ impl Tracker {
             let candidates = if self.len() <= SMALL { self.evictable() } else { self.sample() };
             let others = candidates.into_iter().filter(|entry| !Arc::ptr_eq(entry, newcomer));
             let Some(idlest) = others.max_by_key(|entry| entry.silent_for(now)) else { return false };
-            if self.claim_if(&idlest, EndReason::Evicted, By::Us, Entry::is_at_rest) {
+            if self.claim_if(&idlest, EndReason::Evicted, By::LettingGo, Entry::is_at_rest) {
                 return true;
             }
         }

@@ -1,6 +1,8 @@
 //! What came of each change, for one and for two that hold the session.
 
-use super::{Applied, Change, Holder, Kit, Record, Store, done, end, end_as, ended, forget, hold, keep, release, same};
+use super::{
+    Applied, Change, Holder, Kit, Record, Store, done, end, end_as, ended, forget, hold, keep, release, same, same_all,
+};
 use crate::{EndReason, Session};
 
 pub(super) async fn births<S: Store>(kit: &Kit<'_, S>) {
@@ -99,7 +101,7 @@ async fn leaves_one<S: Store>(kit: &Kit<'_, S>, holder: Holder<S::Holder>) {
     let last = kit.holder().await;
     let orphans = last.take_over_all().await;
     let reasons: Vec<_> = orphans.iter().map(|orphan| orphan.end.reason).collect();
-    same("what the holder has left", &reasons, &vec![EndReason::Lost]);
+    same_all("what the holder has left", &reasons, &[EndReason::Lost]);
     last.deliver(&orphans).await;
     last.leave().await;
 }

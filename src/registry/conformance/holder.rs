@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
-use super::{Applied, Change, Orphan, Registry, done, same};
+use super::{Applied, Change, Orphan, Registry, done, same, same_all};
 
 pub(super) struct Holder<R: Registry> {
     registry: Arc<R>,
-    beating: JoinHandle<()>,
+    /// Its one task ends with the holder, also when the kit panics.
+    beating: JoinSet<()>,
 }
 
 impl<R: Registry> Holder<R> {
     pub(super) fn new(registry: R) -> Self {
         let registry = Arc::new(registry);
         let beats = registry.clone();
-        let beating = tokio::spawn(async move {
+        let mut beating = JoinSet::new();
+        beating.spawn(async move {
             loop {
                 tokio::time::sleep(beats.beat_every()).await;
                 if let Err(error) = beats.beat().await {
@@ -32,7 +34,6 @@ impl<R: Registry> Holder<R> {
 
     /// One call, and its answers.
     pub(super) async fn apply(&self, changes: Vec<Change>) -> Vec<Applied> {
-        assert!(!self.beating.is_finished(), "a beat failed");
         assert!(self.registry.is_current(), "`is_current` says no to a holder that beats");
         let count = changes.len();
         match self.registry.apply(changes).await {
@@ -51,7 +52,7 @@ impl<R: Registry> Holder<R> {
 
     /// Several in one call.
     pub(super) async fn expect_all(&self, what: &str, changes: Vec<Change>, expected: Vec<Applied>) {
-        same(what, &self.apply(changes).await, &expected);
+        same_all(what, &self.apply(changes).await, &expected);
     }
 
     /// One call.
@@ -92,13 +93,9 @@ impl<R: Registry> Holder<R> {
 
     /// Stops the beating.
     pub(super) async fn into_inner(self) -> R {
-        let Self { registry, beating } = self;
-        beating.abort();
-        if let Err(error) = beating.await
-            && error.is_panic()
-        {
-            panic!("a beat failed");
-        }
+        let Self { registry, mut beating } = self;
+        assert!(beating.try_join_next().is_none(), "a beat failed");
+        beating.shutdown().await;
         Arc::into_inner(registry).expect("nothing else of the kit has it")
     }
 }

@@ -17,6 +17,7 @@ mod together;
 mod values;
 
 use std::{
+    fmt::Debug,
     future::Future,
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering},
@@ -100,10 +101,10 @@ pub async fn check<S: Store>(store: &S) {
     take_over::of_claims(&kit).await;
     take_over::in_portions(&kit).await;
     take_over::after_a_leave(&kit).await;
-    together::big_batches(&kit).await;
-    together::two_recoverers(&kit).await;
     together::dropped_applies(&kit).await;
     together::dropped_take_overs(&kit).await;
+    together::two_recoverers(&kit).await;
+    together::big_batches(&kit).await;
 }
 
 fn random() -> u128 {
@@ -134,7 +135,7 @@ impl<S: Store> Kit<'_, S> {
             holder.leave().await;
         }
         let last = self.holder().await;
-        same("with everything done, what is left to take over", &last.take_over_all().await, &Vec::new());
+        same_all("with everything done, what is left to take over", &last.take_over_all().await, &[]);
         last.leave().await;
     }
 
@@ -205,6 +206,19 @@ fn done(record: &Record) -> Change {
 }
 
 #[track_caller]
-fn same<T: PartialEq + std::fmt::Debug + ?Sized>(what: &str, got: &T, expected: &T) {
+fn same<T: PartialEq + Debug>(what: &str, got: &T, expected: &T) {
     assert!(got == expected, "{what}:\n  expected {expected:?}\n  but got  {got:?}");
+}
+
+/// As [`same`], and says where the first difference is.
+#[track_caller]
+fn same_all<T: PartialEq + Debug>(what: &str, got: &[T], expected: &[T]) {
+    let (of_got, of_expected) = (got.len(), expected.len());
+    let first = (0..of_got.max(of_expected)).find(|&i| got.get(i) != expected.get(i));
+    if let Some(i) = first {
+        let (got, expected) = (got.get(i), expected.get(i));
+        panic!(
+            "{what}: number {i} of {of_expected}:\n  expected {expected:?}\n  but got  {got:?}, in an answer of {of_got}"
+        );
+    }
 }

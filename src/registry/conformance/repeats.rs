@@ -1,6 +1,6 @@
 //! Every change, and every batch, once more: nobody knows how far a call came that failed or ran out of time.
 
-use super::{Applied, Kit, Store, done, end, forget, hold, keep, release, same};
+use super::{Applied, Kit, Store, done, end, forget, hold, keep, release, same_all};
 
 pub(super) async fn births_and_ends<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
@@ -64,7 +64,7 @@ pub(super) async fn batches<S: Store>(kit: &Kit<'_, S>) {
     for (what, changes, expected) in batches {
         for time in ["", ", the same batch again"] {
             let answers = a.apply(changes.clone()).await;
-            same(&format!("{what}{time}"), &answers, &expected);
+            same_all(&format!("{what}{time}"), &answers, &expected);
         }
     }
     kit.nothing_is_owed([a]).await;

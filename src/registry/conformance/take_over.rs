@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{
     Applied, Change, EndRecord, Kit, Orphan, Record, Store, done, end, end_as, ended, forget, hold, keep, now, release,
-    same,
+    same, same_all,
 };
 use crate::EndReason;
 
@@ -21,7 +21,7 @@ fn lost(what: &str, orphans: &[Orphan], expected: &[(&Record, u64, u32)]) {
         .collect();
     let expected: Vec<_> =
         expected.iter().map(|&(record, requests, tries)| (record, requests, tries, EndReason::Lost, &None)).collect();
-    same(what, &found, &expected);
+    same_all(what, &found, &expected);
 }
 
 pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
@@ -32,16 +32,18 @@ pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
     a.expect("and done", done(&records[2]), Applied::Done).await;
     let living = kit.record();
     b.expect("one of the living", hold(&living), Applied::Born).await;
-    same("what another living holder holds, taken over", &b.take_over_all().await, &vec![]);
-    same("what it holds itself, taken over", &a.take_over_all().await, &vec![]);
+    same_all("what another living holder holds, taken over", &b.take_over_all().await, &[]);
+    same_all("what it holds itself, taken over", &a.take_over_all().await, &[]);
 
     kit.kill(a).await;
     let orphans = b.take_over_all().await;
     lost("sessions of a dead holder", &orphans, &[(&records[0], 0, 1), (&records[1], 0, 1)]);
-    same("a second take-over", &b.take_over_all().await, &vec![]);
+    same_all("a second take-over", &b.take_over_all().await, &[]);
     let next = kit.next(&records[0]);
     b.expect("a hold of what was taken over", hold(&next), Applied::Born).await;
-    b.expect("what was taken over is gone", release(&records[0], 1), Applied::Gone).await;
+    let other = kit.holder().await;
+    other.expect("an end of what was taken over", end(&records[0], 1), Applied::Gone).await;
+    other.leave().await;
     b.expect("the next generation ends by itself", release(&next, 1), Applied::Yours { requests: 1 }).await;
     b.expect("a delivered end", done(&next), Applied::Done).await;
     b.deliver(&orphans[..1]).await;
@@ -51,19 +53,14 @@ pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
     let c = kit.holder().await;
     let again = c.take_over_all().await;
     let first_end = orphans[1].end.clone();
-    let lost_and_claimed: Vec<_> = again.iter().filter(|orphan| orphan.record != living).cloned().collect();
-    same(
-        "a claim of a dead recoverer",
-        &lost_and_claimed,
-        &vec![Orphan::new(records[1].clone(), first_end.clone(), 2)],
-    );
-    let new: Vec<_> = again.iter().filter(|orphan| orphan.record == living).cloned().collect();
+    let (new, claimed): (Vec<_>, Vec<_>) = again.into_iter().partition(|orphan| orphan.record == living);
+    same_all("a claim of a dead recoverer", &claimed, &[Orphan::new(records[1].clone(), first_end.clone(), 2)]);
     lost("what the dead recoverer itself held", &new, &[(&living, 0, 1)]);
     c.deliver(&new).await;
     kit.kill(c).await;
     let d = kit.holder().await;
     let again = d.take_over_all().await;
-    same("after the third death", &again, &vec![Orphan::new(records[1].clone(), first_end, 3)]);
+    same_all("after the third death", &again, &[Orphan::new(records[1].clone(), first_end, 3)]);
     d.deliver(&again).await;
     kit.nothing_is_owed([d]).await;
 }
@@ -77,7 +74,7 @@ pub(super) async fn beside_the_living<S: Store>(kit: &Kit<'_, S>) {
     b.expect_all("and shared", joining, joined).await;
     kit.kill(a).await;
     let early = b.apply(vec![release(&shared[0], 6)]).await;
-    same("the last living one lets go, before a take-over", &early, &vec![Applied::Others]);
+    same_all("the last living one lets go, before a take-over", &early, &[Applied::Others]);
     let orphans = b.take_over_all().await;
     lost("of the shared sessions, the one that nobody living holds", &orphans, &[(&shared[0], 6, 1)]);
     b.deliver(&orphans).await;
@@ -94,7 +91,7 @@ pub(super) async fn beside_the_living<S: Store>(kit: &Kit<'_, S>) {
     b.expect("a hold", hold(&record), Applied::Born).await;
     c.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     kit.kill(b).await;
-    same("one of two is dead", &c.take_over_all().await, &vec![]);
+    same_all("one of two is dead", &c.take_over_all().await, &[]);
     kit.kill(c).await;
     let d = kit.holder().await;
     let orphans = d.take_over_all().await;
@@ -124,15 +121,15 @@ pub(super) async fn of_claims<S: Store>(kit: &Kit<'_, S>) {
     let change = Change::Release { id: record.session.id.clone(), event_id: record.event_id, end: last.clone() };
     a.expect("the last lets go", change, Applied::Yours { requests: 7 }).await;
     expected.push(Orphan::new(record.clone(), EndRecord::new(EndReason::Restart, None, last.ended_at, 7), 1));
-    same("claims of the living, taken over by another", &b.take_over_all().await, &vec![]);
-    same("claims of the living, taken over by themselves", &a.take_over_all().await, &vec![]);
+    same_all("claims of the living, taken over by another", &b.take_over_all().await, &[]);
+    same_all("claims of the living, taken over by themselves", &a.take_over_all().await, &[]);
     // A next generation has a life of its own.
     let next = kit.next(&record);
     b.expect("a hold of an id whose end is claimed", hold(&next), Applied::Born).await;
 
     kit.kill(a).await;
-    same("claims of a dead holder", &b.take_over_all().await, &expected);
-    same("a second take-over", &b.take_over_all().await, &vec![]);
+    same_all("claims of a dead holder", &b.take_over_all().await, &expected);
+    same_all("a second take-over", &b.take_over_all().await, &[]);
     b.expect("the next generation", release(&next, 1), Applied::Yours { requests: 1 }).await;
     b.expect("a delivered end", done(&next), Applied::Done).await;
     kit.kill(b).await;
@@ -141,7 +138,7 @@ pub(super) async fn of_claims<S: Store>(kit: &Kit<'_, S>) {
         orphan.tries = 2;
     }
     let orphans = c.take_over_all().await;
-    same("claims of a dead recoverer, with their first reasons", &orphans, &expected);
+    same_all("claims of a dead recoverer, with their first reasons", &orphans, &expected);
     c.deliver(&orphans).await;
     kit.nothing_is_owed([c]).await;
 }
@@ -155,7 +152,7 @@ pub(super) async fn in_portions<S: Store>(kit: &Kit<'_, S>) {
     a.expect_all("ten are ended", ends, vec![Applied::Yours { requests: 0 }; 10]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
-    same("a take-over of none at all", &b.take_over(0).await, &vec![]);
+    same_all("a take-over of none at all", &b.take_over(0).await, &[]);
     let mut all = Vec::new();
     for _ in 0..2 {
         let some = b.take_over(3).await;
@@ -167,7 +164,7 @@ pub(super) async fn in_portions<S: Store>(kit: &Kit<'_, S>) {
     let c = kit.holder().await;
     let orphans = c.take_over_all().await;
     let found: Vec<_> = orphans.iter().map(|orphan| &orphan.record).collect();
-    same("everything, by the next one", &found, &records.iter().collect());
+    same_all("everything, by the next one", &found, &records.iter().collect::<Vec<_>>());
     for orphan in &orphans {
         let before = all.iter().any(|other| other.record == orphan.record);
         same("tries", &orphan.tries, &(1 + u32::from(before)));

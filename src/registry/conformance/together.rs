@@ -5,9 +5,10 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     task::Poll,
+    time::Duration,
 };
 
-use super::{Applied, Kit, Registry, Store, done, end, hold, same};
+use super::{Applied, Kit, Registry, Store, done, end, hold, same, same_all};
 
 pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
@@ -41,7 +42,7 @@ pub(super) async fn two_recoverers<S: Store>(kit: &Kit<'_, S>) {
     found.extend(rest.iter().map(|orphan| orphan.record.event_id));
     found.sort();
     let expected: Vec<_> = records.iter().map(|record| record.event_id).collect();
-    same("what several recoverers claimed together", &found, &expected);
+    same_all("what several recoverers claimed together", &found, &expected);
     for (holder, orphans) in [(&a, &of_a), (&b, &of_b), (&c, &of_c), (&a, &rest)] {
         assert!(orphans.iter().all(|orphan| orphan.tries == 1), "each was claimed once: {orphans:?}");
         holder.deliver(orphans).await;
@@ -49,7 +50,7 @@ pub(super) async fn two_recoverers<S: Store>(kit: &Kit<'_, S>) {
     kit.nothing_is_owed([a, b, c]).await;
 }
 
-/// Polls it so often and drops it, unless it was quicker.
+/// Polls it so often, fast or slowly, and drops it, unless it was quicker.
 async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..polls {
@@ -57,7 +58,11 @@ async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
         if let Poll::Ready(output) = polled {
             return Some(output);
         }
-        tokio::task::yield_now().await;
+        if polls % 2 == 0 {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
     None
 }
@@ -66,8 +71,8 @@ async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
 pub(super) async fn dropped_applies<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let batches: Vec<_> = (0..40).map(|_| kit.records(4)).collect();
-    for (polls, batch) in batches.iter().enumerate() {
-        let _ = give_up(a.registry().apply(batch.iter().map(hold).collect()), polls).await;
+    for (i, batch) in batches.iter().enumerate() {
+        let _ = give_up(a.registry().apply(batch.iter().map(hold).collect()), i % 10).await;
     }
     let (again, rest) = batches.split_at(20);
     for batch in again {
@@ -98,7 +103,7 @@ pub(super) async fn dropped_take_overs<S: Store>(kit: &Kit<'_, S>) {
     kit.kill(a).await;
     let b = kit.holder().await;
     let mut found = Vec::new();
-    for polls in 0..10 {
+    for polls in (0..10).chain(0..10) {
         if let Some(Ok(in_time)) = give_up(b.registry().take_over(3), polls).await {
             found.extend(in_time);
         }
@@ -107,7 +112,7 @@ pub(super) async fn dropped_take_overs<S: Store>(kit: &Kit<'_, S>) {
     found.extend(b.take_over_all().await);
     found.sort_by_key(|orphan| orphan.record.event_id);
     let told: Vec<_> = found.iter().map(|orphan| &orphan.record).collect();
-    same("each once, after take-overs that were given up", &told, &records.iter().collect());
+    same_all("each once, after take-overs that were given up", &told, &records.iter().collect::<Vec<_>>());
     b.deliver(&found).await;
     kit.nothing_is_owed([b]).await;
 }

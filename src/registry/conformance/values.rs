@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    Applied, EndRecord, EventId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release, same,
+    Applied, EndRecord, EventId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release, same_all,
 };
 use crate::EndReason;
 
@@ -40,7 +40,7 @@ pub(super) async fn ids<S: Store>(kit: &Kit<'_, S>) {
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
     let found: Vec<_> = orphans.iter().map(|orphan| orphan.record.clone()).collect();
-    same("claims of every id are found", &found, &records);
+    same_all("claims of every id are found", &found, &records);
     b.deliver(&orphans).await;
     kit.nothing_is_owed([b]).await;
 }
@@ -74,17 +74,19 @@ pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     let mut expected = Vec::new();
     for session in sessions {
         let next = Session { id: kit.record().session.id, ..session.clone() };
-        let record = Record::new(session, kit.event_id(), now());
-        a.expect("a hold", hold(&record), Applied::Born).await;
-        a.expect("details as they are", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
         let end = EndRecord::new(EndReason::Compaction, Some(next), now(), 1);
-        a.expect("an end", end_as(&record, end.clone()), Applied::Yours { requests: 1 }).await;
-        expected.push(Orphan::new(record, end, 1));
+        expected.push(Orphan::new(Record::new(session, kit.event_id(), now()), end, 1));
     }
+    let records = || expected.iter().map(|orphan| &orphan.record);
+    a.expect_all("holds", records().map(hold).collect(), vec![Applied::Born; expected.len()]).await;
+    let again = records().map(|record| hold(&kit.next(record))).collect();
+    a.expect_all("details as they are", again, records().cloned().map(Applied::Joined).collect()).await;
+    let ends = expected.iter().map(|orphan| end_as(&orphan.record, orphan.end.clone())).collect();
+    a.expect_all("ends", ends, vec![Applied::Yours { requests: 1 }; expected.len()]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
-    same("details of claims", &orphans, &expected);
+    same_all("details of claims", &orphans, &expected);
     b.deliver(&orphans).await;
     kit.nothing_is_owed([b]).await;
 }
@@ -108,7 +110,7 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
-    same("numbers and times of claims", &orphans, &expected);
+    same_all("numbers and times of claims", &orphans, &expected);
     b.deliver(&orphans).await;
     kit.nothing_is_owed([b]).await;
 }

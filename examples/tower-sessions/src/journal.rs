@@ -1,0 +1,104 @@
+//! The consumer of the events: says them, keeps them, and holds the promise against them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tower_session_end::{BoxError, EventId, SessionEnd, SessionHook, SessionStart};
+
+/// Every event, in the order in which the hooks were called. All clones are the same journal.
+#[derive(Clone, Debug, Default)]
+pub struct Journal {
+    kept: Arc<Mutex<Kept>>,
+    aloud: bool,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    starts: Vec<SessionStart>,
+    ends: Vec<SessionEnd>,
+}
+
+impl Journal {
+    /// One that prints each event.
+    #[must_use]
+    pub fn aloud() -> Self {
+        Self { aloud: true, ..Self::default() }
+    }
+
+    /// What began, in order.
+    #[must_use]
+    pub fn starts(&self) -> Vec<SessionStart> {
+        self.with(|kept| kept.starts.clone())
+    }
+
+    /// What ended, in order.
+    #[must_use]
+    pub fn ends(&self) -> Vec<SessionEnd> {
+        self.with(|kept| kept.ends.clone())
+    }
+
+    /// The reasons of the ends of this session, in order.
+    #[must_use]
+    pub fn reasons(&self, id: &str) -> Vec<String> {
+        self.ends().iter().filter(|end| end.session.id == id).map(|end| end.reason.to_string()).collect()
+    }
+
+    /// How many ends had each reason, as `compaction 1, shutdown 2`.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut reasons: Vec<_> = self.ends().iter().map(|end| end.reason.to_string()).collect();
+        reasons.sort();
+        let counts = reasons.chunk_by(|a, b| a == b).map(|equal| format!("{} {}", equal[0], equal.len()));
+        counts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The promise of the crate: one start and one end for each generation.
+    ///
+    /// # Errors
+    ///
+    /// Names the first generation of which that is not so.
+    pub fn check(&self) -> Result<(), BoxError> {
+        let mut seen: HashMap<EventId, (u32, u32)> = HashMap::new();
+        self.starts().iter().for_each(|start| seen.entry(start.event_id).or_default().0 += 1);
+        self.ends().iter().for_each(|end| seen.entry(end.event_id).or_default().1 += 1);
+        match seen.iter().find(|(_, counts)| **counts != (1, 1)) {
+            Some((event, (starts, ends))) => {
+                Err(format!("generation {event} had {starts} session_start and {ends} session_end").into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&mut Kept) -> T) -> T {
+        read(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl SessionHook for Journal {
+    async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
+        if self.aloud {
+            // Whoever reads this could log in with the whole of it.
+            let id = start.session.id.redacted();
+            match &start.resumed_from {
+                Some(old) => println!("session_start  {id}  resumed from {}", old.redacted()),
+                None => println!("session_start  {id}"),
+            }
+        }
+        self.with(|kept| kept.starts.push(start));
+        Ok(())
+    }
+
+    async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
+        if self.aloud {
+            let (id, reason) = (end.session.id.redacted(), end.reason);
+            match &end.next {
+                Some(next) => println!("session_end    {id}  {reason} into {}", next.id.redacted()),
+                None => println!("session_end    {id}  {reason}, after {} requests", end.requests),
+            }
+        }
+        self.with(|kept| kept.ends.push(end));
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! The recorder: writes the ledger into the registry, group by group, and keeps the lease.
+//!
+//! * **One at a time**: every call of the registry is made under one lock, so what an error means for the sessions is
+//!   settled before the next call.
+//! * **Breaker**: a registry that is down or slow is left alone for a while. Until then everything goes on in memory:
+//!   births do not wait, ends are delivered here, and what the registry has missed is made up for later.
+//! * **Lease**: a `session_end` that is on record is delivered only while the lease certainly runs.
+
+mod plan;
+mod tend;
+mod writer;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Once, OnceLock},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, task::AbortHandle, time::timeout};
+
+use self::writer::Writer;
+use super::Pool;
+use crate::{
+    registry::{Durability, ErasedRegistry, RegistryError},
+    sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock},
+    tracker::{
+        Entry, Op, Recorded,
+        clock::{Clock, Nanos},
+    },
+};
+
+/// How long a birth waits for its record.
+pub(crate) const BIRTH_WAIT: Duration = Duration::from_millis(250);
+
+/// How long one call of the registry may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// For how long a registry that is down is left alone: at first, and at most.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How many missed changes are remembered for when the registry is back.
+const BACKLOG: usize = 65_536;
+
+pub(crate) struct Recorder {
+    registry: Box<dyn ErasedRegistry>,
+    pub(crate) durability: Durability,
+    /// What is on record when the registry is out of reach in a drain is left to whoever comes after us.
+    hands_over: bool,
+    io: tokio::sync::Mutex<Breaker>,
+    writer: Mutex<Option<Arc<OnceLock<AbortHandle>>>>,
+    /// Births do not wait.
+    degraded: AtomicU8,
+    /// How often it came to that.
+    pub(crate) degradations: AtomicU64,
+    /// When the lease was last seen to.
+    tended: AtomicU64,
+    /// It was said that nobody sees to it.
+    warned: Once,
+    /// Told when there is nothing left to write.
+    idle: Notify,
+}
+
+/// What is known of the registry's health.
+struct Breaker {
+    /// Until then it is left alone.
+    retry_at: Option<Nanos>,
+    pause: Duration,
+    tries_in_a_drain: u32,
+    /// What it has missed.
+    backlog: VecDeque<Op>,
+    dropped: u64,
+}
+
+impl Recorder {
+    pub(crate) fn new(registry: Box<dyn ErasedRegistry>, durability: Durability, hands_over: bool) -> Self {
+        let io = Breaker { retry_at: None, pause: PAUSE, tries_in_a_drain: 0, backlog: VecDeque::new(), dropped: 0 };
+        Self {
+            registry,
+            durability,
+            hands_over,
+            io: tokio::sync::Mutex::new(io),
+            writer: Mutex::default(),
+            degraded: AtomicU8::new(0),
+            degradations: AtomicU64::new(0),
+            tended: AtomicU64::new(0),
+            warned: Once::new(),
+            idle: Notify::new(),
+        }
+    }
+
+    pub(crate) fn beat_every(&self) -> Duration {
+        self.registry.beat_every().max(Duration::from_millis(10))
+    }
+
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::SeqCst) != 0
+    }
+
+    /// Nobody waits for it from here on, until it has answered again.
+    pub(crate) fn degrade(&self, why: &dyn std::fmt::Display) {
+        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
+            self.degradations.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                name: "session-registry-degraded",
+                error = %why,
+                "the session registry does not answer in time: going on in memory until it does",
+            );
+        }
+    }
+
+    fn restored(&self, io: &mut Breaker) {
+        (io.retry_at, io.pause) = (None, PAUSE);
+        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
+            let (missed, dropped) = (io.backlog.len(), std::mem::take(&mut io.dropped));
+            tracing::info!(name: "session-registry-restored", missed, dropped, "the session registry answers again");
+        }
+    }
+
+    /// Whether the end of this generation may be delivered: it is not on record, or the lease runs.
+    pub(super) fn may_deliver(&self, entry: &Entry) -> bool {
+        match entry.recorded() {
+            Recorded::Taken => false,
+            Recorded::Held => self.registry.is_current(),
+            Recorded::Not | Recorded::Pending | Recorded::Doubtful | Recorded::Apart => true,
+        }
+    }
+
+    pub(super) fn abort(&self) {
+        if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
+            abort.abort();
+        }
+    }
+
+    async fn call<T>(
+        limit: Duration,
+        call: impl Future<Output = Result<T, RegistryError>>,
+    ) -> Result<T, RegistryError> {
+        timeout(limit, call).await.unwrap_or_else(|_| Err(RegistryError::unavailable("no answer in time")))
+    }
+}
+
+impl Breaker {
+    fn is_shut(&self, now: Nanos) -> bool {
+        self.retry_at.is_some_and(|at| now < at)
+    }
+
+    fn trip(&mut self, now: Nanos) {
+        self.retry_at = Some(Clock::add(now, self.pause));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    fn miss(&mut self, op: Op) {
+        if self.backlog.len() == BACKLOG {
+            // The worst of it: an end is delivered once more, with the same event id, when this process is gone.
+            self.backlog.pop_front();
+            self.dropped += 1;
+        }
+        self.backlog.push_back(op);
+    }
+}
+
+impl Pool {
+    /// Sees to it that somebody writes what there is to write.
+    pub(super) fn kick_recorder(self: &Arc<Self>) {
+        if self.start_writer() && !self.has_runtime() {
+            // The remembered runtime has gone: that of the caller takes its place.
+            self.adopt_runtime();
+            if self.has_runtime() {
+                self.start_writer();
+            }
+        }
+    }
+
+    /// True if one was started, as far as that can be told.
+    fn start_writer(self: &Arc<Self>) -> bool {
+        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return false };
+        if ledger.is_empty() {
+            return false;
+        }
+        let abort = {
+            let mut writer = lock(&recorder.writer);
+            if ledger.is_empty() || writer.is_some() {
+                return false;
+            }
+            Arc::clone(writer.insert(Arc::default()))
+        };
+        // With no runtime the writer is dropped, and what waits stays for a later kick.
+        if let Some(handle) = self.spawn(Writer::new(self).run()) {
+            let _ = abort.set(handle);
+            // `close` may have passed by before the handle was there.
+            if self.tracker.queue.line().gate.closed {
+                recorder.abort();
+            }
+        }
+        true
+    }
+
+    /// Waits until everything is written; bounded by whoever calls.
+    pub(crate) async fn until_written(self: &Arc<Self>) {
+        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
+        loop {
+            let idle = recorder.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if ledger.is_empty() && lock(&recorder.writer).is_none() {
+                return;
+            }
+            self.kick_recorder();
+            idle.await;
+        }
+    }
+}

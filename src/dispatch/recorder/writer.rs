@@ -1,0 +1,209 @@
+//! The writer: a task that is there only while there is something to write.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Breaker, CALL_TIMEOUT, Recorder};
+use crate::{
+    dispatch::{Pool, TaskCount},
+    registry::{Applied, Change, RegistryError},
+    sync::{Ordering, lock},
+    tracker::{Op, clock::NEVER},
+};
+
+/// Changes that go into one group, at most.
+const GROUP: usize = 1000;
+
+/// How often a group is tried in a drain, before the registry counts as out of reach.
+const TRIES_IN_A_DRAIN: u32 = 3;
+
+pub(super) struct Writer {
+    pool: Arc<Pool>,
+    /// What its drop puts back if it does not come to it.
+    in_hand: Vec<Op>,
+    /// It has not run.
+    is_fresh: bool,
+    retired: bool,
+    _count: TaskCount,
+}
+
+impl Writer {
+    pub(super) fn new(pool: &Arc<Pool>) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            in_hand: Vec::new(),
+            is_fresh: true,
+            retired: false,
+            _count: TaskCount::new(pool),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let pool = Arc::clone(&self.pool);
+        let Some(recorder) = &pool.recorder else { return };
+        self.is_fresh = false;
+        while self.take(recorder) {
+            pool.tend_if_overdue().await;
+            self.write(&mut *recorder.io.lock().await).await;
+            pool.kick_hooks();
+        }
+    }
+
+    /// The next group; false if there is none.
+    fn take(&mut self, recorder: &Recorder) -> bool {
+        let mut writer = lock(&recorder.writer);
+        if let Some(ledger) = &self.pool.tracker.ledger {
+            self.in_hand = ledger.take(GROUP);
+        }
+        if self.in_hand.is_empty() {
+            // In the same critical section, so that who writes something down later finds the place empty.
+            *writer = None;
+            self.retired = true;
+            recorder.idle.notify_waiters();
+        }
+        !self.in_hand.is_empty()
+    }
+
+    async fn write(&mut self, io: &mut Breaker) {
+        let pool = Arc::clone(&self.pool);
+        let Some(recorder) = &pool.recorder else { return };
+        if io.retry_at.is_some() {
+            let restored = pool.may_try(io) && pool.try_again(io).await.is_ok();
+            if !restored {
+                return self.go_on_without(recorder, io, false);
+            }
+            // What it has missed comes first, and has been put before this.
+            return self.put_back_behind_the_backlog(io);
+        }
+        let mut tries = 0;
+        loop {
+            let (changes, shares) = self.plan();
+            let error = match self.apply(recorder, changes).await {
+                Ok(answers) => {
+                    recorder.restored(io);
+                    return self.settle(&answers, &shares);
+                }
+                Err(error) => error,
+            };
+            tries += 1;
+            match error {
+                RegistryError::Fenced if tries < 10 => pool.fenced(),
+                RegistryError::Forgotten if tries < 10 => pool.forgotten(),
+                RegistryError::Unavailable(_) if tries < TRIES_IN_A_DRAIN && pool.time_for_io().is_some() => {
+                    tokio::time::sleep(Duration::from_millis(10 << tries)).await;
+                }
+                error => {
+                    recorder.degrade(&error);
+                    io.trip(pool.tracker.clock.now());
+                    return self.go_on_without(recorder, io, true);
+                }
+            }
+        }
+    }
+
+    /// The changes of the group in hand, and how many of them are whose.
+    fn plan(&self) -> (Vec<Change>, Vec<usize>) {
+        let (mut changes, mut shares) =
+            (Vec::with_capacity(self.in_hand.len()), Vec::with_capacity(self.in_hand.len()));
+        for op in &self.in_hand {
+            let before = changes.len();
+            self.pool.plan(op, &mut changes);
+            shares.push(changes.len() - before);
+        }
+        (changes, shares)
+    }
+
+    async fn apply(&self, recorder: &Recorder, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let n = changes.len();
+        let limit = self.pool.time_for_io().unwrap_or(CALL_TIMEOUT);
+        let answers = Recorder::call(limit, recorder.registry.apply(changes)).await?;
+        if answers.len() == n {
+            Ok(answers)
+        } else {
+            Err(RegistryError::unavailable(format!("{} answers to {n} changes", answers.len())))
+        }
+    }
+
+    fn settle(&mut self, answers: &[Applied], shares: &[usize]) {
+        let mut answers = answers;
+        for (op, share) in std::mem::take(&mut self.in_hand).into_iter().zip(shares) {
+            let (ours, rest) = answers.split_at(*share);
+            self.pool.settle(op, ours);
+            answers = rest;
+        }
+    }
+
+    fn go_on_without(&mut self, recorder: &Recorder, io: &mut Breaker, tried: bool) {
+        for op in std::mem::take(&mut self.in_hand) {
+            self.pool.go_on_without(recorder, io, op, tried);
+        }
+    }
+
+    fn put_back_behind_the_backlog(&mut self, io: &mut Breaker) {
+        if let Some(ledger) = &self.pool.tracker.ledger {
+            ledger.put_back(std::mem::take(&mut self.in_hand));
+            ledger.put_back(std::mem::take(&mut io.backlog));
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let (Some(recorder), Some(ledger)) = (&self.pool.recorder, &self.pool.tracker.ledger) else { return };
+        if self.is_fresh {
+            self.pool.forget_runtime();
+        }
+        if !self.retired {
+            let mut writer = lock(&recorder.writer);
+            ledger.put_back(std::mem::take(&mut self.in_hand));
+            *writer = None;
+            recorder.idle.notify_waiters();
+        }
+    }
+}
+
+impl Pool {
+    /// In a drain, how long one call of the registry may take: so that a registry which does not answer leaves time
+    /// for the hooks.
+    pub(super) fn time_for_io(&self) -> Option<Duration> {
+        let gate = self.tracker.queue.line().gate;
+        if !gate.stopping || gate.deadline == NEVER {
+            return None;
+        }
+        let left = Duration::from_nanos(gate.deadline.saturating_sub(self.tracker.clock.now()));
+        Some((left / 4).clamp(Duration::from_millis(10), CALL_TIMEOUT))
+    }
+
+    /// Whether the registry has been left alone for long enough. In a drain there is no time for that.
+    fn may_try(&self, io: &mut Breaker) -> bool {
+        let in_a_hurry = self.time_for_io().is_some() && io.tries_in_a_drain < TRIES_IN_A_DRAIN;
+        if in_a_hurry {
+            io.tries_in_a_drain += 1;
+        }
+        in_a_hurry && io.retry_at != Some(NEVER) || !io.is_shut(self.tracker.clock.now())
+    }
+
+    /// Others have ended what was held here.
+    pub(super) fn fenced(&self) {
+        tracing::warn!(
+            name: "session-registry-fenced",
+            "the lease in the session registry was over, and others have ended the sessions that this process held; \
+             what is active goes on as new generations",
+        );
+        self.tracker.renew_all();
+    }
+
+    /// The registry has lost what it knew.
+    pub(super) fn forgotten(&self) {
+        tracing::warn!(
+            name: "session-registry-forgotten",
+            "the session registry has lost its records; what is active here is recorded again",
+        );
+        self.tracker.doubt_all();
+        if let Some(recorder) = &self.recorder {
+            recorder.tended.store(0, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A registry in memory, that can be made to fail: what a user's own implementation may look like.
+
+#![allow(dead_code, reason = "each test crate uses some of it")]
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::pending,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tower_session_end::{
+    EndReason, EventId,
+    registry::{Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError},
+};
+
+/// The store that several holders share.
+#[derive(Clone, Default)]
+pub(crate) struct Store(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    active: HashMap<String, Active>,
+    ended: HashMap<EventId, Ended>,
+    alive: BTreeSet<u64>,
+    holders: u64,
+    /// How often it was emptied.
+    incarnation: u64,
+}
+
+struct Active {
+    record: Record,
+    holders: BTreeSet<u64>,
+    requests: u64,
+}
+
+#[derive(Clone)]
+struct Ended {
+    record: Record,
+    end: EndRecord,
+    claimer: u64,
+    tries: u32,
+}
+
+/// What is wrong with a holder's way to the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fault {
+    #[default]
+    None,
+    /// It answers with an error, and does nothing.
+    Down,
+    /// It does what it is told, and the answer is lost.
+    Deaf,
+    /// It never answers.
+    Hangs,
+}
+
+/// One holder; clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Holder {
+    store: Store,
+    me: Arc<AtomicU64>,
+    incarnation: Arc<AtomicU64>,
+    fault: Arc<Mutex<Fault>>,
+    /// Calls of `apply`, and the changes in them.
+    pub(crate) calls: Arc<AtomicU64>,
+    pub(crate) changes: Arc<AtomicU64>,
+}
+
+impl Store {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn holder(&self) -> Holder {
+        let mut state = self.state();
+        let me = state.enter();
+        Holder {
+            store: self.clone(),
+            me: Arc::new(AtomicU64::new(me)),
+            incarnation: Arc::new(AtomicU64::new(state.incarnation)),
+            fault: Arc::default(),
+            calls: Arc::default(),
+            changes: Arc::default(),
+        }
+    }
+
+    /// The ids on record as active.
+    pub(crate) fn active(&self) -> Vec<String> {
+        let mut ids: Vec<_> = self.state().active.keys().cloned().collect();
+        ids.sort();
+        ids
+    }
+
+    /// The reasons of the ends that are recorded and not delivered.
+    pub(crate) fn owed(&self) -> Vec<EndReason> {
+        self.state().ended.values().map(|ended| ended.end.reason).collect()
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush(&self) {
+        let mut state = self.state();
+        let (holders, incarnation) = (state.holders, state.incarnation + 1);
+        *state = State { holders, incarnation, ..State::default() };
+    }
+}
+
+impl Holder {
+    pub(crate) fn set(&self, fault: Fault) {
+        *self.fault.lock().unwrap() = fault;
+    }
+
+    /// Its lease is over, as if its process had died, or had been away for too long.
+    pub(crate) fn kill(&self) {
+        self.store.state().alive.remove(&self.me.load(Ordering::SeqCst));
+    }
+
+    async fn call<T>(&self, call: impl FnOnce(&mut State, u64) -> T) -> Result<T, RegistryError> {
+        let fault = *self.fault.lock().unwrap();
+        match fault {
+            Fault::Hangs => return pending().await,
+            Fault::Down => return Err(RegistryError::unavailable("down")),
+            Fault::None | Fault::Deaf => {}
+        }
+        let mut state = self.store.state();
+        if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
+            self.me.store(state.enter(), Ordering::SeqCst);
+            return Err(RegistryError::Forgotten);
+        }
+        let me = self.me.load(Ordering::SeqCst);
+        if !state.alive.contains(&me) {
+            state.reap();
+            self.me.store(state.enter(), Ordering::SeqCst);
+            return Err(RegistryError::Fenced);
+        }
+        let answer = call(&mut state, me);
+        if fault == Fault::Deaf { Err(RegistryError::unavailable("deaf")) } else { Ok(answer) }
+    }
+}
+
+impl State {
+    fn enter(&mut self) -> u64 {
+        self.holders += 1;
+        self.alive.insert(self.holders);
+        self.holders
+    }
+
+    /// Sessions that only the dead hold have ended.
+    fn reap(&mut self) {
+        for active in self.active.values_mut() {
+            active.holders.retain(|holder| self.alive.contains(holder));
+        }
+        let lost: Vec<_> = self.active.extract_if(|_, active| active.holders.is_empty()).collect();
+        for (_, Active { record, requests, .. }) in lost {
+            let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
+            self.ended.insert(record.event_id, Ended { record, end, claimer: 0, tries: 0 });
+        }
+    }
+
+    fn apply(&mut self, change: Change, me: u64) -> Applied {
+        match change {
+            Change::Hold(record) => {
+                let id = record.session.id.to_string();
+                let active = self.active.entry(id).or_insert_with(|| Active {
+                    record: record.clone(),
+                    holders: BTreeSet::new(),
+                    requests: 0,
+                });
+                active.holders.insert(me);
+                if active.record.event_id == record.event_id {
+                    Applied::Born
+                } else {
+                    Applied::Joined(active.record.clone())
+                }
+            }
+            Change::Update(record) => {
+                if let Some(active) = self.active.get_mut(record.session.id.as_str()) {
+                    active.record.session = record.session;
+                }
+                Applied::Done
+            }
+            Change::Release { id, event_id, end } => {
+                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
+                    return Applied::Yours { requests: ended.end.requests };
+                }
+                let held = |active: &&mut Active| active.record.event_id == event_id && active.holders.contains(&me);
+                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else { return Applied::Gone };
+                active.holders.remove(&me);
+                if active.holders.is_empty() {
+                    self.end(id.as_str(), end, me)
+                } else {
+                    active.requests += end.requests;
+                    Applied::Others
+                }
+            }
+            Change::End { id, event_id, end } => {
+                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
+                    return Applied::Yours { requests: ended.end.requests };
+                }
+                match self.active.get(id.as_str()) {
+                    Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
+                    _ => Applied::Gone,
+                }
+            }
+            Change::Done { event_id } => {
+                if self.ended.get(&event_id).is_some_and(|ended| ended.claimer == me) {
+                    self.ended.remove(&event_id);
+                }
+                Applied::Done
+            }
+            Change::Keep { id, event_id } => {
+                if let Some(active) = self.active.get_mut(id.as_str())
+                    && active.record.event_id == event_id
+                {
+                    active.holders.remove(&me);
+                    if active.holders.is_empty() {
+                        self.active.remove(id.as_str());
+                    }
+                }
+                Applied::Done
+            }
+            Change::Forget { id, event_id } => {
+                if self.active.get(id.as_str()).is_some_and(|active| active.record.event_id == event_id) {
+                    self.active.remove(id.as_str());
+                }
+                Applied::Done
+            }
+            change => panic!("an unknown change: {change:?}"),
+        }
+    }
+
+    fn end(&mut self, id: &str, mut end: EndRecord, me: u64) -> Applied {
+        let Active { record, requests, .. } = self.active.remove(id).unwrap();
+        end.requests += requests;
+        let requests = end.requests;
+        self.ended.insert(record.event_id, Ended { record, end, claimer: me, tries: 0 });
+        Applied::Yours { requests }
+    }
+}
+
+impl Registry for Holder {
+    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.changes.fetch_add(changes.len() as u64, Ordering::SeqCst);
+        self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await
+    }
+
+    async fn beat(&self) -> Result<(), RegistryError> {
+        self.call(|_, _| ()).await
+    }
+
+    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.call(|state, me| {
+            state.reap();
+            let State { ended, alive, .. } = state;
+            let orphans = ended.values_mut().filter(|ended| !alive.contains(&ended.claimer)).take(max);
+            orphans
+                .map(|ended| {
+                    ended.claimer = me;
+                    ended.tries += 1;
+                    Orphan::new(ended.record.clone(), ended.end.clone(), ended.tries)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn leave(&self) -> Result<(), RegistryError> {
+        self.call(|state, me| {
+            state.alive.remove(&me);
+        })
+        .await
+    }
+
+    fn is_current(&self) -> bool {
+        // As a lease that is known to be over.
+        self.store.state().alive.contains(&self.me.load(Ordering::SeqCst))
+    }
+
+    fn beat_every(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
