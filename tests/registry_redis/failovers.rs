@@ -64,8 +64,10 @@ async fn g16_what_another_has_ended_is_not_revived_by_a_failover() {
     replica.ask("REPLICAOF NO ONE");
     way.lead_to(replica.port());
     forgotten(&reach(&a, &[release(&own, 0)]).await);
-    // It is known to have held this generation, and the generation is over.
+    // It is known to have held this generation, and the generation is over: until it lets go.
     assert_eq!(a.apply(vec![hold(&shared), hold(&own)]).await.unwrap(), [Applied::Gone, Applied::Born]);
+    assert_eq!(one(&a, hold(&shared)).await, Applied::Gone);
+    assert_eq!(one(&a, release(&shared, 0)).await, Applied::Gone);
     assert_eq!(one(&a, hold(&record("shared"))).await, Applied::Born);
 }
 

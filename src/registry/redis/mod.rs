@@ -12,7 +12,7 @@ mod scripts;
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::aio::ConnectionLike;
@@ -191,6 +191,10 @@ impl RedisRegistry {
 /// How long `connect` waits: the first call may have to make a connection first.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// After so long a take-over comes back with what it has; of a dead holder whose sessions all have others that is
+/// nothing, and a later one goes on.
+const TAKE_OVER_TIME: Duration = Duration::from_millis(500);
+
 impl Registry for RedisRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let mut holder = self.lock().await?;
@@ -213,7 +217,7 @@ impl Registry for RedisRegistry {
 
     async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         let mut holder = self.lock().await?;
-        let this = holder.next_seq();
+        let (this, begun) = (holder.next_seq(), Instant::now());
         let mut orphans = Vec::new();
         while orphans.len() < max {
             let args = vec![
@@ -227,7 +231,7 @@ impl Registry for RedisRegistry {
             for answer in answers {
                 orphans.extend(reply::orphan(answer)?);
             }
-            if more.as_deref() != Some("1") {
+            if more.as_deref() != Some("1") || begun.elapsed() > TAKE_OVER_TIME {
                 break;
             }
         }
