@@ -106,6 +106,18 @@ async fn g16_a_lease_that_was_deleted_is_no_fence() {
 }
 
 #[tokio::test]
+async fn g16_a_lease_alone_does_not_make_it_the_same_store() {
+    let server = RedisServer::start();
+    let holder = holder(&server).await;
+    let held = record("a");
+    holder.apply(vec![hold(&held)]).await.unwrap();
+    // As by an enter that was given up, and arrives late.
+    server.ask("FLUSHALL");
+    server.ask(&format!("ZADD {{tower-session-end}}:lease 9999999999999 {}:0", holder.instance()));
+    forgotten(&holder.apply(vec![release(&held, 0)]).await);
+}
+
+#[tokio::test]
 async fn g16_a_call_that_waited_while_the_loss_was_found_is_not_answered_gone() {
     let server = RedisServer::start();
     let holder = holder(&server).await;

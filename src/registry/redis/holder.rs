@@ -53,15 +53,6 @@ pub(super) enum Loss {
     Forgotten,
 }
 
-impl From<Loss> for RegistryError {
-    fn from(loss: Loss) -> Self {
-        match loss {
-            Loss::Fenced => Self::Fenced,
-            Loss::Forgotten => Self::Forgotten,
-        }
-    }
-}
-
 /// What does not change.
 pub(super) struct Place<'a> {
     pub(super) settings: &'a Settings,
@@ -96,23 +87,19 @@ impl Holder {
     pub(super) async fn run(&mut self, place: &Place<'_>, lua: &Lua, call: Call) -> Result<Vec<Value>, RegistryError> {
         self.stand(place, place.settings.command_timeout).await?;
         let asked = Moment::now();
-        let loss = match self.ask(place, lua, call, place.settings.command_timeout).await? {
+        match self.ask(place, lua, call, place.settings.command_timeout).await? {
             Reply::Done(values) => {
                 place.lease.renewed(asked);
                 return Ok(values);
             }
-            Reply::Fenced => Loss::Fenced,
-            Reply::Forgotten => {
-                place.forgotten.fetch_add(1, Ordering::Relaxed);
-                Loss::Forgotten
-            }
+            Reply::Lost => {}
             Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
             Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-        };
+            Reply::Fenced => return Err(RegistryError::unusable("an answer that only an enter has")),
+        }
         place.lease.lost();
-        self.standing = Standing::Outside(Some(loss));
-        self.stand(place, place.settings.command_timeout).await?;
-        Err(loss.into())
+        self.standing = Standing::Outside(Some(Loss::Forgotten));
+        Err(self.stand(place, place.settings.command_timeout).await.err().unwrap_or(RegistryError::Forgotten))
     }
 
     /// Takes a lease if there is none.
@@ -131,7 +118,14 @@ impl Holder {
                     self.entered(values)?;
                     place.lease.renewed(asked);
                     self.standing = Standing::Inside;
-                    return loss.map_or(Ok(()), |loss| Err(loss.into()));
+                    match loss {
+                        None => {}
+                        Some(Loss::Fenced) => return Err(RegistryError::Fenced),
+                        Some(Loss::Forgotten) => {
+                            place.forgotten.fetch_add(1, Ordering::Relaxed);
+                            return Err(RegistryError::Forgotten);
+                        }
+                    }
                 }
                 // The others have this name's lease and all that it held, also where another loss showed first.
                 Reply::Fenced => {
@@ -139,7 +133,7 @@ impl Holder {
                     self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));
                 }
                 Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-                Reply::Forgotten | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
+                Reply::Lost | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
             }
         }
     }
@@ -153,7 +147,7 @@ impl Holder {
             return Ok(());
         }
         match self.ask(place, &LEAVE, Call::default(), place.settings.command_timeout).await? {
-            Reply::Forgotten => Err(RegistryError::Forgotten),
+            Reply::Lost => Err(RegistryError::Forgotten),
             _ => Ok(()),
         }
     }

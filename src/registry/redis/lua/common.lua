@@ -37,14 +37,13 @@ local function renew()
   redis.call('HSET', SEQ, rid, ARGV[4])
 end
 
--- Nil for a holder that may change something, whose lease is renewed then; else the answer.
+-- Nil for a holder that may change something, whose lease is renewed then; else the answer. Lost: the store is not the
+-- one that it knew, or its lease is gone. Why, `enter` says.
 local function refuse()
-  if redis.call('GET', INC) ~= incarnation or (history ~= '-' and present_history() ~= history) then
-    return {'FORGOTTEN'}
-  end
-  if not redis.call('ZSCORE', LEASE, rid) then
-    -- A lease that nobody has taken away is one that the server has lost.
-    return {redis.call('ZSCORE', FENCED, rid) and 'FENCED' or 'FORGOTTEN'}
+  if redis.call('GET', INC) ~= incarnation
+    or history ~= '-' and present_history() ~= history
+    or not redis.call('ZSCORE', LEASE, rid) then
+    return {'LOST'}
   end
   -- A call that was given up may arrive after later ones, over a connection that is given up too.
   if seq <= tonumber(redis.call('HGET', SEQ, rid) or 0) then

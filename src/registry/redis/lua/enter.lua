@@ -17,6 +17,7 @@ local present = redis.call('GET', INC)
 if string.sub(present, 1, #ARGV[7]) ~= ARGV[7] then
   return {'UNUSABLE', 'its keys are laid out by another version (' .. present .. ', and not ' .. ARGV[7] .. ')'}
 end
+-- A lease that nobody has taken away is one that the server has lost.
 if redis.call('ZSCORE', FENCED, rid) then
   return {'FENCED'}
 end
