@@ -58,7 +58,7 @@ async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
         if let Poll::Ready(output) = polled {
             return Some(output);
         }
-        if polls % 2 == 0 {
+        if polls.is_multiple_of(2) {
             tokio::task::yield_now().await;
         } else {
             tokio::time::sleep(Duration::from_millis(1)).await;
