@@ -6,6 +6,8 @@ mod conformance;
 mod connections;
 #[path = "registry_redis/cost.rs"]
 mod cost;
+#[path = "registry_redis/failovers.rs"]
+mod failovers;
 #[path = "registry_redis/leases.rs"]
 mod leases;
 #[path = "registry_redis/outages.rs"]

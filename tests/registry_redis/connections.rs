@@ -152,11 +152,14 @@ async fn a_deployment_lives_in_one_slot_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_multiplexed_connection_serves_too() {
+async fn a_multiplexed_connection_with_the_third_protocol_serves_too() {
     let server = RedisServer::start();
-    let connection = Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).connect().await.unwrap();
-    assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Born);
+    let client = Client::open(format!("{}?protocol=resp3", server.url())).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
+    let held = record("a");
+    assert_eq!(one(&holder, hold(&held)).await, Applied::Born);
+    assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Joined(held));
     assert_eq!(holder.instance().len(), 32);
     assert!(server.keys().contains(&format!("{{tower-session-end}}:i:{}:0", holder.instance())));
 }

@@ -90,10 +90,11 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
     // Before serving: what a process that was killed has left behind is delivered first.
     println!("{}", sessions.recover().await);
 
+    // Registered before anybody knows where to find this process.
+    let stop = sessions.shutdown_on(signal::terminate());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let server =
-        axum::serve(listener, app(&sessions)).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
+    let server = axum::serve(listener, app(&sessions)).with_graceful_shutdown(stop);
     let report = sessions.finish(server).await.into_result()?;
     println!("{report}");
     if report.is_clean() { Ok(()) } else { Err("the stop was not clean".into()) }

@@ -35,6 +35,9 @@ pub(crate) const BIRTH_WAIT: Duration = Duration::from_millis(250);
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a take-over may, which has more to do, and for which nobody waits.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// For how long a registry that is down is left alone: at first, and at most.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Breaker, CALL_TIMEOUT, Pool, Recorder};
+use super::{Breaker, CALL_TIMEOUT, Pool, Recorder, TAKE_OVER_TIMEOUT};
 use crate::{
     registry::{Orphan, RegistryError},
     session::Phase,
@@ -133,7 +133,7 @@ impl Pool {
         let Some(recorder) = &self.recorder else { return Ok(0) };
         let mut given_up = 0;
         loop {
-            let orphans = match Recorder::call(CALL_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
+            let orphans = match Recorder::call(TAKE_OVER_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
                 Ok(orphans) => orphans,
                 Err(RegistryError::Fenced) => {
                     self.fenced();

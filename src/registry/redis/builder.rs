@@ -13,6 +13,24 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Makes a [`RedisRegistry`]; from [`RedisRegistry::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use redis::{Client, aio::ConnectionManagerConfig};
+/// use tower_session_end::registry::{RedisRegistry, Registry};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
+/// let registry = RedisRegistry::builder(connection)
+///     .prefix("gateway")
+///     .lease(Duration::from_secs(20))
+///     .command_timeout(Duration::from_millis(150))
+///     .lazy();
+/// assert_eq!(registry.beat_every(), Duration::from_secs(5));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "it makes nothing before `connect` or `lazy`"]
 pub struct RedisRegistryBuilder<C> {

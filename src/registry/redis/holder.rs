@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -19,9 +20,6 @@ use super::{
 
 /// How the incarnation of a store begins that is laid out as here.
 const LAYOUT: &str = "1-";
-
-/// The first major version with everything that the scripts use.
-const OLDEST: u32 = 6;
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
@@ -55,20 +53,13 @@ pub(super) enum Loss {
     Forgotten,
 }
 
-impl From<Loss> for RegistryError {
-    fn from(loss: Loss) -> Self {
-        match loss {
-            Loss::Fenced => Self::Fenced,
-            Loss::Forgotten => Self::Forgotten,
-        }
-    }
-}
-
 /// What does not change.
 pub(super) struct Place<'a> {
     pub(super) settings: &'a Settings,
     pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
+    /// Counts how often the store has forgotten something.
+    pub(super) forgotten: &'a AtomicU64,
 }
 
 impl Holder {
@@ -96,23 +87,19 @@ impl Holder {
     pub(super) async fn run(&mut self, place: &Place<'_>, lua: &Lua, call: Call) -> Result<Vec<Value>, RegistryError> {
         self.stand(place, place.settings.command_timeout).await?;
         let asked = Moment::now();
-        let loss = match self.ask(place, lua, call, place.settings.command_timeout).await? {
+        match self.ask(place, lua, call, place.settings.command_timeout).await? {
             Reply::Done(values) => {
                 place.lease.renewed(asked);
                 return Ok(values);
             }
-            Reply::Fenced => {
-                self.epoch += 1;
-                Loss::Fenced
-            }
-            Reply::Forgotten => Loss::Forgotten,
+            Reply::Lost => {}
             Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
-            Reply::Layout(_) => return Err(RegistryError::unusable("an answer that only an enter has")),
-        };
+            Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
+            Reply::Fenced => return Err(RegistryError::unusable("an answer that only an enter has")),
+        }
         place.lease.lost();
-        self.standing = Standing::Outside(Some(loss));
-        self.stand(place, place.settings.command_timeout).await?;
-        Err(loss.into())
+        self.standing = Standing::Outside(Some(Loss::Forgotten));
+        Err(self.stand(place, place.settings.command_timeout).await.err().unwrap_or(RegistryError::Forgotten))
     }
 
     /// Takes a lease if there is none.
@@ -131,18 +118,22 @@ impl Holder {
                     self.entered(values)?;
                     place.lease.renewed(asked);
                     self.standing = Standing::Inside;
-                    return loss.map_or(Ok(()), |loss| Err(loss.into()));
+                    match loss {
+                        None => {}
+                        Some(Loss::Fenced) => return Err(RegistryError::Fenced),
+                        Some(Loss::Forgotten) => {
+                            place.forgotten.fetch_add(1, Ordering::Relaxed);
+                            return Err(RegistryError::Forgotten);
+                        }
+                    }
                 }
-                // Taken away before it was known to be there; what was held under it is lost, if there was something.
+                // The others have this name's lease and all that it held, also where another loss showed first.
                 Reply::Fenced => {
                     self.epoch += 1;
                     self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));
                 }
-                Reply::Layout(other) => {
-                    let text = format!("its keys are laid out by another version ({other:?}, and not {LAYOUT:?})");
-                    return Err(RegistryError::unusable(text));
-                }
-                Reply::Forgotten | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
+                Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
+                Reply::Lost | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
             }
         }
     }
@@ -156,7 +147,7 @@ impl Holder {
             return Ok(());
         }
         match self.ask(place, &LEAVE, Call::default(), place.settings.command_timeout).await? {
-            Reply::Forgotten => Err(RegistryError::Forgotten),
+            Reply::Lost => Err(RegistryError::Forgotten),
             _ => Ok(()),
         }
     }
@@ -186,22 +177,12 @@ impl Holder {
         }
     }
 
-    /// Looks at what the server says of itself, and remembers which one it is.
+    /// Remembers which store it is.
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
-        let [incarnation, history, version, max_memory, policy] = &texts[..] else {
+        let [incarnation, history] = &texts[..] else {
             return Err(RegistryError::unusable("an answer that no enter has"));
         };
-        let major = version.split('.').next().unwrap_or_default().parse::<u32>();
-        if major.is_ok_and(|major| major < OLDEST) {
-            return Err(RegistryError::unusable(format!(
-                "the server is of version {version}, and not {OLDEST}.0 at least"
-            )));
-        }
-        if max_memory != "0" && policy.starts_with("allkeys") {
-            let text = format!("the server evicts any key when memory is short (maxmemory-policy {policy})");
-            return Err(RegistryError::unusable(text));
-        }
         if history == "-" && self.history != "-" {
             tracing::warn!(
                 "the session registry may not run INFO: a failover to a server that lagged behind will not be noticed"

@@ -12,14 +12,14 @@ use crate::session::{EndReason, EventId, Session, SessionId};
 pub(super) enum Reply {
     /// It was carried out, with this answer.
     Done(Vec<Value>),
-    /// The lease is somebody else's.
+    /// The lease is gone, or the store is not the one that this holder knew.
+    Lost,
+    /// From an enter: others have taken the lease of this name.
     Fenced,
-    /// The store is not the one that this holder knew.
-    Forgotten,
     /// A later call of this holder, or this very one, was carried out before it.
     Stale,
-    /// Written by a version of this crate that lays its keys out in another way.
-    Layout(String),
+    /// Not with this server; the text says why.
+    Unusable(String),
 }
 
 pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
@@ -32,9 +32,9 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
     match text(values.remove(0))?.as_str() {
         "OK" => Ok(Reply::Done(values)),
         "FENCED" => Ok(Reply::Fenced),
-        "FORGOTTEN" => Ok(Reply::Forgotten),
+        "LOST" => Ok(Reply::Lost),
         "STALE" => Ok(Reply::Stale),
-        "LAYOUT" => Ok(Reply::Layout(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
+        "UNUSABLE" => Ok(Reply::Unusable(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
         other => Err(unexpected(other)),
     }
 }

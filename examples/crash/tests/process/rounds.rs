@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crash::{Client, Error};
+use crash::{Client, Error, PATIENCE};
 
 use crate::support::{On, Site};
 
@@ -49,15 +49,19 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
         let server = site.start("killed", "-").await;
         let seen = Seen::default();
         let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(client(server.client(), Arc::clone(&seen)))).collect();
-        tokio::time::sleep(Duration::from_millis(20 + random(400))).await;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while seen.lock().unwrap().is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "round {round}: nobody comes to anything");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random(400))).await;
         server.kill().await.unwrap();
         for client in clients {
             // Its connection broke, whatever it was about.
             assert!(client.await.unwrap().is_err());
         }
-        site.settle().await;
         let seen = seen.lock().unwrap().clone();
-        assert!(!seen.is_empty(), "round {round}: nobody came to anything");
+        site.settle(&seen).await;
         repeated += site.assert_each_has_its_end(&seen);
         sessions += seen.len();
     }

@@ -3,9 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
+    time::Duration,
 };
 
-use crash::{Diary, Entry, Kind, RedisServer, Server, Settings, TempDir};
+use crash::{Diary, Entry, Kind, PATIENCE, RedisServer, Server, Settings, TempDir};
+use tokio::time::{Instant, sleep};
 
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_crash"))
@@ -53,23 +55,31 @@ impl Site {
         self.entries().into_iter().filter(|entry| entry.kind == Kind::End).collect()
     }
 
-    /// A process that starts, finds what is owed, and stops; until there is nothing more. A lease may have to run out
-    /// first.
-    pub(crate) async fn settle(&self) {
-        for n in 0..20 {
-            let server = self.start(&format!("settler-{n}"), "-").await;
-            let found_none = server.recovery.contains(" 0 ends found");
-            let gone = server.terminate().await.unwrap();
-            assert_eq!(gone.code, Some(0), "{}", gone.report);
-            if found_none && n > 0 {
-                return;
+    /// A process that delivers what is owed, as soon as it may: on Redis once the leases of the killed ones are over.
+    pub(crate) async fn settle(&self, ids: &[String]) {
+        let server = self.start("settler", "-").await;
+        self.until_each_has_an_end(ids).await;
+        let gone = server.terminate().await.unwrap();
+        assert_eq!(gone.code, Some(0), "{}", gone.report);
+        // Nothing comes after that.
+        let ends = self.ends().len();
+        let server = self.start("late", "-").await;
+        assert!(server.recovery.contains(" 0 ends found"), "{}", server.recovery);
+        assert_eq!(server.terminate().await.unwrap().code, Some(0));
+        assert_eq!(self.ends().len(), ends);
+    }
+
+    /// Waits until nothing is owed any more.
+    pub(crate) async fn until_each_has_an_end(&self, ids: &[String]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended: HashSet<_> = self.ends().into_iter().map(|end| end.id).collect();
+            match ids.iter().find(|id| !ended.contains(*id)) {
+                None => return,
+                Some(id) => assert!(Instant::now() < deadline, "{id} has no end"),
             }
-            if self.redis.is_some() {
-                // The lease of the killed one: two seconds.
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            }
+            sleep(Duration::from_millis(20)).await;
         }
-        panic!("there is always something left");
     }
 
     /// Every id has an end, and all its ends are one generation's. Says how many were delivered more than once.

@@ -17,10 +17,6 @@ async fn killed_with(site: &Site, mood: &str, sessions: usize) -> Vec<String> {
         ids.push(client.open().await.unwrap());
     }
     server.kill().await.unwrap();
-    if matches!(site.settings("", "").registry.split_once(':'), Some(("redis", _))) {
-        // Its lease.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-    }
     ids
 }
 
@@ -30,7 +26,7 @@ async fn g15_killed_between_the_record_and_the_start_hook() {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "start-hangs", 3).await;
         assert!(site.entries().is_empty(), "no start hook came to its end");
-        site.settle().await;
+        site.settle(&ids).await;
         assert_eq!(site.assert_each_has_its_end(&ids), 0);
         assert!(site.ends().iter().all(|end| end.reason == "lost"));
     }
@@ -46,10 +42,11 @@ async fn g15_two_that_start_at_once_deliver_each_end_once() {
         let (one, two) = tokio::join!(one.listening(), two.listening());
         let (one, two) = (one.unwrap(), two.unwrap());
         println!("{on:?}: one {}; two {}", one.recovery, two.recovery);
+        site.until_each_has_an_end(&ids).await;
         for server in [one, two] {
             assert_eq!(server.terminate().await.unwrap().code, Some(0));
         }
-        site.settle().await;
+        site.settle(&ids).await;
         assert_eq!(site.assert_each_has_its_end(&ids), 0, "{on:?}");
     }
 }
@@ -68,7 +65,7 @@ async fn g15_a_recoverer_that_is_killed_while_recovering_leaves_nothing_behind()
         }
         recoverer.kill().await.unwrap();
         assert!(site.ends().len() < ids.len(), "it was too quick to be killed");
-        site.settle().await;
+        site.settle(&ids).await;
         let repeated = site.assert_each_has_its_end(&ids);
         println!("{on:?}: {repeated} of {} ends were told twice", ids.len());
         assert!(site.entries().iter().filter(|entry| entry.kind == Kind::End).all(|end| end.reason == "lost"));

@@ -53,8 +53,8 @@ local function hold()
     local record = redis.call('HMGET', session, 'session', 'started')
     return {'J', present, record[1], record[2]}
   end
-  if redis.call('SREM', HELD, member(event, id)) == 1 then
-    -- This holder did hold it, and the record is not there: it has ended.
+  if redis.call('SISMEMBER', HELD, member(event, id)) == 1 then
+    -- This holder did hold it, has not let go, and the record is not there: another has ended it.
     return {'G'}
   end
   redis.call('HSET', session, 'event', event, 'id', id, 'session', details, 'started', started, 'requests', 0, 'n', 0)

@@ -37,21 +37,13 @@ local function renew()
   redis.call('HSET', SEQ, rid, ARGV[4])
 end
 
--- Nil for a holder that may change something, whose lease is renewed then; else the answer.
+-- Nil for a holder that may change something, whose lease is renewed then; else the answer. Lost: the store is not the
+-- one that it knew, or its lease is gone. Why, `enter` says.
 local function refuse()
-  if redis.call('GET', INC) ~= incarnation then
-    return {'FORGOTTEN'}
-  end
-  local changed = history ~= '-' and present_history() ~= history
-  if not redis.call('ZSCORE', LEASE, rid) then
-    -- A lease that nobody has taken away was lost by the server.
-    if changed and not redis.call('ZSCORE', FENCED, rid) then
-      return {'FORGOTTEN'}
-    end
-    return {'FENCED'}
-  end
-  if changed then
-    return {'FORGOTTEN'}
+  if redis.call('GET', INC) ~= incarnation
+    or history ~= '-' and present_history() ~= history
+    or not redis.call('ZSCORE', LEASE, rid) then
+    return {'LOST'}
   end
   -- A call that was given up may arrive after later ones, over a connection that is given up too.
   if seq <= tonumber(redis.call('HGET', SEQ, rid) or 0) then

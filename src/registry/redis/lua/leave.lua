@@ -1,6 +1,6 @@
 -- Gives the lease back. What is left of it is everybody's.
 if redis.call('GET', INC) ~= incarnation then
-  return {'FORGOTTEN'}
+  return {'LOST'}
 end
 if redis.call('ZREM', LEASE, rid) == 1 then
   if redis.call('EXISTS', HELD, CLAIMED) > 0 then

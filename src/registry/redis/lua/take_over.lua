@@ -6,6 +6,7 @@ if refused then
 end
 
 local prefix, call, answered, want = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
+local WEEK = 604800000
 -- Bounds for how long one script blocks the server, and for the size of its answer.
 local STEPS, BYTES = 256, 1048576
 local steps, bytes = 0, 0
@@ -53,10 +54,10 @@ if redis.call('EXISTS', GRACE) == 0 then
     redis.call('ZREM', LEASE, dead)
     redis.call('HDEL', SEQ, dead)
     redis.call('ZADD', REAPING, integer(now), dead)
-    -- For a day: should it live after all, it learns from this that it was others who took its lease.
+    -- For a week: should it live after all, it learns from this that it was others who took its lease.
     redis.call('ZADD', FENCED, integer(now), dead)
-    redis.call('ZREMRANGEBYSCORE', FENCED, '-inf', integer(now - 86400000))
-    redis.call('PEXPIRE', FENCED, 86400000)
+    redis.call('ZREMRANGEBYSCORE', FENCED, '-inf', integer(now - WEEK))
+    redis.call('PEXPIRE', FENCED, integer(WEEK))
   end
 end
 
