@@ -78,10 +78,10 @@ async fn a_loss_is_told_once_and_by_whichever_call_meets_it() {
     assert!(holder.take_over(10).await.unwrap().is_empty());
     // Also where there is no way back in at once.
     server.ask("FLUSHALL");
-    server.ask("CONFIG SET min-replicas-to-write 1");
+    server.ask("CONFIG SET maxmemory 1");
     let answer = holder.beat().await;
     assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{answer:?}");
-    server.ask("CONFIG SET min-replicas-to-write 0");
+    server.ask("CONFIG SET maxmemory 0");
     forgotten(&holder.apply(vec![]).await.and(holder.apply(vec![hold(&record("a"))]).await));
     holder.beat().await.unwrap();
     server.ask("FLUSHALL");

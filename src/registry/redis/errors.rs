@@ -5,8 +5,15 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use super::super::RegistryError;
 
 /// What a plain `ERR` says when it is for good: no scripts there, or not for this user.
-const FOR_GOOD: [&str; 5] =
-    ["unknown command", "can't run this command", "can't access at least one", "ACL failure", "no permissions"];
+const FOR_GOOD: [&str; 6] = [
+    "unknown command",
+    "can't run this command",
+    "can't access at least one",
+    "ACL failure",
+    "no permissions",
+    // From within a script of Redis 6.
+    "WRONGTYPE",
+];
 
 pub(super) fn from_redis(error: RedisError) -> RegistryError {
     if wants_a_password(&error) {

@@ -82,7 +82,8 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///   what the dead had left is lost. `appendonly yes` bounds that to a second, `appendfsync always` to nothing.
 /// * A failover to a replica that lagged behind revives what had ended in the last moments. A session that had been let go
 ///   is then still held, by the record, and is ended once more, as lost and with its old event id, when this
-///   process leaves or dies. `min-replicas-to-write` and `min-replicas-max-lag` keep the lag small.
+///   process leaves or dies. `min-replicas-to-write` and `min-replicas-max-lag` (for
+///   scripts from Redis 7.0 on) keep the lag small.
 /// * If two servers take themselves for the first one (a partition), each side takes over the other's sessions: they end
 ///   twice, with the same event id. The same settings end that.
 /// * The clocks of servers that follow each other should agree to a fraction of the lease. A clock that is set forward
