@@ -124,6 +124,7 @@ mod guard;
 mod hook;
 mod http;
 mod lifecycle;
+pub mod observability;
 mod protocol;
 pub mod registry;
 mod report;

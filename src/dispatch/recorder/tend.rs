@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Breaker, CALL_TIMEOUT, Pool, Recorder};
 use crate::{
+    observability::plain,
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::Ordering,
@@ -99,7 +100,16 @@ impl Pool {
 
     /// Without a driver, the writer does its work.
     pub(super) async fn tend_if_overdue(self: &Arc<Self>) {
+        let Some(recorder) = &self.recorder else { return };
         if self.is_untended() {
+            // The first time, a driver may have been about to begin.
+            if recorder.untended.fetch_add(1, Ordering::Relaxed) == 1 {
+                tracing::warn!(
+                    name: "session-registry-undriven",
+                    "there is a session registry, and nobody polls `shutdown_on`: its lease is renewed, and lost sessions \
+                     are found, only as others begin and end; said once",
+                );
+            }
             self.tend().await;
         }
     }
@@ -142,7 +152,7 @@ impl Pool {
             for orphan in orphans {
                 if orphan.tries > TRIES {
                     given_up += 1;
-                    self.give_up(&orphan);
+                    self.give_up(recorder, &orphan);
                 } else {
                     self.tracker.adopt(orphan, recovery);
                 }
@@ -150,7 +160,8 @@ impl Pool {
         }
     }
 
-    fn give_up(&self, orphan: &Orphan) {
+    fn give_up(&self, recorder: &Recorder, orphan: &Orphan) {
+        recorder.meter.given_up();
         tracing::error!(
             name: "session-end-given-up",
             session = %orphan.record.session.id.redacted(),
@@ -208,7 +219,7 @@ impl Pool {
         if let Err(error) = Recorder::call(limit, leaving).await {
             tracing::warn!(
                 name: "session-registry-not-left",
-                %error,
+                error = %plain(&error),
                 "could not give back the lease in the session registry; what is left is found when it is over",
             );
         }

@@ -1,0 +1,31 @@
+//! The span around each call of a hook, so that what a hook logs tells whose event it was about.
+
+use tracing::Span;
+
+use crate::session::{SessionEnd, SessionStart};
+
+/// What a hook is called with.
+pub(crate) trait HookEvent {
+    /// Nothing, and at the price of nothing, unless somebody listens at `DEBUG`.
+    fn span(&self, hook: &str) -> Span;
+}
+
+impl HookEvent for SessionStart {
+    fn span(&self, hook: &str) -> Span {
+        let Self { session, event_id, .. } = self;
+        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %event_id)
+    }
+}
+
+impl HookEvent for SessionEnd {
+    fn span(&self, hook: &str) -> Span {
+        let Self { session, event_id, reason, .. } = self;
+        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %event_id, %reason)
+    }
+}
+
+impl HookEvent for Vec<SessionEnd> {
+    fn span(&self, hook: &str) -> Span {
+        tracing::debug_span!("session-hook", kind = "batch", hook, sessions = self.len())
+    }
+}
