@@ -26,9 +26,12 @@ pub(crate) const FORGED: &str = "no disk\n WARN forged: all is well\r\u{1b}[2J\u
 /// Ids that are none.
 const BAD_IDS: [&str; 3] = ["evil\n WARN forged: all is well", "\u{1b}[2Jforged", "\u{2028}forged"];
 
+/// What no log may have: not hexadecimal, as event ids are.
+pub(crate) const SECRET: &str = "~the~secret~part~";
+
 /// An id as a server gives it out, which nobody can tell from its first eight characters.
 pub(crate) fn secret(name: &str) -> String {
-    format!("{name:-<8}0b6e2f0c-3a5e-4c0e-9d4e-5d1e6c1f8a77")
+    format!("{name:-<8}{SECRET}")
 }
 
 /// Every name that is used below: some of them are told to nobody.
