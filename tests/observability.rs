@@ -29,7 +29,8 @@ impl Row {
         let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
         let name = format!("session-{}", cells[0].trim().trim_end_matches('`'));
         let levels = words(cells[1]).iter().map(|level| level.parse().unwrap()).collect();
-        let (optional, required): (Vec<_>, Vec<_>) = words(cells[2]).into_iter().partition(|field| field.ends_with('?'));
+        let (optional, required): (Vec<_>, Vec<_>) =
+            words(cells[2]).into_iter().partition(|field| field.ends_with('?'));
         let optional = optional.iter().map(|field| field.trim_end_matches('?').to_owned()).collect();
         Some(Self { name, levels, required: required.into_iter().collect(), optional })
     }
@@ -68,7 +69,11 @@ async fn what_is_said_is_what_the_table_says_and_all_of_it() {
     }
     for row in &table {
         for level in &row.levels {
-            assert!(ours.iter().any(|said| said.name == row.name && said.level == *level), "never: {} {level}", row.name);
+            assert!(
+                ours.iter().any(|said| said.name == row.name && said.level == *level),
+                "never: {} {level}",
+                row.name
+            );
         }
         for field in row.required.iter().chain(&row.optional) {
             let has = |said: &Said| said.name == row.name && said.fields.contains(field);
@@ -118,7 +123,9 @@ fn every_event_of_the_source_has_a_name_that_the_table_has() {
             let Some((word, rest)) = call.split_once("!(") else { continue };
             let first = match word {
                 "trace" | "debug" | "info" | "warn" | "error" | "event" => rest.trim_start().strip_prefix("name: \""),
-                "trace_span" | "debug_span" | "info_span" | "warn_span" | "error_span" | "span" => rest.strip_prefix('"'),
+                "trace_span" | "debug_span" | "info_span" | "warn_span" | "error_span" | "span" => {
+                    rest.strip_prefix('"')
+                }
                 _ => continue,
             };
             if rest.starts_with("$($event)+") {

@@ -18,8 +18,7 @@ pub(crate) enum LetGo {
 }
 
 impl LetGo {
-    const ALL: [Self; 5] =
-        [Self::Forgotten, Self::Kept, Self::HeldByOthers, Self::EndedByOthers, Self::HandedOver];
+    const ALL: [Self; 5] = [Self::Forgotten, Self::Kept, Self::HeldByOthers, Self::EndedByOthers, Self::HandedOver];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -188,7 +187,11 @@ impl RegistryMeter {
     pub(crate) fn new() -> Self {
         Self {
             degraded: gauge("session_registry_degraded", "Handles whose registry is out of reach"),
-            degradations: counter("session_registry_degradations_total", "Times that a registry went out of reach", &[]),
+            degradations: counter(
+                "session_registry_degradations_total",
+                "Times that a registry went out of reach",
+                &[],
+            ),
             given_up: counter("session_given_up_total", "Ends that were tried too often, and are given up", &[]),
         }
     }

@@ -71,9 +71,11 @@ async fn births_and_ends() {
             "fails" => Err(FORGED),
             _ => Ok(()),
         })
-        .on_session_end(async |end: SessionEnd| {
-            if end.session.id == secret("fails").as_str() { Err(Nasty) } else { Ok(()) }
-        })
+        .on_session_end(
+            async |end: SessionEnd| {
+                if end.session.id == secret("fails").as_str() { Err(Nasty) } else { Ok(()) }
+            },
+        )
         .on_session_end_batch(10, async |_| Err::<(), _>(FORGED))
         .build()
         .unwrap();
@@ -144,7 +146,11 @@ async fn stop() {
 /// A signal that panics, one that cannot be had, and one that comes twice; and a stop that is clean.
 async fn second_signal() {
     let quiet = || ActiveSessions::builder().build().unwrap();
-    let panics = async { if true { panic!("on purpose") } };
+    let panics = async {
+        if true {
+            panic!("on purpose")
+        }
+    };
     let sessions = quiet();
     sessions.shutdown_on(panics).await;
     let _impossible = terminate().on(SignalKind::from_raw(9), EndReason::Restart);

@@ -267,7 +267,10 @@ impl Registry for Holder {
     }
 
     async fn leave(&self) -> Result<(), RegistryError> {
-        self.call(|state, me| drop(state.alive.remove(&me))).await
+        self.call(|state, me| {
+            state.alive.remove(&me);
+        })
+        .await
     }
 
     fn is_current(&self) -> bool {
