@@ -11,11 +11,10 @@ use std::{
 
 use serde::{Serialize, Serializer};
 use tokio::time::{Instant, timeout_at};
-use tracing::Span;
 
 use crate::{
     hook::{BoxError, Hook, HookFuture, Hooks, Named},
-    observability::{HookEvent, HookMeter, Stopwatch},
+    observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
     session::{EventId, SessionId},
 };
 
@@ -92,7 +91,7 @@ pub(super) struct Call<'a> {
     name: &'a str,
     meter: &'a HookMeter,
     begun: Stopwatch,
-    span: Span,
+    span: HookSpan,
     state: State<'a>,
 }
 
@@ -106,15 +105,17 @@ impl<'a> Call<'a> {
         let Named { name, meter, hook } = hook;
         let begun = Stopwatch::start();
         let call = || {
-            let span = event.span(name);
-            let future = span.in_scope(|| hook.call(event));
+            let span = HookSpan::new(name, &event);
+            let entered = span.enter();
+            let future = hook.call(event);
+            drop(entered);
             (span, future)
         };
         let (span, state) = match catch_unwind(AssertUnwindSafe(call)) {
             Ok((span, future)) => (span, State::Running(future)),
             Err(payload) => {
                 meter.over(begun, true);
-                (Span::none(), State::Over(Some(panicked(&*payload))))
+                (HookSpan::NONE, State::Over(Some(panicked(&*payload))))
             }
         };
         Self { name, meter, begun, span, state }
@@ -124,7 +125,10 @@ impl<'a> Call<'a> {
         let State::Running(future) = &mut self.state else {
             return Poll::Ready(());
         };
-        let poll = || self.span.in_scope(|| future.as_mut().poll(cx));
+        let poll = || {
+            let _entered = self.span.enter();
+            future.as_mut().poll(cx)
+        };
         let error = match catch_unwind(AssertUnwindSafe(poll)) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(result)) => result.err().map(|error: BoxError| HookError::Failed(error.into())),
@@ -137,7 +141,11 @@ impl<'a> Call<'a> {
     fn finish(&mut self, error: Option<HookError>) {
         let before = std::mem::replace(&mut self.state, State::Over(error));
         let span = &self.span;
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| drop(before)))) {
+        let drop_within = || {
+            let _entered = span.enter();
+            drop(before);
+        };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(drop_within)) {
             self.state = State::Over(Some(panicked(&*payload)));
         }
     }

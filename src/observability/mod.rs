@@ -89,7 +89,7 @@ mod text;
 pub(crate) use self::{
     facade::Stopwatch,
     meters::{HookMeter, LetGo, Meters, RegistryMeter, Tally},
-    spans::HookEvent,
+    spans::{HookEvent, HookSpan},
     text::plain,
 };
 

@@ -183,7 +183,7 @@ impl Tracker {
                 self.begin(&mut shard, &entry, &mut released);
             }
         }
-        self.tell(released.telling);
+        self.tell(&released.telling);
         any
     }
 

@@ -161,7 +161,7 @@ impl Tracker {
                 self.renew(entry, now);
             }
         }
-        self.tell(telling);
+        self.tell(&telling);
     }
 
     fn renew(&self, entry: &Arc<Entry>, now: SystemTime) {

@@ -75,16 +75,19 @@ impl Telling {
 
 impl Tracker {
     /// To be called with no lock held. Contained: a listener that panics keeps no session from its end.
-    pub(super) fn tell(&self, telling: Telling) {
-        let Telling { tally, is_counted, events } = telling;
-        if is_counted || !events.is_empty() {
-            let tell = || {
-                self.meters.add(&tally);
-                events.iter().for_each(|event| self.say(event));
-            };
+    #[inline]
+    pub(super) fn tell(&self, telling: &Telling) {
+        if telling.is_counted || !telling.events.is_empty() {
             // The panic hook has said it.
-            let _ = catch_unwind(AssertUnwindSafe(tell));
+            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_unguarded(telling)));
         }
+    }
+
+    #[inline(never)]
+    fn tell_unguarded(&self, telling: &Telling) {
+        let Telling { tally, is_counted: _, events } = telling;
+        self.meters.add(tally);
+        events.iter().for_each(|event| self.say(event));
     }
 
     fn say(&self, event: &Event) {
