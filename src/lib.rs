@@ -94,12 +94,14 @@
 //! | | |
 //! |---|---|
 //! | `session/` | the vocabulary: ids, sessions, reasons, events, phases |
+//! | `observability/` | what it says about itself: [events, spans and metrics](observability) |
 //! | `hook.rs` | what the user plugs in |
 //! | `sync.rs` | the few words of shared state, swappable for a schedule explorer |
+//! | `registry/` | the durable record of active sessions: its trait, and what is built in |
 //! | `tracker/` | who is active: the sharded map, generations, the claim, the order of hooks |
-//! | `dispatch/` | the hook pool: patience, pacing, deadline |
+//! | `dispatch/` | the hook pool: patience, pacing, deadline; in `recorder/`, who writes the registry |
 //! | `report.rs`, `stop.rs` | what a stop came to, and what the handle remembers of it |
-//! | `lifecycle.rs`, `guard.rs`, `upkeep.rs` | [`ActiveSessions`]: note, end, compact; guards; idle expiry and the cap |
+//! | `lifecycle.rs`, `guard.rs`, `upkeep.rs`, `durable.rs` | [`ActiveSessions`]: note, end, compact; guards; idle expiry and the cap; recovery and the lease |
 //! | `builder.rs` | configuration and its checks |
 //! | `shutdown/` | signals, the drain, `finish` |
 //! | `protocol/` | the trait and its presets |
@@ -112,6 +114,7 @@
 //! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
 //!   layer itself needs no axum, and no feature.
 //! * `cookie`: `CookieProtocol`, for ids in a cookie.
+//! * `metrics`: [numbers](observability#metrics) for the `metrics` facade.
 //! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
