@@ -8,11 +8,22 @@ mod log;
 mod store;
 mod support;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use lifecycle::{NAMES, SECRET, live, secret};
 use log::{Log, Said};
-use tracing::Level;
+use support::Recorder;
+use tower_session_end::{ActiveSessions, EndReason};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 /// A row of the tables of events and spans.
 struct Row {
@@ -98,6 +109,43 @@ async fn no_id_is_in_a_log_and_nobody_forges_a_line_of_it() {
         assert!(!line.trim_start().starts_with("WARN forged"), "{line:?}");
         assert!(!line.chars().any(|c| c.is_control() || c == '\u{2028}'), "{line:?}");
     }
+}
+
+/// Calls the handle back at every birth and every end, and then panics.
+#[derive(Clone)]
+struct Nuisance {
+    sessions: ActiveSessions,
+    heard: Arc<AtomicUsize>,
+}
+
+impl<S: Subscriber> Layer<S> for Nuisance {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if ["session-start", "session-end", "session-let-go"].contains(&event.metadata().name()) {
+            // Every shard is free, that of the session too.
+            let active = self.sessions.snapshot().len();
+            self.heard.fetch_add(1, Ordering::SeqCst);
+            panic!("a listener with a defect, while {active} are active");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g01_a_listener_that_calls_back_and_panics_keeps_no_session_from_its_end() {
+    let (recorder, sessions) = Recorder::sessions();
+    let nuisance = Nuisance { sessions: sessions.clone(), heard: Arc::default() };
+    let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(nuisance.clone()));
+    for id in ["a", "b", "c", "d"] {
+        assert!(sessions.note(id).is_new());
+    }
+    assert!(sessions.end("a", EndReason::Reset));
+    assert!(sessions.compact("b", "e"));
+    assert!(sessions.forget("c"));
+    let report = sessions.drain(EndReason::Shutdown).await;
+    drop(listening);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(recorder.ended(), ["a reset", "b compaction", "d shutdown", "e shutdown"]);
+    // One panic silences what else there was to say in that step: the birth of `e`.
+    assert_eq!(nuisance.heard.load(Ordering::SeqCst), 4 + 2 + 1 + 2);
 }
 
 /// So that no event is added without a name, or without its row.
