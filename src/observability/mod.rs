@@ -64,8 +64,9 @@
 //! | `session_registry_degraded` | gauge | | handles that go on in memory because their registry is out of reach |
 //! | `session_registry_degradations_total` | counter | | how often it came to that |
 //!
-//! At rest, births and recovered ones are those that are active, have ended, or were let go. Labels have few values: the
-//! reasons, the words above, and the names of your hooks.
+//! At rest, births and recovered ones are those that are active, have ended, or were let go (an end of ours whose lease was
+//! over before its hooks were called is handed over, and counts in both). Labels have few values: the reasons, the words
+//! above, and the names of your hooks.
 //!
 //! A process that stops is scraped no more: to see a stop's numbers, keep the listener of the exporter open until `finish`
 //! has returned, as `examples/metrics` does, or push them.

@@ -2,6 +2,10 @@
 
 use std::{
     future::{pending, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,8 +15,6 @@ use crate::{
     store::{Fault, Holder, Store},
     support::{Exporter, ends, let_go},
 };
-
-const SHORT: Duration = Duration::from_millis(50);
 
 fn on(holder: &Holder) -> ActiveSessionsBuilder {
     ActiveSessions::builder().registry(holder.clone())
@@ -41,7 +43,7 @@ async fn a_registry_that_is_out_of_reach_is_seen_as_long_as_it_is() {
 }
 
 #[tokio::test]
-async fn recovered_and_given_up_ends_are_counted() {
+async fn recovered_ends_are_counted() {
     let (exporter, store) = (Exporter::serve().await, Store::default());
     let dead = store.holder();
     let sessions = on(&dead).build().unwrap();
@@ -57,24 +59,45 @@ async fn recovered_and_given_up_ends_are_counted() {
     assert_eq!(scrape.value(&ends("lost")), 2.0);
     assert_eq!((scrape.value("session_births_total"), scrape.value("session_active")), (1.0, 1.0));
     scrape.balances().unwrap();
+}
 
-    // One on which every process dies.
-    let store = Store::default();
-    for n in 0..7 {
-        let holder = store.holder();
-        let hangs = on(&holder).on_session_end(|_| pending::<()>()).recovery_timeout(SHORT).drain_timeout(SHORT);
-        let sessions = exporter.build(hangs);
-        if n == 0 {
-            assert!(sessions.note("d").durable().await);
+#[tokio::test]
+async fn an_end_on_which_every_process_dies_is_given_up_and_counted() {
+    let (exporter, store, calls) = (Exporter::serve().await, Store::default(), Arc::new(AtomicUsize::new(0)));
+    let mut given_up = 0;
+    for life in 0..40 {
+        let (holder, called) = (store.holder(), Arc::clone(&calls));
+        let hangs = move |_| {
+            called.fetch_add(1, Ordering::SeqCst);
+            pending::<()>()
+        };
+        let sessions = exporter.build(on(&holder).on_session_end(hangs).recovery_timeout(Duration::from_millis(200)));
+        let before = calls.load(Ordering::SeqCst);
+        let found = if life == 0 {
+            assert!(sessions.note("a").durable().await);
+            assert!(sessions.end("a", EndReason::Daily));
+            1
+        } else {
+            let report = sessions.recover().await;
+            given_up += report.given_up;
+            report.found
+        };
+        if given_up > 0 {
+            break;
         }
-        let _ = sessions.recover().await;
-        let _ = sessions.drain(EndReason::Shutdown).await;
+        // It dies while the hook runs.
+        for _ in 0..20_000 {
+            if calls.load(Ordering::SeqCst) - before == found as usize {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         holder.kill();
     }
+    assert_eq!((given_up, calls.load(Ordering::SeqCst)), (1, 1 + 5));
     let scrape = exporter.scrape().await;
-    assert_eq!(scrape.value("session_given_up_total"), 1.0);
-    assert_eq!(scrape.value("session_recovered_total"), 2.0 + 5.0);
-    assert_eq!(scrape.value(&ends("shutdown")), 1.0 + 5.0, "with the reason that it had");
+    assert_eq!((scrape.value("session_given_up_total"), scrape.value("session_recovered_total")), (1.0, 5.0));
+    assert_eq!(scrape.value(&ends("daily")), 1.0 + 5.0, "with the reason that it had");
     scrape.balances().unwrap();
 }
 
