@@ -116,6 +116,7 @@
 //! | | |
 //! |---|---|
 //! | `session/` | the vocabulary: ids, sessions, reasons, events, phases |
+//! | `observability/` | what it says about itself: [events, spans and metrics](observability) |
 //! | `hook.rs` | what the user plugs in |
 //! | `sync.rs` | the few words of shared state, swappable for a schedule explorer |
 //! | `registry/` | the durable record: the trait, SQLite, Redis |
@@ -136,6 +137,7 @@
 //! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
 //!   layer itself needs no axum, and no feature.
 //! * `cookie`: `CookieProtocol`, for ids in a cookie.
+//! * `metrics`: [numbers](observability#metrics) for the `metrics` facade.
 //! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -150,6 +152,7 @@ pub mod guide;
 mod hook;
 mod http;
 mod lifecycle;
+pub mod observability;
 mod protocol;
 pub mod registry;
 mod report;

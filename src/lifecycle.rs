@@ -162,6 +162,7 @@ impl ActiveSessions {
     /// Counts an id that is no id, and says so once.
     pub(crate) fn ignore_id(&self) {
         self.inner.ignored.fetch_add(1, Ordering::Relaxed);
+        self.inner.pool.tracker.meters.ignored_id();
         self.inner.warned.ignored_id.call_once(|| {
             tracing::warn!(
                 name: "session-id-ignored",

@@ -13,8 +13,10 @@ use super::{
     entry::{Claim, Ending, Entry, Origin, Recorded, Scope, Stage},
     ledger::Op,
     shard::Shard,
+    telling::Telling,
 };
 use crate::{
+    observability::LetGo,
     registry::{EndRecord, Orphan, Record},
     session::EventId,
     sync::{AtomicUsize, Ordering, lock},
@@ -29,6 +31,16 @@ pub(crate) enum NotOurs {
     Gone,
     /// The registry is out of reach: whoever comes after us finds it there.
     HandedOver,
+}
+
+impl NotOurs {
+    const fn how(self) -> LetGo {
+        match self {
+            Self::Others => LetGo::HeldByOthers,
+            Self::Gone => LetGo::EndedByOthers,
+            Self::HandedOver => LetGo::HandedOver,
+        }
+    }
 }
 
 /// How the ends that one recovery has found come out.
@@ -93,6 +105,7 @@ impl Tracker {
     /// The end of a claimed generation is ours to deliver.
     pub(crate) fn is_ours(&self, entry: &Arc<Entry>, ending: Ending) {
         let mut released = Released::default();
+        released.telling.ended(entry, &ending);
         self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, Some(ending), &mut released);
         self.release(released);
     }
@@ -113,6 +126,7 @@ impl Tracker {
                 released.quiet |= self.no_longer_awaited();
             }
             entry.set_claim(Claim::Forgotten);
+            released.telling.let_go(entry, why.how());
             self.finish_or_park(&mut shard, entry, None, &mut released);
         }
         self.release(released);
@@ -133,6 +147,7 @@ impl Tracker {
     /// The lease was over, and others have ended what was held: what is active goes on as new generations.
     pub(crate) fn renew_all(&self) {
         let now = self.clock.wall(self.clock.now());
+        let mut telling = Telling::default();
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.owed().filter(|entry| entry.recorded() == Recorded::Held).for_each(|entry| {
@@ -142,9 +157,11 @@ impl Tracker {
             for entry in &active {
                 shard.counts.births += 1;
                 shard.counts.gone += 1;
+                telling.renewed();
                 self.renew(entry, now);
             }
         }
+        self.tell(&telling);
     }
 
     fn renew(&self, entry: &Arc<Entry>, now: SystemTime) {
@@ -208,6 +225,8 @@ impl Tracker {
             let mut shard = self.shard(hash);
             shard.adopt(hash, &entry, |entry| self.hash_of(entry));
             self.awaited.fetch_add(1, Ordering::SeqCst);
+            released.telling.recovered();
+            released.telling.ended(&entry, &ending);
             self.finish_or_park(&mut shard, &entry, Some(ending), &mut released);
         }
         self.release(released);

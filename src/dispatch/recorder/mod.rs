@@ -21,6 +21,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::timeout};
 use self::writer::Writer;
 use super::Pool;
 use crate::{
+    observability::{RegistryMeter, plain},
     registry::{Durability, ErasedRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock},
     tracker::{
@@ -56,6 +57,7 @@ pub(crate) struct Recorder {
     degraded: AtomicU8,
     /// How often it came to that.
     pub(crate) degradations: AtomicU64,
+    meter: RegistryMeter,
     /// When the lease was last seen to.
     tended: AtomicU64,
     /// It was said that nobody sees to it.
@@ -86,6 +88,7 @@ impl Recorder {
             writer: Mutex::default(),
             degraded: AtomicU8::new(0),
             degradations: AtomicU64::new(0),
+            meter: RegistryMeter::new(),
             tended: AtomicU64::new(0),
             warned: Once::new(),
             idle: Notify::new(),
@@ -104,9 +107,10 @@ impl Recorder {
     pub(crate) fn degrade(&self, why: &dyn std::fmt::Display) {
         if self.degraded.swap(1, Ordering::SeqCst) == 0 {
             self.degradations.fetch_add(1, Ordering::Relaxed);
+            self.meter.degraded();
             tracing::warn!(
                 name: "session-registry-degraded",
-                error = %why,
+                error = %plain(why),
                 "the session registry does not answer in time: going on in memory until it does",
             );
         }
@@ -115,6 +119,7 @@ impl Recorder {
     fn restored(&self, io: &mut Breaker) {
         (io.retry_at, io.pause) = (None, PAUSE);
         if self.degraded.swap(0, Ordering::SeqCst) != 0 {
+            self.meter.restored();
             let (missed, dropped) = (io.backlog.len(), std::mem::take(&mut io.dropped));
             tracing::info!(name: "session-registry-restored", missed, dropped, "the session registry answers again");
         }
@@ -140,6 +145,14 @@ impl Recorder {
         call: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
         timeout(limit, call).await.unwrap_or_else(|_| Err(RegistryError::unavailable("no answer in time")))
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if self.is_degraded() {
+            self.meter.restored();
+        }
     }
 }
 

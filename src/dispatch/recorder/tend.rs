@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Breaker, CALL_TIMEOUT, Pool, Recorder, TAKE_OVER_TIMEOUT};
 use crate::{
+    observability::plain,
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::Ordering,
@@ -155,7 +156,7 @@ impl Pool {
             for orphan in orphans {
                 if orphan.tries > TRIES {
                     given_up += 1;
-                    self.give_up(&orphan);
+                    self.give_up(recorder, &orphan);
                 } else {
                     self.tracker.adopt(orphan, recovery);
                 }
@@ -163,7 +164,8 @@ impl Pool {
         }
     }
 
-    fn give_up(&self, orphan: &Orphan) {
+    fn give_up(&self, recorder: &Recorder, orphan: &Orphan) {
+        recorder.meter.given_up();
         tracing::error!(
             name: "session-end-given-up",
             session = %orphan.record.session.id.redacted(),
@@ -221,7 +223,7 @@ impl Pool {
         if let Err(error) = Recorder::call(limit, leaving).await {
             tracing::warn!(
                 name: "session-registry-not-left",
-                %error,
+                error = %plain(&error),
                 "could not give back the lease in the session registry; what is left is found when it is over",
             );
         }
