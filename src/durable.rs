@@ -50,7 +50,8 @@ impl ActiveSessions {
         let pool = &self.inner.pool;
         pool.adopt_runtime();
         let begun = Instant::now();
-        let recovered = pool.recover(begun.checked_add(self.inner.config.recovery_timeout)).await;
+        let recovering = pool.recover(begun.checked_add(self.inner.config.recovery_timeout));
+        let recovered = self.with_lease(recovering).await;
         let count = |n: &crate::sync::AtomicUsize| n.load(Ordering::SeqCst) as u64;
         let recovery = &recovered.recovery;
         let report = RecoveryReport {
@@ -58,7 +59,7 @@ impl ActiveSessions {
             ended: count(&recovery.ended),
             failed: count(&recovery.failed),
             unfinished: recovery.left() as u64,
-            given_up: recovered.given_up as u64,
+            given_up: count(&recovery.given_up),
             error: recovered.error.map(|error| error.to_string()),
             elapsed: begun.elapsed(),
         };

@@ -49,6 +49,10 @@ impl ActiveSessions {
     /// # }
     /// ```
     pub async fn drain(&self, reason: EndReason) -> DrainReport {
+        self.with_lease(self.drain_once(reason)).await
+    }
+
+    async fn drain_once(&self, reason: EndReason) -> DrainReport {
         let joined = self.join_drain(reason);
         let run = &joined.0;
         let settle = self.inner.config.settle_timeout;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::{Clock, Nanos, Tick};
-use super::recording::Recovery;
+use super::recording::{NotOurs, Recovery};
 use crate::{
     registry::Record,
     session::{EndReason, EventId, Session, SessionId},
@@ -59,6 +59,15 @@ pub(crate) enum Scope {
     Everywhere,
     /// This process lets go of it.
     Here,
+}
+
+/// What is due of a claimed generation once its start is over.
+#[derive(Debug)]
+pub(super) enum Due {
+    Nothing,
+    End(Ending),
+    /// Its end is not ours to deliver.
+    NotOurs(NotOurs),
 }
 
 /// Where a generation stands in the registry.
@@ -137,8 +146,8 @@ struct Rare {
     resumed_from: Option<SessionId>,
     /// How many ends have to be over before the start may run.
     waits: u32,
-    /// Claimed before its start was over: `Some(None)` for a silent claim.
-    parked: Option<Option<Ending>>,
+    /// Claimed before its start was over.
+    parked: Option<Due>,
     /// Whose starts wait for this end.
     successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
@@ -330,11 +339,11 @@ impl Entry {
         lock(&self.rare).as_mut().map(|rare| std::mem::take(&mut rare.successors)).unwrap_or_default()
     }
 
-    pub(super) fn park(&self, ending: Option<Ending>) {
-        self.with_rare(|rare| rare.parked = Some(ending));
+    pub(super) fn park(&self, due: Due) {
+        self.with_rare(|rare| rare.parked = Some(due));
     }
 
-    pub(super) fn unpark(&self) -> Option<Option<Ending>> {
+    pub(super) fn unpark(&self) -> Option<Due> {
         lock(&self.rare).as_mut().and_then(|rare| rare.parked.take())
     }
 

@@ -10,13 +10,13 @@ use tokio::sync::Notify;
 use super::{
     Tracker,
     chain::{Outcome, Released},
-    entry::{Claim, Ending, Entry, Origin, Recorded, Scope, Stage},
+    entry::{Claim, Due, Ending, Entry, Origin, Recorded, Scope, Stage},
     ledger::Op,
     shard::Shard,
 };
 use crate::{
     registry::{EndRecord, Orphan, Record},
-    session::EventId,
+    session::{EventId, SessionId},
     sync::{AtomicUsize, Ordering, lock},
 };
 
@@ -37,23 +37,38 @@ pub(crate) struct Recovery {
     pub(crate) found: AtomicUsize,
     pub(crate) ended: AtomicUsize,
     pub(crate) failed: AtomicUsize,
+    /// Tried too often: nobody delivers them any more.
+    pub(crate) given_up: AtomicUsize,
+    /// Let go of: whoever comes after us delivers them.
+    elsewhere: AtomicUsize,
     /// Told when one more is over.
     pub(crate) over: Notify,
 }
 
 impl Recovery {
+    /// Those that were not delivered, for now or by us.
     pub(crate) fn left(&self) -> usize {
         let over = self.ended.load(Ordering::SeqCst) + self.failed.load(Ordering::SeqCst);
         self.found.load(Ordering::SeqCst).saturating_sub(over)
     }
 
+    /// Those that are worth waiting for.
+    pub(crate) fn running(&self) -> usize {
+        self.left().saturating_sub(self.elsewhere.load(Ordering::SeqCst))
+    }
+
     fn count(&self, outcome: Outcome) {
         match outcome {
-            Outcome::Ended => self.ended.fetch_add(1, Ordering::SeqCst),
-            Outcome::Failed => self.failed.fetch_add(1, Ordering::SeqCst),
-            Outcome::Aborted => return,
-        };
+            Outcome::Ended => &self.ended,
+            Outcome::Failed => &self.failed,
+            Outcome::Aborted => &self.elsewhere,
+        }
+        .fetch_add(1, Ordering::SeqCst);
         self.over.notify_waiters();
+    }
+
+    fn is_elsewhere(&self) {
+        self.count(Outcome::Aborted);
     }
 }
 
@@ -92,30 +107,36 @@ impl Tracker {
 
     /// The end of a claimed generation is ours to deliver.
     pub(crate) fn is_ours(&self, entry: &Arc<Entry>, ending: Ending) {
+        self.is_due(entry, Due::End(ending));
+    }
+
+    /// It is not: nothing is delivered here. A start that is under way is awaited all the same.
+    pub(crate) fn is_not_ours(&self, entry: &Arc<Entry>, why: NotOurs) {
+        self.is_due(entry, Due::NotOurs(why));
+    }
+
+    fn is_due(&self, entry: &Arc<Entry>, due: Due) {
         let mut released = Released::default();
-        self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, Some(ending), &mut released);
+        self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, due, &mut released);
         self.release(released);
     }
 
-    /// It is not: nothing is delivered here.
-    pub(crate) fn is_not_ours(&self, entry: &Arc<Entry>, why: NotOurs) {
-        let mut released = Released::default();
-        {
-            let mut shard = self.shard(self.hash_of(entry));
-            let counts = &mut shard.counts;
-            counts.owed -= 1;
-            match why {
-                NotOurs::Others => counts.others += 1,
-                NotOurs::Gone => counts.gone += 1,
-                NotOurs::HandedOver => counts.handed_over += 1,
-            }
-            if !entry.is_given_up() {
-                released.quiet |= self.no_longer_awaited();
-            }
-            entry.set_claim(Claim::Forgotten);
-            self.finish_or_park(&mut shard, entry, None, &mut released);
+    pub(super) fn is_elsewhere(&self, shard: &mut Shard, entry: &Arc<Entry>, why: NotOurs, released: &mut Released) {
+        let counts = &mut shard.counts;
+        counts.owed -= 1;
+        match why {
+            NotOurs::Others => counts.others += 1,
+            NotOurs::Gone => counts.gone += 1,
+            NotOurs::HandedOver => counts.handed_over += 1,
         }
-        self.release(released);
+        if !entry.is_given_up() {
+            released.quiet |= self.no_longer_awaited();
+        }
+        entry.set_claim(Claim::Forgotten);
+        if let Some(recovery) = entry.recovery() {
+            recovery.is_elsewhere();
+        }
+        self.over(shard, entry, released);
     }
 
     pub(super) fn record_over(&self, entry: &Arc<Entry>, outcome: Outcome) {
@@ -130,7 +151,8 @@ impl Tracker {
         }
     }
 
-    /// The lease was over, and others have ended what was held: what is active goes on as new generations.
+    /// The lease was over, and others have ended what was held: what is active goes on as new generations. What may
+    /// never have come to the registry has been ended by nobody: it is held again, under its own name.
     pub(crate) fn renew_all(&self) {
         let now = self.clock.wall(self.clock.now());
         for shard in &self.shards {
@@ -138,7 +160,7 @@ impl Tracker {
             shard.owed().filter(|entry| entry.recorded() == Recorded::Held).for_each(|entry| {
                 entry.set_recorded(Recorded::Taken);
             });
-            let active: Vec<_> = shard.active().filter(|entry| entry.recorded().is_on_record()).cloned().collect();
+            let active: Vec<_> = shard.active().filter(|entry| entry.recorded() == Recorded::Held).cloned().collect();
             for entry in &active {
                 shard.counts.births += 1;
                 shard.counts.gone += 1;
@@ -208,9 +230,15 @@ impl Tracker {
             let mut shard = self.shard(hash);
             shard.adopt(hash, &entry, |entry| self.hash_of(entry));
             self.awaited.fetch_add(1, Ordering::SeqCst);
-            self.finish_or_park(&mut shard, &entry, Some(ending), &mut released);
+            self.finish_or_park(&mut shard, &entry, Due::End(ending), &mut released);
         }
         self.release(released);
+    }
+
+    /// Whether this generation is one of ours that is not over.
+    pub(crate) fn has(&self, id: &SessionId, event_id: EventId) -> bool {
+        let hash = self.hash(id.as_bytes());
+        self.shard(hash).generations(hash, id).any(|entry| self.event_id(entry) == event_id)
     }
 
     /// It was tried often enough.

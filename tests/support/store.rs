@@ -29,6 +29,21 @@ struct State {
     holders: u64,
     /// How often it was emptied.
     incarnation: u64,
+    history: History,
+}
+
+/// What has ever been in the store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) born: BTreeSet<EventId>,
+    /// Removed by a host's word: no end is owed.
+    pub(crate) forgotten: BTreeSet<EventId>,
+    /// Was there when the store was emptied.
+    pub(crate) wiped: BTreeSet<EventId>,
+    /// Those of them that had ended, and waited for somebody to deliver it.
+    pub(crate) wiped_ends: BTreeSet<EventId>,
+    /// Claimed by more than five take-overs.
+    pub(crate) given_up: BTreeSet<EventId>,
 }
 
 struct Active {
@@ -56,6 +71,12 @@ pub(crate) enum Fault {
     Deaf,
     /// It never answers.
     Hangs,
+    /// It takes 400 ms for each call, and does nothing if nobody waits for so long.
+    Slow,
+    /// It panics.
+    Panics,
+    /// One answer is missing.
+    Short,
 }
 
 /// One holder; clones are the same one.
@@ -102,7 +123,21 @@ impl Store {
     pub(crate) fn flush(&self) {
         let mut state = self.state();
         let (holders, incarnation) = (state.holders, state.incarnation + 1);
-        *state = State { holders, incarnation, ..State::default() };
+        let mut history = std::mem::take(&mut state.history);
+        // Of a holder who has not heard yet that its lease is over, too.
+        state.reap();
+        history.wiped.extend(state.events());
+        history.wiped_ends.extend(state.ended.keys());
+        *state = State { holders, incarnation, history, ..State::default() };
+    }
+
+    pub(crate) fn history(&self) -> History {
+        self.state().history.clone()
+    }
+
+    /// The generations that are on record, active or ended.
+    pub(crate) fn events(&self) -> BTreeSet<EventId> {
+        self.state().events()
     }
 }
 
@@ -121,7 +156,15 @@ impl Holder {
         match fault {
             Fault::Hangs => return pending().await,
             Fault::Down => return Err(RegistryError::unavailable("down")),
-            Fault::None | Fault::Deaf => {}
+            Fault::Panics => panic!("a registry that panics"),
+            Fault::Slow => {
+                tokio::time::sleep(Duration::from_millis(400)).await;
+                // Dead in the meantime?
+                if *self.fault.lock().unwrap() == Fault::Hangs {
+                    return pending().await;
+                }
+            }
+            Fault::None | Fault::Deaf | Fault::Short => {}
         }
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
@@ -144,6 +187,10 @@ impl State {
         self.holders += 1;
         self.alive.insert(self.holders);
         self.holders
+    }
+
+    fn events(&self) -> BTreeSet<EventId> {
+        self.active.values().map(|active| active.record.event_id).chain(self.ended.keys().copied()).collect()
     }
 
     /// Sessions that only the dead hold have ended.
@@ -169,23 +216,25 @@ impl State {
                 });
                 active.holders.insert(me);
                 if active.record.event_id == record.event_id {
+                    self.history.born.insert(record.event_id);
                     Applied::Born
                 } else {
                     Applied::Joined(active.record.clone())
                 }
             }
             Change::Update(record) => {
-                if let Some(active) = self.active.get_mut(record.session.id.as_str()) {
+                if let Some(active) = self.active.get_mut(record.session.id.as_str())
+                    && active.record.event_id == record.event_id
+                {
                     active.record.session = record.session;
                 }
                 Applied::Done
             }
             Change::Release { id, event_id, end } => {
-                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
-                    return Applied::Yours { requests: ended.end.requests };
-                }
                 let held = |active: &&mut Active| active.record.event_id == event_id && active.holders.contains(&me);
-                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else { return Applied::Gone };
+                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else {
+                    return self.claimed(event_id, me);
+                };
                 active.holders.remove(&me);
                 if active.holders.is_empty() {
                     self.end(id.as_str(), end, me)
@@ -194,15 +243,10 @@ impl State {
                     Applied::Others
                 }
             }
-            Change::End { id, event_id, end } => {
-                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
-                    return Applied::Yours { requests: ended.end.requests };
-                }
-                match self.active.get(id.as_str()) {
-                    Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
-                    _ => Applied::Gone,
-                }
-            }
+            Change::End { id, event_id, end } => match self.active.get(id.as_str()) {
+                Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
+                _ => self.claimed(event_id, me),
+            },
             Change::Done { event_id } => {
                 if self.ended.get(&event_id).is_some_and(|ended| ended.claimer == me) {
                     self.ended.remove(&event_id);
@@ -216,6 +260,7 @@ impl State {
                     active.holders.remove(&me);
                     if active.holders.is_empty() {
                         self.active.remove(id.as_str());
+                        self.history.forgotten.insert(event_id);
                     }
                 }
                 Applied::Done
@@ -223,10 +268,19 @@ impl State {
             Change::Forget { id, event_id } => {
                 if self.active.get(id.as_str()).is_some_and(|active| active.record.event_id == event_id) {
                     self.active.remove(id.as_str());
+                    self.history.forgotten.insert(event_id);
                 }
                 Applied::Done
             }
             change => panic!("an unknown change: {change:?}"),
+        }
+    }
+
+    /// Said before, maybe, and the answer was lost.
+    fn claimed(&self, event_id: EventId, me: u64) -> Applied {
+        match self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
+            Some(ended) => Applied::Yours { requests: ended.end.requests },
+            None => Applied::Gone,
         }
     }
 
@@ -243,7 +297,12 @@ impl Registry for Holder {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.changes.fetch_add(changes.len() as u64, Ordering::SeqCst);
-        self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await
+        let mut answers: Vec<_> =
+            self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await?;
+        if *self.fault.lock().unwrap() == Fault::Short {
+            answers.pop();
+        }
+        Ok(answers)
     }
 
     async fn beat(&self) -> Result<(), RegistryError> {
@@ -253,12 +312,15 @@ impl Registry for Holder {
     async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.call(|state, me| {
             state.reap();
-            let State { ended, alive, .. } = state;
+            let State { ended, alive, history, .. } = state;
             let orphans = ended.values_mut().filter(|ended| !alive.contains(&ended.claimer)).take(max);
             orphans
                 .map(|ended| {
                     ended.claimer = me;
                     ended.tries += 1;
+                    if ended.tries > 5 {
+                        history.given_up.insert(ended.record.event_id);
+                    }
                     Orphan::new(ended.record.clone(), ended.end.clone(), ended.tries)
                 })
                 .collect()

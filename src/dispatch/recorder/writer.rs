@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Breaker, CALL_TIMEOUT, Recorder};
+use super::{Breaker, CALL_TIMEOUT, Recorder, tend::SETBACKS};
 use crate::{
     dispatch::{Pool, TaskCount},
     registry::{Applied, Change, RegistryError},
@@ -21,15 +21,24 @@ pub(super) struct Writer {
     /// What its drop puts back if it does not come to it.
     in_hand: Vec<Op>,
     retired: bool,
+    /// It has not run yet.
+    is_fresh: bool,
     _count: TaskCount,
 }
 
 impl Writer {
     pub(super) fn new(pool: &Arc<Pool>) -> Self {
-        Self { pool: Arc::clone(pool), in_hand: Vec::new(), retired: false, _count: TaskCount::new(pool) }
+        Self {
+            pool: Arc::clone(pool),
+            in_hand: Vec::new(),
+            retired: false,
+            is_fresh: true,
+            _count: TaskCount::new(pool),
+        }
     }
 
     pub(super) async fn run(mut self) {
+        self.is_fresh = false;
         let pool = Arc::clone(&self.pool);
         let Some(recorder) = &pool.recorder else { return };
         while self.take(recorder) {
@@ -68,17 +77,20 @@ impl Writer {
         let mut tries = 0;
         loop {
             let (changes, shares) = self.plan();
+            let is_asked = !changes.is_empty();
             let error = match self.apply(recorder, changes).await {
                 Ok(answers) => {
-                    recorder.restored(io);
+                    if is_asked {
+                        recorder.restored(io);
+                    }
                     return self.settle(&answers, &shares);
                 }
                 Err(error) => error,
             };
             tries += 1;
             match error {
-                RegistryError::Fenced if tries < 10 => pool.fenced(),
-                RegistryError::Forgotten if tries < 10 => pool.forgotten(),
+                RegistryError::Fenced if tries < SETBACKS => pool.fenced(),
+                RegistryError::Forgotten if tries < SETBACKS => pool.forgotten(),
                 RegistryError::Unavailable(_) if tries < TRIES_IN_A_DRAIN && pool.time_for_io().is_some() => {
                     tokio::time::sleep(Duration::from_millis(10 << tries)).await;
                 }
@@ -135,8 +147,8 @@ impl Writer {
     fn put_back_behind_the_backlog(&mut self, io: &mut Breaker) {
         if let Some(ledger) = &self.pool.tracker.ledger {
             ledger.put_back(std::mem::take(&mut self.in_hand));
-            ledger.put_back(std::mem::take(&mut io.backlog));
         }
+        self.pool.make_up(io);
     }
 }
 
@@ -148,6 +160,9 @@ impl Drop for Writer {
             ledger.put_back(std::mem::take(&mut self.in_hand));
             *writer = None;
             recorder.idle.notify_waiters();
+        }
+        if self.is_fresh {
+            self.pool.forget_runtime();
         }
     }
 }
