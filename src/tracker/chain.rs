@@ -91,7 +91,14 @@ impl Tracker {
         self.finish_or_park(shard, entry, Due::Nothing, released);
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, now: Nanos, released: &mut Released) {
+    pub(super) fn leave(
+        &self,
+        shard: &mut Shard,
+        entry: &Arc<Entry>,
+        claim: Claim,
+        now: Nanos,
+        released: &mut Released,
+    ) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
         if claim != Claim::Compacted {

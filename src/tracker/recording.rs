@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::{
     Tracker,
     chain::{Outcome, Released},
-    entry::{Claim, Due, Ending, Entry, Origin, Recorded, Scope, Stage},
+    entry::{Claim, Due, Ending, Entry, Recorded, Scope, Stage},
     ledger::Op,
     shard::Shard,
 };
@@ -211,25 +211,43 @@ impl Tracker {
     /// Takes over an end that somebody else has left behind.
     pub(crate) fn adopt(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
         let Orphan { record, end, .. } = orphan;
-        recovery.found.fetch_add(1, Ordering::SeqCst);
-        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let hash = self.hash(record.session.id.as_bytes());
         let now = self.clock.now();
-        let ending = Ending { reason: end.reason, next: end.next.map(Box::new), at: now, scope: Scope::Everywhere };
-        let origin = Origin {
-            event_id: record.event_id,
-            started_at: record.started_at,
-            ended_at: Some(end.ended_at),
-            requests: Some(end.requests),
-            is_joined: true,
-            recovery: Some(Arc::clone(recovery)),
-        };
-        let entry = Arc::new(Entry::orphan(record.session, generation, now, origin));
+        let ending =
+            Ending { reason: end.reason, next: end.next.clone().map(Box::new), at: now, scope: Scope::Everywhere };
         let mut released = Released::default();
         {
-            let hash = self.hash_of(&entry);
             let mut shard = self.shard(hash);
-            shard.adopt(hash, &entry, |entry| self.hash_of(entry));
-            self.awaited.fetch_add(1, Ordering::SeqCst);
+            let is_it = |entry: &&Arc<Entry>| self.event_id(entry) == record.event_id;
+            let own = shard.generations(hash, &record.session.id).find(is_it).cloned();
+            let (entry, is_joined) = match own {
+                // It goes on here, and a holder that is gone has ended it for all.
+                Some(own) if own.is_active() => {
+                    self.leave(&mut shard, &own, Claim::Owed, now, &mut released);
+                    shard.counts.owed += 1;
+                    own.set_recorded(Recorded::Held);
+                    let is_joined = own.is_joined();
+                    (own, is_joined)
+                }
+                // It ends here, and the claim that is on its way will find the end to be ours.
+                Some(own) if own.is_owed_here() => return,
+                // We have let go of it ourselves, and are not through with its start.
+                own => {
+                    let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+                    let entry = Arc::new(Entry::orphan(record.session.clone(), generation, now));
+                    if let Some(own) = own {
+                        own.precede(&entry);
+                        entry.set_stage(Stage::Waiting);
+                    }
+                    shard.adopt(hash, &entry, |entry| self.hash_of(entry));
+                    (entry, true)
+                }
+            };
+            entry.end_elsewhere(&record, &end, is_joined, Arc::clone(recovery));
+            recovery.found.fetch_add(1, Ordering::SeqCst);
+            if !entry.is_given_up() {
+                self.awaited.fetch_add(1, Ordering::SeqCst);
+            }
             self.finish_or_park(&mut shard, &entry, Due::End(ending), &mut released);
         }
         self.release(released);
