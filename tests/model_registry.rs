@@ -66,13 +66,15 @@ enum Step {
     /// Its lease is over, and it does not know.
     Stall,
     Fault(Fault),
+    /// It cannot say whether its lease runs, and then it can.
+    Doubt(bool),
     /// The store forgets everything.
     Flush,
 }
 
 impl Step {
     const fn is_trouble(&self) -> bool {
-        matches!(self, Self::Crash | Self::Stall | Self::Fault(_) | Self::Flush)
+        matches!(self, Self::Crash | Self::Stall | Self::Fault(_) | Self::Doubt(_) | Self::Flush)
     }
 }
 
@@ -111,6 +113,7 @@ fn trouble() -> impl Strategy<Value = Step> {
         3 => Just(Step::Crash),
         2 => Just(Step::Stall),
         6 => fault.prop_map(Step::Fault),
+        2 => any::<bool>().prop_map(Step::Doubt),
         1 => Just(Step::Flush),
     ]
 }
@@ -150,6 +153,8 @@ struct World {
     lives: Vec<Life>,
     /// Lives in which something went wrong that explains an end too many.
     troubled: BTreeSet<usize>,
+    /// Those of them that went on.
+    away: BTreeSet<usize>,
     /// Generations that died with a process that could not record them, or that the store forgot before.
     lost: BTreeSet<EventId>,
     /// Ids that a head of a new session carried to a client, and how long the log was before.
@@ -167,6 +172,7 @@ impl World {
             max_sessions,
             lives: Vec::new(),
             troubled: BTreeSet::new(),
+            away: BTreeSet::new(),
             lost: BTreeSet::new(),
             seen: Vec::new(),
             number: 0,
@@ -210,8 +216,9 @@ impl World {
 
     async fn step(&mut self, slot: usize, step: Step) {
         let life = &mut self.lives[slot];
-        if matches!(step, Step::Stall | Step::Fault(_)) {
+        if matches!(step, Step::Stall | Step::Fault(_) | Step::Doubt(_)) {
             self.troubled.insert(life.number);
+            self.away.insert(life.number);
         }
         match step {
             Step::Note(id) => drop(life.sessions.note(name(id))),
@@ -251,17 +258,25 @@ impl World {
             }
             Step::Crash => self.crash(slot),
             Step::Stall => life.holder.kill(),
+            Step::Doubt(on) => life.holder.doubt(on),
             Step::Fault(fault) => {
                 life.fault = fault;
                 life.holder.set(fault);
             }
             Step::Flush => {
                 let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
-                let log = self.log.lock().unwrap();
-                // Of the dead nobody is left to record it again.
                 let on_record = self.store.events();
-                let dead = log.iter().filter(|told| told.end.is_none() && !living.contains(&told.life));
-                self.lost.extend(dead.map(|told| told.event).filter(|event| on_record.contains(event)));
+                // After a fault, whoever had joined a session may not know; and of the dead nobody is left.
+                let goes_on = |event: &EventId, id: &String| {
+                    let log = self.log.lock().unwrap();
+                    let starter = log.iter().find(|told| told.event == *event && told.end.is_none());
+                    let starter = starter.and_then(|told| self.lives.iter().find(|life| life.number == told.life));
+                    starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
+                };
+                let born = self.store.history().born;
+                let gone: Vec<_> =
+                    born.iter().filter(|(event, id)| !goes_on(event, id)).map(|(event, _)| *event).collect();
+                self.lost.extend(gone.into_iter().filter(|event| on_record.contains(event)));
                 self.troubled.extend(living);
                 self.store.flush();
             }
@@ -302,14 +317,12 @@ impl World {
             if told.life == life.number && !on_record.contains(&told.event) && !ended(told.event) && !is_forgotten {
                 self.lost.insert(told.event);
             }
-            // It had joined, and the store has been emptied since.
-            if history.wiped.contains(&told.event)
-                && !on_record.contains(&told.event)
-                && life.sessions.contains(&told.id)
-            {
-                self.lost.insert(told.event);
-            }
         }
+        // It had joined, and the store has been emptied since.
+        let had = |(event, id): &(&EventId, &String)| {
+            history.wiped.contains(event) && !on_record.contains(event) && life.sessions.contains(id)
+        };
+        self.lost.extend(history.born.iter().filter(had).map(|(event, _)| *event));
     }
 
     /// Stops a life in good order, and what is left of it is everybody's.
@@ -327,7 +340,7 @@ impl World {
         }
         assert!(life.sessions.is_empty());
         if self.troubled.contains(&life.number) {
-            self.mourn(life.number, &report.sessions);
+            self.mourn(&report.sessions);
         } else {
             assert!(report.is_clean(), "{report}");
         }
@@ -337,15 +350,13 @@ impl World {
     }
 
     /// What a stop could not deliver, and could not write down either: it has said so.
-    fn mourn(&mut self, life: usize, report: &DrainReport) {
+    fn mourn(&mut self, report: &DrainReport) {
         let on_record = self.store.events();
         self.lost.extend(report.unfinished.iter().map(|end| end.event_id).filter(|event| !on_record.contains(event)));
         if report.handed_over > 0 {
             // To nobody, where the store has been emptied and could not be filled again.
             let wiped = self.store.history().wiped;
-            let log = self.log.lock().unwrap();
-            let ours = log.iter().filter(|told| told.life == life).map(|told| told.event);
-            self.lost.extend(ours.filter(|event| wiped.contains(event) && !on_record.contains(event)));
+            self.lost.extend(wiped.into_iter().filter(|event| !on_record.contains(event)));
         }
     }
 
@@ -359,8 +370,9 @@ impl World {
     async fn settle(&mut self) {
         for mut life in std::mem::take(&mut self.lives) {
             // A registry that is there again is used again.
-            if life.fault != Fault::None {
+            if self.troubled.contains(&life.number) {
                 life.holder.set(Fault::None);
+                life.holder.doubt(false);
                 life.driver = Some(tokio::spawn(life.sessions.shutdown_on(pending::<()>())));
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 assert!(!life.sessions.is_degraded());
@@ -394,18 +406,25 @@ impl World {
         };
         let in_peace = steps.iter().all(|(_, step)| !step.is_trouble());
         let about = |event: &EventId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
-        for event in told.keys().chain(&history.born) {
+        for event in told.keys().chain(history.born.keys()) {
             let excused = history.forgotten.contains(event)
                 || history.given_up.contains(event)
                 || self.lost.contains(event)
                 || history.wiped_ends.contains(event)
                 // Never on record, or no longer: its process has forgotten it, or died before it was recorded again.
-                || (!history.born.contains(event) && is_forgotten(event))
+                || (!history.born.contains_key(event) && is_forgotten(event))
                 || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || excused, "no end for {}", about(event));
+            // One whose own process was away, or did not know what had become of its record, may be recorded again.
+            let was_away = starts.iter().any(|life| self.away.contains(life));
             let unexplained = ends.iter().filter(|life| !self.troubled.contains(life)).count();
-            assert!(unexplained <= 1 && (!in_peace || ends.len() <= 1), "{} ends for {}", ends.len(), about(event));
+            assert!(
+                (unexplained <= 1 || was_away) && (!in_peace || ends.len() <= 1),
+                "{} ends for {}",
+                ends.len(),
+                about(event)
+            );
             assert!(starts.len() <= 1, "{} starts for {}", starts.len(), about(event));
             let may_be_silent = !in_peace || is_forgotten(event) || history.forgotten.contains(event);
             assert!(may_be_silent || starts.len() == 1, "no start for {}", about(event));

@@ -7,7 +7,7 @@ use std::{
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -35,7 +35,7 @@ struct State {
 /// What has ever been in the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    pub(crate) born: BTreeSet<EventId>,
+    pub(crate) born: BTreeMap<EventId, String>,
     /// Removed by a host's word: no end is owed.
     pub(crate) forgotten: BTreeSet<EventId>,
     /// Was there when the store was emptied.
@@ -86,6 +86,7 @@ pub(crate) struct Holder {
     me: Arc<AtomicU64>,
     incarnation: Arc<AtomicU64>,
     fault: Arc<Mutex<Fault>>,
+    doubts: Arc<AtomicBool>,
     /// Calls of `apply`, and the changes in them.
     pub(crate) calls: Arc<AtomicU64>,
     pub(crate) changes: Arc<AtomicU64>,
@@ -104,6 +105,7 @@ impl Store {
             me: Arc::new(AtomicU64::new(me)),
             incarnation: Arc::new(AtomicU64::new(state.incarnation)),
             fault: Arc::default(),
+            doubts: Arc::default(),
             calls: Arc::default(),
             changes: Arc::default(),
         }
@@ -144,6 +146,11 @@ impl Store {
 impl Holder {
     pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = fault;
+    }
+
+    /// It cannot say whether its lease runs.
+    pub(crate) fn doubt(&self, on: bool) {
+        self.doubts.store(on, Ordering::SeqCst);
     }
 
     /// Its lease is over, as if its process had died, or had been away for too long.
@@ -216,7 +223,7 @@ impl State {
                 });
                 active.holders.insert(me);
                 if active.record.event_id == record.event_id {
-                    self.history.born.insert(record.event_id);
+                    self.history.born.insert(record.event_id, record.session.id.to_string());
                     Applied::Born
                 } else {
                     Applied::Joined(active.record.clone())
@@ -334,7 +341,8 @@ impl Registry for Holder {
 
     fn is_current(&self) -> bool {
         // As a lease that is known to be over.
-        self.store.state().alive.contains(&self.me.load(Ordering::SeqCst))
+        let is_alive = self.store.state().alive.contains(&self.me.load(Ordering::SeqCst));
+        is_alive && !self.doubts.load(Ordering::SeqCst)
     }
 
     fn beat_every(&self) -> Duration {
