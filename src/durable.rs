@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     dispatch::BIRTH_WAIT,
@@ -50,8 +50,7 @@ impl ActiveSessions {
         let pool = &self.inner.pool;
         pool.adopt_runtime();
         let begun = Instant::now();
-        let recovering = pool.recover(begun.checked_add(self.inner.config.recovery_timeout));
-        let recovered = self.with_lease(recovering).await;
+        let recovered = pool.recover(begun.checked_add(self.inner.config.recovery_timeout)).await;
         let count = |n: &crate::sync::AtomicUsize| n.load(Ordering::SeqCst) as u64;
         let recovery = &recovered.recovery;
         let report = RecoveryReport {
@@ -98,13 +97,7 @@ impl ActiveSessions {
 
     /// Keeps the lease for as long as it is polled, and takes over what others leave behind.
     pub(crate) async fn drive_registry(&self) -> Infallible {
-        let Some(recorder) = &self.inner.pool.recorder else { return std::future::pending().await };
-        loop {
-            if self.inner.pool.is_round_due() {
-                self.inner.pool.tend().await;
-            }
-            sleep(recorder.beat_every()).await;
-        }
+        self.inner.pool.drive_registry().await
     }
 
     /// Runs `work`, and keeps the lease meanwhile.

@@ -77,6 +77,10 @@ pub(crate) enum Fault {
     Panics,
     /// One answer is missing.
     Short,
+    /// It answers, and takes no changes.
+    ReadOnly,
+    /// Its lease is lost again at every call.
+    Fenced,
 }
 
 /// One holder; clones are the same one.
@@ -90,6 +94,7 @@ pub(crate) struct Holder {
     /// Calls of `apply`, and the changes in them.
     pub(crate) calls: Arc<AtomicU64>,
     pub(crate) changes: Arc<AtomicU64>,
+    pub(crate) beats: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -108,6 +113,7 @@ impl Store {
             doubts: Arc::default(),
             calls: Arc::default(),
             changes: Arc::default(),
+            beats: Arc::default(),
         }
     }
 
@@ -164,6 +170,7 @@ impl Holder {
             Fault::Hangs => return pending().await,
             Fault::Down => return Err(RegistryError::unavailable("down")),
             Fault::Panics => panic!("a registry that panics"),
+            Fault::Fenced => return Err(RegistryError::Fenced),
             Fault::Slow => {
                 tokio::time::sleep(Duration::from_millis(400)).await;
                 // Dead in the meantime?
@@ -171,7 +178,7 @@ impl Holder {
                     return pending().await;
                 }
             }
-            Fault::None | Fault::Deaf | Fault::Short => {}
+            Fault::None | Fault::Deaf | Fault::Short | Fault::ReadOnly => {}
         }
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
@@ -304,6 +311,9 @@ impl Registry for Holder {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.changes.fetch_add(changes.len() as u64, Ordering::SeqCst);
+        if *self.fault.lock().unwrap() == Fault::ReadOnly {
+            return Err(RegistryError::unavailable("read-only"));
+        }
         let mut answers: Vec<_> =
             self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await?;
         if *self.fault.lock().unwrap() == Fault::Short {
@@ -313,6 +323,7 @@ impl Registry for Holder {
     }
 
     async fn beat(&self) -> Result<(), RegistryError> {
+        self.beats.fetch_add(1, Ordering::SeqCst);
         self.call(|_, _| ()).await
     }
 
@@ -336,7 +347,10 @@ impl Registry for Holder {
     }
 
     async fn leave(&self) -> Result<(), RegistryError> {
-        self.call(|state, me| drop(state.alive.remove(&me))).await
+        self.call(|state, me| {
+            state.alive.remove(&me);
+        })
+        .await
     }
 
     fn is_current(&self) -> bool {

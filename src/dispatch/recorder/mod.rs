@@ -44,6 +44,7 @@ const BACKLOG: usize = 65_536;
 
 pub(crate) struct Recorder {
     registry: Box<dyn ErasedRegistry>,
+    beat_every: Duration,
     pub(crate) durability: Durability,
     /// What is on record when the registry is out of reach in a drain is left to whoever comes after us.
     hands_over: bool,
@@ -84,8 +85,11 @@ impl Recorder {
             dropped: 0,
             missed: 0,
         };
+        // Asked once: what is called later may not panic.
+        let beat_every = registry.beat_every().max(Duration::from_millis(10));
         Self {
             registry,
+            beat_every,
             durability,
             hands_over,
             io: tokio::sync::Mutex::new(io),
@@ -98,8 +102,8 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn beat_every(&self) -> Duration {
-        self.registry.beat_every().max(Duration::from_millis(10))
+    pub(crate) const fn beat_every(&self) -> Duration {
+        self.beat_every
     }
 
     pub(crate) fn is_degraded(&self) -> bool {
@@ -225,7 +229,7 @@ impl Pool {
     }
 
     /// Puts what the registry has missed before everything else, in its order.
-    pub(super) fn make_up(&self, io: &mut Breaker) {
+    fn make_up(&self, io: &mut Breaker) {
         self.claim_withheld();
         if let Some(ledger) = &self.tracker.ledger {
             ledger.put_back(std::mem::take(&mut io.backlog));

@@ -1,8 +1,8 @@
 //! Keeping the lease, and taking over what others have left behind.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Breaker, CALL_TIMEOUT, Pool, Recorder};
 use crate::{
@@ -99,6 +99,17 @@ impl Pool {
             tracing::info!(name: "session-take-over", found, "ends of processes that are gone are delivered here");
         }
         self.kick();
+    }
+
+    /// A round each period, for as long as it is polled.
+    pub(crate) async fn drive_registry(self: &Arc<Self>) -> Infallible {
+        let Some(recorder) = &self.recorder else { return std::future::pending().await };
+        loop {
+            if self.is_round_due() {
+                self.tend().await;
+            }
+            sleep(recorder.beat_every()).await;
+        }
     }
 
     /// Whether the last round is so long ago that nobody can be seeing to it.
@@ -216,7 +227,11 @@ impl Pool {
                 over.await;
             }
         };
-        let _ = timeout_at(deadline, delivered).await;
+        tokio::select! {
+            biased;
+            _ = timeout_at(deadline, delivered) => {}
+            never = self.drive_registry() => match never {},
+        }
         Recovered { recovery, error: found.err() }
     }
 
