@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     dispatch::BIRTH_WAIT,
@@ -59,7 +59,7 @@ impl ActiveSessions {
             ended: count(&recovery.ended),
             failed: count(&recovery.failed),
             unfinished: recovery.left() as u64,
-            given_up: recovered.given_up as u64,
+            given_up: count(&recovery.given_up),
             error: recovered.error.map(|error| error.to_string()),
             elapsed: begun.elapsed(),
         };
@@ -105,13 +105,7 @@ impl ActiveSessions {
 
     /// Keeps the lease for as long as it is polled, and takes over what others leave behind.
     pub(crate) async fn drive_registry(&self) -> Infallible {
-        let Some(recorder) = &self.inner.pool.recorder else { return std::future::pending().await };
-        loop {
-            if self.inner.pool.is_round_due() {
-                self.inner.pool.tend().await;
-            }
-            sleep(recorder.beat_every()).await;
-        }
+        self.inner.pool.drive_registry().await
     }
 
     /// Runs `work`, and keeps the lease meanwhile.

@@ -1,7 +1,7 @@
 //! What the user plugs in: a trait, closures, a tower service, or a batch function.
 
 use std::{
-    any::type_name,
+    any::{Any, type_name},
     error::Error,
     fmt,
     future::{Future, poll_fn},
@@ -195,6 +195,12 @@ impl fmt::Debug for HookSet {
             .field("batch", &batch.iter().map(|batch| (&batch.hook.name, batch.max)).collect::<Vec<_>>())
             .finish()
     }
+}
+
+/// What user code has panicked with.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(not a text)".to_owned())
 }
 
 /// The name of a closure: the place where it was registered.

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    hook::{BoxError, Hook, HookFuture, Hooks, Named},
+    hook::{BoxError, Hook, HookFuture, Hooks, Named, panic_message},
     observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
     session::{EventId, SessionId},
 };
@@ -78,12 +78,7 @@ impl Serialize for HookError {
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> HookError {
-    let message = payload
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "(not a text)".to_owned());
-    HookError::Panicked(message)
+    HookError::Panicked(panic_message(payload))
 }
 
 /// A hook's future until it is over; every step of it, the call and the drop included, is contained.

@@ -135,7 +135,7 @@ impl Pool {
     /// Hires as many workers as the queue has work for, and a writer if there is something to write. To be called after
     /// everything that may have queued a job.
     pub(crate) fn kick(self: &Arc<Self>) {
-        self.kick_recorder();
+        self.kick_recorder_anywhere();
         self.kick_hooks();
     }
 
@@ -189,6 +189,7 @@ impl Pool {
             let span = deadline.saturating_sub(now) / 5 * 3;
             line.pace = (deadline != NEVER).then_some(Pace { begun: now, span, started: line.started });
         }
+        self.claim_withheld();
         self.kick();
         self.kick_batches();
     }

@@ -9,7 +9,7 @@ use crate::{
     session::{SessionEnd, SessionStart},
     sync::{AtomicU8, AtomicU64, Ordering, lock},
     tracker::{
-        Ending, Entry, Job, NotOurs, Outcome,
+        Ending, Entry, Job, Outcome,
         clock::{NEVER, Nanos},
         queue::Gate,
     },
@@ -110,14 +110,12 @@ impl Worker {
         loop {
             let now = self.pool.tracker.clock.now();
             let Some((job, gate)) = self.take(now) else { break };
-            self.slot.started.store(now, Ordering::SeqCst);
-            if let Job::End(entry, _) = &job
-                && self.pool.recorder.as_ref().is_some_and(|recorder| !recorder.may_deliver(entry))
+            if let Job::End(entry, ending) = &job
+                && self.pool.withholds(entry, ending)
             {
-                self.pool.tracker.is_not_ours(entry, NotOurs::HandedOver);
-                self.slot.started.store(NEVER, Ordering::SeqCst);
                 continue;
             }
+            self.slot.started.store(now, Ordering::SeqCst);
             let terms = self.pool.terms(now, &gate);
             let has_set_free = match job {
                 Job::Start(entry) => self.start(entry, &terms).await,

@@ -33,6 +33,7 @@
 //! | `session-registry-restored` | `INFO` | `missed`, `dropped` | it answers again; so many changes are made up for, or are lost |
 //! | `session-registry-fenced` | `WARN` | | the lease was over, and others have ended what was held |
 //! | `session-registry-forgotten` | `WARN` | | the registry has lost its records |
+//! | `session-registry-panicked` | `WARN` | `error` | the registry panicked when it was asked for its lease: no end is delivered under it |
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and nobody polls a driver; said once |
 //! | `session-registry-not-left` | `WARN` | `error` | the lease could not be given back at the end |
 //!

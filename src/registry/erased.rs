@@ -1,12 +1,19 @@
-//! A [`Registry`] of any type, behind one pointer.
+//! A [`Registry`] of any type, behind one pointer; user code, so every call of it is contained.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use super::{Applied, Change, Orphan, Registry, RegistryError};
+use crate::hook::panic_message;
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
 
-/// As [`Registry`], dyn-compatible.
+/// As [`Registry`], dyn-compatible. A panic is an error like any other.
 pub(crate) trait ErasedRegistry: Send + Sync + 'static {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>>;
     fn beat(&self) -> Answer<'_, ()>;
@@ -18,26 +25,62 @@ pub(crate) trait ErasedRegistry: Send + Sync + 'static {
 
 impl<R: Registry> ErasedRegistry for R {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>> {
-        Box::pin(Registry::apply(self, changes))
+        contained(|| Box::pin(Registry::apply(self, changes)))
     }
 
     fn beat(&self) -> Answer<'_, ()> {
-        Box::pin(Registry::beat(self))
+        contained(|| Box::pin(Registry::beat(self)))
     }
 
     fn take_over(&self, max: usize) -> Answer<'_, Vec<Orphan>> {
-        Box::pin(Registry::take_over(self, max))
+        contained(|| Box::pin(Registry::take_over(self, max)))
     }
 
     fn leave(&self) -> Answer<'_, ()> {
-        Box::pin(Registry::leave(self))
+        contained(|| Box::pin(Registry::leave(self)))
     }
 
     fn is_current(&self) -> bool {
-        Registry::is_current(self)
+        // Who cannot say is as one who has nothing to say: better an end too many than none.
+        catch(|| Registry::is_current(self)).unwrap_or_else(|error| {
+            tracing::warn!(name: "session-registry-panicked", %error, "whether the lease runs cannot be said");
+            true
+        })
     }
 
     fn beat_every(&self) -> Duration {
         Registry::beat_every(self)
+    }
+}
+
+fn catch<T>(f: impl FnOnce() -> T) -> Result<T, RegistryError> {
+    catch_unwind(AssertUnwindSafe(f))
+        .map_err(|payload| RegistryError::unavailable(format!("panicked: {}", panic_message(&*payload))))
+}
+
+fn contained<'a, T: Send + 'a>(call: impl FnOnce() -> Answer<'a, T>) -> Answer<'a, T> {
+    match catch(call) {
+        Ok(answer) => Box::pin(Contained(Some(answer))),
+        Err(error) => Box::pin(std::future::ready(Err(error))),
+    }
+}
+
+/// The call, its polls and its drop, contained.
+struct Contained<'a, T>(Option<Answer<'a, T>>);
+
+impl<T> Future for Contained<'_, T> {
+    type Output = Result<T, RegistryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(answer) = &mut self.0 else { return Poll::Pending };
+        catch(|| answer.as_mut().poll(cx)).unwrap_or_else(|error| Poll::Ready(Err(error)))
+    }
+}
+
+impl<T> Drop for Contained<'_, T> {
+    fn drop(&mut self) {
+        let answer = self.0.take();
+        // What it panicked with is of no interest any more.
+        let _ = catch(|| drop(answer));
     }
 }

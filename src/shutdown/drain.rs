@@ -51,6 +51,10 @@ impl ActiveSessions {
     /// # }
     /// ```
     pub async fn drain(&self, reason: EndReason) -> DrainReport {
+        self.with_lease(self.drain_once(reason)).await
+    }
+
+    async fn drain_once(&self, reason: EndReason) -> DrainReport {
         let joined = self.join_drain(reason);
         let span = tracing::info_span!("session-drain", reason = %joined.0.reason);
         self.run_drain(&joined.0).instrument(span).await

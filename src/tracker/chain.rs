@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Tracker,
     clock::{Clock, Nanos},
-    entry::{Claim, Ending, Entry, Stage},
+    entry::{Claim, Due, Ending, Entry, Stage},
     ledger::Op,
     queue::Job,
     shard::Shard,
@@ -79,7 +79,7 @@ impl Tracker {
             Some(ledger) => ledger.push(Op::Claimed(Arc::clone(entry), ending)),
             None => {
                 released.telling.ended(entry, &ending);
-                self.finish_or_park(shard, entry, Some(ending), released);
+                self.finish_or_park(shard, entry, Due::End(ending), released);
             }
         }
     }
@@ -97,10 +97,17 @@ impl Tracker {
         if let Some(ledger) = &self.ledger {
             ledger.push(Op::Disowned(Arc::clone(entry), kept));
         }
-        self.finish_or_park(shard, entry, None, released);
+        self.finish_or_park(shard, entry, Due::Nothing, released);
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, now: Nanos, released: &mut Released) {
+    pub(super) fn leave(
+        &self,
+        shard: &mut Shard,
+        entry: &Arc<Entry>,
+        claim: Claim,
+        now: Nanos,
+        released: &mut Released,
+    ) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
         released.telling.left();
@@ -120,29 +127,24 @@ impl Tracker {
         released.quiet |= self.active.fetch_sub(1, Ordering::SeqCst) == 1 && stops;
     }
 
-    pub(super) fn finish_or_park(
-        &self,
-        shard: &mut Shard,
-        entry: &Arc<Entry>,
-        ending: Option<Ending>,
-        released: &mut Released,
-    ) {
+    pub(super) fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, due: Due, released: &mut Released) {
         if entry.stage() < Stage::Started {
-            entry.park(ending);
+            entry.park(due);
         } else {
-            self.finish(shard, entry, ending, released);
+            self.finish(shard, entry, due, released);
         }
     }
 
     /// Its start is over and it is claimed: its end is due, or nothing is.
-    fn finish(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
-        match ending {
-            Some(ending) if self.has_end => {
+    fn finish(&self, shard: &mut Shard, entry: &Arc<Entry>, due: Due, released: &mut Released) {
+        match due {
+            Due::End(ending) if self.has_end => {
                 entry.set_stage(Stage::EndQueued);
                 self.queue.push(Job::End(Arc::clone(entry), ending));
             }
-            Some(_) => self.end_is_over(shard, entry, Outcome::Ended, released),
-            None => self.over(shard, entry, released),
+            Due::End(_) => self.end_is_over(shard, entry, Outcome::Ended, released),
+            Due::NotOurs(why) => self.is_elsewhere(shard, entry, why, released),
+            Due::Nothing => self.over(shard, entry, released),
         }
     }
 
@@ -164,7 +166,7 @@ impl Tracker {
         self.over(shard, entry, released);
     }
 
-    fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+    pub(super) fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Over);
         shard.remove(self.hash_of(entry), entry);
         released.entries.append(&mut entry.take_successors());
@@ -172,16 +174,17 @@ impl Tracker {
 
     /// Lets go on what waited for ends that are over now; says whether any of it did.
     pub(super) fn release(&self, mut released: Released) -> bool {
-        released.streams.drain(..).for_each(|stream| stream.cancel());
-        if released.quiet {
-            self.quiet.notify_waiters();
-        }
         let any = !released.entries.is_empty();
         while let Some(entry) = released.entries.pop() {
             let mut shard = self.shard(self.hash_of(&entry));
             if entry.predecessor_is_over() {
                 self.begin(&mut shard, &entry, &mut released);
             }
+        }
+        // After all of it: where nobody is to be told, a start and an end are over at once.
+        released.streams.drain(..).for_each(|stream| stream.cancel());
+        if released.quiet {
+            self.quiet.notify_waiters();
         }
         self.tell(&released.telling);
         any

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::{Clock, Nanos, Tick};
-use super::recording::Recovery;
+use super::recording::{NotOurs, Recovery};
 use crate::{
-    registry::Record,
+    registry::{EndRecord, Record},
     session::{EndReason, EventId, Session, SessionId},
     sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock},
 };
@@ -59,6 +59,15 @@ pub(crate) enum Scope {
     Everywhere,
     /// This process lets go of it.
     Here,
+}
+
+/// What is due of a claimed generation once its start is over.
+#[derive(Debug)]
+pub(super) enum Due {
+    Nothing,
+    End(Ending),
+    /// Its end is not ours to deliver.
+    NotOurs(NotOurs),
 }
 
 /// Where a generation stands in the registry.
@@ -137,8 +146,8 @@ struct Rare {
     resumed_from: Option<SessionId>,
     /// How many ends have to be over before the start may run.
     waits: u32,
-    /// Claimed before its start was over: `Some(None)` for a silent claim.
-    parked: Option<Option<Ending>>,
+    /// Claimed before its start was over.
+    parked: Option<Due>,
     /// Whose starts wait for this end.
     successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
@@ -171,12 +180,11 @@ impl Entry {
     }
 
     /// One that ended elsewhere, and whose end is to be delivered here.
-    pub(super) fn orphan(session: Session, generation: u64, now: Nanos, origin: Origin) -> Self {
+    pub(super) fn orphan(session: Session, generation: u64, now: Nanos) -> Self {
         let entry = Self::new(session, generation, now, None);
         entry.set_claim(Claim::Owed);
         entry.set_stage(Stage::Started);
         entry.set_recorded(Recorded::Held);
-        entry.with_rare(|rare| rare.origin = Some(Box::new(origin)));
         entry
     }
 
@@ -330,11 +338,11 @@ impl Entry {
         lock(&self.rare).as_mut().map(|rare| std::mem::take(&mut rare.successors)).unwrap_or_default()
     }
 
-    pub(super) fn park(&self, ending: Option<Ending>) {
-        self.with_rare(|rare| rare.parked = Some(ending));
+    pub(super) fn park(&self, due: Due) {
+        self.with_rare(|rare| rare.parked = Some(due));
     }
 
-    pub(super) fn unpark(&self) -> Option<Option<Ending>> {
+    pub(super) fn unpark(&self) -> Option<Due> {
         lock(&self.rare).as_mut().and_then(|rare| rare.parked.take())
     }
 
@@ -398,6 +406,21 @@ impl Entry {
             recovery: None,
         };
         self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
+    }
+
+    /// It has ended elsewhere, and its end is delivered here.
+    pub(super) fn end_elsewhere(&self, record: &Record, end: &EndRecord, is_joined: bool, recovery: Arc<Recovery>) {
+        let Record { event_id, started_at, .. } = *record;
+        let (ended_at, requests, recovery) = (Some(end.ended_at), Some(end.requests), Some(recovery));
+        let origin = Origin { event_id, started_at, ended_at, requests, is_joined, recovery };
+        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
+    }
+
+    /// Claimed, and to be delivered here, as far as the registry has not said otherwise.
+    pub(super) fn is_owed_here(&self) -> bool {
+        let is_elsewhere =
+            || lock(&self.rare).as_ref().is_some_and(|rare| matches!(rare.parked, Some(Due::NotOurs(_))));
+        matches!(self.claim(), Claim::Owed | Claim::Compacted) && self.recorded().is_on_record() && !is_elsewhere()
     }
 
     /// It is a new generation from here on.

@@ -76,8 +76,9 @@ impl Ledger {
         self.len.store(line.len(), Ordering::SeqCst);
     }
 
-    /// The next ones that can be written in one go. The answer to a hold decides how the changes after it are to be
-    /// written, so those of the same id wait for the next time; changes of different ids may pass each other.
+    /// The next ones that can be written in one go. The answer to a hold, or to a claim that has to be held first, decides
+    /// how the changes after it are to be written, so those of the same id wait for the next time; changes of different
+    /// ids may pass each other.
     pub(crate) fn take(&self, max: usize) -> Vec<Op> {
         let mut line = lock(&self.line);
         let n = max.min(line.len());
@@ -88,7 +89,7 @@ impl Ledger {
                 later.push(op);
                 continue;
             }
-            if matches!(op, Op::Hold(_) | Op::Part(_)) {
+            if matches!(op, Op::Hold(_) | Op::Part(_) | Op::Claimed(..)) {
                 held.insert(op.id().clone());
             }
             taken.push(op);

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::{
     Tracker,
     chain::{Outcome, Released},
-    entry::{Claim, Ending, Entry, Origin, Recorded, Scope, Stage},
+    entry::{Claim, Due, Ending, Entry, Recorded, Scope, Stage},
     ledger::Op,
     shard::Shard,
     telling::Telling,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     observability::LetGo,
     registry::{EndRecord, Orphan, Record},
-    session::EventId,
+    session::{EventId, SessionId},
     sync::{AtomicUsize, Ordering, lock},
 };
 
@@ -49,23 +49,38 @@ pub(crate) struct Recovery {
     pub(crate) found: AtomicUsize,
     pub(crate) ended: AtomicUsize,
     pub(crate) failed: AtomicUsize,
+    /// Tried too often: nobody delivers them any more.
+    pub(crate) given_up: AtomicUsize,
+    /// Let go of: whoever comes after us delivers them.
+    elsewhere: AtomicUsize,
     /// Told when one more is over.
     pub(crate) over: Notify,
 }
 
 impl Recovery {
+    /// Those that were not delivered, for now or by us.
     pub(crate) fn left(&self) -> usize {
         let over = self.ended.load(Ordering::SeqCst) + self.failed.load(Ordering::SeqCst);
         self.found.load(Ordering::SeqCst).saturating_sub(over)
     }
 
+    /// Those that are worth waiting for.
+    pub(crate) fn running(&self) -> usize {
+        self.left().saturating_sub(self.elsewhere.load(Ordering::SeqCst))
+    }
+
     fn count(&self, outcome: Outcome) {
         match outcome {
-            Outcome::Ended => self.ended.fetch_add(1, Ordering::SeqCst),
-            Outcome::Failed => self.failed.fetch_add(1, Ordering::SeqCst),
-            Outcome::Aborted => return,
-        };
+            Outcome::Ended => &self.ended,
+            Outcome::Failed => &self.failed,
+            Outcome::Aborted => &self.elsewhere,
+        }
+        .fetch_add(1, Ordering::SeqCst);
         self.over.notify_waiters();
+    }
+
+    fn is_elsewhere(&self) {
+        self.count(Outcome::Aborted);
     }
 }
 
@@ -104,32 +119,40 @@ impl Tracker {
 
     /// The end of a claimed generation is ours to deliver.
     pub(crate) fn is_ours(&self, entry: &Arc<Entry>, ending: Ending) {
+        self.is_due(entry, Due::End(ending));
+    }
+
+    /// It is not: nothing is delivered here. A start that is under way is awaited all the same.
+    pub(crate) fn is_not_ours(&self, entry: &Arc<Entry>, why: NotOurs) {
+        self.is_due(entry, Due::NotOurs(why));
+    }
+
+    fn is_due(&self, entry: &Arc<Entry>, due: Due) {
         let mut released = Released::default();
-        released.telling.ended(entry, &ending);
-        self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, Some(ending), &mut released);
+        if let Due::End(ending) = &due {
+            released.telling.ended(entry, ending);
+        }
+        self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, due, &mut released);
         self.release(released);
     }
 
-    /// It is not: nothing is delivered here.
-    pub(crate) fn is_not_ours(&self, entry: &Arc<Entry>, why: NotOurs) {
-        let mut released = Released::default();
-        {
-            let mut shard = self.shard(self.hash_of(entry));
-            let counts = &mut shard.counts;
-            counts.owed -= 1;
-            match why {
-                NotOurs::Others => counts.others += 1,
-                NotOurs::Gone => counts.gone += 1,
-                NotOurs::HandedOver => counts.handed_over += 1,
-            }
-            if !entry.is_given_up() {
-                released.quiet |= self.no_longer_awaited();
-            }
-            entry.set_claim(Claim::Forgotten);
-            released.telling.let_go(entry, why.how());
-            self.finish_or_park(&mut shard, entry, None, &mut released);
+    pub(super) fn is_elsewhere(&self, shard: &mut Shard, entry: &Arc<Entry>, why: NotOurs, released: &mut Released) {
+        let counts = &mut shard.counts;
+        counts.owed -= 1;
+        match why {
+            NotOurs::Others => counts.others += 1,
+            NotOurs::Gone => counts.gone += 1,
+            NotOurs::HandedOver => counts.handed_over += 1,
         }
-        self.release(released);
+        if !entry.is_given_up() {
+            released.quiet |= self.no_longer_awaited();
+        }
+        entry.set_claim(Claim::Forgotten);
+        released.telling.let_go(entry, why.how());
+        if let Some(recovery) = entry.recovery() {
+            recovery.is_elsewhere();
+        }
+        self.over(shard, entry, released);
     }
 
     pub(super) fn record_over(&self, entry: &Arc<Entry>, outcome: Outcome) {
@@ -144,7 +167,8 @@ impl Tracker {
         }
     }
 
-    /// The lease was over, and others have ended what was held: what is active goes on as new generations.
+    /// The lease was over, and others have ended what was held: what is active goes on as new generations. What may
+    /// never have come to the registry has been ended by nobody: it is held again, under its own name.
     pub(crate) fn renew_all(&self) {
         let now = self.clock.wall(self.clock.now());
         let mut telling = Telling::default();
@@ -153,7 +177,7 @@ impl Tracker {
             shard.owed().filter(|entry| entry.recorded() == Recorded::Held).for_each(|entry| {
                 entry.set_recorded(Recorded::Taken);
             });
-            let active: Vec<_> = shard.active().filter(|entry| entry.recorded().is_on_record()).cloned().collect();
+            let active: Vec<_> = shard.active().filter(|entry| entry.recorded() == Recorded::Held).cloned().collect();
             for entry in &active {
                 shard.counts.births += 1;
                 shard.counts.gone += 1;
@@ -206,30 +230,54 @@ impl Tracker {
     /// Takes over an end that somebody else has left behind.
     pub(crate) fn adopt(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
         let Orphan { record, end, .. } = orphan;
-        recovery.found.fetch_add(1, Ordering::SeqCst);
-        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let hash = self.hash(record.session.id.as_bytes());
         let now = self.clock.now();
-        let ending = Ending { reason: end.reason, next: end.next.map(Box::new), at: now, scope: Scope::Everywhere };
-        let origin = Origin {
-            event_id: record.event_id,
-            started_at: record.started_at,
-            ended_at: Some(end.ended_at),
-            requests: Some(end.requests),
-            is_joined: true,
-            recovery: Some(Arc::clone(recovery)),
-        };
-        let entry = Arc::new(Entry::orphan(record.session, generation, now, origin));
+        let ending =
+            Ending { reason: end.reason, next: end.next.clone().map(Box::new), at: now, scope: Scope::Everywhere };
         let mut released = Released::default();
         {
-            let hash = self.hash_of(&entry);
             let mut shard = self.shard(hash);
-            shard.adopt(hash, &entry, |entry| self.hash_of(entry));
-            self.awaited.fetch_add(1, Ordering::SeqCst);
+            let is_it = |entry: &&Arc<Entry>| self.event_id(entry) == record.event_id;
+            let own = shard.generations(hash, &record.session.id).find(is_it).cloned();
+            let (entry, is_joined) = match own {
+                // It goes on here, and a holder that is gone has ended it for all.
+                Some(own) if own.is_active() => {
+                    self.leave(&mut shard, &own, Claim::Owed, now, &mut released);
+                    shard.counts.owed += 1;
+                    own.set_recorded(Recorded::Held);
+                    let is_joined = own.is_joined();
+                    (own, is_joined)
+                }
+                // It ends here, and the claim that is on its way will find the end to be ours.
+                Some(own) if own.is_owed_here() => return,
+                // We have let go of it ourselves, and are not through with its start.
+                own => {
+                    let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+                    let entry = Arc::new(Entry::orphan(record.session.clone(), generation, now));
+                    if let Some(own) = own {
+                        own.precede(&entry);
+                        entry.set_stage(Stage::Waiting);
+                    }
+                    shard.adopt(hash, &entry, |entry| self.hash_of(entry));
+                    (entry, true)
+                }
+            };
+            entry.end_elsewhere(&record, &end, is_joined, Arc::clone(recovery));
+            recovery.found.fetch_add(1, Ordering::SeqCst);
+            if !entry.is_given_up() {
+                self.awaited.fetch_add(1, Ordering::SeqCst);
+            }
             released.telling.recovered();
             released.telling.ended(&entry, &ending);
-            self.finish_or_park(&mut shard, &entry, Some(ending), &mut released);
+            self.finish_or_park(&mut shard, &entry, Due::End(ending), &mut released);
         }
         self.release(released);
+    }
+
+    /// Whether this generation is one of ours that is not over.
+    pub(crate) fn has(&self, id: &SessionId, event_id: EventId) -> bool {
+        let hash = self.hash(id.as_bytes());
+        self.shard(hash).generations(hash, id).any(|entry| self.event_id(entry) == event_id)
     }
 
     /// It was tried often enough.

@@ -8,6 +8,7 @@ use super::{
     entry::{Claim, Entry},
     tombstones::Tombstones,
 };
+use crate::session::SessionId;
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
@@ -124,6 +125,13 @@ impl Shard {
 
     pub(super) fn active(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.table.iter()
+    }
+
+    /// Every generation of `id` that is not over.
+    pub(super) fn generations(&self, hash: u64, id: &SessionId) -> impl Iterator<Item = &Arc<Entry>> {
+        let is_meant = |entry: &Arc<Entry>| entry.id == *id;
+        let earlier = self.displaced.values().filter(move |entry| entry.id == *id);
+        self.table.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
     }
 
     /// Generations whose `session_end` is owed and not over.

@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "each test crate uses some of it")]
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -29,6 +29,21 @@ struct State {
     holders: u64,
     /// How often it was emptied.
     incarnation: u64,
+    history: History,
+}
+
+/// What has ever been in the store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) born: BTreeMap<EventId, String>,
+    /// Removed by a host's word: no end is owed.
+    pub(crate) forgotten: BTreeSet<EventId>,
+    /// Was there when the store was emptied.
+    pub(crate) wiped: BTreeSet<EventId>,
+    /// Those of them that had ended, and waited for somebody to deliver it.
+    pub(crate) wiped_ends: BTreeSet<EventId>,
+    /// Claimed by more than five take-overs.
+    pub(crate) given_up: BTreeSet<EventId>,
 }
 
 struct Active {
@@ -56,6 +71,16 @@ pub(crate) enum Fault {
     Deaf,
     /// It never answers.
     Hangs,
+    /// It takes 400 ms for each call, and does nothing if nobody waits for so long.
+    Slow,
+    /// It panics.
+    Panics,
+    /// One answer is missing.
+    Short,
+    /// It answers, and takes no changes.
+    ReadOnly,
+    /// Its lease is lost again at every call.
+    Fenced,
 }
 
 /// One holder; clones are the same one.
@@ -65,9 +90,11 @@ pub(crate) struct Holder {
     me: Arc<AtomicU64>,
     incarnation: Arc<AtomicU64>,
     fault: Arc<Mutex<Fault>>,
+    doubts: Arc<AtomicBool>,
     /// Calls of `apply`, and the changes in them.
     pub(crate) calls: Arc<AtomicU64>,
     pub(crate) changes: Arc<AtomicU64>,
+    pub(crate) beats: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -83,8 +110,10 @@ impl Store {
             me: Arc::new(AtomicU64::new(me)),
             incarnation: Arc::new(AtomicU64::new(state.incarnation)),
             fault: Arc::default(),
+            doubts: Arc::default(),
             calls: Arc::default(),
             changes: Arc::default(),
+            beats: Arc::default(),
         }
     }
 
@@ -104,13 +133,32 @@ impl Store {
     pub(crate) fn flush(&self) {
         let mut state = self.state();
         let (holders, incarnation) = (state.holders, state.incarnation + 1);
-        *state = State { holders, incarnation, ..State::default() };
+        let mut history = std::mem::take(&mut state.history);
+        // Of a holder who has not heard yet that its lease is over, too.
+        state.reap();
+        history.wiped.extend(state.events());
+        history.wiped_ends.extend(state.ended.keys());
+        *state = State { holders, incarnation, history, ..State::default() };
+    }
+
+    pub(crate) fn history(&self) -> History {
+        self.state().history.clone()
+    }
+
+    /// The generations that are on record, active or ended.
+    pub(crate) fn events(&self) -> BTreeSet<EventId> {
+        self.state().events()
     }
 }
 
 impl Holder {
     pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = fault;
+    }
+
+    /// It cannot say whether its lease runs.
+    pub(crate) fn doubt(&self, on: bool) {
+        self.doubts.store(on, Ordering::SeqCst);
     }
 
     /// Its lease is over, as if its process had died, or had been away for too long.
@@ -123,7 +171,16 @@ impl Holder {
         match fault {
             Fault::Hangs => return pending().await,
             Fault::Down => return Err(RegistryError::unavailable("down")),
-            Fault::None | Fault::Deaf => {}
+            Fault::Panics => panic!("a registry that panics"),
+            Fault::Fenced => return Err(RegistryError::Fenced),
+            Fault::Slow => {
+                tokio::time::sleep(Duration::from_millis(400)).await;
+                // Dead in the meantime?
+                if *self.fault.lock().unwrap() == Fault::Hangs {
+                    return pending().await;
+                }
+            }
+            Fault::None | Fault::Deaf | Fault::Short | Fault::ReadOnly => {}
         }
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
@@ -146,6 +203,10 @@ impl State {
         self.holders += 1;
         self.alive.insert(self.holders);
         self.holders
+    }
+
+    fn events(&self) -> BTreeSet<EventId> {
+        self.active.values().map(|active| active.record.event_id).chain(self.ended.keys().copied()).collect()
     }
 
     /// Sessions that only the dead hold have ended.
@@ -171,23 +232,25 @@ impl State {
                 });
                 active.holders.insert(me);
                 if active.record.event_id == record.event_id {
+                    self.history.born.insert(record.event_id, record.session.id.to_string());
                     Applied::Born
                 } else {
                     Applied::Joined(active.record.clone())
                 }
             }
             Change::Update(record) => {
-                if let Some(active) = self.active.get_mut(record.session.id.as_str()) {
+                if let Some(active) = self.active.get_mut(record.session.id.as_str())
+                    && active.record.event_id == record.event_id
+                {
                     active.record.session = record.session;
                 }
                 Applied::Done
             }
             Change::Release { id, event_id, end } => {
-                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
-                    return Applied::Yours { requests: ended.end.requests };
-                }
                 let held = |active: &&mut Active| active.record.event_id == event_id && active.holders.contains(&me);
-                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else { return Applied::Gone };
+                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else {
+                    return self.claimed(event_id, me);
+                };
                 active.holders.remove(&me);
                 if active.holders.is_empty() {
                     self.end(id.as_str(), end, me)
@@ -196,15 +259,10 @@ impl State {
                     Applied::Others
                 }
             }
-            Change::End { id, event_id, end } => {
-                if let Some(ended) = self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
-                    return Applied::Yours { requests: ended.end.requests };
-                }
-                match self.active.get(id.as_str()) {
-                    Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
-                    _ => Applied::Gone,
-                }
-            }
+            Change::End { id, event_id, end } => match self.active.get(id.as_str()) {
+                Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
+                _ => self.claimed(event_id, me),
+            },
             Change::Done { event_id } => {
                 if self.ended.get(&event_id).is_some_and(|ended| ended.claimer == me) {
                     self.ended.remove(&event_id);
@@ -218,6 +276,7 @@ impl State {
                     active.holders.remove(&me);
                     if active.holders.is_empty() {
                         self.active.remove(id.as_str());
+                        self.history.forgotten.insert(event_id);
                     }
                 }
                 Applied::Done
@@ -225,10 +284,19 @@ impl State {
             Change::Forget { id, event_id } => {
                 if self.active.get(id.as_str()).is_some_and(|active| active.record.event_id == event_id) {
                     self.active.remove(id.as_str());
+                    self.history.forgotten.insert(event_id);
                 }
                 Applied::Done
             }
             change => panic!("an unknown change: {change:?}"),
+        }
+    }
+
+    /// Said before, maybe, and the answer was lost.
+    fn claimed(&self, event_id: EventId, me: u64) -> Applied {
+        match self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
+            Some(ended) => Applied::Yours { requests: ended.end.requests },
+            None => Applied::Gone,
         }
     }
 
@@ -245,22 +313,34 @@ impl Registry for Holder {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.changes.fetch_add(changes.len() as u64, Ordering::SeqCst);
-        self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await
+        if *self.fault.lock().unwrap() == Fault::ReadOnly {
+            return Err(RegistryError::unavailable("read-only"));
+        }
+        let mut answers: Vec<_> =
+            self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await?;
+        if *self.fault.lock().unwrap() == Fault::Short {
+            answers.pop();
+        }
+        Ok(answers)
     }
 
     async fn beat(&self) -> Result<(), RegistryError> {
+        self.beats.fetch_add(1, Ordering::SeqCst);
         self.call(|_, _| ()).await
     }
 
     async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.call(|state, me| {
             state.reap();
-            let State { ended, alive, .. } = state;
+            let State { ended, alive, history, .. } = state;
             let orphans = ended.values_mut().filter(|ended| !alive.contains(&ended.claimer)).take(max);
             orphans
                 .map(|ended| {
                     ended.claimer = me;
                     ended.tries += 1;
+                    if ended.tries > 5 {
+                        history.given_up.insert(ended.record.event_id);
+                    }
                     Orphan::new(ended.record.clone(), ended.end.clone(), ended.tries)
                 })
                 .collect()
@@ -277,7 +357,8 @@ impl Registry for Holder {
 
     fn is_current(&self) -> bool {
         // As a lease that is known to be over.
-        self.store.state().alive.contains(&self.me.load(Ordering::SeqCst))
+        let is_alive = self.store.state().alive.contains(&self.me.load(Ordering::SeqCst));
+        is_alive && !self.doubts.load(Ordering::SeqCst)
     }
 
     fn beat_every(&self) -> Duration {

@@ -25,7 +25,7 @@ use crate::{
     registry::{Durability, ErasedRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock},
     tracker::{
-        Entry, Op, Recorded,
+        Ending, Entry, NotOurs, Op, Recorded,
         clock::{Clock, Nanos},
     },
 };
@@ -48,6 +48,7 @@ const BACKLOG: usize = 65_536;
 
 pub(crate) struct Recorder {
     registry: Box<dyn ErasedRegistry>,
+    beat_every: Duration,
     pub(crate) durability: Durability,
     /// What is on record when the registry is out of reach in a drain is left to whoever comes after us.
     hands_over: bool,
@@ -62,6 +63,8 @@ pub(crate) struct Recorder {
     tended: AtomicU64,
     /// It was said that nobody sees to it.
     warned: Once,
+    /// Ends that are on record, and came due while the lease may have been over.
+    withheld: Mutex<Vec<(Arc<Entry>, Ending)>>,
     /// Told when there is nothing left to write.
     idle: Notify,
 }
@@ -75,13 +78,25 @@ struct Breaker {
     /// What it has missed.
     backlog: VecDeque<Op>,
     dropped: u64,
+    /// How much it was when it was last made up for.
+    missed: usize,
 }
 
 impl Recorder {
     pub(crate) fn new(registry: Box<dyn ErasedRegistry>, durability: Durability, hands_over: bool) -> Self {
-        let io = Breaker { retry_at: None, pause: PAUSE, tries_in_a_drain: 0, backlog: VecDeque::new(), dropped: 0 };
+        let io = Breaker {
+            retry_at: None,
+            pause: PAUSE,
+            tries_in_a_drain: 0,
+            backlog: VecDeque::new(),
+            dropped: 0,
+            missed: 0,
+        };
+        // Asked once: what is called later may not panic.
+        let beat_every = registry.beat_every().max(Duration::from_millis(10));
         Self {
             registry,
+            beat_every,
             durability,
             hands_over,
             io: tokio::sync::Mutex::new(io),
@@ -91,12 +106,13 @@ impl Recorder {
             meter: RegistryMeter::new(),
             tended: AtomicU64::new(0),
             warned: Once::new(),
+            withheld: Mutex::default(),
             idle: Notify::new(),
         }
     }
 
-    pub(crate) fn beat_every(&self) -> Duration {
-        self.registry.beat_every().max(Duration::from_millis(10))
+    pub(crate) const fn beat_every(&self) -> Duration {
+        self.beat_every
     }
 
     pub(crate) fn is_degraded(&self) -> bool {
@@ -120,13 +136,13 @@ impl Recorder {
         (io.retry_at, io.pause) = (None, PAUSE);
         if self.degraded.swap(0, Ordering::SeqCst) != 0 {
             self.meter.restored();
-            let (missed, dropped) = (io.backlog.len(), std::mem::take(&mut io.dropped));
+            let (missed, dropped) = (std::mem::take(&mut io.missed), std::mem::take(&mut io.dropped));
             tracing::info!(name: "session-registry-restored", missed, dropped, "the session registry answers again");
         }
     }
 
     /// Whether the end of this generation may be delivered: it is not on record, or the lease runs.
-    pub(super) fn may_deliver(&self, entry: &Entry) -> bool {
+    fn may_deliver(&self, entry: &Entry) -> bool {
         match entry.recorded() {
             Recorded::Taken => false,
             Recorded::Held => self.registry.is_current(),
@@ -138,6 +154,7 @@ impl Recorder {
         if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
             abort.abort();
         }
+        self.idle.notify_waiters();
     }
 
     async fn call<T>(
@@ -179,25 +196,14 @@ impl Breaker {
 impl Pool {
     /// Sees to it that somebody writes what there is to write.
     pub(super) fn kick_recorder(self: &Arc<Self>) {
-        if self.start_writer() && !self.has_runtime() {
-            // The remembered runtime has gone: that of the caller takes its place.
-            self.adopt_runtime();
-            if self.has_runtime() {
-                self.start_writer();
-            }
-        }
-    }
-
-    /// True if one was started, as far as that can be told.
-    fn start_writer(self: &Arc<Self>) -> bool {
-        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return false };
+        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
         if ledger.is_empty() {
-            return false;
+            return;
         }
         let abort = {
             let mut writer = lock(&recorder.writer);
             if ledger.is_empty() || writer.is_some() {
-                return false;
+                return;
             }
             Arc::clone(writer.insert(Arc::default()))
         };
@@ -209,17 +215,62 @@ impl Pool {
                 recorder.abort();
             }
         }
+    }
+
+    /// As [`kick_recorder`](Self::kick_recorder); if the remembered runtime has gone, with that of the caller.
+    pub(super) fn kick_recorder_anywhere(self: &Arc<Self>) {
+        self.kick_recorder();
+        if self.recorder.is_some() && !self.has_runtime() {
+            self.adopt_runtime();
+            if self.has_runtime() {
+                self.kick_recorder();
+            }
+        }
+    }
+
+    /// Whether this end is not to be delivered, because the lease is over or may be. If so, the registry is asked again
+    /// once it has answered; in a stop there is no time for that, and it is left to whoever comes after us.
+    pub(super) fn withholds(&self, entry: &Arc<Entry>, ending: &Ending) -> bool {
+        let Some(recorder) = &self.recorder else { return false };
+        if recorder.may_deliver(entry) {
+            return false;
+        }
+        {
+            let mut withheld = lock(&recorder.withheld);
+            // Looked at under the lock: the stop empties the list after it has begun.
+            if entry.recorded() == Recorded::Held && !self.is_stopping() {
+                withheld.push((Arc::clone(entry), ending.clone()));
+                return true;
+            }
+        }
+        self.tracker.is_not_ours(entry, NotOurs::HandedOver);
         true
     }
 
-    /// Waits until everything is written; bounded by whoever calls.
+    /// Puts what the registry has missed before everything else, in its order.
+    fn make_up(&self, io: &mut Breaker) {
+        self.claim_withheld();
+        if let Some(ledger) = &self.tracker.ledger {
+            ledger.put_back(std::mem::take(&mut io.backlog));
+        }
+    }
+
+    /// Asks the registry about what was withheld.
+    pub(super) fn claim_withheld(&self) {
+        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
+        let withheld = std::mem::take(&mut *lock(&recorder.withheld));
+        ledger.put_back(withheld.into_iter().map(|(entry, ending)| Op::Claimed(entry, ending)));
+    }
+
+    /// Waits until everything is written, or nothing can be any more; bounded by whoever calls.
     pub(crate) async fn until_written(self: &Arc<Self>) {
         let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
         loop {
             let idle = recorder.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if ledger.is_empty() && lock(&recorder.writer).is_none() {
+            let is_written = ledger.is_empty() && lock(&recorder.writer).is_none();
+            if is_written || self.tracker.queue.line().gate.closed {
                 return;
             }
             self.kick_recorder();

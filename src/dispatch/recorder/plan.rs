@@ -90,7 +90,10 @@ impl Pool {
 
     fn part_from(&self, entry: &Arc<Entry>, record: &Record) {
         self.tracker.held(entry, Recorded::Apart, None);
-        if let Some(ledger) = &self.tracker.ledger {
+        // A later generation of our own is no stranger.
+        if let Some(ledger) = &self.tracker.ledger
+            && !self.tracker.has(&record.session.id, record.event_id)
+        {
             ledger.put_back([Op::Part(Box::new(record.clone()))]);
         }
     }
@@ -140,7 +143,7 @@ impl Pool {
         match op {
             Op::Hold(entry) => {
                 let state = match entry.recorded() {
-                    Recorded::Pending if tried => Recorded::Doubtful,
+                    Recorded::Pending | Recorded::Not if tried => Recorded::Doubtful,
                     Recorded::Pending => Recorded::Not,
                     state => state,
                 };
@@ -167,7 +170,7 @@ impl Pool {
         }
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.tracker.queue.line().gate.stopping
     }
 }

@@ -1,8 +1,8 @@
 //! Keeping the lease, and taking over what others have left behind.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Breaker, CALL_TIMEOUT, Pool, Recorder, TAKE_OVER_TIMEOUT};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     session::Phase,
     sync::Ordering,
     tracker::{
-        Recovery,
+        Ledger, Recovery,
         clock::{NEVER, Nanos, nanos},
     },
 };
@@ -21,12 +21,18 @@ const AT_A_TIME: usize = 256;
 
 /// After so long a time without a driver it is said that there is none.
 const UNTENDED: Duration = Duration::from_secs(30);
+/// How many times in a row that is done in a round of the driver, before it looks after other things.
+const GOES_A_ROUND: usize = 64;
+
+/// How often in a row a lost lease, or lost records, are taken for an answer.
+pub(super) const SETBACKS: u32 = 10;
 
 /// How often an end is delivered at most.
 const TRIES: u32 = 5;
 
 impl Pool {
-    /// Asks a registry that was left alone whether it is back. The caller puts the backlog into the ledger.
+    /// Asks a registry that was left alone whether it is back. If so, the caller [makes up](Self::make_up) for what it has
+    /// missed.
     pub(super) async fn try_again(&self, io: &mut Breaker) -> Result<(), RegistryError> {
         let Some(recorder) = &self.recorder else { return Ok(()) };
         let limit = self.time_for_io().unwrap_or(CALL_TIMEOUT);
@@ -40,8 +46,13 @@ impl Pool {
                 return Err(error);
             }
         }
-        recorder.restored(io);
+        io.retry_at = None;
+        io.missed = io.backlog.len();
         self.tracker.hold_the_rest();
+        // It answers; whether it takes changes too, the first ones will tell.
+        if io.backlog.is_empty() && self.tracker.ledger.as_ref().is_none_or(Ledger::is_empty) {
+            recorder.restored(io);
+        }
         Ok(())
     }
 
@@ -55,7 +66,7 @@ impl Pool {
         }
         if io.retry_at.is_some() {
             self.try_again(io).await?;
-            ledger.put_back(std::mem::take(&mut io.backlog));
+            self.make_up(io);
             return Ok(());
         }
         let limit = self.time_for_io();
@@ -71,7 +82,10 @@ impl Pool {
                 return Err(error);
             }
         }
-        recorder.restored(io);
+        self.claim_withheld();
+        if ledger.is_empty() {
+            recorder.restored(io);
+        }
         Ok(())
     }
 
@@ -79,19 +93,26 @@ impl Pool {
     pub(crate) async fn tend(self: &Arc<Self>) {
         let Some(recorder) = &self.recorder else { return };
         let recovery = Arc::new(Recovery::default());
-        {
-            let mut io = recorder.io.lock().await;
-            let taking_over = self.tracker.phase() < Phase::Closing;
-            if self.beat(&mut io).await.is_ok() && taking_over {
-                // An error has been said; there will be another round.
-                let _ = self.take_over(&mut io, &recovery).await;
-            }
-        }
+        let mut goes = 0..GOES_A_ROUND;
+        let goes_on = || goes.next().is_some() && self.tracker.phase() < Phase::Closing;
+        // An error has been said; there will be another round.
+        let _ = self.take_over(recorder, &recovery, goes_on).await;
         let found = recovery.found.load(Ordering::SeqCst);
         if found > 0 {
             tracing::info!(name: "session-take-over", found, "ends of processes that are gone are delivered here");
         }
         self.kick();
+    }
+
+    /// A round each period, for as long as it is polled.
+    pub(crate) async fn drive_registry(self: &Arc<Self>) -> Infallible {
+        let Some(recorder) = &self.recorder else { return std::future::pending().await };
+        loop {
+            if self.is_round_due() {
+                self.tend().await;
+            }
+            sleep(recorder.beat_every()).await;
+        }
     }
 
     /// Whether the last round is so long ago that nobody can be seeing to it.
@@ -129,39 +150,59 @@ impl Pool {
         nanos(recorder.beat_every())
     }
 
-    /// Takes over everything that there is. Says how many ends were given up, after too many tries.
-    async fn take_over(&self, io: &mut Breaker, recovery: &Arc<Recovery>) -> Result<usize, RegistryError> {
-        let Some(recorder) = &self.recorder else { return Ok(0) };
-        let mut given_up = 0;
+    /// Renews the lease, and takes over what there is for as long as it `goes_on`. The lock is free in between: births
+    /// do not wait for the ends of others.
+    async fn take_over(
+        self: &Arc<Self>,
+        recorder: &Recorder,
+        recovery: &Arc<Recovery>,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<(), RegistryError> {
+        let mut is_first = true;
         loop {
-            let orphans = match Recorder::call(TAKE_OVER_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
-                Ok(orphans) => orphans,
-                Err(RegistryError::Fenced) => {
-                    self.fenced();
-                    continue;
-                }
-                Err(RegistryError::Forgotten) => {
-                    self.forgotten();
-                    continue;
-                }
+            let mut io = recorder.io.lock().await;
+            if std::mem::take(&mut is_first) || self.is_round_due() {
+                self.beat(&mut io).await?;
+            }
+            if !goes_on() || self.take_over_some(recorder, &mut io, recovery).await? == 0 {
+                return Ok(());
+            }
+            drop(io);
+            self.kick();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn take_over_some(
+        &self,
+        recorder: &Recorder,
+        io: &mut Breaker,
+        recovery: &Arc<Recovery>,
+    ) -> Result<usize, RegistryError> {
+        let mut setbacks = 0;
+        let orphans = loop {
+            match Recorder::call(TAKE_OVER_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
+                Ok(orphans) => break orphans,
+                Err(RegistryError::Fenced) if setbacks < SETBACKS => self.fenced(),
+                Err(RegistryError::Forgotten) if setbacks < SETBACKS => self.forgotten(),
                 Err(error) => {
                     recorder.degrade(&error);
                     io.trip(self.tracker.clock.now());
                     return Err(error);
                 }
-            };
-            if orphans.is_empty() {
-                return Ok(given_up);
             }
-            for orphan in orphans {
-                if orphan.tries > TRIES {
-                    given_up += 1;
-                    self.give_up(recorder, &orphan);
-                } else {
-                    self.tracker.adopt(orphan, recovery);
-                }
+            setbacks += 1;
+        };
+        let n = orphans.len();
+        for orphan in orphans {
+            if orphan.tries > TRIES {
+                recovery.given_up.fetch_add(1, Ordering::SeqCst);
+                self.give_up(recorder, &orphan);
+            } else {
+                self.tracker.adopt(orphan, recovery);
             }
         }
+        Ok(n)
     }
 
     fn give_up(&self, recorder: &Recorder, orphan: &Orphan) {
@@ -180,13 +221,9 @@ impl Pool {
     pub(crate) async fn recover(self: &Arc<Self>, deadline: Option<Instant>) -> Recovered {
         let recovery = Arc::new(Recovery::default());
         let Some(recorder) = &self.recorder else {
-            return Recovered { recovery, given_up: 0, error: None };
+            return Recovered { recovery, error: None };
         };
-        let found = async {
-            let mut io = recorder.io.lock().await;
-            self.beat(&mut io).await?;
-            self.take_over(&mut io, &recovery).await
-        };
+        let found = self.take_over(recorder, &recovery, || true);
         let far = || Instant::now() + Duration::from_secs(86_400 * 365);
         let deadline = deadline.unwrap_or_else(far);
         let found = timeout_at(deadline, found)
@@ -198,18 +235,18 @@ impl Pool {
                 let over = recovery.over.notified();
                 tokio::pin!(over);
                 over.as_mut().enable();
-                if recovery.left() == 0 {
+                if recovery.running() == 0 {
                     break;
                 }
                 over.await;
             }
         };
-        let _ = timeout_at(deadline, delivered).await;
-        let (given_up, error) = match found {
-            Ok(given_up) => (given_up, None),
-            Err(error) => (0, Some(error)),
-        };
-        Recovered { recovery, given_up, error }
+        tokio::select! {
+            biased;
+            _ = timeout_at(deadline, delivered) => {}
+            never = self.drive_registry() => match never {},
+        }
+        Recovered { recovery, error: found.err() }
     }
 
     /// Gives the lease back; the last call.
@@ -233,6 +270,5 @@ impl Pool {
 /// What a recovery came to.
 pub(crate) struct Recovered {
     pub(crate) recovery: Arc<Recovery>,
-    pub(crate) given_up: usize,
     pub(crate) error: Option<RegistryError>,
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Breaker, CALL_TIMEOUT, Recorder};
+use super::{Breaker, CALL_TIMEOUT, Recorder, tend::SETBACKS};
 use crate::{
     dispatch::{Pool, TaskCount},
     registry::{Applied, Change, RegistryError},
@@ -20,9 +20,9 @@ pub(super) struct Writer {
     pool: Arc<Pool>,
     /// What its drop puts back if it does not come to it.
     in_hand: Vec<Op>,
-    /// It has not run.
-    is_fresh: bool,
     retired: bool,
+    /// It has not run yet.
+    is_fresh: bool,
     _count: TaskCount,
 }
 
@@ -31,16 +31,16 @@ impl Writer {
         Self {
             pool: Arc::clone(pool),
             in_hand: Vec::new(),
-            is_fresh: true,
             retired: false,
+            is_fresh: true,
             _count: TaskCount::new(pool),
         }
     }
 
     pub(super) async fn run(mut self) {
+        self.is_fresh = false;
         let pool = Arc::clone(&self.pool);
         let Some(recorder) = &pool.recorder else { return };
-        self.is_fresh = false;
         while self.take(recorder) {
             pool.tend_if_overdue().await;
             self.write(&mut *recorder.io.lock().await).await;
@@ -77,17 +77,20 @@ impl Writer {
         let mut tries = 0;
         loop {
             let (changes, shares) = self.plan();
+            let is_asked = !changes.is_empty();
             let error = match self.apply(recorder, changes).await {
                 Ok(answers) => {
-                    recorder.restored(io);
+                    if is_asked {
+                        recorder.restored(io);
+                    }
                     return self.settle(&answers, &shares);
                 }
                 Err(error) => error,
             };
             tries += 1;
             match error {
-                RegistryError::Fenced if tries < 10 => pool.fenced(),
-                RegistryError::Forgotten if tries < 10 => pool.forgotten(),
+                RegistryError::Fenced if tries < SETBACKS => pool.fenced(),
+                RegistryError::Forgotten if tries < SETBACKS => pool.forgotten(),
                 RegistryError::Unavailable(_) if tries < TRIES_IN_A_DRAIN && pool.time_for_io().is_some() => {
                     tokio::time::sleep(Duration::from_millis(10 << tries)).await;
                 }
@@ -144,22 +147,22 @@ impl Writer {
     fn put_back_behind_the_backlog(&mut self, io: &mut Breaker) {
         if let Some(ledger) = &self.pool.tracker.ledger {
             ledger.put_back(std::mem::take(&mut self.in_hand));
-            ledger.put_back(std::mem::take(&mut io.backlog));
         }
+        self.pool.make_up(io);
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         let (Some(recorder), Some(ledger)) = (&self.pool.recorder, &self.pool.tracker.ledger) else { return };
-        if self.is_fresh {
-            self.pool.forget_runtime();
-        }
         if !self.retired {
             let mut writer = lock(&recorder.writer);
             ledger.put_back(std::mem::take(&mut self.in_hand));
             *writer = None;
             recorder.idle.notify_waiters();
+        }
+        if self.is_fresh {
+            self.pool.forget_runtime();
         }
     }
 }
