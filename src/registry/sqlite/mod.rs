@@ -82,14 +82,15 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let file = std::env::temp_dir().join(format!("registry-{}.db", std::process::id()));
+/// # let dir = std::env::temp_dir().join(format!("registry-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let file = dir.join("sessions.db");
 /// let sessions = ActiveSessions::builder().registry(SqliteRegistry::open(&file)?).build()?;
 /// println!("{}", sessions.recover().await);
 /// assert!(sessions.note("4711").durable().await); // on the disk
 /// # sessions.forget("4711");
 /// # drop(sessions);
-/// # std::fs::remove_dir_all(format!("{}-leases", file.display()))?;
-/// # std::fs::remove_file(file)?;
+/// # std::fs::remove_dir_all(dir)?;
 /// # Ok(())
 /// # }
 /// ```
