@@ -10,15 +10,16 @@ use tower_session_end::registry::{
 
 use crate::support::{RedisServer, lazy_manager};
 
-const LEASE: Duration = Duration::from_millis(800);
+const LEASE: Duration = Duration::from_secs(1);
 
 /// Holders over clones of one connection.
-struct Holders<C> {
+struct Holders<'a, C> {
+    server: &'a RedisServer,
     connection: C,
     prefix: &'static str,
 }
 
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<C> {
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<'_, C> {
     type Holder = RedisRegistry;
 
     async fn holder(&self) -> RedisRegistry {
@@ -29,6 +30,8 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<C> {
     async fn kill(&self, holder: RedisRegistry) {
         drop(holder);
         tokio::time::sleep(LEASE * 3 / 2).await;
+        // On a machine that stood still for a moment nobody was heard, and leases are taken a little later.
+        self.server.wait_until(&format!("EXISTS {{{}}}:grace", self.prefix), "0");
     }
 }
 
@@ -38,7 +41,7 @@ async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
     connection: C,
     prefix: &'static str,
 ) {
-    let holders = Holders { connection, prefix };
+    let holders = Holders { server, connection, prefix };
     let witness = holders.holder().await;
     let beats = async {
         loop {
@@ -64,5 +67,5 @@ async fn g15_g16_the_conformance_kit_over_a_connection_manager() {
 async fn g15_g16_the_conformance_kit_on_a_cluster() {
     let server = RedisServer::cluster();
     let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
-    check(&server, connection, "a kit").await;
+    check(&server, connection, "another-kit").await;
 }
