@@ -266,12 +266,13 @@ impl World {
             Step::Flush => {
                 let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
                 let on_record = self.store.events();
-                // After a fault, whoever had joined a session may not know; and of the dead nobody is left.
+                // Of the dead nobody is left to record it again; and after a fault, whoever had joined may not know.
                 let goes_on = |event: &EventId, id: &String| {
                     let log = self.log.lock().unwrap();
                     let starter = log.iter().find(|told| told.event == *event && told.end.is_none());
                     let starter = starter.and_then(|told| self.lives.iter().find(|life| life.number == told.life));
-                    starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
+                    self.away.is_empty()
+                        && starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
                 };
                 let born = self.store.history().born;
                 let gone: Vec<_> =
