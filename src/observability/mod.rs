@@ -44,6 +44,7 @@
 //! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one begun |
 //! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |
 //! | *`session-registry-details-lost`* | `ERROR`, `WARN` | the details of a recorded session cannot be read; its end is delivered without them |
+//! | *`session-registry-large`* | `DEBUG` | SQLite: the file is so large that only a part of it was checked at the start |
 //! | *`session-registry-unwatched`* | `WARN` | Redis: the user may not run INFO, so that a failover to a server that lagged is not noticed |
 //!
 //! # Spans
