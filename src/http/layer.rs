@@ -1,13 +1,17 @@
 //! [`SessionLayer`].
 
-use std::{fmt, sync::Arc};
+use std::{
+    any::{Any, TypeId},
+    fmt,
+    sync::Arc,
+};
 
 use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, SessionProtocol},
+    protocol::{Contained, HeaderProtocol, SessionProtocol},
 };
 
 impl ActiveSessions {
@@ -33,10 +37,11 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
-        SessionLayer {
-            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol) }),
-            extractors: true,
-        }
+        // Of user code, which may panic, every call is contained.
+        let is_ours = protocol.type_id() == TypeId::of::<HeaderProtocol>();
+        let protocol: Box<dyn SessionProtocol> =
+            if is_ours { Box::new(protocol) } else { Box::new(Contained::new(protocol)) };
+        SessionLayer { shared: Arc::new(Shared { sessions: self.clone(), protocol }), extractors: true }
     }
 }
 

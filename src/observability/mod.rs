@@ -36,10 +36,11 @@
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and nobody polls a driver; said once |
 //! | `session-registry-not-left` | `WARN` | `error` | the lease could not be given back at the end |
 //!
-//! And of registries themselves:
+//! And of the code that users bring, and of registries themselves:
 //!
 //! | event | level | when |
 //! |---|---|---|
+//! | *`session-protocol-panicked`* | `WARN` | a protocol of yours panicked: nothing was said of sessions; said once |
 //! | *`session-registry-panicked`* | `WARN` | one panicked when it was asked whether its lease runs: it is taken to run |
 //! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one begun |
 //! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |

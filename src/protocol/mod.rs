@@ -1,5 +1,6 @@
 //! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
 
+mod contained;
 #[cfg(feature = "cookie")]
 mod cookie;
 mod header;
@@ -11,13 +12,15 @@ use http::{Method, request, response};
 
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
-pub(crate) use self::signal::Saying;
+pub(crate) use self::{contained::Contained, signal::Saying};
 pub use self::{header::HeaderProtocol, mcp::McpProtocol, signal::SessionSignal};
 use crate::session::{Session, SessionId};
 
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
 ///
 /// Only the response counts for births and ends: a client can never open, end or compact a session by itself.
+///
+/// A panic in any of these is contained: the exchange goes on as if nothing was said, and one warning says so.
 ///
 /// # Examples
 ///
