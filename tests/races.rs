@@ -168,9 +168,14 @@ fn a_guard_that_is_dropped_while_its_runtime_goes_down_neither_panics_nor_loses_
     drop(very_late);
     sessions.note("c");
     assert_eq!(sessions.len(), 1);
+    let before = recorder.ends().len() as u64;
     let report = Runtime::new().unwrap().block_on(sessions.drain(EndReason::Shutdown));
-    assert_eq!(report.ended, 3, "{report}");
-    assert_eq!(recorder.reasons().len(), 3);
+    // The dying runtime may still have told the end of "a".
+    assert!(before <= 1, "{before} told before the drain");
+    assert_eq!(before + report.ended, 3, "{report}");
+    let mut told: Vec<_> = recorder.ends().iter().map(|end| end.session.id.to_string()).collect();
+    told.sort();
+    assert_eq!(told, ["a", "b", "c"]);
 }
 
 #[test]
