@@ -55,16 +55,30 @@ impl Tracker {
 
     fn start_is_over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Started);
-        if let Some(parked) = entry.unpark() {
+        // Parked by its claimer, who has left it among the claimed ones.
+        if !entry.is_active()
+            && let Some(parked) = entry.unpark()
+        {
             self.finish(shard, entry, parked, released);
         }
     }
 
     /// Claims an active generation whose `session_end` is now owed.
-    pub(super) fn owe(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Ending, released: &mut Released) {
+    pub(super) fn owe(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        entry: &Arc<Entry>,
+        ending: Ending,
+        released: &mut Released,
+    ) {
         let is_compaction = ending.reason == EndReason::Compaction;
         let claim = if is_compaction { Claim::Compacted } else { Claim::Owed };
-        self.leave(shard, entry, claim, ending.at, released);
+        if self.leave(shard, hash, entry, claim, ending.at, released) {
+            // Nobody is to be told.
+            shard.counts.ended += 1;
+            return;
+        }
         shard.counts.owed += 1;
         if !entry.is_given_up() {
             self.awaited.fetch_add(1, Ordering::SeqCst);
@@ -73,24 +87,42 @@ impl Tracker {
     }
 
     /// Claims an active generation silently.
-    pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
-        self.leave(shard, entry, Claim::Forgotten, self.clock.now(), released);
+    pub(super) fn disown(&self, shard: &mut Shard, hash: u64, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
         if kept {
             shard.counts.kept += 1;
         } else {
             shard.counts.forgotten += 1;
         }
-        self.finish_or_park(shard, entry, None, released);
+        if !self.leave(shard, hash, entry, Claim::Forgotten, self.clock.now(), released) {
+            self.finish_or_park(shard, entry, None, released);
+        }
     }
 
-    fn leave(&self, shard: &mut Shard, entry: &Arc<Entry>, claim: Claim, now: Nanos, released: &mut Released) {
+    /// Takes a generation out of the active ones. True if it has no hooks to come: then it is over.
+    fn leave(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        entry: &Arc<Entry>,
+        claim: Claim,
+        now: Nanos,
+        released: &mut Released,
+    ) -> bool {
         debug_assert!(entry.is_active(), "a generation is claimed once");
+        let is_over = entry.stage() >= Stage::Started && (claim == Claim::Forgotten || !self.has_end);
         entry.set_claim(claim);
-        if claim != Claim::Compacted {
-            released.streams.append(&mut entry.take_listeners());
+        shard.claim(hash, entry, !is_over, |entry| self.hash_of(entry));
+        if is_over {
+            entry.set_stage(Stage::Over);
         }
-        let hash = self.hash_of(entry);
-        shard.claim(hash, entry, |entry| self.hash_of(entry));
+        entry.with_any_rare(|rare| {
+            if claim != Claim::Compacted {
+                released.streams.append(&mut rare.listeners);
+            }
+            if is_over {
+                released.entries.append(&mut rare.successors);
+            }
+        });
         let stops = self.phase() >= Phase::Closing;
         if stops && entry.requests() == 0 {
             // Noted in a handler, maybe, and the head with its id has yet to leave: that is no other session.
@@ -99,7 +131,9 @@ impl Tracker {
                 shard.tombstones.set(hash, now);
             }
         }
-        released.quiet |= self.active.fetch_sub(1, Ordering::SeqCst) == 1 && stops;
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        released.quiet |= stops && self.len() == 0;
+        is_over
     }
 
     fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
@@ -141,7 +175,7 @@ impl Tracker {
 
     fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Over);
-        shard.remove(self.hash_of(entry), entry);
+        shard.remove(self.hash_of(entry), entry, |entry| self.hash_of(entry));
         released.entries.append(&mut entry.take_successors());
     }
 

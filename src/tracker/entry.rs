@@ -80,7 +80,7 @@ pub(crate) struct Entry {
 
 /// What most sessions at most times have none of.
 #[derive(Debug, Default)]
-struct Rare {
+pub(super) struct Rare {
     details: Option<Session>,
     resumed_from: Option<SessionId>,
     /// How many ends have to be over before the start may run.
@@ -88,9 +88,9 @@ struct Rare {
     /// Claimed before its start was over: `Some(None)` for a silent claim.
     parked: Option<Option<Ending>>,
     /// Whose starts wait for this end.
-    successors: Vec<Arc<Entry>>,
+    pub(super) successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
-    listeners: Vec<CancellationToken>,
+    pub(super) listeners: Vec<CancellationToken>,
 }
 
 impl Entry {
@@ -235,6 +235,13 @@ impl Entry {
             Some(rare) => rare.details = (!bare).then_some(session),
             None if bare => {}
             None => *rare = Some(Box::new(Rare { details: Some(session), ..Rare::default() })),
+        }
+    }
+
+    /// Looks at what there is, if there is anything.
+    pub(super) fn with_any_rare(&self, f: impl FnOnce(&mut Rare)) {
+        if let Some(rare) = lock(&self.rare).as_mut() {
+            f(rare);
         }
     }
 

@@ -4,8 +4,11 @@ use std::collections::VecDeque;
 
 use super::{SHARDS, clock::Tick};
 
-/// How many ids all shards remember together.
+/// How many ids all shards remember together, at the least: one shard has more to remember than another.
 const IDS: usize = 65_536;
+
+/// How many one shard remembers: twice its share.
+const IDS_A_SHARD: usize = 2 * IDS / SHARDS;
 
 /// For how long, in ticks: 30 s.
 pub(super) const TICKS: Tick = 3000;
@@ -21,7 +24,7 @@ impl Tombstones {
             *set = now;
             return;
         }
-        if self.0.len() == IDS / SHARDS {
+        if self.0.len() == IDS_A_SHARD {
             self.0.pop_front();
         }
         self.0.push_back((hash, now));
