@@ -44,6 +44,7 @@ pub(crate) enum Outcome {
 
 impl Tracker {
     /// Every end before it is over: its start may run.
+    #[inline]
     pub(super) fn begin(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         if self.has_start {
             entry.set_stage(Stage::Starting);
@@ -53,6 +54,7 @@ impl Tracker {
         }
     }
 
+    #[inline]
     fn start_is_over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Started);
         // Parked by its claimer, who has left it among the claimed ones.
@@ -64,6 +66,7 @@ impl Tracker {
     }
 
     /// Claims an active generation whose `session_end` is now owed.
+    #[inline]
     pub(super) fn owe(
         &self,
         shard: &mut Shard,
@@ -99,6 +102,7 @@ impl Tracker {
     }
 
     /// Takes a generation out of the active ones. True if it has no hooks to come: then it is over.
+    #[inline]
     fn leave(
         &self,
         shard: &mut Shard,
@@ -136,6 +140,7 @@ impl Tracker {
         is_over
     }
 
+    #[inline]
     fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Option<Ending>, released: &mut Released) {
         if entry.stage() < Stage::Started {
             entry.park(ending);

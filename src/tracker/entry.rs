@@ -94,6 +94,7 @@ pub(super) struct Rare {
 }
 
 impl Entry {
+    #[inline]
     pub(super) fn new(session: Session, generation: u64, born: Nanos, resumed_from: Option<SessionId>) -> Self {
         let seen = Clock::tick(born);
         let id = session.id.clone();
@@ -114,6 +115,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(crate) fn claim(&self) -> Claim {
         match self.claim.load(Ordering::Acquire) {
             0 => Claim::Active,
@@ -123,6 +125,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(crate) fn is_active(&self) -> bool {
         self.claim() == Claim::Active
     }
@@ -131,10 +134,12 @@ impl Entry {
         self.claim() == Claim::Compacted
     }
 
+    #[inline]
     pub(super) fn set_claim(&self, claim: Claim) {
         self.claim.store(claim as u8, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Waiting,
@@ -146,6 +151,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(super) fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Release);
     }
@@ -155,10 +161,12 @@ impl Entry {
         self.set_stage(Stage::Ending);
     }
 
+    #[inline]
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn heard_of(&self, tick: Tick) {
         self.seen.store(tick, Ordering::Relaxed);
     }
@@ -170,11 +178,13 @@ impl Entry {
         if age > Tick::MAX / 2 { 0 } else { age }
     }
 
+    #[inline]
     pub(crate) fn take_up(&self, load: Load) {
         self.load.fetch_add(load as u32, Ordering::SeqCst);
     }
 
     /// True if that was the last of its work.
+    #[inline]
     pub(crate) fn put_down(&self, load: Load) -> bool {
         let before = self.load.fetch_sub(load as u32, Ordering::SeqCst);
         load == Load::Work && before & WORK_MASK == 1
@@ -239,6 +249,7 @@ impl Entry {
     }
 
     /// Looks at what there is, if there is anything.
+    #[inline]
     pub(super) fn with_any_rare(&self, f: impl FnOnce(&mut Rare)) {
         if let Some(rare) = lock(&self.rare).as_mut() {
             f(rare);
@@ -284,6 +295,7 @@ impl Entry {
         self.given_up.swap(u8::from(given_up), Ordering::SeqCst) != u8::from(given_up)
     }
 
+    #[inline]
     pub(super) fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::SeqCst) != 0
     }

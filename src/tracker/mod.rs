@@ -152,10 +152,12 @@ impl Tracker {
         }
     }
 
+    #[inline]
     fn hash(&self, id: &[u8]) -> u64 {
         self.hasher.hash_one(id)
     }
 
+    #[inline]
     fn hash_of(&self, entry: &Entry) -> u64 {
         self.hash(entry.id.as_bytes())
     }
@@ -173,6 +175,7 @@ impl Tracker {
         EventId::new(self.instance, entry.generation)
     }
 
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         Phase::from_code(self.phase.load(Ordering::SeqCst))
     }
@@ -189,6 +192,7 @@ impl Tracker {
         EndReason::from_code(self.stop_reason.load(Ordering::SeqCst))
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         // The claims first: there are never more of them than generations.
         let claimed = self.totals.claimed.load(Ordering::SeqCst);
@@ -218,10 +222,12 @@ impl Tracker {
     }
 
     /// The coarse time, as of the last birth or the driver's last step.
+    #[inline]
     pub(crate) fn tick(&self) -> Tick {
         self.tick.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_tick(&self, now: Nanos) {
         let tick = Clock::tick(now);
         // Seldom news; a write would take the line from everybody who reads it.
@@ -274,6 +280,7 @@ impl Tracker {
         }
     }
 
+    #[inline]
     fn birth(&self, session: Session, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
         let generation = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         let now = self.clock.now();
@@ -282,6 +289,7 @@ impl Tracker {
     }
 
     /// The part of a birth after the insertion: its start, unless that waits for ends, and in `Closing` its end.
+    #[inline]
     fn settle_birth(&self, shard: &mut Shard, hash: u64, entry: &Arc<Entry>, waits: bool, released: &mut Released) {
         if !waits {
             self.begin(shard, entry, released);
@@ -298,6 +306,7 @@ impl Tracker {
 
     /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
     /// stream of births would use up the drain's time.
+    #[inline]
     pub(crate) fn is_late(&self, entry: &Entry) -> bool {
         entry.generation >= self.late_from.load(Ordering::SeqCst)
     }
@@ -308,6 +317,7 @@ impl Tracker {
         let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 
+    #[inline]
     fn ending(&self, reason: EndReason) -> Ending {
         Ending { reason, next: None, at: self.clock.now() }
     }

@@ -64,12 +64,14 @@ fn shrink(table: &mut HashTable<Arc<Entry>>, rehash: impl Fn(&Arc<Entry>) -> u64
 }
 
 impl Shard {
+    #[inline]
     pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
         self.table.find(hash, |entry| entry.id.as_bytes() == id)
     }
 
     /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it:
     /// then true.
+    #[inline]
     pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) -> bool {
         let before = self.claimed.find_entry(hash, |other| other.id == entry.id).ok().map(|slot| slot.remove().0);
         let waits = before.is_some();
@@ -84,6 +86,7 @@ impl Shard {
     }
 
     /// Takes a generation out of the active ones: the claim. With `keep` it stays findable, for its hooks to come.
+    #[inline]
     pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, keep: bool, rehash: impl Fn(&Arc<Entry>) -> u64) {
         if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             let (entry, _) = slot.remove();
