@@ -320,10 +320,12 @@ impl ActiveSessions {
 
     /// How far a shutdown has come.
     #[must_use]
+    #[inline]
     pub fn phase(&self) -> Phase {
         self.inner.pool.tracker.phase()
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.phase() == Phase::Closed
     }

@@ -9,10 +9,7 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::{
-    exchange::{Exchange, UntilCut},
-    listening::Listening,
-};
+use super::watch::{Verdict, Watch};
 use crate::BoxError;
 
 pin_project! {
@@ -20,20 +17,19 @@ pin_project! {
     pub struct SessionBody<B> {
         #[pin]
         inner: Option<B>,
-        exchange: Option<Exchange>,
-        // An event stream that ends with its session.
-        listening: Option<Listening>,
-        cut: UntilCut,
+        // Until it ends.
+        watch: Option<Watch>,
     }
 }
 
 impl<B> SessionBody<B> {
-    pub(super) fn new(inner: B, exchange: Option<Exchange>, listens: bool) -> Self {
-        Self { inner: Some(inner), exchange, listening: listens.then(Listening::new), cut: UntilCut::default() }
+    #[inline]
+    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
+        Self { inner: Some(inner), watch }
     }
 
     pub(super) fn empty() -> Self {
-        Self { inner: None, exchange: None, listening: None, cut: UntilCut::default() }
+        Self { inner: None, watch: None }
     }
 }
 
@@ -44,26 +40,6 @@ impl<B> Default for SessionBody<B> {
     }
 }
 
-/// What becomes of a body.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    GoOn,
-    /// Its session is over: a clean end.
-    Over,
-    /// The time is over: an error.
-    Cut,
-}
-
-impl Verdict {
-    const fn of(is_over: bool, is_cut: bool) -> Self {
-        match (is_over, is_cut) {
-            (true, _) => Self::Over,
-            (false, true) => Self::Cut,
-            (false, false) => Self::GoOn,
-        }
-    }
-}
-
 impl<B> Body for SessionBody<B>
 where
     B: Body<Error: Into<BoxError>>,
@@ -71,47 +47,46 @@ where
     type Data = B::Data;
     type Error = BoxError;
 
+    #[inline]
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
         let Some(inner) = this.inner.as_mut().as_pin_mut() else {
             return Poll::Ready(None);
         };
         // What the host has to say comes first: a last event is not lost.
-        let frame = inner.poll_frame(cx).map_err(Into::into);
-        let Some(exchange) = this.exchange.as_ref() else { return frame };
+        let frame = inner.poll_frame(cx);
+        let Some(watch) = this.watch else { return frame.map_err(Into::into) };
         let verdict = match &frame {
-            Poll::Pending => {
-                let is_over = this.listening.as_mut().is_some_and(|over| over.poll_over(exchange, cx).is_ready());
-                let is_cut = this.cut.poll(exchange, cx).is_ready();
-                Verdict::of(is_over, is_cut)
-            }
-            // A body that never makes us wait would outlive both; its last frame may still leave.
+            Poll::Pending => watch.after_pending(cx),
             Poll::Ready(Some(Ok(frame))) => {
-                let is_over = this.listening.as_mut().is_some_and(|over| over.is_over_after_frame(exchange, cx));
-                let has_more =
-                    !frame.is_trailers() && !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream());
-                Verdict::of(is_over, has_more && exchange.sessions().is_closed())
+                let inner = this.inner.as_ref().as_pin_ref();
+                watch.after_frame(cx, || !frame.is_trailers() && !inner.is_none_or(|inner| inner.is_end_stream()))
             }
-            Poll::Ready(Some(Err(_)) | None) => Verdict::GoOn,
+            Poll::Ready(Some(Err(_))) => Verdict::GoOn,
+            Poll::Ready(None) => {
+                *this.watch = None;
+                Verdict::GoOn
+            }
         };
-        if verdict != Verdict::GoOn || matches!(frame, Poll::Ready(None)) {
-            *this.exchange = None;
+        if verdict == Verdict::GoOn {
+            return frame.map_err(Into::into);
         }
-        if verdict != Verdict::GoOn {
-            this.inner.set(None);
-        }
+        *this.watch = None;
+        this.inner.set(None);
         match (verdict, frame) {
             (Verdict::Cut, _) => Poll::Ready(Some(Err(Cut.into()))),
-            (Verdict::Over, Poll::Pending) => Poll::Ready(None),
+            (_, Poll::Pending) => Poll::Ready(None),
             // With the frame in hand as its last one.
-            (Verdict::Over | Verdict::GoOn, frame) => frame,
+            (_, frame) => frame.map_err(Into::into),
         }
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
         self.inner.as_ref().is_none_or(Body::is_end_stream)
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }

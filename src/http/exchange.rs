@@ -1,19 +1,16 @@
 //! One exchange: the generation that its request belongs to, and what its response says about sessions.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    mem,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
 };
 
-use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use http::{HeaderMap, Method, Response, header::CONTENT_TYPE};
 
-use super::layer::Shared;
+use super::{layer::Shared, lend};
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{RequestInfo, Saying, SessionSignal},
+    protocol::{HeaderProtocol, RequestInfo, Saying, SessionProtocol, SessionSignal, Spoken},
     session::{Phase, Session, SessionId},
     tracker::{By, Entry, Load, Note, Voice},
 };
@@ -30,16 +27,39 @@ pub(super) struct Exchange {
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
 
-impl Exchange {
-    pub(super) fn begin(shared: &Arc<Shared>, id: Option<&SessionId>) -> Self {
-        let sessions = &shared.sessions;
-        let entry = id.and_then(|id| sessions.inner.pool.tracker.take_up(id.as_bytes(), sessions.tick()));
-        sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work }
+/// The generation that a request belongs to, if it is active: busy from here on. And the id that it carries, if it is one.
+type Carried = (Option<Arc<Entry>>, Option<SessionId>);
+
+impl Shared {
+    /// For the preset, which has seen that there may be an id.
+    #[inline(never)]
+    pub(super) fn take_up_from(&self, protocol: &HeaderProtocol, headers: &HeaderMap) -> Carried {
+        let Some(value) = protocol.id_in(headers) else { return (None, None) };
+        match self.find(value) {
+            // What is tracked is known to be an id.
+            Some(entry) => {
+                let id = entry.id.clone();
+                (Some(entry), Some(id))
+            }
+            None => (None, SessionId::from_bytes(value, usize::MAX).ok()),
+        }
     }
 
-    pub(super) fn is_tracked(&self) -> bool {
-        self.entry.is_some()
+    #[inline(never)]
+    pub(super) fn take_up(&self, id: Option<SessionId>) -> Carried {
+        (id.as_ref().and_then(|id| self.find(id.as_bytes())), id)
+    }
+
+    fn find(&self, id: &[u8]) -> Option<Arc<Entry>> {
+        self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())
+    }
+}
+
+impl Exchange {
+    #[inline]
+    pub(super) fn begin(shared: &Arc<Shared>, entry: Option<Arc<Entry>>) -> Self {
+        shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), entry, load: Load::Work }
     }
 
     pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
@@ -51,12 +71,36 @@ impl Exchange {
     }
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
-    pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
-        let from_handler = response.extensions.remove::<SessionSignal>();
-        let from_protocol = self.shared.protocol.response(request, response);
+    #[inline(always)]
+    pub(super) fn apply<B>(&mut self, request: &RequestInfo, response: &mut Response<B>) -> Result<(), Refused> {
+        let from_handler = match response.extensions().is_empty() {
+            true => None,
+            false => lend(response.extensions_mut(), |extensions| extensions.remove::<SessionSignal>()),
+        };
+        let from_protocol = match &self.shared.protocol {
+            Spoken::Header(protocol) => {
+                if protocol.may_say(response.headers()) {
+                    let status = response.status();
+                    lend(response.headers_mut(), |headers| protocol.said(request, status, headers))
+                } else {
+                    SessionSignal::nothing()
+                }
+            }
+            Spoken::Other(protocol) => ask(&**protocol, request, response),
+        };
         if from_handler.is_none() && from_protocol.is_nothing() {
             return Ok(());
         }
+        self.obey(request, from_handler, from_protocol)
+    }
+
+    #[inline(never)]
+    fn obey(
+        &mut self,
+        request: &RequestInfo,
+        from_handler: Option<SessionSignal>,
+        from_protocol: SessionSignal,
+    ) -> Result<(), Refused> {
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
             self.say(saying, Voice::Said)?;
         }
@@ -123,7 +167,8 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether the response is a stream that only listens; such a one is no work.
+    /// Whether the response is a stream that is to end with its session. One that only listens is no work.
+    #[inline(never)]
     pub(super) fn listens(&mut self, method: &Method, headers: &HeaderMap) -> bool {
         let is_stream = *method == Method::GET && is_event_stream(headers);
         if is_stream && let Some(entry) = self.entry.clone() {
@@ -131,9 +176,10 @@ impl Exchange {
             self.put_down(&entry);
             self.load = Load::Open;
         }
-        is_stream
+        is_stream && self.sessions().inner.config.end_streams
     }
 
+    #[inline(never)]
     fn put_down(&self, entry: &Arc<Entry>) {
         let sessions = &self.shared.sessions;
         entry.heard_of(sessions.tick());
@@ -144,25 +190,29 @@ impl Exchange {
     }
 }
 
+/// Shows the head of a response to a protocol. The body stays where it is.
+#[inline(always)]
+fn ask<B>(protocol: &dyn SessionProtocol, request: &RequestInfo, response: &mut Response<B>) -> SessionSignal {
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = response.status();
+    parts.version = response.version();
+    parts.headers = mem::take(response.headers_mut());
+    parts.extensions = mem::take(response.extensions_mut());
+    let said = protocol.response(request, &mut parts);
+    *response.status_mut() = parts.status;
+    *response.version_mut() = parts.version;
+    *response.headers_mut() = parts.headers;
+    *response.extensions_mut() = parts.extensions;
+    said
+}
+
 impl Drop for Exchange {
+    #[inline]
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
             self.put_down(&entry);
         }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Waits for the cut of the connections, from when the host has made us wait.
-///
-/// Boxed, so that bodies and futures are `Unpin` where the host's are, and small where the host is quick.
-#[derive(Default)]
-pub(super) struct UntilCut(Option<Pin<Box<WaitForCancellationFutureOwned>>>);
-
-impl UntilCut {
-    pub(super) fn poll(&mut self, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<()> {
-        let cut = &exchange.shared.sessions.inner.cut;
-        self.0.get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned())).as_mut().poll(cx)
     }
 }
 

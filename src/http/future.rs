@@ -7,15 +7,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version};
+use http::{Method, Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{
-    SessionBody,
-    exchange::{Exchange, Refused, UntilCut},
-    unavailable,
-};
+use super::{SessionBody, exchange::Refused, lend, unavailable, watch::Watch};
 use crate::protocol::RequestInfo;
 
 pin_project! {
@@ -23,32 +19,28 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
-        state: State<F>,
-        version: Version,
+        pub(super) host: Host<F>,
+        // Until there is a response.
+        pub(super) watch: Option<Watch>,
+        pub(super) request: RequestInfo,
+        pub(super) version: Version,
     }
 }
 
 pin_project! {
-    #[project = StateProj]
-    enum State<F> {
-        Host {
-            #[pin]
-            inner: F,
-            exchange: Option<Exchange>,
-            request: RequestInfo,
-            cut: UntilCut,
-        },
-        Refused,
+    #[project = HostProj]
+    pub(super) enum Host<F> {
+        Asked { #[pin] inner: F },
+        // Refused, or cut.
+        Silenced,
     }
 }
 
 impl<F> ResponseFuture<F> {
-    pub(super) fn new(inner: F, exchange: Exchange, request: RequestInfo, version: Version) -> Self {
-        Self { state: State::Host { inner, exchange: Some(exchange), request, cut: UntilCut::default() }, version }
-    }
-
+    #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { state: State::Refused, version }
+        let request = RequestInfo { method: Method::GET, id: None, is_tracked: false };
+        Self { host: Host::Silenced, watch: None, request, version }
     }
 }
 
@@ -59,37 +51,43 @@ where
 {
     type Output = Result<Response<SessionBody<B>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let StateProj::Host { inner, exchange: place, request, cut } = this.state.as_mut().project() else {
+        let HostProj::Asked { inner } = this.host.as_mut().project() else {
             return Poll::Ready(Ok(unavailable(*this.version)));
         };
-        let Some(exchange) = place.as_mut() else {
+        let Some(watch) = this.watch.as_mut() else {
             return Poll::Pending; // polled after it was ready
         };
         match inner.poll(cx) {
-            Poll::Pending => {
-                ready!(cut.poll(exchange, cx));
-                // The host's future is dropped here, not when somebody drops this one.
-                this.state.set(State::Refused);
-                Poll::Ready(Ok(unavailable(*this.version)))
-            }
-            Poll::Ready(Err(error)) => {
-                *place = None;
-                Poll::Ready(Err(error))
-            }
-            Poll::Ready(Ok(response)) => {
-                let (mut parts, body) = response.into_parts();
-                if let Err(Refused) = exchange.apply(request, &mut parts) {
-                    *place = None;
+            Poll::Ready(Ok(mut response)) => {
+                let exchange = &mut watch.exchange;
+                if let Err(Refused) = exchange.apply(this.request, &mut response) {
+                    *this.watch = None;
                     return Poll::Ready(Ok(unavailable(*this.version)));
                 }
-                // A stream has no length; most bodies have one, and need no look at the headers.
-                let may_listen = !body.is_end_stream() && body.size_hint().exact().is_none();
-                let listens = may_listen
-                    && exchange.listens(&request.method, &parts.headers)
-                    && exchange.sessions().inner.config.end_streams;
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, place.take(), listens))))
+                // Nobody waits for the end of a body that has none to come.
+                if response.body().is_end_stream() {
+                    *this.watch = None;
+                } else if response.body().size_hint().exact().is_none() {
+                    // A stream has no length; most bodies have one, and need no look at the headers.
+                    let method = &this.request.method;
+                    watch.listens = lend(response.headers_mut(), |headers| exchange.listens(method, headers));
+                }
+                let watch = this.watch.take();
+                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, watch))))
+            }
+            Poll::Ready(Err(error)) => {
+                *this.watch = None;
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => {
+                ready!(watch.poll_cut(cx));
+                *this.watch = None;
+                // The host's future is dropped here, not when somebody drops this one.
+                this.host.set(Host::Silenced);
+                Poll::Ready(Ok(unavailable(*this.version)))
             }
         }
     }

@@ -7,7 +7,8 @@ use tower_layer::Layer;
 use super::SessionService;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, SessionProtocol},
+    protocol::{HeaderProtocol, SessionProtocol, Spoken},
+    session::Phase,
 };
 
 impl ActiveSessions {
@@ -34,7 +35,7 @@ impl ActiveSessions {
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
         SessionLayer {
-            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol) }),
+            shared: Arc::new(Shared { sessions: self.clone(), protocol: Spoken::new(protocol) }),
             extractors: true,
         }
     }
@@ -53,7 +54,15 @@ pub struct SessionLayer {
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    pub(super) protocol: Box<dyn SessionProtocol>,
+    pub(super) protocol: Spoken,
+}
+
+impl Shared {
+    /// Whether requests that may open a session are refused by now.
+    #[inline]
+    pub(super) fn refuses(&self) -> bool {
+        self.sessions.inner.config.refuse_new_sessions && self.sessions.phase() >= Phase::Closing
+    }
 }
 
 impl SessionLayer {

@@ -4,8 +4,8 @@ mod body;
 mod exchange;
 mod future;
 mod layer;
-mod listening;
 mod service;
+mod watch;
 
 pub use self::{body::SessionBody, future::ResponseFuture, layer::SessionLayer, service::SessionService};
 
@@ -13,6 +13,16 @@ use http::{
     HeaderValue, Response, StatusCode, Version,
     header::{CONNECTION, RETRY_AFTER},
 };
+
+/// Lends out a part of a head. What a reference to the head itself escapes to, the compiler has to reckon with wherever the
+/// head goes, and so it copies it about: this way it sees that the head stays at home.
+#[inline(always)]
+fn lend<T: Default, R>(part: &mut T, f: impl FnOnce(&mut T) -> R) -> R {
+    let mut lent = std::mem::take(part);
+    let result = f(&mut lent);
+    *part = lent;
+    result
+}
 
 /// The answer in `Closed`, and of a request that was cut.
 fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {

@@ -1,17 +1,20 @@
 //! [`SessionService`].
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, request};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{ResponseFuture, SessionBody, exchange::Exchange, layer::Shared};
-use crate::{BoxError, protocol::RequestInfo, session::Phase};
+use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, lend, watch::Watch};
+use crate::{
+    BoxError,
+    protocol::{RequestInfo, Spoken},
+};
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
 #[derive(Clone)]
@@ -41,31 +44,71 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+    #[inline]
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
-        let tracker = &shared.sessions.inner.pool.tracker;
-        if tracker.phase() == Phase::Closed {
-            return ResponseFuture::refused(request.version());
+        let version = request.version();
+        if shared.sessions.is_closed() {
+            return ResponseFuture::refused(version);
         }
-        #[cfg_attr(not(feature = "axum"), allow(unused_mut, reason = "only the extractors write"))]
-        let (mut parts, body) = request.into_parts();
-        let id = shared.protocol.request_id(&parts);
-        let exchange = Exchange::begin(shared, id.as_ref());
-        let inner = &shared.sessions.inner;
-        if inner.config.refuse_new_sessions
-            && tracker.phase() >= Phase::Closing
-            && shared.protocol.may_open(&parts, id.as_ref().filter(|_| exchange.is_tracked()))
-        {
-            return ResponseFuture::refused(parts.version);
+        let (exchange, id, may_open);
+        match &shared.protocol {
+            Spoken::Header(protocol) => {
+                let entry;
+                if protocol.may_carry_id(request.headers()) {
+                    (entry, id) = lend(request.headers_mut(), |headers| shared.take_up_from(protocol, headers));
+                } else {
+                    (entry, id) = (None, None);
+                }
+                may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, entry);
+            }
+            Spoken::Other(protocol) => {
+                (exchange, id, may_open) = lend_head(&mut request, |parts| {
+                    let (entry, id) = shared.take_up(protocol.request_id(parts));
+                    // From here on the session is put down whatever happens, a panic of the protocol included.
+                    let exchange = Exchange::begin(shared, entry);
+                    let tracked = id.as_ref().filter(|_| exchange.entry().is_some());
+                    let may_open = shared.refuses() && protocol.may_open(parts, tracked);
+                    (exchange, id, may_open)
+                });
+            }
         }
+        if may_open {
+            return ResponseFuture::refused(version);
+        }
+        let info = RequestInfo { method: request.method().clone(), id, is_tracked: exchange.entry().is_some() };
         #[cfg(feature = "axum")]
         if self.extractors {
-            crate::extract::RequestContext::insert(&mut parts, &shared.sessions, id.as_ref());
+            lend(request.extensions_mut(), |extensions| {
+                crate::extract::RequestContext::insert(extensions, &shared.sessions, info.id());
+            });
         }
-        let info = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.is_tracked() };
-        let version = parts.version;
-        ResponseFuture::new(self.inner.call(Request::from_parts(parts, body)), exchange, info, version)
+        // In one expression, so that the host's future is made where it stays.
+        ResponseFuture {
+            host: Host::Asked { inner: self.inner.call(request) },
+            watch: Some(Watch::new(exchange)),
+            request: info,
+            version,
+        }
     }
+}
+
+/// Shows the head of a request to a protocol. The body stays where it is.
+#[inline(always)]
+fn lend_head<B, T>(request: &mut Request<B>, look: impl FnOnce(&request::Parts) -> T) -> T {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = mem::take(request.method_mut());
+    parts.uri = mem::take(request.uri_mut());
+    parts.version = request.version();
+    parts.headers = mem::take(request.headers_mut());
+    parts.extensions = mem::take(request.extensions_mut());
+    let seen = look(&parts);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() = parts.uri;
+    *request.headers_mut() = parts.headers;
+    *request.extensions_mut() = parts.extensions;
+    seen
 }
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {

@@ -5,6 +5,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
 use super::{RequestInfo, SessionProtocol, SessionSignal};
 use crate::session::{EndReason, Session, SessionId};
 
+// As constants, and not only as fields, because the compiler then knows what there is to compare.
+const ID: HeaderName = HeaderName::from_static("x-session-id");
+const END: HeaderName = HeaderName::from_static("x-session-end");
+const COMPACTED_FROM: HeaderName = HeaderName::from_static("x-session-compacted-from");
+
 /// Sessions in headers, the default protocol.
 ///
 /// | response header | meaning |
@@ -32,6 +37,8 @@ use crate::session::{EndReason, Session, SessionId};
 /// ```
 #[derive(Clone, Debug)]
 pub struct HeaderProtocol {
+    /// None of the names is another than the default one.
+    has_default_names: bool,
     id: HeaderName,
     end: HeaderName,
     compacted_from: HeaderName,
@@ -50,9 +57,10 @@ impl HeaderProtocol {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            id: HeaderName::from_static("x-session-id"),
-            end: HeaderName::from_static("x-session-end"),
-            compacted_from: HeaderName::from_static("x-session-compacted-from"),
+            has_default_names: true,
+            id: ID,
+            end: END,
+            compacted_from: COMPACTED_FROM,
             max_id_len: 1024,
             strip: false,
         }
@@ -67,6 +75,7 @@ impl HeaderProtocol {
     #[must_use]
     pub fn id_header(mut self, name: HeaderName) -> Self {
         self.id = name;
+        self.has_default_names = false;
         self
     }
 
@@ -74,6 +83,7 @@ impl HeaderProtocol {
     #[must_use]
     pub fn end_header(mut self, name: HeaderName) -> Self {
         self.end = name;
+        self.has_default_names = false;
         self
     }
 
@@ -81,6 +91,7 @@ impl HeaderProtocol {
     #[must_use]
     pub fn compacted_from_header(mut self, name: HeaderName) -> Self {
         self.compacted_from = name;
+        self.has_default_names = false;
         self
     }
 
@@ -183,6 +194,66 @@ struct Said<'a> {
     compacted_from: Value<'a>,
 }
 
+// Most heads have none of our names, and that is what these two are quick to see: the names lie side by side in memory.
+// They are inlined always, so that a head they look at need not be at home in memory.
+impl HeaderProtocol {
+    #[inline(always)]
+    pub(crate) fn may_carry_id(&self, headers: &HeaderMap) -> bool {
+        if self.has_default_names {
+            headers.keys().any(|name| *name == ID)
+        } else {
+            headers.keys().any(|name| *name == self.id)
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn may_say(&self, headers: &HeaderMap) -> bool {
+        if self.has_default_names {
+            headers.keys().any(|name| *name == ID || *name == END || *name == COMPACTED_FROM)
+        } else {
+            headers.keys().any(|name| *name == self.id || *name == self.end || *name == self.compacted_from)
+        }
+    }
+}
+
+impl HeaderProtocol {
+    /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
+    pub(crate) fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        let mut seen = Value::None;
+        if headers.len() <= SHORT {
+            let ours = headers.iter().filter(|(name, _)| **name == self.id);
+            ours.for_each(|(_, value)| seen.see(value));
+        } else {
+            headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
+        }
+        match seen {
+            Value::One(value) => Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len())),
+            Value::None | Value::Ambiguous => None,
+        }
+    }
+
+    /// What a response says.
+    pub(crate) fn said(&self, request: &RequestInfo, status: StatusCode, headers: &mut HeaderMap) -> SessionSignal {
+        let said = Said::read(self, headers);
+        match said {
+            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
+            // What every response of a session that is known says.
+            Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
+                if request.tracked().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>
+            {
+                return SessionSignal::nothing();
+            }
+            _ => {}
+        }
+        let signal = self.sayings(request, status, &said);
+        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
+            headers.remove(&self.end);
+            headers.remove(&self.compacted_from);
+        }
+        signal
+    }
+}
+
 impl<'a> Said<'a> {
     /// One pass over all names is cheaper than a look-up for each of ours.
     fn read(protocol: &HeaderProtocol, headers: &'a HeaderMap) -> Self {
@@ -202,36 +273,10 @@ impl<'a> Said<'a> {
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let mut seen = Value::None;
-        if request.headers.len() <= SHORT {
-            let ours = request.headers.iter().filter(|(name, _)| **name == self.id);
-            ours.for_each(|(_, value)| seen.see(value));
-        } else {
-            request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        }
-        match seen {
-            Value::One(value) => SessionId::from_bytes(value.as_bytes(), self.max_id_len).ok(),
-            Value::None | Value::Ambiguous => None,
-        }
+        SessionId::from_bytes(self.id_in(&request.headers)?, self.max_id_len).ok()
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
-        let said = Said::read(self, &response.headers);
-        match said {
-            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
-            // What every response of a session that is known says.
-            Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
-                if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>
-            {
-                return SessionSignal::nothing();
-            }
-            _ => {}
-        }
-        let signal = self.sayings(request, response.status, &said);
-        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
-            response.headers.remove(&self.end);
-            response.headers.remove(&self.compacted_from);
-        }
-        signal
+        self.said(request, response.status, &mut response.headers)
     }
 }
