@@ -83,7 +83,7 @@ impl Around {
 pub(crate) struct Case {
     pub(crate) around: Around,
     pub(crate) talk: Talk,
-    /// Headers of the request, and of the response, without the id.
+    /// Headers of the request, without the id.
     pub(crate) headers: usize,
     /// The frames of the response body, if it is none of a single one.
     pub(crate) frames: Option<(Kind, usize)>,
@@ -100,7 +100,7 @@ impl Case {
     /// The host with what stands around it. The indirection is the same for all of them.
     pub(crate) fn exchange(self) -> Exchange {
         match self.frames {
-            None => self.around(Host { talk: self.talk, headers: self.headers, births: 0 }),
+            None => self.around(Host { talk: self.talk, births: 0 }),
             Some((kind, frames)) => self.around(Streams { kind, frames }),
         }
     }

@@ -16,20 +16,37 @@ pin_project! {
     /// The host's body, frame by frame, until it ends, or its session does, or the connection drain.
     pub struct SessionBody<B> {
         #[pin]
-        inner: Option<B>,
-        // Until it ends.
-        watch: Option<Watch>,
+        state: State<B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<B> {
+        Host {
+            #[pin]
+            inner: B,
+            // Until it ends.
+            watch: Option<Watch>,
+        },
+        Over,
     }
 }
 
 impl<B> SessionBody<B> {
     #[inline]
     pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
-        Self { inner: Some(inner), watch }
+        Self { state: State::Host { inner, watch } }
     }
 
-    pub(super) fn empty() -> Self {
-        Self { inner: None, watch: None }
+    pub(super) const fn empty() -> Self {
+        Self { state: State::Over }
+    }
+
+    /// The host's body is dropped here, and not when somebody drops this one.
+    #[cold]
+    fn end(self: Pin<&mut Self>) {
+        self.project().state.set(State::Over);
     }
 }
 
@@ -48,53 +65,75 @@ where
     type Error = BoxError;
 
     #[inline]
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let StateProj::Host { mut inner, watch } = self.as_mut().project().state.project() else {
             return Poll::Ready(None);
         };
         // What the host has to say comes first: a last event is not lost.
-        let frame = inner.poll_frame(cx);
-        let Some(watch) = this.watch else { return frame.map_err(Into::into) };
-        let verdict = match &frame {
-            Poll::Pending => watch.after_pending(cx),
+        match inner.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let inner = this.inner.as_ref().as_pin_ref();
-                watch.after_frame(cx, || !frame.is_trailers() && !inner.is_none_or(|inner| inner.is_end_stream()))
+                if let Some(watch) = watch
+                    && watch.has_to_look()
+                {
+                    let has_more = !frame.is_trailers() && !inner.is_end_stream();
+                    match watch.look(cx, has_more) {
+                        Verdict::GoOn => {}
+                        // With the frame in hand as its last one.
+                        Verdict::Over => self.end(),
+                        Verdict::Cut => {
+                            self.end();
+                            return Poll::Ready(Some(Err(Cut.into())));
+                        }
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_))) => Verdict::GoOn,
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => {
-                *this.watch = None;
-                Verdict::GoOn
+                *watch = None;
+                Poll::Ready(None)
             }
-        };
-        if verdict == Verdict::GoOn {
-            return frame.map_err(Into::into);
-        }
-        *this.watch = None;
-        this.inner.set(None);
-        match (verdict, frame) {
-            (Verdict::Cut, _) => Poll::Ready(Some(Err(Cut.into()))),
-            (_, Poll::Pending) => Poll::Ready(None),
-            // With the frame in hand as its last one.
-            (_, frame) => frame.map_err(Into::into),
+            Poll::Pending => match watch.as_mut().map_or(Verdict::GoOn, |watch| watch.wait(cx)) {
+                Verdict::GoOn => Poll::Pending,
+                Verdict::Over => {
+                    self.end();
+                    Poll::Ready(None)
+                }
+                Verdict::Cut => {
+                    self.end();
+                    Poll::Ready(Some(Err(Cut.into())))
+                }
+            },
         }
     }
 
     #[inline]
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        match &self.state {
+            State::Host { inner, .. } => inner.is_end_stream(),
+            State::Over => true,
+        }
     }
 
     #[inline]
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.state {
+            State::Host { inner, .. } => inner.size_hint(),
+            State::Over => SizeHint::with_exact(0),
+        }
     }
 }
 
 impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionBody").field("inner", &self.inner).finish_non_exhaustive()
+        let inner = match &self.state {
+            State::Host { inner, .. } => Some(inner),
+            State::Over => None,
+        };
+        f.debug_struct("SessionBody").field("inner", &inner).finish_non_exhaustive()
     }
 }
 

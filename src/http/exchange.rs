@@ -1,13 +1,10 @@
 //! One exchange: the generation that its request belongs to, and what its response says about sessions.
 
-use std::{
-    mem,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
-use http::{HeaderMap, Method, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
 
-use super::{layer::Shared, lend};
+use super::layer::Shared;
 use crate::{
     lifecycle::ActiveSessions,
     protocol::{HeaderProtocol, RequestInfo, Saying, SessionProtocol, SessionSignal, Spoken},
@@ -27,27 +24,26 @@ pub(super) struct Exchange {
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
 
-/// The generation that a request belongs to, if it is active: busy from here on. And the id that it carries, if it is one.
-type Carried = (Option<Arc<Entry>>, Option<SessionId>);
+/// The generation that a request belongs to, if it is active: busy from here on. Or else the id that it carries, if it is
+/// one.
+type Carried = (Option<Arc<Entry>>, Option<Box<SessionId>>);
 
 impl Shared {
-    /// For the preset, which has seen that there may be an id.
-    #[inline(never)]
+    /// For the preset.
     pub(super) fn take_up_from(&self, protocol: &HeaderProtocol, headers: &HeaderMap) -> Carried {
         let Some(value) = protocol.id_in(headers) else { return (None, None) };
+        // What is tracked is known to be an id.
         match self.find(value) {
-            // What is tracked is known to be an id.
-            Some(entry) => {
-                let id = entry.id.clone();
-                (Some(entry), Some(id))
-            }
-            None => (None, SessionId::from_bytes(value, usize::MAX).ok()),
+            Some(entry) => (Some(entry), None),
+            None => (None, SessionId::from_bytes(value, usize::MAX).ok().map(Box::new)),
         }
     }
 
-    #[inline(never)]
     pub(super) fn take_up(&self, id: Option<SessionId>) -> Carried {
-        (id.as_ref().and_then(|id| self.find(id.as_bytes())), id)
+        match id.as_ref().and_then(|id| self.find(id.as_bytes())) {
+            Some(entry) => (Some(entry), None),
+            None => (None, id.map(Box::new)),
+        }
     }
 
     fn find(&self, id: &[u8]) -> Option<Arc<Entry>> {
@@ -71,42 +67,53 @@ impl Exchange {
     }
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
+    /// Does what the response says.
     #[inline(always)]
-    pub(super) fn apply<B>(&mut self, request: &RequestInfo, response: &mut Response<B>) -> Result<(), Refused> {
-        let from_handler = match response.extensions().is_empty() {
-            true => None,
-            false => lend(response.extensions_mut(), |extensions| extensions.remove::<SessionSignal>()),
-        };
-        let from_protocol = match &self.shared.protocol {
-            Spoken::Header(protocol) => {
-                if protocol.may_say(response.headers()) {
-                    let status = response.status();
-                    lend(response.headers_mut(), |headers| protocol.said(request, status, headers))
-                } else {
-                    SessionSignal::nothing()
-                }
-            }
-            Spoken::Other(protocol) => ask(&**protocol, request, response),
-        };
-        if from_handler.is_none() && from_protocol.is_nothing() {
+    pub(super) fn apply(
+        &mut self,
+        method: &Method,
+        stranger: Option<&SessionId>,
+        response: &mut response::Parts,
+    ) -> Result<(), Refused> {
+        if let Spoken::Header(protocol) = &self.shared.protocol
+            && response.extensions.is_empty()
+            && !protocol.may_say(&response.headers)
+        {
             return Ok(());
         }
-        self.obey(request, from_handler, from_protocol)
+        self.obey(method, stranger, response)
     }
 
+    /// First the handler's words, which know more, then the protocol's.
     #[inline(never)]
     fn obey(
         &mut self,
-        request: &RequestInfo,
-        from_handler: Option<SessionSignal>,
-        from_protocol: SessionSignal,
+        method: &Method,
+        stranger: Option<&SessionId>,
+        response: &mut response::Parts,
     ) -> Result<(), Refused> {
+        let from_handler = match response.extensions.is_empty() {
+            true => None,
+            false => response.extensions.remove::<SessionSignal>(),
+        };
+        let tracked = self.entry.as_ref().map(|entry| &entry.id);
+        if let (Spoken::Header(protocol), None, Some(id)) = (&self.shared.protocol, &from_handler, tracked)
+            && protocol.only_repeats(&response.headers, id)
+        {
+            return Ok(());
+        }
+        let request =
+            RequestInfo { method: method.clone(), id: tracked.or(stranger).cloned(), is_tracked: tracked.is_some() };
+        let from_protocol = match &self.shared.protocol {
+            Spoken::Header(protocol) => protocol.response(&request, response),
+            Spoken::Other(protocol) => protocol.response(&request, response),
+        };
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
             self.say(saying, Voice::Said)?;
         }
         for saying in from_protocol.sayings {
             match saying {
-                Saying::Started(session) => self.see(request, session)?,
+                Saying::Started(session) => self.see(&request, session)?,
                 said => self.say(said, Voice::Head)?,
             }
         }
@@ -188,22 +195,6 @@ impl Exchange {
             sessions.stop_entry(entry);
         }
     }
-}
-
-/// Shows the head of a response to a protocol. The body stays where it is.
-#[inline(always)]
-fn ask<B>(protocol: &dyn SessionProtocol, request: &RequestInfo, response: &mut Response<B>) -> SessionSignal {
-    let (mut parts, ()) = Response::new(()).into_parts();
-    parts.status = response.status();
-    parts.version = response.version();
-    parts.headers = mem::take(response.headers_mut());
-    parts.extensions = mem::take(response.extensions_mut());
-    let said = protocol.response(request, &mut parts);
-    *response.status_mut() = parts.status;
-    *response.version_mut() = parts.version;
-    *response.headers_mut() = parts.headers;
-    *response.extensions_mut() = parts.extensions;
-    said
 }
 
 impl Drop for Exchange {

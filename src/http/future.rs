@@ -11,8 +11,8 @@ use http::{Method, Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{SessionBody, exchange::Refused, lend, unavailable, watch::Watch};
-use crate::protocol::RequestInfo;
+use super::{SessionBody, unavailable, watch::Watch};
+use crate::session::SessionId;
 
 pin_project! {
     /// The response of a [`SessionService`](super::SessionService).
@@ -22,7 +22,9 @@ pin_project! {
         pub(super) host: Host<F>,
         // Until there is a response.
         pub(super) watch: Option<Watch>,
-        pub(super) request: RequestInfo,
+        pub(super) method: Method,
+        // An id that the request carried and that is not tracked. Seldom there, hence the box.
+        pub(super) stranger: Option<Box<SessionId>>,
         pub(super) version: Version,
     }
 }
@@ -39,8 +41,7 @@ pin_project! {
 impl<F> ResponseFuture<F> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        let request = RequestInfo { method: Method::GET, id: None, is_tracked: false };
-        Self { host: Host::Silenced, watch: None, request, version }
+        Self { host: Host::Silenced, watch: None, method: Method::GET, stranger: None, version }
     }
 }
 
@@ -61,22 +62,20 @@ where
             return Poll::Pending; // polled after it was ready
         };
         match inner.poll(cx) {
-            Poll::Ready(Ok(mut response)) => {
-                let exchange = &mut watch.exchange;
-                if let Err(Refused) = exchange.apply(this.request, &mut response) {
+            Poll::Ready(Ok(response)) => {
+                let (mut parts, body) = response.into_parts();
+                if watch.exchange.apply(this.method, this.stranger.as_deref(), &mut parts).is_err() {
                     *this.watch = None;
                     return Poll::Ready(Ok(unavailable(*this.version)));
                 }
                 // Nobody waits for the end of a body that has none to come.
-                if response.body().is_end_stream() {
+                if body.is_end_stream() {
                     *this.watch = None;
-                } else if response.body().size_hint().exact().is_none() {
+                } else if body.size_hint().exact().is_none() {
                     // A stream has no length; most bodies have one, and need no look at the headers.
-                    let method = &this.request.method;
-                    watch.listens = lend(response.headers_mut(), |headers| exchange.listens(method, headers));
+                    watch.listens = watch.exchange.listens(this.method, &parts.headers);
                 }
-                let watch = this.watch.take();
-                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, watch))))
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, this.watch.take()))))
             }
             Poll::Ready(Err(error)) => {
                 *this.watch = None;

@@ -58,10 +58,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    #[inline]
+    pub(super) fn is_stopping(&self) -> bool {
+        self.sessions.phase() >= Phase::Closing
+    }
+
     /// Whether requests that may open a session are refused by now.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
-        self.sessions.inner.config.refuse_new_sessions && self.sessions.phase() >= Phase::Closing
+        self.sessions.inner.config.refuse_new_sessions && self.is_stopping()
     }
 }
 

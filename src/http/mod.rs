@@ -14,16 +14,6 @@ use http::{
     header::{CONNECTION, RETRY_AFTER},
 };
 
-/// Lends out a part of a head. What a reference to the head itself escapes to, the compiler has to reckon with wherever the
-/// head goes, and so it copies it about: this way it sees that the head stays at home.
-#[inline(always)]
-fn lend<T: Default, R>(part: &mut T, f: impl FnOnce(&mut T) -> R) -> R {
-    let mut lent = std::mem::take(part);
-    let result = f(&mut lent);
-    *part = lent;
-    result
-}
-
 /// The answer in `Closed`, and of a request that was cut.
 fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
     let mut response = Response::new(SessionBody::empty());

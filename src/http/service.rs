@@ -1,20 +1,17 @@
 //! [`SessionService`].
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Request, Response, request};
+use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, lend, watch::Watch};
-use crate::{
-    BoxError,
-    protocol::{RequestInfo, Spoken},
-};
+use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, watch::Watch};
+use crate::{BoxError, protocol::Spoken};
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
 #[derive(Clone)]
@@ -45,70 +42,66 @@ where
     }
 
     #[inline]
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let shared = &self.shared;
+        // Kept apart from the rest, because nothing here touches the request, which is large: so it is not moved about.
+        if let Spoken::Header(protocol) = &shared.protocol
+            && !self.extractors
+            && !shared.is_stopping()
+            && !protocol.may_carry_id(request.headers())
+        {
+            let (method, version) = (request.method().clone(), request.version());
+            let watch = Watch::new(Exchange::begin(shared, None));
+            let host = Host::Asked { inner: self.inner.call(request) };
+            return ResponseFuture { host, watch: Some(watch), method, stranger: None, version };
+        }
+        self.call_with_id(request)
+    }
+}
+
+impl<S> SessionService<S> {
+    /// A request that may carry an id, or may be refused, or is to tell the extractors.
+    #[inline(never)]
+    fn call_with_id<ReqBody>(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future>
+    where
+        S: Service<Request<ReqBody>>,
+    {
         let shared = &self.shared;
         let version = request.version();
         if shared.sessions.is_closed() {
             return ResponseFuture::refused(version);
         }
-        let (exchange, id, may_open);
+        let (exchange, stranger, may_open);
         match &shared.protocol {
             Spoken::Header(protocol) => {
                 let entry;
-                if protocol.may_carry_id(request.headers()) {
-                    (entry, id) = lend(request.headers_mut(), |headers| shared.take_up_from(protocol, headers));
-                } else {
-                    (entry, id) = (None, None);
-                }
+                (entry, stranger) = shared.take_up_from(protocol, request.headers());
                 may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
                 exchange = Exchange::begin(shared, entry);
             }
             Spoken::Other(protocol) => {
-                (exchange, id, may_open) = lend_head(&mut request, |parts| {
-                    let (entry, id) = shared.take_up(protocol.request_id(parts));
-                    // From here on the session is put down whatever happens, a panic of the protocol included.
-                    let exchange = Exchange::begin(shared, entry);
-                    let tracked = id.as_ref().filter(|_| exchange.entry().is_some());
-                    let may_open = shared.refuses() && protocol.may_open(parts, tracked);
-                    (exchange, id, may_open)
-                });
+                let (parts, body) = request.into_parts();
+                let entry;
+                (entry, stranger) = shared.take_up(protocol.request_id(&parts));
+                // From here on the session is put down whatever happens, a panic of the protocol included.
+                exchange = Exchange::begin(shared, entry);
+                let tracked = exchange.entry().map(|entry| &entry.id);
+                may_open = shared.refuses() && protocol.may_open(&parts, tracked);
+                request = Request::from_parts(parts, body);
             }
         }
         if may_open {
             return ResponseFuture::refused(version);
         }
-        let info = RequestInfo { method: request.method().clone(), id, is_tracked: exchange.entry().is_some() };
         #[cfg(feature = "axum")]
         if self.extractors {
-            lend(request.extensions_mut(), |extensions| {
-                crate::extract::RequestContext::insert(extensions, &shared.sessions, info.id());
-            });
+            let id = exchange.entry().map(|entry| &entry.id).or(stranger.as_deref());
+            crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
-        // In one expression, so that the host's future is made where it stays.
-        ResponseFuture {
-            host: Host::Asked { inner: self.inner.call(request) },
-            watch: Some(Watch::new(exchange)),
-            request: info,
-            version,
-        }
+        let method = request.method().clone();
+        let host = Host::Asked { inner: self.inner.call(request) };
+        ResponseFuture { host, watch: Some(Watch::new(exchange)), method, stranger, version }
     }
-}
-
-/// Shows the head of a request to a protocol. The body stays where it is.
-#[inline(always)]
-fn lend_head<B, T>(request: &mut Request<B>, look: impl FnOnce(&request::Parts) -> T) -> T {
-    let (mut parts, ()) = Request::new(()).into_parts();
-    parts.method = mem::take(request.method_mut());
-    parts.uri = mem::take(request.uri_mut());
-    parts.version = request.version();
-    parts.headers = mem::take(request.headers_mut());
-    parts.extensions = mem::take(request.extensions_mut());
-    let seen = look(&parts);
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = parts.uri;
-    *request.headers_mut() = parts.headers;
-    *request.extensions_mut() = parts.extensions;
-    seen
 }
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {

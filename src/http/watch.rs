@@ -74,31 +74,29 @@ impl Watch {
 
     /// The host's body has made us wait.
     #[inline(never)]
-    pub(super) fn after_pending(&mut self, cx: &mut Context<'_>) -> Verdict {
+    pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> Verdict {
         let is_over = self.listens && self.poll_over(cx).is_ready();
         let is_cut = self.poll_cut(cx).is_ready();
         Verdict::of(is_over, is_cut)
     }
 
-    /// The host's body had a frame at once. One that never makes us wait would outlive the cut, but its last frame may
-    /// still leave.
+    /// Whether a frame that was there at once calls for a [`look`](Self::look): most do not.
     #[inline]
-    pub(super) fn after_frame(&mut self, cx: &mut Context<'_>, has_more: impl FnOnce() -> bool) -> Verdict {
-        if !self.listens && !self.exchange.sessions().is_closed() {
-            return Verdict::GoOn;
-        }
-        let is_over = self.listens && self.is_over_by_now(cx);
-        Verdict::of(is_over, self.exchange.sessions().is_closed() && has_more())
+    pub(super) fn has_to_look(&mut self) -> bool {
+        self.listens || self.exchange.sessions().is_closed()
     }
 
-    /// Looks only now and then.
-    #[inline]
-    fn is_over_by_now(&mut self, cx: &mut Context<'_>) -> bool {
-        self.in_a_row += 1;
-        self.in_a_row == FRAMES_IN_A_ROW && self.poll_over(cx).is_ready()
-    }
-
+    /// A body that never makes us wait would outlive its session, and the cut. Its last frame may still leave.
     #[inline(never)]
+    pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Verdict {
+        let mut is_over = false;
+        if self.listens {
+            self.in_a_row += 1;
+            is_over = self.in_a_row == FRAMES_IN_A_ROW && self.poll_over(cx).is_ready();
+        }
+        Verdict::of(is_over, has_more && self.exchange.sessions().is_closed())
+    }
+
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.in_a_row = 0;
         let (sessions, entry) = (self.exchange.sessions().clone(), self.exchange.entry().cloned());

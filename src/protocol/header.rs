@@ -164,9 +164,6 @@ fn may_open(status: StatusCode) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
 }
 
-/// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
-const SHORT: usize = 8;
-
 /// The values of one header.
 #[derive(Clone, Copy, Default)]
 enum Value<'a> {
@@ -177,6 +174,17 @@ enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    #[inline(always)]
+    fn read(headers: &'a HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) -> Self {
+        let mut seen = Self::None;
+        for (name, value) in headers {
+            if is_ours(name) {
+                seen.see(value);
+            }
+        }
+        seen
+    }
+
     fn see(&mut self, value: &'a HeaderValue) {
         *self = match *self {
             Self::None => Self::One(value),
@@ -194,68 +202,7 @@ struct Said<'a> {
     compacted_from: Value<'a>,
 }
 
-// Most heads have none of our names, and that is what these two are quick to see: the names lie side by side in memory.
-// They are inlined always, so that a head they look at need not be at home in memory.
-impl HeaderProtocol {
-    #[inline(always)]
-    pub(crate) fn may_carry_id(&self, headers: &HeaderMap) -> bool {
-        if self.has_default_names {
-            headers.keys().any(|name| *name == ID)
-        } else {
-            headers.keys().any(|name| *name == self.id)
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn may_say(&self, headers: &HeaderMap) -> bool {
-        if self.has_default_names {
-            headers.keys().any(|name| *name == ID || *name == END || *name == COMPACTED_FROM)
-        } else {
-            headers.keys().any(|name| *name == self.id || *name == self.end || *name == self.compacted_from)
-        }
-    }
-}
-
-impl HeaderProtocol {
-    /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
-    pub(crate) fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
-        let mut seen = Value::None;
-        if headers.len() <= SHORT {
-            let ours = headers.iter().filter(|(name, _)| **name == self.id);
-            ours.for_each(|(_, value)| seen.see(value));
-        } else {
-            headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        }
-        match seen {
-            Value::One(value) => Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len())),
-            Value::None | Value::Ambiguous => None,
-        }
-    }
-
-    /// What a response says.
-    pub(crate) fn said(&self, request: &RequestInfo, status: StatusCode, headers: &mut HeaderMap) -> SessionSignal {
-        let said = Said::read(self, headers);
-        match said {
-            Said { id: Value::None, end: Value::None, compacted_from: Value::None } => return SessionSignal::nothing(),
-            // What every response of a session that is known says.
-            Said { id: Value::One(id), end: Value::None, compacted_from: Value::None }
-                if request.tracked().is_some_and(|known| known.as_bytes() == id.as_bytes()) =>
-            {
-                return SessionSignal::nothing();
-            }
-            _ => {}
-        }
-        let signal = self.sayings(request, status, &said);
-        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
-            headers.remove(&self.end);
-            headers.remove(&self.compacted_from);
-        }
-        signal
-    }
-}
-
 impl<'a> Said<'a> {
-    /// One pass over all names is cheaper than a look-up for each of ours.
     fn read(protocol: &HeaderProtocol, headers: &'a HeaderMap) -> Self {
         let mut said = Self::default();
         for (name, value) in headers {
@@ -271,12 +218,75 @@ impl<'a> Said<'a> {
     }
 }
 
+/// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
+const SHORT: usize = 8;
+
+impl HeaderProtocol {
+    /// Whether there may be an id. Quick, because the names of a head lie side by side in memory, and most requests carry
+    /// none.
+    #[inline(always)]
+    pub(crate) fn may_carry_id(&self, headers: &HeaderMap) -> bool {
+        match self.has_default_names {
+            true => headers.keys().any(|name| *name == ID),
+            false => headers.keys().any(|name| *name == self.id),
+        }
+    }
+
+    /// Likewise whether a response may say anything.
+    #[inline(always)]
+    pub(crate) fn may_say(&self, headers: &HeaderMap) -> bool {
+        match self.has_default_names {
+            true => headers.keys().any(|name| *name == ID || *name == END || *name == COMPACTED_FROM),
+            false => headers.keys().any(|name| *name == self.id || *name == self.end || *name == self.compacted_from),
+        }
+    }
+
+    fn id_value<'a>(&self, headers: &'a HeaderMap) -> Value<'a> {
+        if headers.len() > SHORT && headers.len() == headers.keys_len() {
+            // No header comes twice.
+            headers.get(&self.id).map_or(Value::None, Value::One)
+        } else if self.has_default_names {
+            Value::read(headers, |name| *name == ID)
+        } else {
+            Value::read(headers, |name| *name == self.id)
+        }
+    }
+
+    /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
+    pub(crate) fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        match self.id_value(headers) {
+            Value::One(value) => Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len())),
+            Value::None | Value::Ambiguous => None,
+        }
+    }
+
+    /// Whether a response says no more than that it belongs to the session `id`: as most do that say anything.
+    pub(crate) fn only_repeats(&self, headers: &HeaderMap, id: &SessionId) -> bool {
+        let says_more = match self.has_default_names {
+            true => headers.keys().any(|name| *name == END || *name == COMPACTED_FROM),
+            false => headers.keys().any(|name| *name == self.end || *name == self.compacted_from),
+        };
+        !says_more && matches!(self.id_value(headers), Value::One(value) if value.as_bytes() == id.as_bytes())
+    }
+}
+
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
         SessionId::from_bytes(self.id_in(&request.headers)?, self.max_id_len).ok()
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
-        self.said(request, response.status, &mut response.headers)
+        if !self.may_say(&response.headers)
+            || request.tracked().is_some_and(|id| self.only_repeats(&response.headers, id))
+        {
+            return SessionSignal::nothing();
+        }
+        let said = Said::read(self, &response.headers);
+        let signal = self.sayings(request, response.status, &said);
+        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
+            response.headers.remove(&self.end);
+            response.headers.remove(&self.compacted_from);
+        }
+        signal
     }
 }
