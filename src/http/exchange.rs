@@ -200,8 +200,8 @@ impl Exchange {
 impl Drop for Exchange {
     #[inline]
     fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            self.put_down(&entry);
+        if let Some(entry) = &self.entry {
+            self.put_down(entry);
         }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
