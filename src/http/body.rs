@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http_body::{Body, Frame, SizeHint};
@@ -80,10 +80,10 @@ where
                 {
                     let has_more = !frame.is_trailers() && !inner.is_end_stream();
                     match watch.look(cx, has_more) {
-                        Verdict::GoOn => {}
+                        None => {}
                         // With the frame in hand as its last one.
-                        Verdict::Over => self.end(),
-                        Verdict::Cut => {
+                        Some(Verdict::Over) => self.end(),
+                        Some(Verdict::Cut) => {
                             self.end();
                             return Poll::Ready(Some(Err(Cut.into())));
                         }
@@ -96,17 +96,15 @@ where
                 *watch = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => match watch.as_mut().map_or(Verdict::GoOn, |watch| watch.wait(cx)) {
-                Verdict::GoOn => Poll::Pending,
-                Verdict::Over => {
-                    self.end();
-                    Poll::Ready(None)
-                }
-                Verdict::Cut => {
-                    self.end();
-                    Poll::Ready(Some(Err(Cut.into())))
-                }
-            },
+            Poll::Pending => {
+                let Some(watch) = watch else { return Poll::Pending };
+                let verdict = ready!(watch.poll(cx));
+                self.end();
+                Poll::Ready(match verdict {
+                    Verdict::Over => None,
+                    Verdict::Cut => Some(Err(Cut.into())),
+                })
+            }
         }
     }
 

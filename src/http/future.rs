@@ -71,9 +71,9 @@ where
                 // Nobody waits for the end of a body that has none to come.
                 if body.is_end_stream() {
                     *this.watch = None;
-                } else if body.size_hint().exact().is_none() {
+                } else if body.size_hint().exact().is_none() && watch.exchange.listens(this.method, &parts.headers) {
                     // A stream has no length; most bodies have one, and need no look at the headers.
-                    watch.listens = watch.exchange.listens(this.method, &parts.headers);
+                    watch.listen();
                 }
                 Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, this.watch.take()))))
             }
@@ -82,7 +82,7 @@ where
                 Poll::Ready(Err(error))
             }
             Poll::Pending => {
-                ready!(watch.poll_cut(cx));
+                let _cut = ready!(watch.poll(cx));
                 *this.watch = None;
                 // The host's future is dropped here, not when somebody drops this one.
                 this.host.set(Host::Silenced);

@@ -4,12 +4,9 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
-
-use pin_project_lite::pin_project;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::exchange::Exchange;
 use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Entry};
@@ -24,90 +21,82 @@ const FRAMES_IN_A_ROW: u8 = 128;
 pub(super) struct Watch {
     pub(super) exchange: Exchange,
     /// The body is an event stream, which ends with its session.
-    pub(super) listens: bool,
+    listens: bool,
     /// Frames since the host has made us wait.
     in_a_row: u8,
-    /// Boxed, so that bodies and futures are `Unpin` where the host's are, and small where the host is quick.
-    waiting: Option<Pin<Box<Waiting>>>,
+    /// Made once the host has made us wait. Boxed, so that bodies and futures are `Unpin` where the host's are, and small
+    /// where the host is quick.
+    verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send + Sync>>>,
 }
 
-pin_project! {
-    // From when the host has made us wait.
-    struct Waiting {
-        #[pin]
-        cut: WaitForCancellationFutureOwned,
-        over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
-    }
-}
-
-/// What becomes of a body.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What ends an exchange before the host does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    GoOn,
-    /// Its session is over: a clean end.
+    /// The session of the stream is over: a clean end.
     Over,
-    /// The time is over: an error.
+    /// The time of the connections is over: an error.
     Cut,
-}
-
-impl Verdict {
-    const fn of(is_over: bool, is_cut: bool) -> Self {
-        match (is_over, is_cut) {
-            (true, _) => Self::Over,
-            (false, true) => Self::Cut,
-            (false, false) => Self::GoOn,
-        }
-    }
 }
 
 impl Watch {
     #[inline]
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, listens: false, in_a_row: 0, waiting: None }
+        Self { exchange, listens: false, in_a_row: 0, verdict: None }
     }
 
-    /// Waits for the cut of the connections.
-    #[inline(never)]
-    pub(super) fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.waiting().project().cut.poll(cx)
+    /// From here on the end of the session is a verdict too.
+    #[cold]
+    pub(super) fn listen(&mut self) {
+        self.listens = true;
+        self.verdict = None;
     }
 
-    /// The host's body has made us wait.
+    /// To be polled whenever the host has made us wait.
     #[inline(never)]
-    pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> Verdict {
-        let is_over = self.listens && self.poll_over(cx).is_ready();
-        let is_cut = self.poll_cut(cx).is_ready();
-        Verdict::of(is_over, is_cut)
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+        self.in_a_row = 0;
+        let Self { exchange, listens, .. } = self;
+        let verdict = self.verdict.get_or_insert_with(|| {
+            let cut = exchange.sessions().inner.cut.clone();
+            if !*listens {
+                return Box::pin(async move {
+                    cut.cancelled().await;
+                    Verdict::Cut
+                });
+            }
+            let over = is_over(exchange.sessions().clone(), exchange.entry().cloned());
+            Box::pin(async move {
+                tokio::select! {
+                    biased;
+                    () = over => Verdict::Over,
+                    () = cut.cancelled() => Verdict::Cut,
+                }
+            })
+        });
+        let verdict = ready!(verdict.as_mut().poll(cx));
+        // Whoever lets the last frame pass nevertheless may ask again.
+        self.verdict = None;
+        Poll::Ready(verdict)
     }
 
     /// Whether a frame that was there at once calls for a [`look`](Self::look): most do not.
     #[inline]
-    pub(super) fn has_to_look(&mut self) -> bool {
+    pub(super) fn has_to_look(&self) -> bool {
         self.listens || self.exchange.sessions().is_closed()
     }
 
     /// A body that never makes us wait would outlive its session, and the cut. Its last frame may still leave.
     #[inline(never)]
-    pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Verdict {
-        let mut is_over = false;
+    pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Verdict> {
         if self.listens {
             self.in_a_row += 1;
-            is_over = self.in_a_row == FRAMES_IN_A_ROW && self.poll_over(cx).is_ready();
+            if self.in_a_row == FRAMES_IN_A_ROW
+                && let Poll::Ready(Verdict::Over) = self.poll(cx)
+            {
+                return Some(Verdict::Over);
+            }
         }
-        Verdict::of(is_over, has_more && self.exchange.sessions().is_closed())
-    }
-
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.in_a_row = 0;
-        let (sessions, entry) = (self.exchange.sessions().clone(), self.exchange.entry().cloned());
-        let over = self.waiting().project().over;
-        over.get_or_insert_with(|| Box::pin(is_over(sessions, entry))).as_mut().poll(cx)
-    }
-
-    fn waiting(&mut self) -> Pin<&mut Waiting> {
-        let cut = &self.exchange.sessions().inner.cut;
-        let waiting = || Box::pin(Waiting { cut: cut.clone().cancelled_owned(), over: None });
-        self.waiting.get_or_insert_with(waiting).as_mut()
+        (has_more && self.exchange.sessions().is_closed()).then_some(Verdict::Cut)
     }
 }
 
