@@ -67,26 +67,18 @@ impl Exchange {
     }
 
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
-    /// Does what the response says.
+    /// Whether there may be something to [`obey`](Self::obey) in the response.
     #[inline(always)]
-    pub(super) fn apply(
-        &mut self,
-        method: &Method,
-        stranger: Option<&SessionId>,
-        response: &mut response::Parts,
-    ) -> Result<(), Refused> {
-        if let Spoken::Header(protocol) = &self.shared.protocol
-            && response.extensions.is_empty()
-            && !protocol.may_say(&response.headers)
-        {
-            return Ok(());
+    pub(super) fn may_say(&self, response: &response::Parts) -> bool {
+        match &self.shared.protocol {
+            Spoken::Header(protocol) => !response.extensions.is_empty() || protocol.may_say(&response.headers),
+            Spoken::Other(_) => true,
         }
-        self.obey(method, stranger, response)
     }
 
-    /// First the handler's words, which know more, then the protocol's.
+    /// Does what the response says: first the handler's words, which know more, then the protocol's.
     #[inline(never)]
-    fn obey(
+    pub(super) fn obey(
         &mut self,
         method: &Method,
         stranger: Option<&SessionId>,

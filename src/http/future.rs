@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, Version};
+use http::{Method, Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -53,41 +53,75 @@ where
     type Output = Result<Response<SessionBody<B>>, E>;
 
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let HostProj::Asked { inner } = this.host.as_mut().project() else {
-            return Poll::Ready(Ok(unavailable(*this.version)));
-        };
-        let Some(watch) = this.watch.as_mut() else {
-            return Poll::Pending; // polled after it was ready
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.as_mut().project();
+        let (HostProj::Asked { inner }, Some(watch)) = (this.host.project(), this.watch.as_mut()) else {
+            return self.without_host();
         };
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
-                let (mut parts, body) = response.into_parts();
-                if watch.exchange.apply(this.method, this.stranger.as_deref(), &mut parts).is_err() {
-                    *this.watch = None;
-                    return Poll::Ready(Ok(unavailable(*this.version)));
+                let (parts, body) = response.into_parts();
+                if watch.exchange.may_say(&parts) || !is_plain(&body) {
+                    return Poll::Ready(Ok(self.read(parts, body)));
                 }
-                // Nobody waits for the end of a body that has none to come.
-                if body.is_end_stream() {
-                    *this.watch = None;
-                } else if body.size_hint().exact().is_none() && watch.exchange.listens(this.method, &parts.headers) {
-                    // A stream has no length; most bodies have one, and need no look at the headers.
-                    watch.listen();
-                }
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, this.watch.take()))))
+                let watch = this.watch.take();
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, watch))))
             }
             Poll::Ready(Err(error)) => {
                 *this.watch = None;
                 Poll::Ready(Err(error))
             }
-            Poll::Pending => {
-                let _cut = ready!(watch.poll(cx));
-                *this.watch = None;
-                // The host's future is dropped here, not when somebody drops this one.
-                this.host.set(Host::Silenced);
-                Poll::Ready(Ok(unavailable(*this.version)))
-            }
+            Poll::Pending => self.wait(cx),
+        }
+    }
+}
+
+/// Whether nothing is to be seen to for a body: it has a length, so it is no stream, and it is not over.
+#[inline]
+fn is_plain<B: Body>(body: &B) -> bool {
+    !body.is_end_stream() && body.size_hint().exact().is_some()
+}
+
+impl<F> ResponseFuture<F> {
+    /// The host has answered with something to look at.
+    #[inline(never)]
+    fn read<B: Body>(self: Pin<&mut Self>, mut parts: response::Parts, body: B) -> Response<SessionBody<B>> {
+        let this = self.project();
+        let Some(watch) = this.watch else { return unavailable(*this.version) };
+        if watch.exchange.may_say(&parts)
+            && watch.exchange.obey(this.method, this.stranger.as_deref(), &mut parts).is_err()
+        {
+            *this.watch = None;
+            return unavailable(*this.version);
+        }
+        // Nobody waits for the end of a body that has none to come.
+        if body.is_end_stream() {
+            *this.watch = None;
+        } else if body.size_hint().exact().is_none() && watch.exchange.listens(this.method, &parts.headers) {
+            // A stream has no length; most bodies have one, and need no look at the headers.
+            watch.listen();
+        }
+        Response::from_parts(parts, SessionBody::new(body, this.watch.take()))
+    }
+
+    /// The host has made us wait.
+    #[inline(never)]
+    fn wait<B, E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
+        let mut this = self.project();
+        let Some(watch) = this.watch else { return Poll::Pending };
+        let _cut = ready!(watch.poll(cx));
+        *this.watch = None;
+        // The host's future is dropped here, not when somebody drops this one.
+        this.host.set(Host::Silenced);
+        Poll::Ready(Ok(unavailable(*this.version)))
+    }
+
+    #[cold]
+    fn without_host<B, E>(self: Pin<&mut Self>) -> Poll<Result<Response<SessionBody<B>>, E>> {
+        let this = self.project();
+        match this.host.project() {
+            HostProj::Asked { .. } => Poll::Pending, // polled after it was ready
+            HostProj::Silenced => Poll::Ready(Ok(unavailable(*this.version))),
         }
     }
 }
