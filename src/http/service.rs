@@ -51,13 +51,9 @@ where
             && !protocol.may_carry_id(request.headers())
         {
             let (method, version) = (request.method().clone(), request.version());
-            return ResponseFuture {
-                host: Host::Asked { inner: self.inner.call(request) },
-                watch: Some(Watch::new(Exchange::begin(shared, None))),
-                method,
-                stranger: None,
-                version,
-            };
+            let watch = Watch::new(Exchange::begin(shared, None));
+            let host = Host::Asked { inner: self.inner.call(request) };
+            return ResponseFuture { host, watch: Some(watch), method, stranger: None, version };
         }
         self.call_with_id(request)
     }
