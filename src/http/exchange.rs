@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
+use http::{HeaderMap, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, RequestInfo, Saying, SessionProtocol, SessionSignal, Spoken},
+    protocol::{HeaderProtocol, RequestInfo, Saying, SessionSignal, Spoken},
     session::{Phase, Session, SessionId},
     tracker::{By, Entry, Load, Note, Voice},
 };
@@ -24,29 +24,23 @@ pub(super) struct Exchange {
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
 
-/// The generation that a request belongs to, if it is active: busy from here on. Or else the id that it carries, if it is
-/// one.
-type Carried = (Option<Arc<Entry>>, Option<Box<SessionId>>);
-
 impl Shared {
-    /// For the preset.
-    pub(super) fn take_up_from(&self, protocol: &HeaderProtocol, headers: &HeaderMap) -> Carried {
+    /// For the preset: the generation that a request belongs to, or else the id that it carries, if it is one.
+    pub(super) fn take_up_from(
+        &self,
+        protocol: &HeaderProtocol,
+        headers: &HeaderMap,
+    ) -> (Option<Arc<Entry>>, Option<SessionId>) {
         let Some(value) = protocol.id_in(headers) else { return (None, None) };
         // What is tracked is known to be an id.
-        match self.find(value) {
+        match self.take_up(value) {
             Some(entry) => (Some(entry), None),
-            None => (None, SessionId::from_bytes(value, usize::MAX).ok().map(Box::new)),
+            None => (None, SessionId::from_bytes(value, usize::MAX).ok()),
         }
     }
 
-    pub(super) fn take_up(&self, id: Option<SessionId>) -> Carried {
-        match id.as_ref().and_then(|id| self.find(id.as_bytes())) {
-            Some(entry) => (Some(entry), None),
-            None => (None, id.map(Box::new)),
-        }
-    }
-
-    fn find(&self, id: &[u8]) -> Option<Arc<Entry>> {
+    /// The generation of an id, if it is active: busy from here on.
+    pub(super) fn take_up(&self, id: &[u8]) -> Option<Arc<Entry>> {
         self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())
     }
 }
@@ -80,8 +74,7 @@ impl Exchange {
     #[inline(never)]
     pub(super) fn obey(
         &mut self,
-        method: &Method,
-        stranger: Option<&SessionId>,
+        request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<(), Refused> {
         let from_handler = match response.extensions.is_empty() {
@@ -94,18 +87,18 @@ impl Exchange {
         {
             return Ok(());
         }
-        let request =
-            RequestInfo { method: method.clone(), id: tracked.or(stranger).cloned(), is_tracked: tracked.is_some() };
-        let from_protocol = match &self.shared.protocol {
-            Spoken::Header(protocol) => protocol.response(&request, response),
-            Spoken::Other(protocol) => protocol.response(&request, response),
+        let carried = request.map_or(tracked, RequestInfo::id).cloned();
+        let from_protocol = match (&self.shared.protocol, request) {
+            (Spoken::Header(protocol), _) => protocol.said(carried.as_ref(), tracked.is_some(), response),
+            (Spoken::Other(protocol), Some(request)) => protocol.response(request, response),
+            (Spoken::Other(_), None) => SessionSignal::nothing(),
         };
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
             self.say(saying, Voice::Said)?;
         }
         for saying in from_protocol.sayings {
             match saying {
-                Saying::Started(session) => self.see(&request, session)?,
+                Saying::Started(session) => self.see(carried.as_ref(), session)?,
                 said => self.say(said, Voice::Head)?,
             }
         }
@@ -134,9 +127,9 @@ impl Exchange {
     }
 
     /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&mut self, request: &RequestInfo, session: Session) -> Result<(), Refused> {
+    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<(), Refused> {
         let sessions = &self.shared.sessions;
-        if request.id.as_ref() == Some(&session.id) {
+        if carried == Some(&session.id) {
             if let Some(entry) = &self.entry {
                 // Over by now? Then this is a late response, and revives nothing.
                 sessions.inner.pool.tracker.set_details(entry, session);
@@ -166,10 +159,10 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether the response is a stream that is to end with its session. One that only listens is no work.
+    /// Whether the response to a `GET` is a stream that is to end with its session. One that only listens is no work.
     #[inline(never)]
-    pub(super) fn listens(&mut self, method: &Method, headers: &HeaderMap) -> bool {
-        let is_stream = *method == Method::GET && is_event_stream(headers);
+    pub(super) fn listens(&mut self, headers: &HeaderMap) -> bool {
+        let is_stream = is_event_stream(headers);
         if is_stream && let Some(entry) = self.entry.clone() {
             entry.take_up(Load::Open);
             self.put_down(&entry);

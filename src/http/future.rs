@@ -7,12 +7,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, Version, response};
+use http::{Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
 use super::{SessionBody, unavailable, watch::Watch};
-use crate::session::SessionId;
+use crate::protocol::RequestInfo;
 
 pin_project! {
     /// The response of a [`SessionService`](super::SessionService).
@@ -22,9 +22,9 @@ pin_project! {
         pub(super) host: Host<F>,
         // Until there is a response.
         pub(super) watch: Option<Watch>,
-        pub(super) method: Method,
-        // An id that the request carried and that is not tracked. Seldom there, hence the box.
-        pub(super) stranger: Option<Box<SessionId>>,
+        // What the protocol is to be told about the request, unless the preset was told by the watch.
+        pub(super) request: Option<RequestInfo>,
+        pub(super) is_get: bool,
         pub(super) version: Version,
     }
 }
@@ -41,7 +41,7 @@ pin_project! {
 impl<F> ResponseFuture<F> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { host: Host::Silenced, watch: None, method: Method::GET, stranger: None, version }
+        Self { host: Host::Silenced, watch: None, request: None, is_get: false, version }
     }
 }
 
@@ -88,16 +88,14 @@ impl<F> ResponseFuture<F> {
     fn read<B: Body>(self: Pin<&mut Self>, mut parts: response::Parts, body: B) -> Response<SessionBody<B>> {
         let this = self.project();
         let Some(watch) = this.watch else { return unavailable(*this.version) };
-        if watch.exchange.may_say(&parts)
-            && watch.exchange.obey(this.method, this.stranger.as_deref(), &mut parts).is_err()
-        {
+        if watch.exchange.may_say(&parts) && watch.exchange.obey(this.request.as_ref(), &mut parts).is_err() {
             *this.watch = None;
             return unavailable(*this.version);
         }
         // Nobody waits for the end of a body that has none to come.
         if body.is_end_stream() {
             *this.watch = None;
-        } else if body.size_hint().exact().is_none() && watch.exchange.listens(this.method, &parts.headers) {
+        } else if *this.is_get && body.size_hint().exact().is_none() && watch.exchange.listens(&parts.headers) {
             // A stream has no length; most bodies have one, and need no look at the headers.
             watch.listen();
         }

@@ -6,12 +6,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
 use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, watch::Watch};
-use crate::{BoxError, protocol::Spoken};
+use crate::{
+    BoxError,
+    protocol::{RequestInfo, Spoken},
+};
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
 #[derive(Clone)]
@@ -50,10 +53,10 @@ where
             && !shared.is_stopping()
             && !protocol.may_carry_id(request.headers())
         {
-            let (method, version) = (request.method().clone(), request.version());
+            let (is_get, version) = (request.method() == Method::GET, request.version());
             let watch = Watch::new(Exchange::begin(shared, None));
             let host = Host::Asked { inner: self.inner.call(request) };
-            return ResponseFuture { host, watch: Some(watch), method, stranger: None, version };
+            return ResponseFuture { host, watch: Some(watch), request: None, is_get, version };
         }
         self.call_with_id(request)
     }
@@ -71,22 +74,23 @@ impl<S> SessionService<S> {
         if shared.sessions.is_closed() {
             return ResponseFuture::refused(version);
         }
-        let (exchange, stranger, may_open);
+        let (exchange, info, may_open);
         match &shared.protocol {
             Spoken::Header(protocol) => {
-                let entry;
-                (entry, stranger) = shared.take_up_from(protocol, request.headers());
+                let (entry, stranger) = shared.take_up_from(protocol, request.headers());
                 may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
                 exchange = Exchange::begin(shared, entry);
+                let told = |id| RequestInfo { method: request.method().clone(), id: Some(id), is_tracked: false };
+                info = stranger.map(told);
             }
             Spoken::Other(protocol) => {
                 let (parts, body) = request.into_parts();
-                let entry;
-                (entry, stranger) = shared.take_up(protocol.request_id(&parts));
+                let id = protocol.request_id(&parts);
                 // From here on the session is put down whatever happens, a panic of the protocol included.
-                exchange = Exchange::begin(shared, entry);
-                let tracked = exchange.entry().map(|entry| &entry.id);
-                may_open = shared.refuses() && protocol.may_open(&parts, tracked);
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.take_up(id.as_bytes())));
+                let told = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.entry().is_some() };
+                may_open = shared.refuses() && protocol.may_open(&parts, told.tracked());
+                info = Some(told);
                 request = Request::from_parts(parts, body);
             }
         }
@@ -95,12 +99,12 @@ impl<S> SessionService<S> {
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            let id = exchange.entry().map(|entry| &entry.id).or(stranger.as_deref());
+            let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
             crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
-        let method = request.method().clone();
+        let is_get = request.method() == Method::GET;
         let host = Host::Asked { inner: self.inner.call(request) };
-        ResponseFuture { host, watch: Some(Watch::new(exchange)), method, stranger, version }
+        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, is_get, version }
     }
 }
 

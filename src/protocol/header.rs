@@ -131,11 +131,17 @@ impl HeaderProtocol {
         }
     }
 
-    fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
+    fn sayings(
+        &self,
+        carried: Option<&SessionId>,
+        is_tracked: bool,
+        status: StatusCode,
+        said: &Said<'_>,
+    ) -> SessionSignal {
         let session = self.session(said.id);
         let mut signal = SessionSignal::nothing();
         if let Value::One(reason) = said.end {
-            let ended = request.id.as_ref().or(session.as_ref().map(|session| &session.id));
+            let ended = carried.or(session.as_ref().map(|session| &session.id));
             if let Some(id) = ended.filter(|id| id.is_valid()) {
                 let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
                 signal = SessionSignal::ended(id.clone(), reason);
@@ -149,7 +155,7 @@ impl HeaderProtocol {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
             Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
-            None if request.is_tracked && request.id.as_ref() == Some(&session.id) => signal,
+            None if is_tracked && carried == Some(&session.id) => signal,
             None => signal.and(SessionSignal::started(session)),
         }
     }
@@ -277,6 +283,22 @@ impl HeaderProtocol {
         }
     }
 
+    /// What a response says to a request that carried this id.
+    pub(crate) fn said(
+        &self,
+        carried: Option<&SessionId>,
+        is_tracked: bool,
+        response: &mut response::Parts,
+    ) -> SessionSignal {
+        let said = Said::read(self, &response.headers);
+        let signal = self.sayings(carried, is_tracked, response.status, &said);
+        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
+            response.headers.remove(&self.end);
+            response.headers.remove(&self.compacted_from);
+        }
+        signal
+    }
+
     /// Whether a response says no more than that it belongs to the session `id`: as most do that say anything.
     pub(crate) fn only_repeats(&self, headers: &HeaderMap, id: &SessionId) -> bool {
         let says_more = match self.has_default_names {
@@ -298,12 +320,6 @@ impl SessionProtocol for HeaderProtocol {
         {
             return SessionSignal::nothing();
         }
-        let said = Said::read(self, &response.headers);
-        let signal = self.sayings(request, response.status, &said);
-        if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
-            response.headers.remove(&self.end);
-            response.headers.remove(&self.compacted_from);
-        }
-        signal
+        self.said(request.id(), request.is_tracked, response)
     }
 }
