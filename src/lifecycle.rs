@@ -325,11 +325,6 @@ impl ActiveSessions {
         self.inner.pool.tracker.phase()
     }
 
-    #[inline]
-    pub(crate) fn is_closed(&self) -> bool {
-        self.phase() == Phase::Closed
-    }
-
     /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.
     ///
     /// ```

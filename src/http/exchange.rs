@@ -60,6 +60,11 @@ impl Exchange {
         &self.shared.sessions
     }
 
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.phase() == Phase::Closed
+    }
+
     /// Does what the response says: first the handler's words, which know more, then the protocol's.
     /// Whether there may be something to [`obey`](Self::obey) in the response.
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version, response};
+use http::{Method, Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -24,7 +24,7 @@ pin_project! {
         pub(super) watch: Option<Watch>,
         // What the protocol is to be told about the request, unless the preset was told by the watch.
         pub(super) request: Option<RequestInfo>,
-        pub(super) is_get: bool,
+        pub(super) method: Method,
         pub(super) version: Version,
     }
 }
@@ -41,7 +41,7 @@ pin_project! {
 impl<F> ResponseFuture<F> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { host: Host::Silenced, watch: None, request: None, is_get: false, version }
+        Self { host: Host::Silenced, watch: None, request: None, method: Method::GET, version }
     }
 }
 
@@ -95,7 +95,10 @@ impl<F> ResponseFuture<F> {
         // Nobody waits for the end of a body that has none to come.
         if body.is_end_stream() {
             *this.watch = None;
-        } else if *this.is_get && body.size_hint().exact().is_none() && watch.exchange.listens(&parts.headers) {
+        } else if *this.method == Method::GET
+            && body.size_hint().exact().is_none()
+            && watch.exchange.listens(&parts.headers)
+        {
             // A stream has no length; most bodies have one, and need no look at the headers.
             watch.listen();
         }

@@ -6,6 +6,7 @@ use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
+    dispatch::Pool,
     lifecycle::ActiveSessions,
     protocol::{HeaderProtocol, SessionProtocol, Spoken},
     session::Phase,
@@ -35,7 +36,11 @@ impl ActiveSessions {
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
         SessionLayer {
-            shared: Arc::new(Shared { sessions: self.clone(), protocol: Spoken::new(protocol) }),
+            shared: Arc::new(Shared {
+                sessions: self.clone(),
+                pool: Arc::clone(&self.inner.pool),
+                protocol: Spoken::new(protocol),
+            }),
             extractors: true,
         }
     }
@@ -54,13 +59,20 @@ pub struct SessionLayer {
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
+    /// That of the sessions, one step nearer.
+    pool: Arc<Pool>,
     pub(super) protocol: Spoken,
 }
 
 impl Shared {
     #[inline]
+    pub(super) fn phase(&self) -> Phase {
+        self.pool.tracker.phase()
+    }
+
+    #[inline]
     pub(super) fn is_stopping(&self) -> bool {
-        self.sessions.phase() >= Phase::Closing
+        self.phase() >= Phase::Closing
     }
 
     /// Whether requests that may open a session are refused by now.

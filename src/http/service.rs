@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
@@ -14,6 +14,7 @@ use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer
 use crate::{
     BoxError,
     protocol::{RequestInfo, Spoken},
+    session::Phase,
 };
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
@@ -53,10 +54,10 @@ where
             && !shared.is_stopping()
             && !protocol.may_carry_id(request.headers())
         {
-            let (is_get, version) = (request.method() == Method::GET, request.version());
+            let (method, version) = (request.method().clone(), request.version());
             let watch = Watch::new(Exchange::begin(shared, None));
             let host = Host::Asked { inner: self.inner.call(request) };
-            return ResponseFuture { host, watch: Some(watch), request: None, is_get, version };
+            return ResponseFuture { host, watch: Some(watch), request: None, method, version };
         }
         self.call_with_id(request)
     }
@@ -71,7 +72,7 @@ impl<S> SessionService<S> {
     {
         let shared = &self.shared;
         let version = request.version();
-        if shared.sessions.is_closed() {
+        if shared.phase() == Phase::Closed {
             return ResponseFuture::refused(version);
         }
         let (exchange, info, may_open);
@@ -102,9 +103,9 @@ impl<S> SessionService<S> {
             let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
             crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
-        let is_get = request.method() == Method::GET;
+        let method = request.method().clone();
         let host = Host::Asked { inner: self.inner.call(request) };
-        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, is_get, version }
+        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, method, version }
     }
 }
 

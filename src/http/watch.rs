@@ -20,10 +20,9 @@ const FRAMES_IN_A_ROW: u8 = 128;
 /// From the request's head to the response body's end.
 pub(super) struct Watch {
     pub(super) exchange: Exchange,
-    /// The body is an event stream, which ends with its session.
-    listens: bool,
-    /// Frames since the host has made us wait.
-    in_a_row: u8,
+    /// Zero, unless the body is an event stream, which ends with its session: then one more than the frames that may be there
+    /// at once before we look.
+    listens: u8,
     /// Made once the host has made us wait. Boxed, so that bodies and futures are `Unpin` where the host's are, and small
     /// where the host is quick.
     verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send + Sync>>>,
@@ -41,24 +40,27 @@ pub(super) enum Verdict {
 impl Watch {
     #[inline]
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, listens: false, in_a_row: 0, verdict: None }
+        Self { exchange, listens: 0, verdict: None }
     }
 
     /// From here on the end of the session is a verdict too.
     #[cold]
     pub(super) fn listen(&mut self) {
-        self.listens = true;
+        self.listens = FRAMES_IN_A_ROW;
         self.verdict = None;
     }
 
     /// To be polled whenever the host has made us wait.
     #[inline(never)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
-        self.in_a_row = 0;
-        let Self { exchange, listens, .. } = self;
+        let listens = self.listens != 0;
+        if listens {
+            self.listens = FRAMES_IN_A_ROW;
+        }
+        let exchange = &self.exchange;
         let verdict = self.verdict.get_or_insert_with(|| {
             let cut = exchange.sessions().inner.cut.clone();
-            if !*listens {
+            if !listens {
                 return Box::pin(async move {
                     cut.cancelled().await;
                     Verdict::Cut
@@ -81,22 +83,22 @@ impl Watch {
 
     /// Whether a frame that was there at once calls for a [`look`](Self::look): most do not.
     #[inline]
-    pub(super) fn has_to_look(&self) -> bool {
-        self.listens || self.exchange.sessions().is_closed()
+    pub(super) fn has_to_look(&mut self) -> bool {
+        if self.listens > 1 {
+            self.listens -= 1;
+        }
+        self.listens == 1 || self.exchange.is_closed()
     }
 
     /// A body that never makes us wait would outlive its session, and the cut. Its last frame may still leave.
     #[inline(never)]
     pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Verdict> {
-        if self.listens {
-            self.in_a_row += 1;
-            if self.in_a_row == FRAMES_IN_A_ROW
-                && let Poll::Ready(Verdict::Over) = self.poll(cx)
-            {
-                return Some(Verdict::Over);
-            }
+        if self.listens == 1
+            && let Poll::Ready(Verdict::Over) = self.poll(cx)
+        {
+            return Some(Verdict::Over);
         }
-        (has_more && self.exchange.sessions().is_closed()).then_some(Verdict::Cut)
+        (has_more && self.exchange.is_closed()).then_some(Verdict::Cut)
     }
 }
 
