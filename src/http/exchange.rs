@@ -7,7 +7,7 @@ use http::{HeaderMap, header::CONTENT_TYPE, response};
 use super::layer::Shared;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, RequestInfo, Saying, SessionSignal, Spoken},
+    protocol::{RequestInfo, Saying, SessionSignal, Spoken},
     session::{Phase, Session, SessionId},
     tracker::{By, Entry, Load, Note, Voice},
 };
@@ -25,20 +25,6 @@ pub(super) struct Exchange {
 pub(super) struct Refused;
 
 impl Shared {
-    /// For the preset: the generation that a request belongs to, or else the id that it carries, if it is one.
-    pub(super) fn take_up_from(
-        &self,
-        protocol: &HeaderProtocol,
-        headers: &HeaderMap,
-    ) -> (Option<Arc<Entry>>, Option<SessionId>) {
-        let Some(value) = protocol.id_in(headers) else { return (None, None) };
-        // What is tracked is known to be an id.
-        match self.take_up(value) {
-            Some(entry) => (Some(entry), None),
-            None => (None, SessionId::from_bytes(value, usize::MAX).ok()),
-        }
-    }
-
     /// The generation of an id, if it is active: busy from here on.
     pub(super) fn take_up(&self, id: &[u8]) -> Option<Arc<Entry>> {
         self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())

@@ -61,8 +61,9 @@ where
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
                 let (parts, body) = response.into_parts();
-                if watch.exchange.may_say(&parts) || !is_plain(&body) {
-                    return Poll::Ready(Ok(self.read(parts, body)));
+                let may_say = watch.exchange.may_say(&parts);
+                if may_say || !is_plain(&body) {
+                    return Poll::Ready(Ok(self.read(may_say, parts, body)));
                 }
                 let watch = this.watch.take();
                 Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, watch))))
@@ -85,10 +86,15 @@ fn is_plain<B: Body>(body: &B) -> bool {
 impl<F> ResponseFuture<F> {
     /// The host has answered with something to look at.
     #[inline(never)]
-    fn read<B: Body>(self: Pin<&mut Self>, mut parts: response::Parts, body: B) -> Response<SessionBody<B>> {
+    fn read<B: Body>(
+        self: Pin<&mut Self>,
+        may_say: bool,
+        mut parts: response::Parts,
+        body: B,
+    ) -> Response<SessionBody<B>> {
         let this = self.project();
         let Some(watch) = this.watch else { return unavailable(*this.version) };
-        if watch.exchange.may_say(&parts) && watch.exchange.obey(this.request.as_ref(), &mut parts).is_err() {
+        if may_say && watch.exchange.obey(this.request.as_ref(), &mut parts).is_err() {
             *this.watch = None;
             return unavailable(*this.version);
         }

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
@@ -14,7 +14,7 @@ use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer
 use crate::{
     BoxError,
     protocol::{RequestInfo, Spoken},
-    session::Phase,
+    session::{Phase, SessionId},
 };
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
@@ -78,11 +78,15 @@ impl<S> SessionService<S> {
         let (exchange, info, may_open);
         match &shared.protocol {
             Spoken::Header(protocol) => {
-                let (entry, stranger) = shared.take_up_from(protocol, request.headers());
+                let value = protocol.id_in(request.headers());
+                let entry = value.and_then(|value| shared.take_up(value));
+                // What is tracked is known to be an id.
+                info = match value {
+                    Some(value) if entry.is_none() => stranger(request.method(), value),
+                    _ => None,
+                };
                 may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
                 exchange = Exchange::begin(shared, entry);
-                let told = |id| RequestInfo { method: request.method().clone(), id: Some(id), is_tracked: false };
-                info = stranger.map(told);
             }
             Spoken::Other(protocol) => {
                 let (parts, body) = request.into_parts();
@@ -107,6 +111,13 @@ impl<S> SessionService<S> {
         let host = Host::Asked { inner: self.inner.call(request) };
         ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, method, version }
     }
+}
+
+/// Of a request that carries an id which is not active, if it is one.
+#[cold]
+fn stranger(method: &Method, id: &[u8]) -> Option<RequestInfo> {
+    let id = SessionId::from_bytes(id, usize::MAX).ok()?;
+    Some(RequestInfo { method: method.clone(), id: Some(id), is_tracked: false })
 }
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {

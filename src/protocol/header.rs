@@ -180,17 +180,6 @@ enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    #[inline(always)]
-    fn read(headers: &'a HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) -> Self {
-        let mut seen = Self::None;
-        for (name, value) in headers {
-            if is_ours(name) {
-                seen.see(value);
-            }
-        }
-        seen
-    }
-
     fn see(&mut self, value: &'a HeaderValue) {
         *self = match *self {
             Self::None => Self::One(value),
@@ -211,16 +200,37 @@ struct Said<'a> {
 impl<'a> Said<'a> {
     fn read(protocol: &HeaderProtocol, headers: &'a HeaderMap) -> Self {
         let mut said = Self::default();
-        for (name, value) in headers {
-            if *name == protocol.id {
-                said.id.see(value);
-            } else if *name == protocol.end {
-                said.end.see(value);
-            } else if *name == protocol.compacted_from {
-                said.compacted_from.see(value);
-            }
+        if protocol.has_default_names {
+            said.read_all(protocol, headers, |name| *name == ID || *name == END || *name == COMPACTED_FROM);
+        } else {
+            said.read_all(protocol, headers, |_| true);
         }
         said
+    }
+
+    #[inline(always)]
+    fn read_all(
+        &mut self,
+        protocol: &HeaderProtocol,
+        headers: &'a HeaderMap,
+        may_be_ours: impl Fn(&HeaderName) -> bool,
+    ) {
+        for (name, value) in headers {
+            if may_be_ours(name) {
+                self.see(protocol, name, value);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn see(&mut self, protocol: &HeaderProtocol, name: &HeaderName, value: &'a HeaderValue) {
+        if *name == protocol.id {
+            self.id.see(value);
+        } else if *name == protocol.end {
+            self.end.see(value);
+        } else if *name == protocol.compacted_from {
+            self.compacted_from.see(value);
+        }
     }
 }
 
@@ -264,15 +274,35 @@ impl HeaderProtocol {
         }
     }
 
-    fn id_value<'a>(&self, headers: &'a HeaderMap) -> Value<'a> {
-        if headers.len() > SHORT && headers.len() == headers.keys_len() {
-            // No header comes twice.
-            headers.get(&self.id).map_or(Value::None, Value::One)
-        } else if self.has_default_names {
-            Value::read(headers, |name| *name == ID)
-        } else {
-            Value::read(headers, |name| *name == self.id)
+    fn has_controls(&self, headers: &HeaderMap) -> bool {
+        match self.has_default_names {
+            true => headers.keys().any(|name| *name == END || *name == COMPACTED_FROM),
+            false => headers.keys().any(|name| *name == self.end || *name == self.compacted_from),
         }
+    }
+
+    fn id_value<'a>(&self, headers: &'a HeaderMap) -> Value<'a> {
+        let mut names = headers.keys();
+        if headers.len() > names.len() {
+            // Some header comes twice.
+            let mut seen = Value::None;
+            headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
+            return seen;
+        }
+        let value = if names.len() > SHORT {
+            headers.get(&self.id)
+        } else {
+            let place = match self.has_default_names {
+                true => names.position(|name| *name == ID),
+                false => names.position(|name| *name == self.id),
+            };
+            let mut values = headers.values();
+            place.and_then(|place| {
+                (0..place).for_each(|_| drop(values.next()));
+                values.next()
+            })
+        };
+        value.map_or(Value::None, Value::One)
     }
 
     /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
@@ -301,11 +331,8 @@ impl HeaderProtocol {
 
     /// Whether a response says no more than that it belongs to the session `id`: as most do that say anything.
     pub(crate) fn only_repeats(&self, headers: &HeaderMap, id: &SessionId) -> bool {
-        let says_more = match self.has_default_names {
-            true => headers.keys().any(|name| *name == END || *name == COMPACTED_FROM),
-            false => headers.keys().any(|name| *name == self.end || *name == self.compacted_from),
-        };
-        !says_more && matches!(self.id_value(headers), Value::One(value) if value.as_bytes() == id.as_bytes())
+        !self.has_controls(headers)
+            && matches!(self.id_value(headers), Value::One(value) if value.as_bytes() == id.as_bytes())
     }
 }
 
