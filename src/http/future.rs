@@ -11,7 +11,7 @@ use http::{Method, Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-use super::{SessionBody, unavailable, watch::Watch};
+use super::{SessionBody, exchange::Refused, unavailable, watch::Watch};
 use crate::protocol::RequestInfo;
 
 pin_project! {
@@ -60,10 +60,15 @@ where
         };
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
-                let (parts, body) = response.into_parts();
-                let may_say = watch.exchange.may_say(&parts);
-                if may_say || !is_plain(&body) {
-                    return Poll::Ready(Ok(self.read(may_say, parts, body)));
+                let (mut parts, body) = response.into_parts();
+                if watch.exchange.may_say(&parts)
+                    && let Err(Refused) = watch.exchange.obey(this.request.as_ref(), &mut parts)
+                {
+                    *this.watch = None;
+                    return Poll::Ready(Ok(unavailable(*this.version)));
+                }
+                if !is_plain(&body) {
+                    return Poll::Ready(Ok(self.wrap(parts, body)));
                 }
                 let watch = this.watch.take();
                 Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, watch))))
@@ -77,35 +82,24 @@ where
     }
 }
 
-/// Whether nothing is to be seen to for a body: it has a length, so it is no stream, and it is not over.
+/// Whether a body has a length, so that it is no stream, and is not over: as most are.
 #[inline]
 fn is_plain<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
 }
 
 impl<F> ResponseFuture<F> {
-    /// The host has answered with something to look at.
+    /// For a body that is a stream, maybe, or over.
     #[inline(never)]
-    fn read<B: Body>(
-        self: Pin<&mut Self>,
-        may_say: bool,
-        mut parts: response::Parts,
-        body: B,
-    ) -> Response<SessionBody<B>> {
+    fn wrap<B: Body>(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>> {
         let this = self.project();
-        let Some(watch) = this.watch else { return unavailable(*this.version) };
-        if may_say && watch.exchange.obey(this.request.as_ref(), &mut parts).is_err() {
-            *this.watch = None;
-            return unavailable(*this.version);
-        }
-        // Nobody waits for the end of a body that has none to come.
         if body.is_end_stream() {
+            // Nobody waits for the end of a body that has none to come.
             *this.watch = None;
-        } else if *this.method == Method::GET
-            && body.size_hint().exact().is_none()
+        } else if let Some(watch) = this.watch
+            && *this.method == Method::GET
             && watch.exchange.listens(&parts.headers)
         {
-            // A stream has no length; most bodies have one, and need no look at the headers.
             watch.listen();
         }
         Response::from_parts(parts, SessionBody::new(body, this.watch.take()))

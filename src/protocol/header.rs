@@ -274,35 +274,21 @@ impl HeaderProtocol {
         }
     }
 
-    fn has_controls(&self, headers: &HeaderMap) -> bool {
-        match self.has_default_names {
-            true => headers.keys().any(|name| *name == END || *name == COMPACTED_FROM),
-            false => headers.keys().any(|name| *name == self.end || *name == self.compacted_from),
-        }
-    }
-
     fn id_value<'a>(&self, headers: &'a HeaderMap) -> Value<'a> {
-        let mut names = headers.keys();
-        if headers.len() > names.len() {
+        let mut seen = Value::None;
+        if headers.len() > headers.keys_len() {
             // Some header comes twice.
-            let mut seen = Value::None;
             headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-            return seen;
-        }
-        let value = if names.len() > SHORT {
-            headers.get(&self.id)
+        } else if headers.len() > SHORT {
+            seen = headers.get(&self.id).map_or(Value::None, Value::One);
         } else {
-            let place = match self.has_default_names {
-                true => names.position(|name| *name == ID),
-                false => names.position(|name| *name == self.id),
+            let value = match self.has_default_names {
+                true => only(headers, |name| *name == ID, |_| false),
+                false => only(headers, |name| *name == self.id, |_| false),
             };
-            let mut values = headers.values();
-            place.and_then(|place| {
-                (0..place).for_each(|_| drop(values.next()));
-                values.next()
-            })
-        };
-        value.map_or(Value::None, Value::One)
+            seen = value.map_or(Value::None, Value::One);
+        }
+        seen
     }
 
     /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
@@ -331,9 +317,38 @@ impl HeaderProtocol {
 
     /// Whether a response says no more than that it belongs to the session `id`: as most do that say anything.
     pub(crate) fn only_repeats(&self, headers: &HeaderMap, id: &SessionId) -> bool {
-        !self.has_controls(headers)
-            && matches!(self.id_value(headers), Value::One(value) if value.as_bytes() == id.as_bytes())
+        let value = match self.has_default_names {
+            true => only(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
+            false => only(headers, |name| *name == self.id, |name| *name == self.end || *name == self.compacted_from),
+        };
+        value.is_some_and(|value| value.as_bytes() == id.as_bytes())
     }
+}
+
+/// The value of the header that is ours, if none is there that is not wanted. `None` too where some header comes twice: then
+/// it takes a closer look.
+#[inline(always)]
+fn only(
+    headers: &HeaderMap,
+    is_ours: impl Fn(&HeaderName) -> bool,
+    is_unwanted: impl Fn(&HeaderName) -> bool,
+) -> Option<&HeaderValue> {
+    if headers.len() > headers.keys_len() {
+        return None;
+    }
+    let mut place = None;
+    for (number, name) in headers.keys().enumerate() {
+        if is_ours(name) {
+            place = Some(number);
+        } else if is_unwanted(name) {
+            return None;
+        }
+    }
+    let mut values = headers.values();
+    for _ in 0..place? {
+        values.next();
+    }
+    values.next()
 }
 
 impl SessionProtocol for HeaderProtocol {
