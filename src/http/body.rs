@@ -3,37 +3,50 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::{
-    exchange::{Exchange, UntilCut},
-    listening::Listening,
-};
+use super::watch::{Verdict, Watch};
 use crate::BoxError;
 
 pin_project! {
     /// The host's body, frame by frame, until it ends, or its session does, or the connection drain.
     pub struct SessionBody<B> {
         #[pin]
-        inner: Option<B>,
-        exchange: Option<Exchange>,
-        // An event stream that ends with its session.
-        listening: Option<Listening>,
-        cut: UntilCut,
+        state: State<B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<B> {
+        Host {
+            #[pin]
+            inner: B,
+            // Until it ends.
+            watch: Option<Watch>,
+        },
+        Over,
     }
 }
 
 impl<B> SessionBody<B> {
-    pub(super) fn new(inner: B, exchange: Option<Exchange>, listens: bool) -> Self {
-        Self { inner: Some(inner), exchange, listening: listens.then(Listening::new), cut: UntilCut::default() }
+    #[inline]
+    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
+        Self { state: State::Host { inner, watch } }
     }
 
-    pub(super) fn empty() -> Self {
-        Self { inner: None, exchange: None, listening: None, cut: UntilCut::default() }
+    pub(super) const fn empty() -> Self {
+        Self { state: State::Over }
+    }
+
+    /// The host's body is dropped here, and not when somebody drops this one.
+    #[cold]
+    fn end(self: Pin<&mut Self>) {
+        self.project().state.set(State::Over);
     }
 }
 
@@ -44,26 +57,6 @@ impl<B> Default for SessionBody<B> {
     }
 }
 
-/// What becomes of a body.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    GoOn,
-    /// Its session is over: a clean end.
-    Over,
-    /// The time is over: an error.
-    Cut,
-}
-
-impl Verdict {
-    const fn of(is_over: bool, is_cut: bool) -> Self {
-        match (is_over, is_cut) {
-            (true, _) => Self::Over,
-            (false, true) => Self::Cut,
-            (false, false) => Self::GoOn,
-        }
-    }
-}
-
 impl<B> Body for SessionBody<B>
 where
     B: Body<Error: Into<BoxError>>,
@@ -71,55 +64,74 @@ where
     type Data = B::Data;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let mut this = self.project();
-        let Some(inner) = this.inner.as_mut().as_pin_mut() else {
+    #[inline]
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let StateProj::Host { mut inner, watch } = self.as_mut().project().state.project() else {
             return Poll::Ready(None);
         };
         // What the host has to say comes first: a last event is not lost.
-        let frame = inner.poll_frame(cx).map_err(Into::into);
-        let Some(exchange) = this.exchange.as_ref() else { return frame };
-        let verdict = match &frame {
-            Poll::Pending => {
-                let is_over = this.listening.as_mut().is_some_and(|over| over.poll_over(exchange, cx).is_ready());
-                let is_cut = this.cut.poll(exchange, cx).is_ready();
-                Verdict::of(is_over, is_cut)
-            }
-            // A body that never makes us wait would outlive both; its last frame may still leave.
+        match inner.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let is_over = this.listening.as_mut().is_some_and(|over| over.is_over_after_frame(exchange, cx));
-                let has_more =
-                    !frame.is_trailers() && !this.inner.as_ref().as_pin_ref().is_none_or(|inner| inner.is_end_stream());
-                Verdict::of(is_over, has_more && exchange.sessions().is_closed())
+                if let Some(watch) = watch
+                    && watch.has_to_look()
+                {
+                    let has_more = !frame.is_trailers() && !inner.is_end_stream();
+                    match watch.look(cx, has_more) {
+                        None => {}
+                        // With the frame in hand as its last one.
+                        Some(Verdict::Over) => self.end(),
+                        Some(Verdict::Cut) => {
+                            self.end();
+                            return Poll::Ready(Some(Err(Cut.into())));
+                        }
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_)) | None) => Verdict::GoOn,
-        };
-        if verdict != Verdict::GoOn || matches!(frame, Poll::Ready(None)) {
-            *this.exchange = None;
-        }
-        if verdict != Verdict::GoOn {
-            this.inner.set(None);
-        }
-        match (verdict, frame) {
-            (Verdict::Cut, _) => Poll::Ready(Some(Err(Cut.into()))),
-            (Verdict::Over, Poll::Pending) => Poll::Ready(None),
-            // With the frame in hand as its last one.
-            (Verdict::Over | Verdict::GoOn, frame) => frame,
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(None) => {
+                *watch = None;
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let Some(watch) = watch else { return Poll::Pending };
+                let verdict = ready!(watch.poll(cx));
+                self.end();
+                Poll::Ready(match verdict {
+                    Verdict::Over => None,
+                    Verdict::Cut => Some(Err(Cut.into())),
+                })
+            }
         }
     }
 
+    #[inline]
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        match &self.state {
+            State::Host { inner, .. } => inner.is_end_stream(),
+            State::Over => true,
+        }
     }
 
+    #[inline]
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.state {
+            State::Host { inner, .. } => inner.size_hint(),
+            State::Over => SizeHint::with_exact(0),
+        }
     }
 }
 
 impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionBody").field("inner", &self.inner).finish_non_exhaustive()
+        let inner = match &self.state {
+            State::Host { inner, .. } => Some(inner),
+            State::Over => None,
+        };
+        f.debug_struct("SessionBody").field("inner", &inner).finish_non_exhaustive()
     }
 }
 

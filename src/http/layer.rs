@@ -6,8 +6,10 @@ use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
+    dispatch::Pool,
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, SessionProtocol},
+    protocol::{HeaderProtocol, SessionProtocol, Spoken},
+    session::Phase,
 };
 
 impl ActiveSessions {
@@ -34,7 +36,11 @@ impl ActiveSessions {
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
         SessionLayer {
-            shared: Arc::new(Shared { sessions: self.clone(), protocol: Box::new(protocol) }),
+            shared: Arc::new(Shared {
+                sessions: self.clone(),
+                pool: Arc::clone(&self.inner.pool),
+                protocol: Spoken::new(protocol),
+            }),
             extractors: true,
         }
     }
@@ -53,7 +59,27 @@ pub struct SessionLayer {
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    pub(super) protocol: Box<dyn SessionProtocol>,
+    /// That of the sessions, one step nearer.
+    pool: Arc<Pool>,
+    pub(super) protocol: Spoken,
+}
+
+impl Shared {
+    #[inline]
+    pub(super) fn phase(&self) -> Phase {
+        self.pool.tracker.phase()
+    }
+
+    #[inline]
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase() >= Phase::Closing
+    }
+
+    /// Whether requests that may open a session are refused by now.
+    #[inline]
+    pub(super) fn refuses(&self) -> bool {
+        self.sessions.inner.config.refuse_new_sessions && self.is_stopping()
+    }
 }
 
 impl SessionLayer {

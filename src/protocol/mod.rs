@@ -7,6 +7,8 @@ mod mcp;
 mod signal;
 mod value;
 
+use std::any::Any;
+
 use http::{Method, request, response};
 
 #[cfg(feature = "cookie")]
@@ -84,6 +86,22 @@ pub trait SessionProtocol: Send + Sync + 'static {
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal;
 }
 
+/// A protocol as a layer holds it. The default one reads heads where they are; any other is shown their parts, which
+/// have to be taken out for that and put back.
+pub(crate) enum Spoken {
+    Header(HeaderProtocol),
+    Other(Box<dyn SessionProtocol>),
+}
+
+impl Spoken {
+    pub(crate) fn new(protocol: impl SessionProtocol) -> Self {
+        match (&protocol as &dyn Any).downcast_ref::<HeaderProtocol>() {
+            Some(preset) => Self::Header(preset.clone()),
+            None => Self::Other(Box::new(protocol)),
+        }
+    }
+}
+
 /// What a protocol is told of the request when the response is there.
 #[derive(Clone, Debug)]
 pub struct RequestInfo {
@@ -103,6 +121,12 @@ impl RequestInfo {
     #[must_use]
     pub const fn id(&self) -> Option<&SessionId> {
         self.id.as_ref()
+    }
+
+    /// The id, if it was active when the request came.
+    #[inline]
+    pub(crate) fn tracked(&self) -> Option<&SessionId> {
+        self.id().filter(|_| self.is_tracked)
     }
 
     /// Whether that id was active when the request came.

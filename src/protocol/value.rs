@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::session::{Session, SessionId};
 
 /// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
-const SHORT: usize = 8;
+pub(super) const SHORT: usize = 8;
 
 /// The values of one header.
 #[derive(Clone, Copy, Default)]
