@@ -164,7 +164,10 @@ fn every_event_of_the_source_has_a_name_that_the_table_has() {
     }
     let mut all = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
-    let names: Vec<_> = table().into_iter().map(|row| row.name).collect();
+    // Those of registries have a table of their own: no life of a handle has them all.
+    let of_registries = include_str!("../src/observability/mod.rs").lines();
+    let of_registries = of_registries.filter_map(|line| line.strip_prefix("//! | *`")?.split('`').next());
+    let names: Vec<_> = table().into_iter().map(|row| row.name).chain(of_registries.map(str::to_owned)).collect();
     let mut found = 0;
     for source in &all {
         let code: Vec<_> = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();

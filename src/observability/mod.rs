@@ -33,9 +33,20 @@
 //! | `session-registry-restored` | `INFO` | `missed`, `dropped` | it answers again; so many changes are made up for, or are lost |
 //! | `session-registry-fenced` | `WARN` | | the lease was over, and others have ended what was held |
 //! | `session-registry-forgotten` | `WARN` | | the registry has lost its records |
-//! | `session-registry-panicked` | `WARN` | `error` | the registry panicked when it was asked for its lease: no end is delivered under it |
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and nobody polls a driver; said once |
 //! | `session-registry-not-left` | `WARN` | `error` | the lease could not be given back at the end |
+//!
+//! And of the code that users bring, and of registries themselves:
+//!
+//! | event | level | when |
+//! |---|---|---|
+//! | *`session-protocol-panicked`* | `WARN` | a protocol of yours panicked: nothing was said of sessions; said once |
+//! | *`session-registry-panicked`* | `WARN` | one panicked when it was asked whether its lease runs: it is taken to run |
+//! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one begun |
+//! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |
+//! | *`session-registry-details-lost`* | `ERROR`, `WARN` | the details of a recorded session cannot be read; its end is delivered without them |
+//! | *`session-registry-large`* | `DEBUG` | SQLite: the file is so large that only a part of it was checked at the start |
+//! | *`session-registry-unwatched`* | `WARN` | Redis: the user may not run INFO, so that a failover to a server that lagged is not noticed |
 //!
 //! # Spans
 //!

@@ -85,8 +85,8 @@ impl CookieProtocol {
     /// How the id is read from the value; by default the value is the id. `None` for a value in which there is no id,
     /// such as one whose signature is wrong.
     ///
-    /// It is called for each request and response with the cookie, so it should be quick; a panic in it is a panic of
-    /// the request.
+    /// It is called for each request and response with the cookie, so it should be quick; where it panics, that head says
+    /// nothing.
     ///
     /// ```
     /// # use tower_session_end::*;

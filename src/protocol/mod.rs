@@ -1,5 +1,6 @@
 //! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
 
+mod contained;
 #[cfg(feature = "cookie")]
 mod cookie;
 mod header;
@@ -11,6 +12,7 @@ use std::any::Any;
 
 use http::{Method, request, response};
 
+use self::contained::Contained;
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
 pub(crate) use self::signal::Saying;
@@ -20,6 +22,8 @@ use crate::session::{Session, SessionId};
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
 ///
 /// Only the response counts for births and ends: a client can never open, end or compact a session by itself.
+///
+/// A panic in any of these is contained: the exchange goes on as if nothing was said, and one warning says so.
 ///
 /// # Examples
 ///
@@ -97,7 +101,8 @@ impl Spoken {
     pub(crate) fn new(protocol: impl SessionProtocol) -> Self {
         match (&protocol as &dyn Any).downcast_ref::<HeaderProtocol>() {
             Some(preset) => Self::Header(preset.clone()),
-            None => Self::Other(Box::new(protocol)),
+            // Of user code, which may panic, every call is contained.
+            None => Self::Other(Box::new(Contained::new(protocol))),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! What must hold in each: every generation gets one start and one end, its start before its end, and the generations
 //! of one id one after the other; nothing is left active, owed or queued.
 
+mod recorded;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use shuttle::{sync::Mutex, thread};
@@ -40,7 +42,16 @@ struct World {
 
 impl World {
     fn new() -> Arc<Self> {
-        let tracker = Tracker::new(true, true, true, false);
+        Self::with(false)
+    }
+
+    /// With a registry, whose answers are somebody else's.
+    fn recorded() -> Arc<Self> {
+        Self::with(true)
+    }
+
+    fn with(is_recorded: bool) -> Arc<Self> {
+        let tracker = Tracker::new(true, true, true, is_recorded);
         Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
     }
 

@@ -94,6 +94,11 @@ impl Raw {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// False once nobody takes it.
+    pub(crate) async fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.write_all(bytes.as_ref()).await.is_ok()
+    }
+
     /// The next response head, and whatever of the body came with it.
     pub(crate) async fn head(&mut self) -> String {
         let mut head = Vec::new();

@@ -75,6 +75,15 @@ impl Deployment {
         Ok(self.replicas[index].take().ok_or("nobody is there")?.kill().await?)
     }
 
+    /// Sends a signal, by its name, to the one in this place.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub async fn signal(&self, index: usize, name: &str) -> Result<(), Error> {
+        self.replicas[index].as_ref().ok_or("nobody is there")?.signal(name).await
+    }
+
     /// A client of each gateway that is there.
     #[must_use]
     pub fn clients(&self) -> Vec<(usize, Client)> {

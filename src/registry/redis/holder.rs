@@ -185,6 +185,7 @@ impl Holder {
         };
         if history == "-" && self.history != "-" {
             tracing::warn!(
+                name: "session-registry-unwatched",
                 "the session registry may not run INFO: a failover to a server that lagged behind will not be noticed"
             );
         }

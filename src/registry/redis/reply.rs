@@ -84,7 +84,7 @@ pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, Registry
 /// Whatever happened to the details: the session is there, and its end is owed.
 fn details(json: &str, instead: &Session, event_id: EventId) -> Session {
     serde_json::from_str(json).unwrap_or_else(|error| {
-        tracing::warn!(%error, %event_id, "the details of a session in the registry cannot be read");
+        tracing::warn!(name: "session-registry-details-lost", %error, %event_id, "the details of a session in the registry cannot be read");
         instead.clone()
     })
 }
@@ -97,7 +97,7 @@ pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
         return Err(unexpected("an end with other fields"));
     };
     let (Ok(event_id), Ok(id)) = (event_id.parse(), SessionId::with_max_len(id, usize::MAX)) else {
-        tracing::warn!(event_id, "an end in the session registry cannot be read, and is left there");
+        tracing::warn!(name: "session-registry-unreadable", event_id, "an end in the session registry cannot be read, and is left there");
         return Ok(None);
     };
     let session = details(session, &Session::new(id), event_id);

@@ -166,7 +166,7 @@ fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
         Ok(ok) if ok == "ok" => Ok(()),
         Ok(damage) => Err(Failure::damaged(path, damage)),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
-            tracing::debug!(path = %path.display(), "the session registry is large: only a part of it was checked");
+            tracing::debug!(name: "session-registry-large", path = %path.display(), "the session registry is large: only a part of it was checked");
             Ok(())
         }
         Err(error) => Err(damage(path, &error)),

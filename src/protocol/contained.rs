@@ -1,0 +1,51 @@
+//! A protocol that is user code: a panic in it is no panic of the request.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Once,
+};
+
+use http::{request, response};
+
+use super::{RequestInfo, SessionProtocol, SessionSignal};
+use crate::{hook::panic_message, session::SessionId};
+
+pub(super) struct Contained<P> {
+    protocol: P,
+    warned: Once,
+}
+
+impl<P> Contained<P> {
+    pub(super) const fn new(protocol: P) -> Self {
+        Self { protocol, warned: Once::new() }
+    }
+
+    /// What the protocol says, or that it says nothing.
+    fn contain<T: Default>(&self, ask: impl FnOnce(&P) -> T) -> T {
+        catch_unwind(AssertUnwindSafe(|| ask(&self.protocol))).unwrap_or_else(|payload| {
+            self.warned.call_once(|| {
+                tracing::warn!(
+                    name: "session-protocol-panicked",
+                    message = panic_message(&*payload),
+                    "a session protocol panicked; the exchange goes on as if nothing was said of sessions. \
+                     This is said once",
+                );
+            });
+            T::default()
+        })
+    }
+}
+
+impl<P: SessionProtocol> SessionProtocol for Contained<P> {
+    fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
+        self.contain(|protocol| protocol.request_id(request))
+    }
+
+    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+        self.contain(|protocol| protocol.may_open(request, tracked))
+    }
+
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+        self.contain(|protocol| protocol.response(request, response))
+    }
+}
