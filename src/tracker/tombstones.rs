@@ -39,3 +39,20 @@ impl Tombstones {
         self.0.iter().any(|(other, _)| *other == hash)
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g12_tombstones_are_bounded_in_number_and_in_time() {
+        let mut tombstones = Tombstones::default();
+        for hash in 0..10 * IDS as u64 {
+            tombstones.set(hash, 7);
+        }
+        assert_eq!(tombstones.0.len() * SHARDS, IDS);
+        assert!(tombstones.has(10 * IDS as u64 - 1, 7 + TICKS) && !tombstones.has(0, 7));
+        assert!(!tombstones.has(10 * IDS as u64 - 1, 8 + TICKS));
+        assert!(tombstones.0.is_empty());
+    }
+}
