@@ -228,9 +228,10 @@ async fn g15_a_record_whose_answer_was_lost_when_it_was_made_up_for_is_not_left_
     sleep(Duration::from_millis(10)).await;
     // The registry is left alone by now: this one is not even tried.
     replica.note("a").await;
-    replica.holder.set(Fault::Deaf);
+    replica.holder.set(Fault::Short);
     let driver = replica.drive();
     sleep(SECOND).await;
+    assert_eq!(store.active(), ["a"]);
     replica.holder.set(Fault::Down);
     replica.sessions.end("a", EndReason::Reset);
     replica.holder.set(Fault::None);
