@@ -230,7 +230,7 @@ async fn g15_a_record_whose_answer_was_lost_when_it_was_made_up_for_is_not_left_
     replica.note("a").await;
     replica.holder.set(Fault::Short);
     let driver = replica.drive();
-    sleep(SECOND).await;
+    sleep(3 * SECOND / 2).await;
     assert_eq!(store.active(), ["a"]);
     replica.holder.set(Fault::Down);
     replica.sessions.end("a", EndReason::Reset);
