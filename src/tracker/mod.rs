@@ -11,6 +11,8 @@ mod chain;
 pub(crate) mod clock;
 mod compact;
 mod entry;
+#[cfg(all(test, not(shuttle)))]
+mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod queue;
 pub(crate) mod recording;

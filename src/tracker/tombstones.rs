@@ -70,3 +70,19 @@ impl Tombstones {
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g12_tombstones_are_bounded_in_number_and_in_time() {
+        let mut tombstones = Tombstones::default();
+        for hash in 0..10 * IDS as u64 {
+            tombstones.set(hash, 7);
+        }
+        assert_eq!((tombstones.halves.len(), tombstones.rest.len()), (IDS_A_SHARD, IDS_A_SHARD));
+        assert!(tombstones.has(10 * IDS as u64 - 1, 7 + TICKS) && !tombstones.has(0, 7));
+        assert!(!tombstones.has(10 * IDS as u64 - 1, 8 + TICKS));
+    }
+}
