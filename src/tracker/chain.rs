@@ -36,6 +36,13 @@ pub(super) struct Released {
     pub(super) telling: Telling,
 }
 
+impl Released {
+    #[inline]
+    fn is_nothing(&self) -> bool {
+        self.entries.is_empty() && self.streams.is_empty() && !self.quiet && self.telling.is_nothing()
+    }
+}
+
 /// How the hooks of an end came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -209,7 +216,13 @@ impl Tracker {
     }
 
     /// Lets go on what waited for ends that are over now; says whether any of it did.
-    pub(super) fn release(&self, mut released: Released) -> bool {
+    #[inline]
+    pub(super) fn release(&self, released: Released) -> bool {
+        if released.is_nothing() { false } else { self.release_all(released) }
+    }
+
+    #[inline(never)]
+    fn release_all(&self, mut released: Released) -> bool {
         let any = !released.entries.is_empty();
         while let Some(entry) = released.entries.pop() {
             let mut shard = self.shard(self.hash_of(&entry));

@@ -53,7 +53,7 @@ impl Tracker {
                     if voice != Voice::Head {
                         shards.second().tombstones.clear(new_hash);
                     }
-                    let entry = self.birth(new, old.as_ref().map(|old| old.id.clone()));
+                    let entry = self.birth(new, ending.at, old.as_ref().map(|old| old.id.clone()));
                     busy(&entry);
                     shards.second().insert(new_hash, &entry, |entry| self.hash_of(entry));
                     if let Some(old) = &old {

@@ -276,13 +276,14 @@ impl Tracker {
             if self.phase() == Phase::Closed {
                 return Note::Refused;
             }
-            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(self.clock.now())) {
+            let now = self.clock.now();
+            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(now)) {
                 return Note::Dead;
             }
             if voice != Voice::Head {
                 shard.tombstones.clear(hash);
             }
-            let entry = self.birth(session, None);
+            let entry = self.birth(session, now, None);
             busy(&entry);
             let waits = shard.insert(hash, &entry, |entry| self.hash_of(entry));
             self.settle_birth(&mut shard, hash, &entry, waits, &mut released);
@@ -320,9 +321,8 @@ impl Tracker {
     }
 
     #[inline]
-    fn birth(&self, session: Session, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
+    fn birth(&self, session: Session, now: Nanos, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
         let generation = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
-        let now = self.clock.now();
         self.set_tick(now);
         Arc::new(Entry::new(session, generation, now, resumed_from))
     }
