@@ -12,6 +12,10 @@ use pin_project_lite::pin_project;
 use super::watch::{Verdict, Watch};
 use crate::BoxError;
 
+/// After so many frames that were there at once we look whether the body is to end. Else one that never makes us wait would
+/// never hear of it.
+const FRAMES_IN_A_ROW: u8 = 96;
+
 pin_project! {
     /// The host's body, frame by frame, until it ends, or its session does, or the connection drain.
     pub struct SessionBody<B> {
@@ -28,6 +32,8 @@ pin_project! {
             inner: B,
             // Until it ends.
             watch: Option<Watch>,
+            // Frames until the next look.
+            frames: u8,
         },
         Over,
     }
@@ -36,19 +42,71 @@ pin_project! {
 impl<B> SessionBody<B> {
     #[inline]
     pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
-        Self { state: State::Host { inner, watch } }
+        Self { state: State::Host { inner, watch, frames: FRAMES_IN_A_ROW } }
     }
 
     pub(super) const fn empty() -> Self {
         Self { state: State::Over }
     }
 
+    /// The next frame, and then, if it was there at once, a look at whether there may be more.
+    #[inline(never)]
+    fn look(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<B::Data>
+    where
+        B: Body<Error: Into<BoxError>>,
+    {
+        let StateProj::Host { mut inner, watch, frames } = self.as_mut().project().state.project() else {
+            return Poll::Ready(None);
+        };
+        *frames = FRAMES_IN_A_ROW;
+        let polled = inner.as_mut().poll_frame(cx).map_err(Into::into);
+        let (Poll::Ready(Some(Ok(frame))), Some(watch)) = (&polled, watch) else { return self.judge(polled, cx) };
+        match watch.look(cx, !frame.is_trailers() && !inner.is_end_stream()) {
+            None => polled,
+            Some(Verdict::Over) => {
+                self.end();
+                // With the frame in hand as its last one.
+                polled
+            }
+            Some(Verdict::Cut) => {
+                self.end();
+                Poll::Ready(Some(Err(Cut.into())))
+            }
+        }
+    }
+
+    /// What becomes of the body after anything but data.
+    #[inline(never)]
+    fn judge<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
+        let StateProj::Host { watch: place, frames, .. } = self.as_mut().project().state.project() else {
+            return polled;
+        };
+        *frames = FRAMES_IN_A_ROW;
+        let Some(watch) = place else { return polled };
+        match &polled {
+            Poll::Ready(Some(_)) => polled,
+            Poll::Ready(None) => {
+                *place = None;
+                polled
+            }
+            Poll::Pending => {
+                let verdict = ready!(watch.poll(cx));
+                self.end();
+                Poll::Ready(match verdict {
+                    Verdict::Over => None,
+                    Verdict::Cut => Some(Err(Cut.into())),
+                })
+            }
+        }
+    }
+
     /// The host's body is dropped here, and not when somebody drops this one.
-    #[cold]
     fn end(self: Pin<&mut Self>) {
         self.project().state.set(State::Over);
     }
 }
+
+type Polled<T> = Poll<Option<Result<Frame<T>, BoxError>>>;
 
 impl<B> Default for SessionBody<B> {
     /// A body with no frame.
@@ -65,46 +123,21 @@ where
     type Error = BoxError;
 
     #[inline]
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let StateProj::Host { mut inner, watch } = self.as_mut().project().state.project() else {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<B::Data> {
+        let StateProj::Host { inner, frames, .. } = self.as_mut().project().state.project() else {
             return Poll::Ready(None);
         };
+        *frames = frames.wrapping_sub(1);
+        if *frames == 0 {
+            return self.look(cx);
+        }
         // What the host has to say comes first: a last event is not lost.
-        match inner.as_mut().poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(watch) = watch
-                    && watch.has_to_look()
-                {
-                    let has_more = !frame.is_trailers() && !inner.is_end_stream();
-                    match watch.look(cx, has_more) {
-                        None => {}
-                        // With the frame in hand as its last one.
-                        Some(Verdict::Over) => self.end(),
-                        Some(Verdict::Cut) => {
-                            self.end();
-                            return Poll::Ready(Some(Err(Cut.into())));
-                        }
-                    }
-                }
-                Poll::Ready(Some(Ok(frame)))
+        match inner.poll_frame(cx) {
+            // A frame has room for trailers; data need not be moved with all of that.
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                Poll::Ready(Some(frame.into_data().map(Frame::data).or_else(Ok)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => {
-                *watch = None;
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                let Some(watch) = watch else { return Poll::Pending };
-                let verdict = ready!(watch.poll(cx));
-                self.end();
-                Poll::Ready(match verdict {
-                    Verdict::Over => None,
-                    Verdict::Cut => Some(Err(Cut.into())),
-                })
-            }
+            polled => self.judge(polled.map_err(Into::into), cx),
         }
     }
 

@@ -53,7 +53,6 @@ impl Exchange {
         &self.shared.sessions
     }
 
-    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.shared.phase() == Phase::Closed
     }
@@ -66,7 +65,7 @@ impl Exchange {
                 !response.extensions.is_empty()
                     || protocol.may_say(&response.headers)
                     // Of the preset we have told only ids that are not active.
-                    || (request.is_some() && protocol.adopts())
+                    || (protocol.adopts() && request.is_some())
             }
             Spoken::Other(_) => true,
         }
@@ -81,10 +80,17 @@ impl Exchange {
         response: &mut response::Parts,
     ) -> Result<Option<Recording>, Refused> {
         let tracked = self.entry.as_ref().map(|entry| &entry.id);
-        if let (Spoken::Header(protocol), true, Some(id)) = (&self.shared.protocol, !has_signal(response), tracked)
-            && protocol.only_repeats(&response.headers, id)
+        // Short ways for what is said most: that the session goes on, and that one begins.
+        if let (Spoken::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
+            && let Some(id) = protocol.only_id(&response.headers)
         {
-            return Ok(None);
+            if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
+                return Ok(None);
+            }
+            if let Some(id) = protocol.begun(id, response) {
+                let birth = self.see(request.and_then(RequestInfo::id), Session::new(id))?;
+                return Ok(birth.map(|birth| self.recording(vec![birth])));
+            }
         }
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
         // In this order, so that the protocol can see whether the handler said something.
@@ -117,7 +123,11 @@ impl Exchange {
                 said => self.say(said, Voice::Head)?,
             });
         }
-        Ok((!births.is_empty()).then(|| -> Recording { Box::pin(self.sessions().clone().until_recorded(births)) }))
+        Ok((!births.is_empty()).then(|| self.recording(births)))
+    }
+
+    fn recording(&self, births: Vec<Arc<Entry>>) -> Recording {
+        Box::pin(self.sessions().clone().until_recorded(births))
     }
 
     /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.

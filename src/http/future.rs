@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, Version, response};
+use http::{Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -30,7 +30,7 @@ pin_project! {
         pub(super) watch: Option<Watch>,
         // What the protocol is to be told about the request, unless the preset was told by the watch.
         pub(super) request: Option<RequestInfo>,
-        pub(super) method: Method,
+        pub(super) is_get: bool,
         pub(super) version: Version,
     }
 }
@@ -39,10 +39,8 @@ pin_project! {
     #[project = HostProj]
     pub(super) enum Host<F, B> {
         Asked { #[pin] inner: F },
-        // The host is through. The head of a new session waits for its record.
-        Recording { held: Option<Box<Held<B>>> },
-        // Refused, or cut.
-        Silenced,
+        // The host is through, and the head of a new session waits for its record. With none: refused, or cut.
+        Through { held: Option<Box<Held<B>>> },
     }
 }
 
@@ -55,7 +53,7 @@ pub(super) struct Held<B> {
 impl<F, B> ResponseFuture<F, B> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { host: Host::Silenced, watch: None, request: None, method: Method::GET, version }
+        Self { host: Host::Through { held: None }, watch: None, request: None, is_get: false, version }
     }
 }
 
@@ -69,8 +67,9 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let (HostProj::Asked { inner }, Some(watch)) = (this.host.project(), this.watch.as_mut()) else {
-            return self.without_host(cx);
+        let HostProj::Asked { inner } = this.host.project() else { return self.without_host(cx) };
+        let Some(watch) = this.watch else {
+            return Poll::Pending; // polled after it was ready
         };
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
@@ -118,7 +117,7 @@ impl<F, B> ResponseFuture<F, B> {
             // Nobody waits for the end of a body that has none to come.
             *this.watch = None;
         } else if let Some(watch) = this.watch
-            && *this.method == Method::GET
+            && *this.is_get
             && watch.exchange.listens(&parts.headers)
         {
             watch.listen();
@@ -148,7 +147,7 @@ impl<F, B> ResponseFuture<F, B> {
         };
         let held = Box::new(Held { recording, response, cut: Box::pin(cut.cancelled_owned()) });
         // The host's future is dropped here, not when somebody drops this one.
-        self.as_mut().project().host.set(Host::Recording { held: Some(held) });
+        self.as_mut().project().host.set(Host::Through { held: Some(held) });
         self.without_host(cx)
     }
 
@@ -160,7 +159,7 @@ impl<F, B> ResponseFuture<F, B> {
         let _cut = ready!(watch.poll(cx));
         *this.watch = None;
         // The host's future is dropped here, not when somebody drops this one.
-        this.host.set(Host::Silenced);
+        this.host.set(Host::Through { held: None });
         Poll::Ready(Ok(unavailable(*this.version)))
     }
 
@@ -168,9 +167,9 @@ impl<F, B> ResponseFuture<F, B> {
     fn without_host<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let this = self.project();
         match this.host.project() {
-            HostProj::Asked { .. } => Poll::Pending, // polled after it was ready
-            HostProj::Recording { held } => poll_recording(held, cx, *this.version).map(Ok),
-            HostProj::Silenced => Poll::Ready(Ok(unavailable(*this.version))),
+            HostProj::Asked { .. } => Poll::Pending,
+            HostProj::Through { held: None } => Poll::Ready(Ok(unavailable(*this.version))),
+            HostProj::Through { held } => poll_recording(held, cx, *this.version).map(Ok),
         }
     }
 }

@@ -48,25 +48,29 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
+        let place_of_id = match &shared.protocol {
+            Spoken::Header(protocol) => protocol.place_of_id(request.headers()),
+            Spoken::Other(_) => Some(0),
+        };
         // Kept apart from the rest, because nothing here touches the request, which is large: so it is not moved about.
-        if let Spoken::Header(protocol) = &shared.protocol
-            && !self.extractors
-            && !shared.is_stopping()
-            && !protocol.may_carry_id(request.headers())
-        {
-            let (method, version) = (request.method().clone(), request.version());
+        if place_of_id.is_none() && !self.extractors && !shared.is_stopping() {
+            let (is_get, version) = (request.method() == Method::GET, request.version());
             let watch = Watch::new(Exchange::begin(shared, None));
             let host = Host::Asked { inner: self.inner.call(request) };
-            return ResponseFuture { host, watch: Some(watch), request: None, method, version };
+            return ResponseFuture { host, watch: Some(watch), request: None, is_get, version };
         }
-        self.call_with_id(request)
+        self.call_with_care(request, place_of_id)
     }
 }
 
 impl<S> SessionService<S> {
     /// A request that may carry an id, or may be refused, or is to tell the extractors.
     #[inline(never)]
-    fn call_with_id<ReqBody, ResBody>(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future, ResBody>
+    fn call_with_care<ReqBody, ResBody>(
+        &mut self,
+        mut request: Request<ReqBody>,
+        place_of_id: Option<usize>,
+    ) -> ResponseFuture<S::Future, ResBody>
     where
         S: Service<Request<ReqBody>>,
     {
@@ -78,7 +82,7 @@ impl<S> SessionService<S> {
         let (exchange, info, may_open);
         match &shared.protocol {
             Spoken::Header(protocol) => {
-                let value = protocol.id_in(request.headers());
+                let value = place_of_id.and_then(|place| protocol.id_at(request.headers(), place));
                 let entry = value.and_then(|value| shared.take_up(value));
                 // What is tracked is known to be an id.
                 info = match value {
@@ -107,9 +111,9 @@ impl<S> SessionService<S> {
             let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
             crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
-        let method = request.method().clone();
+        let is_get = request.method() == Method::GET;
         let host = Host::Asked { inner: self.inner.call(request) };
-        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, method, version }
+        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, is_get, version }
     }
 }
 

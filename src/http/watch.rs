@@ -14,17 +14,11 @@ use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Entry};
 /// How long a stream may go on after the drain: a host that says goodbye from a task of its own needs a moment.
 const GOODBYE: Duration = Duration::from_millis(20);
 
-/// After so many frames that were there at once we look whether the stream is over. Else it would never hear of it.
-const FRAMES_IN_A_ROW: u8 = 128;
-
 /// From the request's head to the response body's end.
 pub(super) struct Watch {
     pub(super) exchange: Exchange,
-    /// Zero, unless the body is an event stream, which ends with its session: then one more than the frames that may be there
-    /// at once before we look.
-    listens: u8,
-    /// Made once the host has made us wait. Boxed, so that bodies and futures are `Unpin` where the host's are, and small
-    /// where the host is quick.
+    /// Made once the host has made us wait, or for an event stream. Boxed, so that bodies and futures are `Unpin` where the
+    /// host's are, and small where the host is quick.
     verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send + Sync>>>,
 }
 
@@ -40,60 +34,41 @@ pub(super) enum Verdict {
 impl Watch {
     #[inline]
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, listens: 0, verdict: None }
+        Self { exchange, verdict: None }
     }
 
-    /// From here on the end of the session is a verdict too.
-    #[cold]
+    /// The body is an event stream: from here on it ends with its session.
     pub(super) fn listen(&mut self) {
-        self.listens = FRAMES_IN_A_ROW;
-        self.verdict = None;
+        let over = is_over(self.exchange.sessions().clone(), self.exchange.entry().cloned());
+        let cut = self.exchange.sessions().inner.cut.clone();
+        self.verdict = Some(Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = over => Verdict::Over,
+                () = cut.cancelled() => Verdict::Cut,
+            }
+        }));
     }
 
-    /// To be polled whenever the host has made us wait.
+    /// To be polled whenever the host has made us wait. No more after a verdict, unless it is let pass.
     #[inline(never)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
-        let listens = self.listens != 0;
-        if listens {
-            self.listens = FRAMES_IN_A_ROW;
-        }
-        let exchange = &self.exchange;
+        let cut = &self.exchange.sessions().inner.cut;
         let verdict = self.verdict.get_or_insert_with(|| {
-            let cut = exchange.sessions().inner.cut.clone();
-            if !listens {
-                return Box::pin(async move {
-                    cut.cancelled().await;
-                    Verdict::Cut
-                });
-            }
-            let over = is_over(exchange.sessions().clone(), exchange.entry().cloned());
+            let cut = cut.clone();
             Box::pin(async move {
-                tokio::select! {
-                    biased;
-                    () = over => Verdict::Over,
-                    () = cut.cancelled() => Verdict::Cut,
-                }
+                cut.cancelled().await;
+                Verdict::Cut
             })
         });
         let verdict = ready!(verdict.as_mut().poll(cx));
-        // Whoever lets the last frame pass nevertheless may ask again.
         self.verdict = None;
         Poll::Ready(verdict)
     }
 
-    /// Whether a frame that was there at once calls for a [`look`](Self::look): most do not.
-    #[inline]
-    pub(super) fn has_to_look(&mut self) -> bool {
-        if self.listens > 1 {
-            self.listens -= 1;
-        }
-        self.listens == 1 || self.exchange.is_closed()
-    }
-
-    /// A body that never makes us wait would outlive its session, and the cut. Its last frame may still leave.
-    #[inline(never)]
+    /// Whether the body is to end although it has not made us wait. Its last frame may still leave.
     pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Verdict> {
-        if self.listens == 1
+        if self.verdict.is_some()
             && let Poll::Ready(Verdict::Over) = self.poll(cx)
         {
             return Some(Verdict::Over);

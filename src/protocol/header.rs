@@ -2,16 +2,14 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
 
-use super::{
-    RequestInfo, SessionProtocol, SessionSignal, adopted,
-    value::{SHORT, Value},
-};
+use super::{RequestInfo, SessionProtocol, SessionSignal, adopted, value::Value};
 use crate::session::{EndReason, SessionId};
 
 // As constants, and not only as fields, because the compiler then knows what there is to compare.
 const ID: HeaderName = HeaderName::from_static("x-session-id");
 const END: HeaderName = HeaderName::from_static("x-session-end");
 const COMPACTED_FROM: HeaderName = HeaderName::from_static("x-session-compacted-from");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Sessions in headers, the default protocol.
 ///
@@ -187,7 +185,9 @@ fn reason_of(word: &str) -> EndReason {
 fn may_open(response: &response::Parts) -> bool {
     let status = response.status;
     (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
-        && response.headers.get("grpc-status").is_none_or(|status| status == "0")
+        // Hardly any response has one: the names are looked at more quickly than one is looked up.
+        && (response.headers.keys().all(|name| *name != GRPC_STATUS)
+            || response.headers.get(GRPC_STATUS).is_none_or(|status| status == "0"))
 }
 
 /// Our headers of one response.
@@ -235,31 +235,58 @@ impl<'a> Said<'a> {
     }
 }
 
-/// As `headers.keys().any(is_ours)`. Most names are looked at by one comparison, so the steps from one to the next are what
-/// costs: here one for four of them.
+/// As `headers.keys().position(is_ours)`. Most names are looked at by one comparison, so the steps from one to the next are
+/// what costs: here one for four of them.
 #[inline(always)]
-fn any_name(headers: &HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) -> bool {
-    let mut next = 0;
-    if let Some(last) = headers.keys_len().checked_sub(4) {
-        while next <= last {
-            let is_ours = |place| headers.keys().nth(next + place).is_some_and(&is_ours);
-            if is_ours(0) || is_ours(1) || is_ours(2) || is_ours(3) {
-                return true;
-            }
-            next += 4;
+fn place_of(headers: &HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) -> Option<usize> {
+    let end = headers.keys_len();
+    let Some(last) = end.checked_sub(4) else { return headers.keys().position(is_ours) };
+    let is_ours_at = |place| headers.keys().nth(place).is_some_and(&is_ours);
+    let mut place = 0;
+    while place <= last {
+        if is_ours_at(place) {
+            return Some(place);
         }
+        if is_ours_at(place + 1) {
+            return Some(place + 1);
+        }
+        if is_ours_at(place + 2) {
+            return Some(place + 2);
+        }
+        if is_ours_at(place + 3) {
+            return Some(place + 3);
+        }
+        place += 4;
     }
-    headers.keys().skip(next).any(is_ours)
+    if place < end && is_ours_at(place) {
+        return Some(place);
+    }
+    if place + 1 < end && is_ours_at(place + 1) {
+        return Some(place + 1);
+    }
+    (place + 2 < end && is_ours_at(place + 2)).then_some(place + 2)
+}
+
+/// The value in this place, if no header comes twice: then there are as many values as names, and in the same order.
+fn value_at(headers: &HeaderMap, place: usize) -> Option<&HeaderValue> {
+    if headers.len() > headers.keys_len() {
+        return None;
+    }
+    let mut values = headers.values();
+    for _ in 0..place {
+        values.next();
+    }
+    values.next()
 }
 
 impl HeaderProtocol {
-    /// Whether there may be an id. Quick, because the names of a head lie side by side in memory, and most requests carry
+    /// Where the id is in a request. Quick, because the names of a head lie side by side in memory, and most requests carry
     /// none.
     #[inline(always)]
-    pub(crate) fn may_carry_id(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn place_of_id(&self, headers: &HeaderMap) -> Option<usize> {
         match self.has_default_names {
-            true => any_name(headers, |name| *name == ID),
-            false => any_name(headers, |name| *name == self.id),
+            true => place_of(headers, |name| *name == ID),
+            false => place_of(headers, |name| *name == self.id),
         }
     }
 
@@ -272,29 +299,10 @@ impl HeaderProtocol {
         }
     }
 
-    fn id_value<'a>(&self, headers: &'a HeaderMap) -> Value<'a> {
-        let mut seen = Value::None;
-        if headers.len() > headers.keys_len() {
-            // Some header comes twice.
-            headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        } else if headers.len() > SHORT {
-            seen = headers.get(&self.id).map_or(Value::None, Value::One);
-        } else {
-            let value = match self.has_default_names {
-                true => only(headers, |name| *name == ID, |_| false),
-                false => only(headers, |name| *name == self.id, |_| false),
-            };
-            seen = value.map_or(Value::None, Value::One);
-        }
-        seen
-    }
-
-    /// What stands in the id's header, if that is of a legal length; whether it is an id is yet to be seen.
-    pub(crate) fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
-        match self.id_value(headers) {
-            Value::One(value) => Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len())),
-            Value::None | Value::Ambiguous => None,
-        }
+    /// What stands in the id's header in this place, if that is of a legal length; whether it is an id is yet to be seen.
+    pub(crate) fn id_at<'a>(&self, headers: &'a HeaderMap, place: usize) -> Option<&'a [u8]> {
+        let value = value_at(headers, place).or_else(|| Value::of(headers, &self.id).one())?;
+        Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len()))
     }
 
     /// Whether a response may say something by its silence.
@@ -326,27 +334,28 @@ impl HeaderProtocol {
         signal
     }
 
-    /// Whether a response says no more than that it belongs to the session `id`: as most do that say anything.
-    pub(crate) fn only_repeats(&self, headers: &HeaderMap, id: &SessionId) -> bool {
+    /// The id in a response that says nothing else, if it is quickly read: as nearly all are that say anything.
+    pub(crate) fn only_id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let value = match self.has_default_names {
             true => only(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
             false => only(headers, |name| *name == self.id, |name| *name == self.end || *name == self.compacted_from),
         };
-        value.is_some_and(|value| value.as_bytes() == id.as_bytes())
+        value.map(HeaderValue::as_bytes)
+    }
+
+    /// The session that begins in a response with this [`only_id`](Self::only_id), if it is an id.
+    pub(crate) fn begun(&self, id: &[u8], response: &response::Parts) -> Option<SessionId> {
+        if may_open(response) { SessionId::from_bytes(id, self.max_id_len).ok() } else { None }
     }
 }
 
-/// The value of the header that is ours, if none is there that is not wanted. `None` too where some header comes twice: then
-/// it takes a closer look.
+/// The value of the header that is ours, if none is there that is not wanted, and none comes twice.
 #[inline(always)]
 fn only(
     headers: &HeaderMap,
     is_ours: impl Fn(&HeaderName) -> bool,
     is_unwanted: impl Fn(&HeaderName) -> bool,
 ) -> Option<&HeaderValue> {
-    if headers.len() > headers.keys_len() {
-        return None;
-    }
     let mut place = None;
     for (number, name) in headers.keys().enumerate() {
         if is_ours(name) {
@@ -355,21 +364,18 @@ fn only(
             return None;
         }
     }
-    let mut values = headers.values();
-    for _ in 0..place? {
-        values.next();
-    }
-    values.next()
+    value_at(headers, place?)
 }
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        SessionId::from_bytes(self.id_in(&request.headers)?, self.max_id_len).ok()
+        let id = self.id_at(&request.headers, self.place_of_id(&request.headers)?)?;
+        SessionId::from_bytes(id, self.max_id_len).ok()
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
         if !(self.adopt || self.may_say(&response.headers))
-            || request.tracked().is_some_and(|id| self.only_repeats(&response.headers, id))
+            || request.tracked().is_some_and(|id| self.only_id(&response.headers) == Some(id.as_bytes()))
         {
             return SessionSignal::nothing();
         }
