@@ -2,15 +2,16 @@
 
 use std::{
     convert::Infallible,
+    fmt::Display,
     future::Future,
     hint::black_box,
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http::{Request, Response, request, response};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::Full;
 use tower_http::{
     metrics::InFlightRequestsLayer,
@@ -19,7 +20,9 @@ use tower_http::{
 };
 use tower_layer::Layer;
 use tower_service::Service;
-use tower_session_end::{ActiveSessions, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionSignal};
+use tower_session_end::{
+    ActiveSessions, BoxError, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionSignal,
+};
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
 use crate::host::{Host, ID, ID_HEADER, Kind, Streams, Talk};
@@ -111,18 +114,21 @@ impl Case {
             + Clone
             + Send
             + 'static,
-        B: Body<Data = Bytes, Error = Infallible> + Default + Send + 'static,
+        B: Body<Data = Bytes, Error: Display + Into<BoxError>> + Default + Send + 'static,
     {
+        let at_hand = self.frames.is_some();
         match self.around {
-            Around::Bare => driven(host),
-            Around::Sessions => driven(sessions().layer().without_extractors().layer(host)),
-            Around::Extractors => driven(sessions().layer().layer(host)),
-            Around::Own => driven(sessions().layer_with(Own(HeaderProtocol::new())).without_extractors().layer(host)),
-            Around::Propagate => driven(PropagateRequestIdLayer::new(ID_HEADER.clone()).layer(host)),
-            Around::Set => driven(SetRequestIdLayer::new(ID_HEADER.clone(), MakeRequestUuid).layer(host)),
-            Around::InFlight => driven(InFlightRequestsLayer::pair().0.layer(host)),
-            Around::Trace => driven(TraceLayer::new_for_http().layer(host)),
-            Around::TowerSessions => driven(SessionManagerLayer::new(MemoryStore::default()).layer(host)),
+            Around::Bare => driven(host, at_hand),
+            Around::Sessions => driven(sessions().layer().without_extractors().layer(host), at_hand),
+            Around::Extractors => driven(sessions().layer().layer(host), at_hand),
+            Around::Own => {
+                driven(sessions().layer_with(Own(HeaderProtocol::new())).without_extractors().layer(host), at_hand)
+            }
+            Around::Propagate => driven(PropagateRequestIdLayer::new(ID_HEADER.clone()).layer(host), at_hand),
+            Around::Set => driven(SetRequestIdLayer::new(ID_HEADER.clone(), MakeRequestUuid).layer(host), at_hand),
+            Around::InFlight => driven(InFlightRequestsLayer::pair().0.layer(host), at_hand),
+            Around::Trace => driven(TraceLayer::new_for_http().layer(host), at_hand),
+            Around::TowerSessions => driven(SessionManagerLayer::new(MemoryStore::default()).layer(host), at_hand),
         }
     }
 }
@@ -149,25 +155,53 @@ fn sessions() -> ActiveSessions {
     sessions
 }
 
-/// As hyper does: one poll of the future, and the body polled until it says that it is over.
-fn driven<S, B>(mut service: S) -> Exchange
+/// As hyper does: one poll of the future, and the body polled until it says that it is over. The service is called, and its
+/// future and its body are polled, by functions that nobody can merge with what they call: in a server that is elsewhere.
+fn driven<S, B>(mut service: S, at_hand: bool) -> Exchange
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Future: Future<Output = Result<Response<B>, S::Error>>>
         + 'static,
-    B: Body,
+    B: Body + 'static,
 {
+    let polls = if at_hand { polls_at_hand::<B> } else { polls_from_afar::<B> };
     Box::new(move |request| {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(service.poll_ready(&mut cx).is_ready(), "the host is always ready");
-        let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else {
+        let Poll::Ready(Ok(response)) = poll(pin!(call(&mut service, request)), &mut cx) else {
             panic!("the host answers at once");
         };
         let (head, body) = response.into_parts();
         black_box(&head);
-        let mut body = pin!(body);
-        while !body.is_end_stream() {
-            let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut cx) else { break };
-            black_box(frame.is_ok());
-        }
+        polls(pin!(body), &mut cx);
     })
+}
+
+#[inline(never)]
+fn call<S: Service<Request<Full<Bytes>>>>(service: &mut S, request: Request<Full<Bytes>>) -> S::Future {
+    service.call(request)
+}
+
+#[inline(never)]
+fn poll<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    future.poll(cx)
+}
+
+fn polls_from_afar<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
+    while !body.is_end_stream() {
+        let Poll::Ready(Some(frame)) = poll_frame(body.as_mut(), cx) else { break };
+        black_box(frame.is_ok());
+    }
+}
+
+#[inline(never)]
+fn poll_frame<B: Body>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    body.poll_frame(cx)
+}
+
+/// For bodies of many frames: in a loop that knows the body's type.
+fn polls_at_hand<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
+    while !body.is_end_stream() {
+        let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(cx) else { break };
+        black_box(frame.is_ok());
+    }
 }

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::CONTEN
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tower_service::Service;
+use tower_session_end::BoxError;
 
 /// The one session that all requests with an id belong to.
 pub(crate) const ID: &str = "0b6e2f0c-3a5e-4c0e-9d4e-5d1e6c1f8a77";
@@ -184,11 +185,12 @@ pub(crate) struct Frames {
 
 impl Body for Frames {
     type Data = Bytes;
-    type Error = Infallible;
+    // As most bodies have that are made in a handler.
+    type Error = BoxError;
 
     // A real body is behind a call or two.
     #[inline(never)]
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let is_over = self.left == 0;
         self.left = self.left.saturating_sub(1);
         Poll::Ready((!is_over).then(|| Ok(Frame::data(Bytes::from_static(b"a frame!")))))

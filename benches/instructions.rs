@@ -28,7 +28,7 @@ const SHORT: usize = 500;
 const LONG: usize = 2500;
 
 /// Frames of a long body, and of a short one.
-const FRAMES: [usize; 2] = [1, 65];
+const FRAMES: [usize; 2] = [100, 500];
 
 /// Most instructions that the layer may add to a frame of a body.
 const LIMIT_A_FRAME: f64 = 30.0;
