@@ -1,111 +1,56 @@
-//! The host of the request benchmarks, the layers around it, and requests as a server parses them.
+//! The hosts of the request benchmarks, and requests as a server parses them.
 
 use std::{
     convert::Infallible,
-    future::{Future, Ready, ready},
-    hint::black_box,
-    pin::pin,
-    task::{Context, Poll, Waker},
+    fmt::Write,
+    future::{Ready, ready},
+    pin::Pin,
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{
-    HeaderName, HeaderValue, Request, Response,
-    header::{CONTENT_TYPE, HeaderMap},
-};
-use http_body::Body;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use tower_http::request_id::PropagateRequestIdLayer;
-use tower_layer::Layer;
 use tower_service::Service;
-use tower_session_end::{ActiveSessions, SessionEnd};
+use tower_session_end::BoxError;
 
 /// The one session that all requests with an id belong to.
-const ID: &str = "0b6e2f0c-3a5e-4c0e-9d4e-5d1e6c1f8a77";
+pub(crate) const ID: &str = "0b6e2f0c-3a5e-4c0e-9d4e-5d1e6c1f8a77";
 
-static ID_HEADER: HeaderName = HeaderName::from_static("x-session-id");
+pub(crate) static ID_HEADER: HeaderName = HeaderName::from_static("x-session-id");
 
-/// Sessions of others, so that the table is no table of one.
-const OTHERS: usize = 1000;
-
-/// What stands around the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Around {
-    /// Nothing.
-    Bare,
-    /// Our layer without its extractors.
-    Sessions,
-    /// Our layer as it comes.
-    Extractors,
-    /// The yardstick: it carries the same header from the request to the response.
-    Propagate,
-}
-
-/// Where the id stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Id {
-    /// Nowhere.
-    Absent,
-    /// In the request; the host does not repeat it.
-    Request,
-    /// In the request, and the host repeats it.
-    Both,
-}
-
-/// One exchange that is measured.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Case {
-    pub(crate) around: Around,
-    pub(crate) id: Id,
-    /// Headers of the request, without the id.
-    pub(crate) headers: usize,
-}
-
-impl Around {
-    pub(crate) const ALL: [Self; 4] = [Self::Bare, Self::Sessions, Self::Extractors, Self::Propagate];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Bare => "bare",
-            Self::Sessions => "sessions",
-            Self::Extractors => "sessions+extractors",
-            Self::Propagate => "PropagateRequestId",
-        }
-    }
-}
-
-impl Id {
-    pub(crate) const ALL: [Self; 3] = [Self::Absent, Self::Request, Self::Both];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Absent => "id absent",
-            Self::Request => "id in the request",
-            Self::Both => "id in both",
-        }
-    }
-}
-
-/// How many headers a request has, without the id: those of a small client, and those of a browser behind a proxy.
+/// How many headers a request has, without the id: that of a small client, and that of a browser behind a proxy.
 pub(crate) const HEADERS: [usize; 2] = [3, 15];
 
-/// Handles one request to the end of its response's body.
-pub(crate) type Exchange = Box<dyn FnMut(Request<Full<Bytes>>)>;
+/// What is said about sessions in an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Talk {
+    /// Nothing.
+    Silence,
+    /// The request carries the id; the host does not repeat it.
+    Request,
+    /// The request carries the id, and the host repeats it.
+    Both,
+    /// The host answers with a new id each time.
+    Birth,
+}
 
-impl Case {
-    /// The host with what stands around it. The indirection is the same for all of them.
-    pub(crate) fn exchange(self) -> Exchange {
-        let host = Host { repeats: self.id == Id::Both };
-        match self.around {
-            Around::Bare => exchange_with(host),
-            Around::Sessions => exchange_with(sessions().layer().without_extractors().layer(host)),
-            Around::Extractors => exchange_with(sessions().layer().layer(host)),
-            Around::Propagate => exchange_with(PropagateRequestIdLayer::new(ID_HEADER.clone()).layer(host)),
+impl Talk {
+    pub(crate) const ALL: [Self; 4] = [Self::Silence, Self::Request, Self::Both, Self::Birth];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Silence => "no id",
+            Self::Request => "known id in the request",
+            Self::Both => "known id in both",
+            Self::Birth => "a birth",
         }
     }
 
-    /// A fresh request.
-    pub(crate) fn request(self) -> Request<Full<Bytes>> {
+    /// A fresh request with so many headers, and with the id where it has one. `cookie` is the form of the id that a layer
+    /// understands which does not look at our header.
+    pub(crate) fn request(self, headers: usize, cookie: bool) -> Request<Full<Bytes>> {
         const NAMES: [(&str, &str); 15] = [
             ("host", "gateway.example.com"),
             ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
@@ -115,7 +60,7 @@ impl Case {
             ("content-type", "application/json"),
             ("content-length", "5"),
             ("authorization", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG_HACGpVUMN_a9IV7pAx"),
-            ("cookie", "theme=dark; consent=yes"),
+            ("dnt", "1"),
             ("origin", "https://example.com"),
             ("referer", "https://example.com/chat"),
             ("x-forwarded-for", "203.0.113.7"),
@@ -123,42 +68,40 @@ impl Case {
             ("x-request-start", "t=1700000000000"),
             ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ];
-        let mut head = Head::new();
-        for (name, value) in &NAMES[..self.headers] {
-            head.push(name, value);
-        }
-        if self.id != Id::Absent {
-            head.push(ID_HEADER.as_str(), ID);
+        let mut head = NAMES[..headers].to_vec();
+        match self {
+            Self::Silence | Self::Birth => {}
+            Self::Request | Self::Both if cookie => head.push(("cookie", "id=WXBD8ITOXHXRvYi0N7Y4zg")),
+            Self::Request | Self::Both => head.push((ID_HEADER.as_str(), ID)),
         }
         let mut request = Request::new(Full::from(Bytes::from_static(b"hello")));
-        *request.headers_mut() = head.headers;
+        *request.headers_mut() = parsed(&head);
         request
     }
 }
 
-/// Builds header values as a server does, which cuts them out of its read buffer. Values made from a static text are
-/// cheaper to clone, and would flatter whoever clones them.
-struct Head {
-    buffer: BytesMut,
-    headers: HeaderMap,
-}
-
-impl Head {
-    fn new() -> Self {
-        Self { buffer: BytesMut::with_capacity(1024), headers: HeaderMap::with_capacity(16) }
-    }
-
-    fn push(&mut self, name: &str, value: &str) {
-        self.buffer.extend_from_slice(value.as_bytes());
-        let value = self.buffer.split_to(value.len()).freeze();
+/// A head as hyper makes it: the values are cut out of the one buffer that the head was read into. Values made from a
+/// static text are cheaper to clone, and would flatter whoever clones them.
+fn parsed(head: &[(&str, &str)]) -> HeaderMap {
+    let mut buffer = BytesMut::with_capacity(head.iter().map(|(_, value)| value.len()).sum());
+    head.iter().for_each(|(_, value)| buffer.extend_from_slice(value.as_bytes()));
+    let buffer = buffer.split().freeze();
+    let mut headers = HeaderMap::with_capacity(head.len() + 1);
+    let mut begin = 0;
+    for (name, value) in head {
+        let bytes = buffer.slice(begin..begin + value.len());
+        begin += value.len();
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
-        self.headers.append(name, HeaderValue::from_maybe_shared(value).expect("a header value"));
+        headers.append(name, HeaderValue::from_maybe_shared(bytes).expect("a header value"));
     }
+    headers
 }
 
-/// Answers at once, with one header of its own.
-struct Host {
-    repeats: bool,
+/// Answers at once, with three headers of its own and a body of one frame.
+#[derive(Clone)]
+pub(crate) struct Host {
+    pub(crate) talk: Talk,
+    pub(crate) births: u64,
 }
 
 impl Service<Request<Full<Bytes>>> for Host {
@@ -171,45 +114,93 @@ impl Service<Request<Full<Bytes>>> for Host {
     }
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        const NAMES: [HeaderName; 3] =
+            [http::header::CONTENT_TYPE, http::header::CACHE_CONTROL, HeaderName::from_static("x-request-id")];
         let mut response = Response::new(Full::from(Bytes::from_static(b"{}")));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self.repeats
-            && let Some(id) = request.headers().get(&ID_HEADER)
-        {
-            headers.insert(ID_HEADER.clone(), id.clone());
+        headers.reserve(NAMES.len() + 1);
+        for name in NAMES {
+            headers.insert(name, HeaderValue::from_static("a value"));
+        }
+        match self.talk {
+            Talk::Silence | Talk::Request => {}
+            Talk::Both => {
+                if let Some(id) = request.headers().get(&ID_HEADER) {
+                    headers.insert(ID_HEADER.clone(), id.clone());
+                }
+            }
+            Talk::Birth => {
+                self.births += 1;
+                let mut id = BytesMut::with_capacity(36);
+                write!(id, "{:020}-9d4e-5d1e6c1f8a", self.births).expect("it fits");
+                headers.insert(ID_HEADER.clone(), HeaderValue::from_maybe_shared(id.freeze()).expect("a value"));
+            }
         }
         ready(Ok(response))
     }
 }
 
-fn sessions() -> ActiveSessions {
-    let hook = |_: SessionEnd| ready(());
-    let sessions = ActiveSessions::builder().on_session_end(hook).build().expect("the defaults are legal");
-    sessions.note(ID);
-    for other in 0..OTHERS {
-        sessions.note(format!("other-{other}"));
-    }
-    sessions
+/// Answers at once, with a body of so many frames.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    pub(crate) frames: usize,
+    pub(crate) kind: Kind,
 }
 
-fn exchange_with<S, B>(mut service: S) -> Exchange
-where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Future: Future<Output = Result<Response<B>, S::Error>>>
-        + 'static,
-    B: Body,
-{
-    Box::new(move |request| {
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(service.poll_ready(&mut cx).is_ready(), "the host is always ready");
-        let Poll::Ready(Ok(response)) = pin!(service.call(request)).poll(&mut cx) else {
-            panic!("the host answers at once");
-        };
-        let (head, body) = response.into_parts();
-        black_box(&head);
-        let mut body = pin!(body);
-        while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut cx) {
-            black_box(frame.is_ok());
+/// What a body looks like from without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its length is known.
+    Sized,
+    /// It is not.
+    Unsized,
+    /// An event stream.
+    Events,
+}
+
+impl Service<Request<Full<Bytes>>> for Streams {
+    type Response = Response<Frames>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Full<Bytes>>) -> Self::Future {
+        let mut response = Response::new(Frames { left: self.frames, is_sized: self.kind == Kind::Sized });
+        if self.kind == Kind::Events {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         }
-    })
+        ready(Ok(response))
+    }
+}
+
+/// Frames that are there at once.
+#[derive(Default)]
+pub(crate) struct Frames {
+    left: usize,
+    is_sized: bool,
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    // As most bodies have that are made in a handler.
+    type Error = BoxError;
+
+    // A real body is behind a call or two.
+    #[inline(never)]
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let is_over = self.left == 0;
+        self.left = self.left.saturating_sub(1);
+        Poll::Ready((!is_over).then(|| Ok(Frame::data(Bytes::from_static(b"a frame!")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0 && self.is_sized
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.is_sized { SizeHint::with_exact(8 * self.left as u64) } else { SizeHint::default() }
+    }
 }

@@ -4,7 +4,7 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
-use http::{StatusCode, request::Parts};
+use http::{Extensions, StatusCode, request::Parts};
 
 use std::{convert::Infallible, fmt};
 
@@ -18,8 +18,8 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
-    pub(crate) fn insert(parts: &mut Parts, sessions: &ActiveSessions, id: Option<&SessionId>) {
-        parts.extensions.insert(Self { sessions: sessions.clone(), id: id.cloned() });
+    pub(crate) fn insert(extensions: &mut Extensions, sessions: &ActiveSessions, id: Option<&SessionId>) {
+        extensions.insert(Self { sessions: sessions.clone(), id: id.cloned() });
     }
 
     fn of(parts: &Parts) -> Result<&Self, MissingSessionLayer> {

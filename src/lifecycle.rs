@@ -336,12 +336,9 @@ impl ActiveSessions {
 
     /// How far a shutdown has come.
     #[must_use]
+    #[inline]
     pub fn phase(&self) -> Phase {
         self.inner.pool.tracker.phase()
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.phase() == Phase::Closed
     }
 
     /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.

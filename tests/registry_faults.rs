@@ -1,62 +1,28 @@
-//! Registries that panic, lie, hang or lose their lease, and runtimes that go away under them.
+//! Registries that panic, lie, hang or take no changes, and runtimes that go away under them.
 
 #[path = "support/recorder.rs"]
 mod recorder;
+#[path = "support/replica.rs"]
+mod replica;
 #[path = "support/store.rs"]
 mod store;
 
 use std::{
     future::{pending, ready},
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
 use recorder::{Recorder, assert_sum};
+use replica::Replica;
 use store::{Fault, Holder, Store};
 use tokio::time::{Instant, sleep, timeout};
 use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, EndReason, SessionEnd,
+    EndReason,
     registry::{Applied, Change, Orphan, Registry, RegistryError},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-
-struct Replica {
-    sessions: ActiveSessions,
-    recorder: Recorder,
-    holder: Holder,
-}
-
-impl Replica {
-    fn new(store: &Store) -> Self {
-        Self::with(store, |builder| builder)
-    }
-
-    fn with(store: &Store, f: impl FnOnce(ActiveSessionsBuilder) -> ActiveSessionsBuilder) -> Self {
-        let (recorder, holder) = (Recorder::default(), store.holder());
-        let sessions = f(recorder.builder().registry(holder.clone())).build().unwrap();
-        Self { sessions, recorder, holder }
-    }
-
-    async fn note(&self, id: &str) -> bool {
-        self.sessions.note(id).durable().await
-    }
-
-    fn drive(&self) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(self.sessions.shutdown_on(pending::<()>()))
-    }
-
-    /// What is left of a process that holds something, or had claimed it.
-    async fn dead(store: &Store, ids: impl IntoIterator<Item = String>) {
-        let dead = Self::new(store);
-        for id in ids {
-            dead.sessions.note(id);
-        }
-        dead.note("the-last").await;
-        dead.holder.kill();
-        dead.holder.set(Fault::Hangs);
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn g17_a_registry_that_panics_or_answers_with_too_little_is_as_one_that_is_down() {
@@ -202,182 +168,6 @@ async fn g17_a_registry_that_answers_but_takes_no_changes_is_degraded_once_and_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn g15_a_session_that_may_never_have_been_recorded_keeps_its_name_over_a_lost_lease() {
-    let store = Store::default();
-    let replica = Replica::new(&store);
-    replica.note("before").await;
-    replica.holder.set(Fault::Down);
-    replica.note("a").await;
-    let start = replica.recorder.starts().pop().unwrap();
-    replica.holder.kill();
-    replica.holder.set(Fault::None);
-    let driver = replica.drive();
-    sleep(5 * SECOND).await;
-    driver.abort();
-    let _ = replica.sessions.drain(EndReason::Shutdown).await;
-    let ends: Vec<_> = replica.recorder.ends().into_iter().filter(|end| end.session.id == "a").collect();
-    assert_eq!(ends.len(), 1);
-    assert_eq!(ends[0].event_id, start.event_id, "the start that was told has no end");
-}
-
-#[tokio::test(start_paused = true)]
-async fn g15_a_record_whose_answer_was_lost_when_it_was_made_up_for_is_not_left_behind() {
-    let store = Store::default();
-    let replica = Replica::new(&store);
-    replica.note("before").await;
-    replica.holder.set(Fault::Down);
-    replica.sessions.end("before", EndReason::Reset);
-    sleep(Duration::from_millis(10)).await;
-    // The registry is left alone by now: this one is not even tried.
-    replica.note("a").await;
-    replica.holder.set(Fault::Deaf);
-    let driver = replica.drive();
-    sleep(SECOND).await;
-    replica.holder.set(Fault::Down);
-    replica.sessions.end("a", EndReason::Reset);
-    replica.holder.set(Fault::None);
-    sleep(20 * SECOND).await;
-    assert!(store.events().is_empty(), "{:?} {:?}", store.active(), store.owed());
-    assert_eq!(replica.recorder.ended(), ["a reset", "before reset"]);
-    driver.abort();
-}
-
-#[tokio::test(start_paused = true)]
-async fn g16_an_end_that_came_due_while_the_lease_was_in_doubt_is_delivered_once_it_is_not() {
-    let store = Store::default();
-    let replica = Replica::new(&store);
-    replica.note("a").await;
-    let driver = replica.drive();
-    replica.holder.doubt(true);
-    replica.sessions.end("a", EndReason::Deleted);
-    sleep(10 * SECOND).await;
-    assert!(replica.recorder.ends().is_empty(), "the lease may be over, and others may have delivered it");
-    replica.holder.doubt(false);
-    sleep(2 * SECOND).await;
-    assert_eq!(replica.recorder.ended(), ["a deleted"]);
-    assert!(store.events().is_empty());
-
-    // Lost indeed: others deliver it.
-    replica.note("b").await;
-    replica.holder.doubt(true);
-    replica.sessions.end("b", EndReason::Deleted);
-    sleep(Duration::from_millis(10)).await;
-    replica.holder.kill();
-    let survivor = Replica::new(&store);
-    assert_eq!(survivor.sessions.recover().await.ended, 1);
-    replica.holder.doubt(false);
-    sleep(5 * SECOND).await;
-    assert_eq!(survivor.recorder.ended(), ["b deleted"]);
-    assert_eq!(replica.recorder.ended(), ["a deleted"]);
-    driver.abort();
-
-    // In a stop there is no time for that.
-    replica.note("c").await;
-    replica.holder.doubt(true);
-    replica.sessions.end("c", EndReason::Reset);
-    sleep(Duration::from_millis(10)).await;
-    let begun = Instant::now();
-    let report = replica.sessions.drain(EndReason::Shutdown).await;
-    assert!(begun.elapsed() < SECOND);
-    assert_sum(&report);
-    assert_eq!((report.running, report.handed_over), (1, 1), "{report}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn g16_a_holder_that_dies_over_an_end_for_all_has_it_delivered_once_by_one_that_goes_on() {
-    let store = Store::default();
-    let goes_on = Replica::new(&store);
-    goes_on.note("a").await;
-    let dies = ActiveSessions::builder().registry(store.holder()).on_session_end(|_: SessionEnd| pending::<()>());
-    let holder = store.holder();
-    let dies = dies.registry(holder.clone()).build().unwrap();
-    dies.note("a").durable().await;
-    dies.end("a", EndReason::Deleted);
-    sleep(Duration::from_millis(10)).await;
-    holder.kill();
-    holder.set(Fault::Hangs);
-    let driver = goes_on.drive();
-    sleep(3 * SECOND).await;
-    assert_eq!(goes_on.recorder.ended(), ["a deleted"]);
-    assert!(goes_on.sessions.is_empty(), "an end for all is one for this replica too");
-    driver.abort();
-    let report = goes_on.sessions.drain(EndReason::Shutdown).await;
-    assert!(report.is_clean(), "{report}");
-    assert_sum(&report);
-    assert_eq!(goes_on.recorder.order("a"), "+-");
-}
-
-#[tokio::test(start_paused = true)]
-async fn g02_a_start_that_runs_is_awaited_although_others_end_its_session() {
-    let store = Store::default();
-    let other = Replica::new(&store);
-    let (recorder, holder) = (Recorder::default(), store.holder());
-    let starts = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .registry(holder)
-        .on_session_start(move |start| {
-            let starts = starts.clone();
-            async move {
-                sleep(SECOND).await;
-                starts.push(recorder::Event::Start(start));
-            }
-        })
-        .build()
-        .unwrap();
-    sessions.note("a").durable().await;
-    other.note("a").await;
-    let report = sessions.finish(async {}).await.report;
-    assert_eq!(report.sessions.held_by_others, 1);
-    assert_eq!(recorder.started(), ["a"], "torn from the middle, by a stop that said it was clean");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_drain_with_nobody_to_tell_is_over_at_once() {
-    let store = Store::default();
-    let (recorder, begun) = (Recorder::default(), Instant::now());
-    let starts = recorder.clone();
-    let sessions = ActiveSessions::builder()
-        .registry(store.holder())
-        .on_session_start(move |start| {
-            starts.push(recorder::Event::Start(start));
-            sleep(Duration::from_millis(10))
-        })
-        .build()
-        .unwrap();
-    for n in 0..10 {
-        sessions.note(format!("{n}"));
-        sessions.compact(format!("{n}"), format!("next-{n}"));
-        sessions.note(format!("{n}"));
-    }
-    let report = sessions.drain(EndReason::Shutdown).await;
-    assert!(report.is_clean(), "{report}");
-    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_recovery_does_not_wait_for_what_others_deliver() {
-    let store = Store::default();
-    Replica::dead(&store, ["a".to_owned()]).await;
-    let holder = store.holder();
-    let killer = Arc::new(Mutex::new(Some(holder.clone())));
-    let sessions = ActiveSessions::builder()
-        .registry(holder)
-        .recovery_timeout(Duration::MAX)
-        .max_concurrent_hooks(1)
-        .on_session_end(move |_: SessionEnd| {
-            // While the first one is delivered, the lease runs out.
-            killer.lock().unwrap().take().into_iter().for_each(|holder| holder.kill());
-            ready(())
-        })
-        .build()
-        .unwrap();
-    let report = timeout(3600 * SECOND, sessions.recover()).await.expect("a recovery that never ends");
-    // The other one was let go of, and found again under the new lease.
-    assert_eq!((report.unfinished, report.found - report.ended), (1, 1), "{report}");
-    assert!(store.events().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
 async fn g17_births_are_recorded_while_a_take_over_of_many_goes_on() {
     let store = Store::default();
     Replica::dead(&store, (0..4000).map(|n| format!("lost-{n}"))).await;
@@ -394,22 +184,6 @@ async fn g17_births_are_recorded_while_a_take_over_of_many_goes_on() {
     assert!(!recovery.is_finished());
     let report = recovery.await.unwrap();
     assert_eq!((report.found, report.ended), (4001, 4001), "{report}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_lease_is_kept_during_a_long_drain_and_a_long_recovery() {
-    let store = Store::default();
-    Replica::dead(&store, None).await;
-    let (recorder, holder) = (Recorder::default(), store.holder());
-    let slow = recorder.slow_builder(|_| 20 * SECOND).recovery_timeout(60 * SECOND).drain_timeout(60 * SECOND);
-    let sessions = slow.registry(holder.clone()).build().unwrap();
-    assert_eq!(sessions.recover().await.ended, 1);
-    let beats = holder.beats.load(Ordering::SeqCst);
-    assert!(beats >= 15, "{beats} beats in 20 s of a recovery");
-    sessions.note("a").durable().await;
-    assert_eq!(sessions.drain(EndReason::Shutdown).await.ended, 1);
-    let beats = holder.beats.load(Ordering::SeqCst) - beats;
-    assert!(beats >= 15, "{beats} beats in 20 s of a drain");
 }
 
 #[test]

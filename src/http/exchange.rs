@@ -4,16 +4,14 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
 };
 
-use http::{HeaderMap, Method, header::CONTENT_TYPE, response};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use http::{HeaderMap, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{RequestInfo, Saying, SessionSignal},
+    protocol::{RequestInfo, Saying, SessionSignal, Spoken},
     session::{Phase, Session, SessionId},
     tracker::{By, Entry, Load, Note, Voice},
 };
@@ -25,8 +23,6 @@ pub(super) struct Exchange {
     /// that id is about this generation alone.
     entry: Option<Arc<Entry>>,
     load: Load,
-    /// Births whose record is still to be written.
-    births: Vec<Arc<Entry>>,
 }
 
 /// The wait of a response head for the record of its session.
@@ -35,16 +31,18 @@ pub(super) type Recording = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 /// The handle was closed before the response came: its head must not leave.
 pub(super) struct Refused;
 
-impl Exchange {
-    pub(super) fn begin(shared: &Arc<Shared>, id: Option<&SessionId>) -> Self {
-        let sessions = &shared.sessions;
-        let entry = id.and_then(|id| sessions.inner.pool.tracker.take_up(id.as_bytes(), sessions.tick()));
-        sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work, births: Vec::new() }
+impl Shared {
+    /// The generation of an id, if it is active: busy from here on.
+    pub(super) fn take_up(&self, id: &[u8]) -> Option<Arc<Entry>> {
+        self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())
     }
+}
 
-    pub(super) fn is_tracked(&self) -> bool {
-        self.entry.is_some()
+impl Exchange {
+    #[inline]
+    pub(super) fn begin(shared: &Arc<Shared>, entry: Option<Arc<Entry>>) -> Self {
+        shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), entry, load: Load::Work }
     }
 
     pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
@@ -55,14 +53,60 @@ impl Exchange {
         &self.shared.sessions
     }
 
-    /// Does what the response says: first the handler's words, which know more, then the protocol's.
-    pub(super) fn apply(&mut self, request: &RequestInfo, response: &mut response::Parts) -> Result<(), Refused> {
-        // In this order, so that the protocol can see whether the handler said something.
-        let from_protocol = self.shared.protocol.response(request, response);
-        let from_handler = response.extensions.remove::<SessionSignal>();
-        if from_handler.is_none() && from_protocol.is_nothing() {
-            return Ok(());
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.phase() == Phase::Closed
+    }
+
+    /// Whether there may be something to [`obey`](Self::obey) in the response.
+    #[inline(always)]
+    pub(super) fn may_say(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
+        match &self.shared.protocol {
+            Spoken::Header(protocol) => {
+                !response.extensions.is_empty()
+                    || protocol.may_say(&response.headers)
+                    // Of the preset we have told only ids that are not active.
+                    || (protocol.adopts() && request.is_some())
+            }
+            Spoken::Other(_) => true,
         }
+    }
+
+    /// Does what the response says: first the handler's words, which know more, then the protocol's. Its head has to wait
+    /// for the records of what it has opened, if there are any.
+    #[inline(never)]
+    pub(super) fn obey(
+        &mut self,
+        request: Option<&RequestInfo>,
+        response: &mut response::Parts,
+    ) -> Result<Option<Recording>, Refused> {
+        let tracked = self.entry.as_ref().map(|entry| &entry.id);
+        // Short ways for what is said most: that the session goes on, and that one begins.
+        if let (Spoken::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
+            && let Some(id) = protocol.only_id(&response.headers)
+        {
+            if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
+                return Ok(None);
+            }
+            if let Some(id) = protocol.begun(id, response) {
+                let birth = self.see(request.and_then(RequestInfo::id), Session::new(id))?;
+                return Ok(birth.map(|birth| self.recording(vec![birth])));
+            }
+        }
+        let carried = request.map_or(tracked, RequestInfo::id).cloned();
+        // In this order, so that the protocol can see whether the handler said something.
+        let from_protocol = match (&self.shared.protocol, request) {
+            (Spoken::Header(protocol), _) => protocol.said(request, tracked, response),
+            (Spoken::Other(protocol), Some(request)) => protocol.response(request, response),
+            (Spoken::Other(_), None) => SessionSignal::nothing(),
+        };
+        let from_handler = match has_signal(response) {
+            true => response.extensions.remove::<SessionSignal>(),
+            false => None,
+        };
+        if from_handler.is_none() && from_protocol.is_nothing() {
+            return Ok(None);
+        }
+        let mut births = Vec::new();
         // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
         let mut over = Vec::new();
         for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
@@ -70,20 +114,24 @@ impl Exchange {
                 Saying::Ended(id, _) => over.push(id.clone()),
                 Saying::Compacted(_, session) | Saying::Started(session) => over.retain(|id| *id != session.id),
             }
-            self.say(saying, Voice::Said)?;
+            births.extend(self.say(saying, Voice::Said)?);
         }
         for saying in from_protocol.sayings {
-            match saying {
-                Saying::Started(session) if over.contains(&session.id) => {}
-                Saying::Started(session) => self.see(request, session)?,
+            births.extend(match saying {
+                Saying::Started(session) if over.contains(&session.id) => None,
+                Saying::Started(session) => self.see(carried.as_ref(), session)?,
                 said => self.say(said, Voice::Head)?,
-            }
+            });
         }
-        Ok(())
+        Ok((!births.is_empty()).then(|| self.recording(births)))
     }
 
-    /// A birth, an end or a compaction that the host declares.
-    fn say(&mut self, saying: Saying, voice: Voice) -> Result<(), Refused> {
+    fn recording(&self, births: Vec<Arc<Entry>>) -> Recording {
+        Box::pin(self.sessions().clone().until_recorded(births))
+    }
+
+    /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.
+    fn say(&mut self, saying: Saying, voice: Voice) -> Result<Option<Arc<Entry>>, Refused> {
         let sessions = &self.shared.sessions;
         let load = self.wanting();
         match saying {
@@ -94,7 +142,7 @@ impl Exchange {
                     Some(entry) => sessions.end_entry(entry, reason, By::Host),
                     None => sessions.end(id, reason),
                 };
-                Ok(())
+                Ok(None)
             }
             Saying::Compacted(old, session) => {
                 let generation = self.entry.as_ref().filter(|entry| entry.id == old);
@@ -104,25 +152,19 @@ impl Exchange {
     }
 
     /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&mut self, request: &RequestInfo, session: Session) -> Result<(), Refused> {
+    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Entry>>, Refused> {
         let sessions = &self.shared.sessions;
-        if request.id.as_ref() == Some(&session.id) {
+        if carried == Some(&session.id) {
             if let Some(entry) = &self.entry {
                 // Over by now? Then this is a late response, and revives nothing.
                 sessions.inner.pool.tracker.set_details(entry, session);
-                return Ok(());
+                return Ok(None);
             }
             if sessions.phase() >= Phase::Closing {
-                return Ok(());
+                return Ok(None);
             }
         }
         self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
-    }
-
-    /// Waits for the records of what this response has opened, if there is anything to wait for.
-    pub(super) fn until_recorded(&mut self) -> Option<Recording> {
-        let births = std::mem::take(&mut self.births);
-        (!births.is_empty()).then(|| -> Recording { Box::pin(self.sessions().clone().until_recorded(births)) })
     }
 
     /// What a newcomer is to take up, if this exchange belongs to no session yet.
@@ -131,33 +173,31 @@ impl Exchange {
     }
 
     /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
-    fn adopt(&mut self, note: Option<Note>) -> Result<(), Refused> {
-        if let Some(Note::Born(entry) | Note::Known(entry)) = &note
-            && self.sessions().waits_for(entry)
-        {
-            self.births.push(Arc::clone(entry));
-        }
+    fn adopt(&mut self, note: Option<Note>) -> Result<Option<Arc<Entry>>, Refused> {
         match note {
-            Some(Note::Refused) => return Err(Refused),
-            Some(Note::Born(entry) | Note::Known(entry)) if self.entry.is_none() => {
-                self.entry = Some(entry);
+            Some(Note::Refused) => Err(Refused),
+            Some(Note::Born(entry) | Note::Known(entry)) => {
+                let waits = self.sessions().waits_for(&entry).then(|| Arc::clone(&entry));
+                self.entry.get_or_insert(entry);
+                Ok(waits)
             }
-            Some(_) | None => {}
+            Some(Note::Dead) | None => Ok(None),
         }
-        Ok(())
     }
 
-    /// Whether the response is a stream that only listens; such a one is no work.
-    pub(super) fn listens(&mut self, method: &Method, headers: &HeaderMap) -> bool {
-        let is_stream = *method == Method::GET && is_event_stream(headers);
+    /// Whether the response to a `GET` is a stream that is to end with its session. One that only listens is no work.
+    #[inline(never)]
+    pub(super) fn listens(&mut self, headers: &HeaderMap) -> bool {
+        let is_stream = is_event_stream(headers);
         if is_stream && let Some(entry) = self.entry.clone() {
             entry.take_up(Load::Open);
             self.put_down(&entry);
             self.load = Load::Open;
         }
-        is_stream
+        is_stream && self.sessions().inner.config.end_streams
     }
 
+    #[inline(never)]
     fn put_down(&self, entry: &Arc<Entry>) {
         let sessions = &self.shared.sessions;
         entry.heard_of(sessions.tick());
@@ -169,25 +209,19 @@ impl Exchange {
 }
 
 impl Drop for Exchange {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            self.put_down(&entry);
+        if let Some(entry) = &self.entry {
+            self.put_down(entry);
         }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Waits for the cut of the connections, from when the host has made us wait.
-///
-/// Boxed, so that bodies and futures are `Unpin` where the host's are, and small where the host is quick.
-#[derive(Default)]
-pub(super) struct UntilCut(Option<Pin<Box<WaitForCancellationFutureOwned>>>);
-
-impl UntilCut {
-    pub(super) fn poll(&mut self, exchange: &Exchange, cx: &mut Context<'_>) -> Poll<()> {
-        let cut = &exchange.shared.sessions.inner.cut;
-        self.0.get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned())).as_mut().poll(cx)
-    }
+/// Whether a handler has put its words into the response.
+#[inline]
+fn has_signal(response: &response::Parts) -> bool {
+    !response.extensions.is_empty() && response.extensions.get::<SessionSignal>().is_some()
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

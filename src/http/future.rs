@@ -7,15 +7,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version};
+use http::{Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody,
-    exchange::{Exchange, Recording, Refused, UntilCut},
+    exchange::{Recording, Refused},
     unavailable,
+    watch::Watch,
 };
 use crate::protocol::RequestInfo;
 
@@ -24,40 +25,35 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
-        state: State<F, B>,
-        version: Version,
+        pub(super) host: Host<F, B>,
+        // Until there is a response.
+        pub(super) watch: Option<Watch>,
+        // What the protocol is to be told about the request, unless the preset was told by the watch.
+        pub(super) request: Option<RequestInfo>,
+        pub(super) is_get: bool,
+        pub(super) version: Version,
     }
 }
 
 pin_project! {
-    #[project = StateProj]
-    enum State<F, B> {
-        Host {
-            #[pin]
-            inner: F,
-            exchange: Option<Exchange>,
-            request: RequestInfo,
-            cut: UntilCut,
-        },
-        // The head of a new session, which waits for its record.
-        Recording { held: Option<Box<Held<B>>> },
-        Refused,
+    #[project = HostProj]
+    pub(super) enum Host<F, B> {
+        Asked { #[pin] inner: F },
+        // The host is through, and the head of a new session waits for its record. With none: refused, or cut.
+        Through { held: Option<Box<Held<B>>> },
     }
 }
 
-struct Held<B> {
+pub(super) struct Held<B> {
     recording: Recording,
     response: Response<SessionBody<B>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    pub(super) fn new(inner: F, exchange: Exchange, request: RequestInfo, version: Version) -> Self {
-        Self { state: State::Host { inner, exchange: Some(exchange), request, cut: UntilCut::default() }, version }
-    }
-
+    #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { state: State::Refused, version }
+        Self { host: Host::Through { held: None }, watch: None, request: None, is_get: false, version }
     }
 }
 
@@ -68,48 +64,112 @@ where
 {
     type Output = Result<Response<SessionBody<B>>, E>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.as_mut().project();
-        let (inner, place, request, cut) = match this.state.as_mut().project() {
-            StateProj::Host { inner, exchange, request, cut } => (inner, exchange, request, cut),
-            StateProj::Recording { held } => return poll_recording(held, cx, *this.version).map(Ok),
-            StateProj::Refused => return Poll::Ready(Ok(unavailable(*this.version))),
-        };
-        let Some(exchange) = place.as_mut() else {
+        let this = self.as_mut().project();
+        let HostProj::Asked { inner } = this.host.project() else { return self.without_host(cx) };
+        let Some(watch) = this.watch else {
             return Poll::Pending; // polled after it was ready
         };
         match inner.poll(cx) {
-            Poll::Pending => {
-                ready!(cut.poll(exchange, cx));
-                // The host's future is dropped here, not when somebody drops this one.
-                this.state.set(State::Refused);
-                Poll::Ready(Ok(unavailable(*this.version)))
-            }
-            Poll::Ready(Err(error)) => {
-                *place = None;
-                Poll::Ready(Err(error))
-            }
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
-                if let Err(Refused) = exchange.apply(request, &mut parts) {
-                    *place = None;
-                    return Poll::Ready(Ok(unavailable(*this.version)));
+                if watch.exchange.may_say(this.request.as_ref(), &parts) {
+                    match watch.exchange.obey(this.request.as_ref(), &mut parts) {
+                        Ok(None) => {}
+                        Ok(Some(recording)) => return self.hold(parts, body, recording, cx),
+                        Err(Refused) => {
+                            *this.watch = None;
+                            return Poll::Ready(Ok(unavailable(*this.version)));
+                        }
+                    }
                 }
-                // A stream has no length; most bodies have one, and need no look at the headers.
-                let may_listen = !body.is_end_stream() && body.size_hint().exact().is_none();
-                let listens = may_listen
-                    && exchange.listens(&request.method, &parts.headers)
-                    && exchange.sessions().inner.config.end_streams;
-                let recording = exchange.until_recorded();
-                let closed = recording.is_some().then(|| exchange.sessions().inner.cut.clone());
-                let response = Response::from_parts(parts, SessionBody::new(body, place.take(), listens));
-                let (Some(recording), Some(closed)) = (recording, closed) else {
-                    return Poll::Ready(Ok(response));
-                };
-                let cut = Box::pin(closed.cancelled_owned());
-                this.state.set(State::Recording { held: Some(Box::new(Held { recording, response, cut })) });
-                self.poll(cx)
+                if !is_plain(&body) {
+                    return Poll::Ready(Ok(self.wrap(parts, body)));
+                }
+                let watch = this.watch.take();
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, watch))))
             }
+            Poll::Ready(Err(error)) => {
+                *this.watch = None;
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => self.wait(cx),
+        }
+    }
+}
+
+/// Whether a body has a length, so that it is no stream, and is not over: as most are.
+#[inline]
+fn is_plain<B: Body>(body: &B) -> bool {
+    !body.is_end_stream() && body.size_hint().exact().is_some()
+}
+
+impl<F, B> ResponseFuture<F, B> {
+    /// For a body that is a stream, maybe, or over.
+    #[inline(never)]
+    fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
+    where
+        B: Body,
+    {
+        let this = self.project();
+        if body.is_end_stream() {
+            // Nobody waits for the end of a body that has none to come.
+            *this.watch = None;
+        } else if let Some(watch) = this.watch
+            && *this.is_get
+            && watch.exchange.listens(&parts.headers)
+        {
+            watch.listen();
+        }
+        Response::from_parts(parts, SessionBody::new(body, this.watch.take()))
+    }
+
+    /// The head has opened a session, and waits for its record.
+    #[cold]
+    fn hold<E>(
+        mut self: Pin<&mut Self>,
+        parts: response::Parts,
+        body: B,
+        recording: Recording,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<SessionBody<B>>, E>>
+    where
+        B: Body,
+    {
+        let this = self.as_mut().project();
+        let cut = this.watch.as_ref().map(|watch| watch.exchange.sessions().inner.cut.clone()).unwrap_or_default();
+        // Its session is at work until the head has left, though nothing may come after it.
+        let response = if body.is_end_stream() || is_plain(&body) {
+            Response::from_parts(parts, SessionBody::new(body, this.watch.take()))
+        } else {
+            self.as_mut().wrap(parts, body)
+        };
+        let held = Box::new(Held { recording, response, cut: Box::pin(cut.cancelled_owned()) });
+        // The host's future is dropped here, not when somebody drops this one.
+        self.as_mut().project().host.set(Host::Through { held: Some(held) });
+        self.without_host(cx)
+    }
+
+    /// The host has made us wait.
+    #[inline(never)]
+    fn wait<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
+        let mut this = self.project();
+        let Some(watch) = this.watch else { return Poll::Pending };
+        let _cut = ready!(watch.poll(cx));
+        *this.watch = None;
+        // The host's future is dropped here, not when somebody drops this one.
+        this.host.set(Host::Through { held: None });
+        Poll::Ready(Ok(unavailable(*this.version)))
+    }
+
+    #[cold]
+    fn without_host<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
+        let this = self.project();
+        match this.host.project() {
+            HostProj::Asked { .. } => Poll::Pending,
+            HostProj::Through { held: None } => Poll::Ready(Ok(unavailable(*this.version))),
+            HostProj::Through { held } => poll_recording(held, cx, *this.version).map(Ok),
         }
     }
 }

@@ -1,17 +1,15 @@
 //! [`SessionLayer`].
 
-use std::{
-    any::{Any, TypeId},
-    fmt,
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
+    dispatch::Pool,
     lifecycle::ActiveSessions,
-    protocol::{Contained, HeaderProtocol, SessionProtocol},
+    protocol::{HeaderProtocol, SessionProtocol, Spoken},
+    session::Phase,
 };
 
 impl ActiveSessions {
@@ -37,11 +35,14 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
-        // Of user code, which may panic, every call is contained.
-        let is_ours = protocol.type_id() == TypeId::of::<HeaderProtocol>();
-        let protocol: Box<dyn SessionProtocol> =
-            if is_ours { Box::new(protocol) } else { Box::new(Contained::new(protocol)) };
-        SessionLayer { shared: Arc::new(Shared { sessions: self.clone(), protocol }), extractors: true }
+        SessionLayer {
+            shared: Arc::new(Shared {
+                sessions: self.clone(),
+                pool: Arc::clone(&self.inner.pool),
+                protocol: Spoken::new(protocol),
+            }),
+            extractors: true,
+        }
     }
 }
 
@@ -58,7 +59,27 @@ pub struct SessionLayer {
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    pub(super) protocol: Box<dyn SessionProtocol>,
+    /// That of the sessions, one step nearer.
+    pool: Arc<Pool>,
+    pub(super) protocol: Spoken,
+}
+
+impl Shared {
+    #[inline]
+    pub(super) fn phase(&self) -> Phase {
+        self.pool.tracker.phase()
+    }
+
+    #[inline]
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase() >= Phase::Closing
+    }
+
+    /// Whether requests that may open a session are refused by now.
+    #[inline]
+    pub(super) fn refuses(&self) -> bool {
+        self.sessions.inner.config.refuse_new_sessions && self.is_stopping()
+    }
 }
 
 impl SessionLayer {

@@ -4,8 +4,8 @@ mod body;
 mod exchange;
 mod future;
 mod layer;
-mod listening;
 mod service;
+mod watch;
 
 pub use self::{body::SessionBody, future::ResponseFuture, layer::SessionLayer, service::SessionService};
 

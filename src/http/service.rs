@@ -6,12 +6,16 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{ResponseFuture, SessionBody, exchange::Exchange, layer::Shared};
-use crate::{BoxError, protocol::RequestInfo, session::Phase};
+use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, watch::Watch};
+use crate::{
+    BoxError,
+    protocol::{RequestInfo, Spoken},
+    session::{Phase, SessionId},
+};
 
 /// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
 #[derive(Clone)]
@@ -41,31 +45,83 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
-        let tracker = &shared.sessions.inner.pool.tracker;
-        if tracker.phase() == Phase::Closed {
-            return ResponseFuture::refused(request.version());
+        let place_of_id = match &shared.protocol {
+            Spoken::Header(protocol) => protocol.place_of_id(request.headers()),
+            Spoken::Other(_) => Some(0),
+        };
+        // Kept apart from the rest, because nothing here touches the request, which is large: so it is not moved about.
+        if place_of_id.is_none() && !self.extractors && !shared.is_stopping() {
+            let (is_get, version) = (request.method() == Method::GET, request.version());
+            let watch = Watch::new(Exchange::begin(shared, None));
+            let host = Host::Asked { inner: self.inner.call(request) };
+            return ResponseFuture { host, watch: Some(watch), request: None, is_get, version };
         }
-        #[cfg_attr(not(feature = "axum"), allow(unused_mut, reason = "only the extractors write"))]
-        let (mut parts, body) = request.into_parts();
-        let id = shared.protocol.request_id(&parts);
-        let exchange = Exchange::begin(shared, id.as_ref());
-        let inner = &shared.sessions.inner;
-        if inner.config.refuse_new_sessions
-            && tracker.phase() >= Phase::Closing
-            && shared.protocol.may_open(&parts, id.as_ref().filter(|_| exchange.is_tracked()))
-        {
-            return ResponseFuture::refused(parts.version);
+        self.call_with_care(request, place_of_id)
+    }
+}
+
+impl<S> SessionService<S> {
+    /// A request that may carry an id, or may be refused, or is to tell the extractors.
+    #[inline(never)]
+    fn call_with_care<ReqBody, ResBody>(
+        &mut self,
+        mut request: Request<ReqBody>,
+        place_of_id: Option<usize>,
+    ) -> ResponseFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        let shared = &self.shared;
+        let version = request.version();
+        if shared.phase() == Phase::Closed {
+            return ResponseFuture::refused(version);
+        }
+        let (exchange, info, may_open);
+        match &shared.protocol {
+            Spoken::Header(protocol) => {
+                let value = place_of_id.and_then(|place| protocol.id_at(request.headers(), place));
+                let entry = value.and_then(|value| shared.take_up(value));
+                // What is tracked is known to be an id.
+                info = match value {
+                    Some(value) if entry.is_none() => stranger(request.method(), value),
+                    _ => None,
+                };
+                may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, entry);
+            }
+            Spoken::Other(protocol) => {
+                let (parts, body) = request.into_parts();
+                let id = protocol.request_id(&parts);
+                // From here on the session is put down whatever happens, a panic of the protocol included.
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.take_up(id.as_bytes())));
+                let told = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.entry().is_some() };
+                may_open = shared.refuses() && protocol.may_open(&parts, told.tracked());
+                info = Some(told);
+                request = Request::from_parts(parts, body);
+            }
+        }
+        if may_open {
+            return ResponseFuture::refused(version);
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            crate::extract::RequestContext::insert(&mut parts, &shared.sessions, id.as_ref());
+            let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
+            crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
-        let info = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.is_tracked() };
-        let version = parts.version;
-        ResponseFuture::new(self.inner.call(Request::from_parts(parts, body)), exchange, info, version)
+        let is_get = request.method() == Method::GET;
+        let host = Host::Asked { inner: self.inner.call(request) };
+        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, is_get, version }
     }
+}
+
+/// Of a request that carries an id which is not active, if it is one.
+#[cold]
+fn stranger(method: &Method, id: &[u8]) -> Option<RequestInfo> {
+    let id = SessionId::from_bytes(id, usize::MAX).ok()?;
+    Some(RequestInfo { method: method.clone(), id: Some(id), is_tracked: false })
 }
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {

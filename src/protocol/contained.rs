@@ -10,13 +10,13 @@ use http::{request, response};
 use super::{RequestInfo, SessionProtocol, SessionSignal};
 use crate::{hook::panic_message, session::SessionId};
 
-pub(crate) struct Contained<P> {
+pub(super) struct Contained<P> {
     protocol: P,
     warned: Once,
 }
 
 impl<P> Contained<P> {
-    pub(crate) const fn new(protocol: P) -> Self {
+    pub(super) const fn new(protocol: P) -> Self {
         Self { protocol, warned: Once::new() }
     }
 

@@ -8,11 +8,14 @@ mod mcp;
 mod signal;
 mod value;
 
+use std::any::Any;
+
 use http::{Method, request, response};
 
+use self::contained::Contained;
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
-pub(crate) use self::{contained::Contained, signal::Saying};
+pub(crate) use self::signal::Saying;
 pub use self::{header::HeaderProtocol, mcp::McpProtocol, signal::SessionSignal};
 use crate::session::{Session, SessionId};
 
@@ -87,6 +90,23 @@ pub trait SessionProtocol: Send + Sync + 'static {
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal;
 }
 
+/// A protocol as a layer holds it. The default one reads heads where they are; any other is shown their parts, which
+/// have to be taken out for that and put back.
+pub(crate) enum Spoken {
+    Header(HeaderProtocol),
+    Other(Box<dyn SessionProtocol>),
+}
+
+impl Spoken {
+    pub(crate) fn new(protocol: impl SessionProtocol) -> Self {
+        match (&protocol as &dyn Any).downcast_ref::<HeaderProtocol>() {
+            Some(preset) => Self::Header(preset.clone()),
+            // Of user code, which may panic, every call is contained.
+            None => Self::Other(Box::new(Contained::new(protocol))),
+        }
+    }
+}
+
 /// What a protocol is told of the request when the response is there.
 #[derive(Clone, Debug)]
 pub struct RequestInfo {
@@ -106,6 +126,12 @@ impl RequestInfo {
     #[must_use]
     pub const fn id(&self) -> Option<&SessionId> {
         self.id.as_ref()
+    }
+
+    /// The id, if it was active when the request came.
+    #[inline]
+    pub(crate) fn tracked(&self) -> Option<&SessionId> {
+        self.id().filter(|_| self.is_tracked)
     }
 
     /// Whether that id was active when the request came.

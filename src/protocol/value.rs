@@ -35,12 +35,16 @@ impl<'a> Value<'a> {
         };
     }
 
-    /// The id that a request carries, if it is one.
-    pub(super) fn id(self, max_len: usize) -> Option<SessionId> {
+    pub(super) fn one(self) -> Option<&'a HeaderValue> {
         match self {
-            Self::One(value) => SessionId::from_bytes(value.as_bytes(), max_len).ok(),
+            Self::One(value) => Some(value),
             Self::None | Self::Ambiguous => None,
         }
+    }
+
+    /// The id that a request carries, if it is one.
+    pub(super) fn id(self, max_len: usize) -> Option<SessionId> {
+        SessionId::from_bytes(self.one()?.as_bytes(), max_len).ok()
     }
 
     /// The session that a response names. `None` for a header that is not there; an invalid one for what is no id: it is

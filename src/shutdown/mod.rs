@@ -116,15 +116,20 @@ impl Drop for Abandoned<'_> {
 
 /// A signal that panics stops, as one that fails does: else the server would drain its connections with no limit.
 async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
-    let mut signal = std::pin::pin!(signal);
-    std::future::poll_fn(|cx| {
-        let poll = || signal.as_mut().poll(cx).map(Into::into);
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).unwrap_or_else(|_| {
+    let mut signal = Box::pin(signal);
+    let catch = |f: &mut dyn FnMut() -> Poll<Stop>| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| {
             signal_failed(&"it panicked");
             Poll::Ready(Stop::new(EndReason::Shutdown))
         })
-    })
-    .await
+    };
+    let stop = std::future::poll_fn(|cx| catch(&mut || signal.as_mut().poll(cx).map(Into::into))).await;
+    let mut signal = Some(signal);
+    let _ = catch(&mut || {
+        drop(signal.take());
+        Poll::Pending
+    });
+    stop
 }
 
 fn signal_failed(error: &dyn fmt::Display) {

@@ -47,12 +47,29 @@ impl Stop {
     }
 
     /// Lets a second signal end all waiting at once: hooks and connections that are not over then are reported as
-    /// such.
+    /// such. One that panics never comes.
     #[must_use]
     pub fn cut_by(mut self, again: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.again = Some(Box::pin(again));
+        self.again = Some(Box::pin(contained(again)));
         self
     }
+}
+
+/// `finish` polls it, and is to go on whatever it does.
+async fn contained(again: impl Future<Output = ()>) {
+    let mut again = std::pin::pin!(again);
+    let mut has_panicked = false;
+    std::future::poll_fn(|cx| {
+        if has_panicked {
+            return Poll::Pending;
+        }
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.as_mut().poll(cx))).unwrap_or_else(|_| {
+            tracing::error!(name: "session-signal-failed", error = "it panicked", "the second shutdown signal failed; it is not waited for");
+            has_panicked = true;
+            Poll::Pending
+        })
+    })
+    .await;
 }
 
 impl fmt::Debug for Stop {

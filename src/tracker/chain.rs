@@ -36,6 +36,13 @@ pub(super) struct Released {
     pub(super) telling: Telling,
 }
 
+impl Released {
+    #[inline]
+    fn is_nothing(&self) -> bool {
+        self.entries.is_empty() && self.streams.is_empty() && !self.quiet && self.telling.is_nothing()
+    }
+}
+
 /// How the hooks of an end came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -49,6 +56,7 @@ pub(crate) enum Outcome {
 
 impl Tracker {
     /// Every end before it is over: its start may run.
+    #[inline]
     pub(super) fn begin(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         if self.has_start && !(self.ledger.is_some() && entry.is_joined()) {
             entry.set_stage(Stage::Starting);
@@ -58,18 +66,35 @@ impl Tracker {
         }
     }
 
+    #[inline]
     fn start_is_over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Started);
-        if let Some(parked) = entry.unpark() {
+        // Parked by its claimer, who has left it among the claimed ones.
+        if !entry.is_active()
+            && let Some(parked) = entry.unpark()
+        {
             self.finish(shard, entry, parked, released);
         }
     }
 
     /// Claims an active generation whose `session_end` is now owed.
-    pub(super) fn owe(&self, shard: &mut Shard, entry: &Arc<Entry>, ending: Ending, released: &mut Released) {
+    #[inline]
+    pub(super) fn owe(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        entry: &Arc<Entry>,
+        ending: Ending,
+        released: &mut Released,
+    ) {
         let is_compaction = ending.reason == EndReason::Compaction;
         let claim = if is_compaction { Claim::Compacted } else { Claim::Owed };
-        self.leave(shard, entry, claim, ending.at, released);
+        if self.leave(shard, hash, entry, claim, ending.at, released) {
+            // No hook is to be called.
+            shard.counts.ended += 1;
+            released.telling.ended(entry, &ending);
+            return;
+        }
         shard.counts.owed += 1;
         if !entry.is_given_up() {
             self.awaited.fetch_add(1, Ordering::SeqCst);
@@ -85,8 +110,7 @@ impl Tracker {
     }
 
     /// Claims an active generation silently.
-    pub(super) fn disown(&self, shard: &mut Shard, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
-        self.leave(shard, entry, Claim::Forgotten, self.clock.now(), released);
+    pub(super) fn disown(&self, shard: &mut Shard, hash: u64, entry: &Arc<Entry>, kept: bool, released: &mut Released) {
         if kept {
             shard.counts.kept += 1;
             released.telling.let_go(entry, LetGo::Kept);
@@ -94,28 +118,44 @@ impl Tracker {
             shard.counts.forgotten += 1;
             released.telling.let_go(entry, LetGo::Forgotten);
         }
+        let is_over = self.leave(shard, hash, entry, Claim::Forgotten, self.clock.now(), released);
         if let Some(ledger) = &self.ledger {
             ledger.push(Op::Disowned(Arc::clone(entry), kept));
         }
-        self.finish_or_park(shard, entry, Due::Nothing, released);
+        if !is_over {
+            self.finish_or_park(shard, entry, Due::Nothing, released);
+        }
     }
 
+    /// Takes a generation out of the active ones. True if it has no hooks to come: then it is over.
+    #[inline]
     pub(super) fn leave(
         &self,
         shard: &mut Shard,
+        hash: u64,
         entry: &Arc<Entry>,
         claim: Claim,
         now: Nanos,
         released: &mut Released,
-    ) {
+    ) -> bool {
         debug_assert!(entry.is_active(), "a generation is claimed once");
+        // Where there is a registry, that has the last word.
+        let is_over =
+            self.ledger.is_none() && entry.stage() >= Stage::Started && (claim == Claim::Forgotten || !self.has_end);
         entry.set_claim(claim);
+        shard.claim(hash, entry, !is_over, |entry| self.hash_of(entry));
         released.telling.left();
-        if claim != Claim::Compacted {
-            released.streams.append(&mut entry.take_listeners());
+        if is_over {
+            entry.set_stage(Stage::Over);
         }
-        let hash = self.hash_of(entry);
-        shard.claim(hash, entry, |entry| self.hash_of(entry));
+        entry.with_any_rare(|rare| {
+            if claim != Claim::Compacted {
+                released.streams.append(&mut rare.listeners);
+            }
+            if is_over {
+                released.entries.append(&mut rare.successors);
+            }
+        });
         let stops = self.phase() >= Phase::Closing;
         if stops && entry.requests() == 0 {
             // Noted in a handler, maybe, and the head with its id has yet to leave: that is no other session.
@@ -124,9 +164,12 @@ impl Tracker {
                 shard.tombstones.set(hash, now);
             }
         }
-        released.quiet |= self.active.fetch_sub(1, Ordering::SeqCst) == 1 && stops;
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        released.quiet |= stops && self.len() == 0;
+        is_over
     }
 
+    #[inline]
     pub(super) fn finish_or_park(&self, shard: &mut Shard, entry: &Arc<Entry>, due: Due, released: &mut Released) {
         if entry.stage() < Stage::Started {
             entry.park(due);
@@ -168,12 +211,18 @@ impl Tracker {
 
     pub(super) fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Over);
-        shard.remove(self.hash_of(entry), entry);
+        shard.remove(self.hash_of(entry), entry, |entry| self.hash_of(entry));
         released.entries.append(&mut entry.take_successors());
     }
 
     /// Lets go on what waited for ends that are over now; says whether any of it did.
-    pub(super) fn release(&self, mut released: Released) -> bool {
+    #[inline]
+    pub(super) fn release(&self, released: Released) -> bool {
+        if released.is_nothing() { false } else { self.release_all(released) }
+    }
+
+    #[inline(never)]
+    fn release_all(&self, mut released: Released) -> bool {
         let any = !released.entries.is_empty();
         while let Some(entry) = released.entries.pop() {
             let mut shard = self.shard(self.hash_of(&entry));

@@ -26,6 +26,7 @@ impl Clock {
         Self { origin: Instant::now(), wall: SystemTime::now() }
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> Nanos {
         nanos(self.origin.elapsed())
     }

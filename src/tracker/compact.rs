@@ -53,7 +53,7 @@ impl Tracker {
                     if voice != Voice::Head {
                         shards.second().tombstones.clear(new_hash);
                     }
-                    let entry = self.birth(new, old.as_ref().map(|old| old.id.clone()));
+                    let entry = self.birth(new, ending.at, old.as_ref().map(|old| old.id.clone()));
                     busy(&entry);
                     shards.second().insert(new_hash, &entry, |entry| self.hash_of(entry));
                     if let Some(old) = &old {
@@ -64,7 +64,7 @@ impl Tracker {
             };
             if let Some(old) = &old {
                 shards.first().tombstones.set(old_hash, Clock::tick(ending.at));
-                self.owe(shards.first(), old, ending, &mut released);
+                self.owe(shards.first(), old_hash, old, ending, &mut released);
                 // Its streams listen on: to the successor.
                 match &note {
                     Note::Born(entry) | Note::Known(entry) => entry.add_listeners(old.take_listeners()),
@@ -73,7 +73,7 @@ impl Tracker {
                 }
             }
             if let Note::Born(entry) = &note {
-                self.settle_birth(shards.second(), entry, &mut released);
+                self.settle_birth(shards.second(), new_hash, entry, entry.has_predecessors(), &mut released);
             }
             (old.is_some(), note)
         };

@@ -141,7 +141,7 @@ pub(crate) struct Entry {
 
 /// What most sessions at most times have none of.
 #[derive(Debug, Default)]
-struct Rare {
+pub(super) struct Rare {
     details: Option<Session>,
     resumed_from: Option<SessionId>,
     /// How many ends have to be over before the start may run.
@@ -149,15 +149,16 @@ struct Rare {
     /// Claimed before its start was over.
     parked: Option<Due>,
     /// Whose starts wait for this end.
-    successors: Vec<Arc<Entry>>,
+    pub(super) successors: Vec<Arc<Entry>>,
     /// Streams that wait for its end, and those of sessions that were compacted into it.
-    listeners: Vec<CancellationToken>,
+    pub(super) listeners: Vec<CancellationToken>,
     /// Cancelled when the record is written, or given up.
     on_record: Option<CancellationToken>,
     origin: Option<Box<Origin>>,
 }
 
 impl Entry {
+    #[inline]
     pub(super) fn new(session: Session, generation: u64, born: Nanos, resumed_from: Option<SessionId>) -> Self {
         let seen = Clock::tick(born);
         let id = session.id.clone();
@@ -188,6 +189,7 @@ impl Entry {
         entry
     }
 
+    #[inline]
     pub(crate) fn claim(&self) -> Claim {
         match self.claim.load(Ordering::Acquire) {
             0 => Claim::Active,
@@ -197,6 +199,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(crate) fn is_active(&self) -> bool {
         self.claim() == Claim::Active
     }
@@ -205,10 +208,12 @@ impl Entry {
         self.claim() == Claim::Compacted
     }
 
+    #[inline]
     pub(super) fn set_claim(&self, claim: Claim) {
         self.claim.store(claim as u8, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Waiting,
@@ -220,6 +225,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     pub(super) fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Release);
     }
@@ -229,10 +235,12 @@ impl Entry {
         self.set_stage(Stage::Ending);
     }
 
+    #[inline]
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn heard_of(&self, tick: Tick) {
         self.seen.store(tick, Ordering::Relaxed);
     }
@@ -244,11 +252,13 @@ impl Entry {
         if age > Tick::MAX / 2 { 0 } else { age }
     }
 
+    #[inline]
     pub(crate) fn take_up(&self, load: Load) {
         self.load.fetch_add(load as u32, Ordering::SeqCst);
     }
 
     /// True if that was the last of its work.
+    #[inline]
     pub(crate) fn put_down(&self, load: Load) -> bool {
         let before = self.load.fetch_sub(load as u32, Ordering::SeqCst);
         load == Load::Work && before & WORK_MASK == 1
@@ -309,6 +319,14 @@ impl Entry {
             Some(rare) => rare.details = (!bare).then_some(session),
             None if bare => {}
             None => *rare = Some(Box::new(Rare { details: Some(session), ..Rare::default() })),
+        }
+    }
+
+    /// Looks at what there is, if there is anything.
+    #[inline]
+    pub(super) fn with_any_rare(&self, f: impl FnOnce(&mut Rare)) {
+        if let Some(rare) = lock(&self.rare).as_mut() {
+            f(rare);
         }
     }
 
@@ -449,6 +467,7 @@ impl Entry {
         self.origin(|origin| origin.recovery.clone()).flatten()
     }
 
+    #[inline]
     pub(super) fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::SeqCst) != 0
     }

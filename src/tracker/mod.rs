@@ -11,6 +11,8 @@ mod chain;
 pub(crate) mod clock;
 mod compact;
 mod entry;
+#[cfg(all(test, not(shuttle)))]
+mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod queue;
 pub(crate) mod recording;
@@ -50,9 +52,10 @@ use crate::{
     sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
 };
 
-/// Many, because a table that grows does so under its lock.
+/// So many, because a table that grows does so under its lock: at ten million sessions no shard has moved more than
+/// 3,584 entries at a time.
 #[cfg(not(shuttle))]
-const SHARDS: usize = 512;
+const SHARDS: usize = 2048;
 /// Few, because every lock is a point where schedules branch.
 #[cfg(shuttle)]
 const SHARDS: usize = 2;
@@ -62,14 +65,13 @@ pub(crate) struct Tracker {
     shards: Box<[Mutex<Shard>]>,
     hasher: DefaultHashBuilder,
     instance: u128,
-    generations: AtomicU64,
+    totals: Totals,
     tick: AtomicU32,
     next_to_expire: AtomicUsize,
     next_to_evict: AtomicUsize,
     phase: AtomicU8,
     /// The reason that what is born in `Closing` ends with.
     stop_reason: AtomicU8,
-    active: AtomicUsize,
     /// Ends that are owed, not over, and that no report has given up.
     awaited: AtomicUsize,
     /// From this generation on the drain waits for nobody: `finish` does.
@@ -87,6 +89,17 @@ pub(crate) struct Tracker {
     has_end: bool,
     /// Whether what is born in `Closing` ends under the same lock; if not, its noter sees to it.
     ends_births: bool,
+}
+
+/// What every birth and every claim writes: on a line of its own, so that those who write it do not disturb those who
+/// read the rest.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Totals {
+    /// How many there ever were. Generations are numbered from 1 on.
+    generations: AtomicU64,
+    /// How many of them were claimed.
+    claimed: AtomicU64,
 }
 
 /// Who says that a session is there.
@@ -134,13 +147,12 @@ impl Tracker {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: DefaultHashBuilder::default(),
             instance: half() << 64 | half(),
-            generations: AtomicU64::new(1),
+            totals: Totals::default(),
             tick: AtomicU32::new(0),
             next_to_expire: AtomicUsize::new(0),
             next_to_evict: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Open.code()),
             stop_reason: AtomicU8::new(EndReason::Shutdown.code()),
-            active: AtomicUsize::new(0),
             awaited: AtomicUsize::new(0),
             late_from: AtomicU64::new(u64::MAX),
             quiet: Notify::new(),
@@ -155,10 +167,12 @@ impl Tracker {
         }
     }
 
+    #[inline]
     fn hash(&self, id: &[u8]) -> u64 {
         self.hasher.hash_one(id)
     }
 
+    #[inline]
     fn hash_of(&self, entry: &Entry) -> u64 {
         self.hash(entry.id.as_bytes())
     }
@@ -177,6 +191,7 @@ impl Tracker {
         elsewhere.unwrap_or(EventId::new(self.instance, entry.generation))
     }
 
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         Phase::from_code(self.phase.load(Ordering::SeqCst))
     }
@@ -193,8 +208,17 @@ impl Tracker {
         EndReason::from_code(self.stop_reason.load(Ordering::SeqCst))
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.active.load(Ordering::SeqCst)
+        loop {
+            // The claims first: there are never more of them than generations.
+            let claimed = self.totals.claimed.load(Ordering::SeqCst);
+            let generations = self.totals.generations.load(Ordering::SeqCst);
+            // Else some came and went between the two looks.
+            if claimed == self.totals.claimed.load(Ordering::SeqCst) {
+                return (generations - claimed) as usize;
+            }
+        }
     }
 
     /// How many ends somebody should still wait for.
@@ -220,12 +244,18 @@ impl Tracker {
     }
 
     /// The coarse time, as of the last birth or the driver's last step.
+    #[inline]
     pub(crate) fn tick(&self) -> Tick {
         self.tick.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_tick(&self, now: Nanos) {
-        self.tick.store(Clock::tick(now), Ordering::Relaxed);
+        let tick = Clock::tick(now);
+        // Seldom news; a write would take the line from everybody who reads it.
+        if self.tick() != tick {
+            self.tick.store(tick, Ordering::Relaxed);
+        }
     }
 
     /// With `load`, the session is busy from here on: under the lock, so that nobody finds it at rest in between.
@@ -246,16 +276,17 @@ impl Tracker {
             if self.phase() == Phase::Closed {
                 return Note::Refused;
             }
-            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(self.clock.now())) {
+            let now = self.clock.now();
+            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(now)) {
                 return Note::Dead;
             }
             if voice != Voice::Head {
                 shard.tombstones.clear(hash);
             }
-            let entry = self.birth(session, None);
+            let entry = self.birth(session, now, None);
             busy(&entry);
-            shard.insert(hash, &entry, |entry| self.hash_of(entry));
-            self.settle_birth(&mut shard, &entry, &mut released);
+            let waits = shard.insert(hash, &entry, |entry| self.hash_of(entry));
+            self.settle_birth(&mut shard, hash, &entry, waits, &mut released);
             Note::Born(entry)
         };
         self.release(released);
@@ -282,19 +313,27 @@ impl Tracker {
         }
     }
 
-    fn birth(&self, session: Session, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
-        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
-        self.active.fetch_add(1, Ordering::SeqCst);
-        let now = self.clock.now();
+    /// The number of a generation that does not become active by it: of one that began elsewhere, or goes on anew.
+    fn number(&self) -> u64 {
+        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        number
+    }
+
+    #[inline]
+    fn birth(&self, session: Session, now: Nanos, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
+        let generation = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         self.set_tick(now);
         Arc::new(Entry::new(session, generation, now, resumed_from))
     }
 
-    /// The part of a birth after the insertion: its start, and in `Closing` its end.
-    fn settle_birth(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+    /// The part of a birth after the insertion: its start, unless that waits for ends or for the record, and in `Closing`
+    /// its end.
+    #[inline]
+    fn settle_birth(&self, shard: &mut Shard, hash: u64, entry: &Arc<Entry>, waits: bool, released: &mut Released) {
         released.telling.born(entry);
         self.record_birth(entry);
-        if !entry.has_predecessors() {
+        if !waits && self.ledger.is_none() {
             self.begin(shard, entry, released);
         }
         if self.phase() >= Phase::Closing {
@@ -302,23 +341,26 @@ impl Tracker {
                 entry.set_given_up(true);
             }
             if self.ends_births {
-                self.owe(shard, entry, self.ending(self.stop_reason(), Scope::Here), released);
+                let ending = self.ending(self.stop_reason(), Scope::Here);
+                self.owe(shard, hash, entry, ending, released);
             }
         }
     }
 
     /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
     /// stream of births would use up the drain's time.
+    #[inline]
     pub(crate) fn is_late(&self, entry: &Entry) -> bool {
         entry.generation >= self.late_from.load(Ordering::SeqCst)
     }
 
     /// What is born from now on is not the drain's to wait for.
     pub(crate) fn begin_late(&self) {
-        let next = self.generations.load(Ordering::SeqCst);
+        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
         let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 
+    #[inline]
     fn ending(&self, reason: EndReason, scope: Scope) -> Ending {
         Ending { reason, next: None, at: self.clock.now(), scope }
     }
@@ -345,7 +387,7 @@ impl Tracker {
                 if by == By::Host {
                     shard.tombstones.set(hash, Clock::tick(ending.at));
                 }
-                self.owe(&mut shard, entry, ending, &mut released);
+                self.owe(&mut shard, hash, entry, ending, &mut released);
                 true
             }
         };
@@ -355,7 +397,20 @@ impl Tracker {
 
     /// Ends the present generation of `id`; false if there is none.
     pub(crate) fn end(&self, id: &[u8], reason: EndReason) -> bool {
-        self.find(id).is_some_and(|entry| self.claim(&entry, reason, By::Host))
+        let hash = self.hash(id);
+        let mut released = Released::default();
+        let ended = {
+            let mut shard = self.shard(hash);
+            let entry = shard.find_active(hash, id).cloned();
+            entry.is_some_and(|entry| {
+                let ending = self.ending(reason, Scope::Everywhere);
+                shard.tombstones.set(hash, Clock::tick(ending.at));
+                self.owe(&mut shard, hash, &entry, ending, &mut released);
+                true
+            })
+        };
+        self.release(released);
+        ended
     }
 
     /// Claims the present generation of `id` silently; false if there is none.
@@ -367,7 +422,7 @@ impl Tracker {
             let entry = shard.find_active(hash, id).cloned();
             entry.is_some_and(|entry| {
                 shard.tombstones.set(hash, Clock::tick(self.clock.now()));
-                self.disown(&mut shard, &entry, false, &mut released);
+                self.disown(&mut shard, hash, &entry, false, &mut released);
                 true
             })
         };

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     observability::LetGo,
     registry::{EndRecord, Orphan, Record},
-    session::{EventId, SessionId},
+    session::{EventId, Phase, SessionId},
     sync::{AtomicUsize, Ordering, lock},
 };
 
@@ -189,7 +189,7 @@ impl Tracker {
     }
 
     fn renew(&self, entry: &Arc<Entry>, now: SystemTime) {
-        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let generation = self.number();
         entry.renew(EventId::new(self.instance, generation), now);
         if entry.stage() == Stage::Starting {
             // Its start is under way, and is the start of this one too.
@@ -242,7 +242,7 @@ impl Tracker {
             let (entry, is_joined) = match own {
                 // It goes on here, and a holder that is gone has ended it for all.
                 Some(own) if own.is_active() => {
-                    self.leave(&mut shard, &own, Claim::Owed, now, &mut released);
+                    self.leave(&mut shard, hash, &own, Claim::Owed, now, &mut released);
                     shard.counts.owed += 1;
                     own.set_recorded(Recorded::Held);
                     let is_joined = own.is_joined();
@@ -252,7 +252,9 @@ impl Tracker {
                 Some(own) if own.is_owed_here() => return,
                 // We have let go of it ourselves, and are not through with its start.
                 own => {
-                    let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+                    let generation = self.number();
+                    // Whoever has claimed the last one meanwhile may have seen one more.
+                    released.quiet |= self.phase() >= Phase::Closing && self.len() == 0;
                     let entry = Arc::new(Entry::orphan(record.session.clone(), generation, now));
                     if let Some(own) = own {
                         own.precede(&entry);

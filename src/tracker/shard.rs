@@ -10,6 +10,9 @@ use super::{
 };
 use crate::session::SessionId;
 
+/// A table of so many buckets is not worth shrinking.
+const SMALL: usize = 64;
+
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     /// The active generations.
@@ -63,21 +66,33 @@ impl Counts {
     }
 }
 
+/// Gives the memory of a burst back, once most of it is gone: a few moves for many removals.
+fn shrink(table: &mut HashTable<Arc<Entry>>, rehash: impl Fn(&Arc<Entry>) -> u64) {
+    if table.num_buckets() > SMALL && table.len() < table.num_buckets() / 16 {
+        table.shrink_to(2 * table.len(), rehash);
+    }
+}
+
 impl Shard {
+    #[inline]
     pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
         self.table.find(hash, |entry| entry.id.as_bytes() == id)
     }
 
-    /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it.
-    pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        if let Ok(slot) = self.claimed.find_entry(hash, |other| other.id == entry.id) {
-            let (before, _) = slot.remove();
+    /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it:
+    /// then true.
+    #[inline]
+    pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) -> bool {
+        let before = self.claimed.find_entry(hash, |other| other.id == entry.id).ok().map(|slot| slot.remove().0);
+        let waits = before.is_some();
+        if let Some(before) = before {
             before.precede(entry);
             self.displaced.insert(before.generation, before);
         }
         self.table.insert_unique(hash, Arc::clone(entry), rehash);
         self.counts.births += 1;
         self.counts.active += 1;
+        waits
     }
 
     /// Adds a claimed generation; the next one of its id starts after it, if there is none yet.
@@ -90,11 +105,15 @@ impl Shard {
         }
     }
 
-    /// Takes a generation out of the active ones: the claim. It stays findable while it has hooks to come.
-    pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
+    /// Takes a generation out of the active ones: the claim. With `keep` it stays findable, for its hooks to come.
+    #[inline]
+    pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, keep: bool, rehash: impl Fn(&Arc<Entry>) -> u64) {
         if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             let (entry, _) = slot.remove();
-            self.claimed.insert_unique(hash, entry, rehash);
+            shrink(&mut self.table, &rehash);
+            if keep {
+                self.claimed.insert_unique(hash, entry, rehash);
+            }
             self.counts.active -= 1;
         }
     }
@@ -115,9 +134,10 @@ impl Shard {
     }
 
     /// Lets go of a claimed generation that has no hooks to come.
-    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
+    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
         if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             slot.remove();
+            shrink(&mut self.claimed, rehash);
         } else {
             self.displaced.remove(&entry.generation);
         }
@@ -138,5 +158,54 @@ impl Shard {
     pub(super) fn owed(&self) -> impl Iterator<Item = &Arc<Entry>> {
         let claimed = self.claimed.iter().chain(self.displaced.values());
         claimed.filter(|entry| matches!(entry.claim(), Claim::Owed | Claim::Compacted))
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::cell::Cell;
+
+    use super::{super::SHARDS, *};
+    use crate::session::Session;
+
+    /// More than any shard has at ten million sessions: seven standard deviations above its share.
+    const MANY: usize = 10_000_000 / SHARDS + 500;
+
+    #[test]
+    fn a_shard_moves_few_entries_at_a_time_while_it_grows_and_shrinks_after_a_burst() {
+        let (moved, most) = (Cell::new(0), Cell::new(0));
+        let rehash = |entry: &Arc<Entry>| {
+            moved.set(moved.get() + 1);
+            hash(entry)
+        };
+        let step = |shard: &mut Shard, step: &mut dyn FnMut(&mut Shard)| {
+            moved.set(0);
+            step(shard);
+            most.set(most.get().max(moved.get()));
+        };
+        let mut shard = Shard::default();
+        let entries: Vec<_> = (0..MANY as u64).map(entry).collect();
+        for entry in &entries {
+            step(&mut shard, &mut |shard| assert!(!shard.insert(hash(entry), entry, rehash)));
+        }
+        let grown = shard.table.num_buckets();
+        assert!(grown > MANY && (1000..=4096).contains(&most.get()), "{grown} buckets, {} moved", most.get());
+        for entry in &entries {
+            step(&mut shard, &mut |shard| shard.claim(hash(entry), entry, true, rehash));
+        }
+        for entry in &entries {
+            step(&mut shard, &mut |shard| shard.remove(hash(entry), entry, rehash));
+        }
+        assert!(most.get() <= 4096, "{} moved", most.get());
+        assert_eq!((shard.table.len(), shard.claimed.len()), (0, 0));
+        assert!(shard.table.num_buckets().max(shard.claimed.num_buckets()) <= SMALL);
+    }
+
+    fn entry(number: u64) -> Arc<Entry> {
+        Arc::new(Entry::new(Session::from(number.to_string()), number, 0, None))
+    }
+
+    fn hash(entry: &Arc<Entry>) -> u64 {
+        entry.generation.wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }

@@ -23,7 +23,9 @@ const SAMPLE: usize = 16;
 impl Tracker {
     /// Claims every active generation silently, and says how many there were.
     pub(crate) fn forget_all(&self) -> usize {
-        self.claim_each(0..SHARDS, |tracker, shard, entry, released| tracker.disown(shard, entry, false, released))
+        self.claim_each(0..SHARDS, |tracker, shard, entry, released| {
+            tracker.disown(shard, tracker.hash_of(entry), entry, false, released);
+        })
     }
 
     /// The number of shards, for [`sweep`](Self::sweep).
@@ -36,10 +38,10 @@ impl Tracker {
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
         let ending = || Ending { reason, next: None, at, scope: Scope::Here };
-        if spare_work {
+        if spare_work || !self.has_end {
             return self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
-                if !entry.has_work() {
-                    tracker.owe(shard, entry, ending(), released);
+                if !(spare_work && entry.has_work()) {
+                    tracker.owe(shard, tracker.hash_of(entry), entry, ending(), released);
                 }
             });
         }
@@ -47,7 +49,9 @@ impl Tracker {
         let claimed = {
             let mut shard = lock(&self.shards[shard]);
             let all = shard.claim_all(|entry| self.hash_of(entry));
-            all.iter().for_each(|entry| self.owe(&mut shard, entry, ending(), &mut released));
+            for entry in &all {
+                self.owe(&mut shard, self.hash_of(entry), entry, ending(), &mut released);
+            }
             all.len()
         };
         self.release(released);
@@ -63,10 +67,11 @@ impl Tracker {
     pub(crate) fn keep(&self, entry: &Arc<Entry>) -> bool {
         let mut released = Released::default();
         let kept = {
-            let mut shard = self.shard(self.hash_of(entry));
+            let hash = self.hash_of(entry);
+            let mut shard = self.shard(hash);
             let is_active = entry.is_active();
             if is_active {
-                self.disown(&mut shard, entry, true, &mut released);
+                self.disown(&mut shard, hash, entry, true, &mut released);
             }
             is_active
         };
@@ -80,7 +85,8 @@ impl Tracker {
             let next = self.next_to_expire.fetch_add(1, Ordering::Relaxed) % SHARDS;
             self.claim_each(next..next + 1, |tracker, shard, entry, released| {
                 if entry.is_at_rest() && entry.silent_for(Clock::tick(now)) >= timeout {
-                    tracker.owe(shard, entry, tracker.ending(EndReason::Idle, Scope::Here), released);
+                    let ending = tracker.ending(EndReason::Idle, Scope::Here);
+                    tracker.owe(shard, tracker.hash_of(entry), entry, ending, released);
                 }
             });
         }

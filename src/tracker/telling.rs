@@ -60,6 +60,11 @@ impl Telling {
         self.count(Tally::renewed);
     }
 
+    #[inline]
+    pub(super) fn is_nothing(&self) -> bool {
+        !self.is_counted && self.events.is_empty()
+    }
+
     fn count(&mut self, count: impl FnOnce(&mut Tally)) {
         self.is_counted |= cfg!(feature = "metrics");
         count(&mut self.tally);
@@ -77,7 +82,7 @@ impl Tracker {
     /// To be called with no lock held. Contained: a listener that panics keeps no session from its end.
     #[inline]
     pub(super) fn tell(&self, telling: &Telling) {
-        if telling.is_counted || !telling.events.is_empty() {
+        if !telling.is_nothing() {
             // The panic hook has said it.
             let _ = catch_unwind(AssertUnwindSafe(|| self.tell_unguarded(telling)));
         }

@@ -44,6 +44,8 @@ pub(crate) struct History {
     pub(crate) wiped_ends: BTreeSet<EventId>,
     /// Claimed by more than five take-overs.
     pub(crate) given_up: BTreeSet<EventId>,
+    /// None of the above.
+    is_off: bool,
 }
 
 struct Active {
@@ -141,6 +143,13 @@ impl Store {
         *state = State { holders, incarnation, history, ..State::default() };
     }
 
+    /// A store that remembers nothing of what has been in it.
+    pub(crate) fn without_history() -> Self {
+        let store = Self::default();
+        store.state().history.is_off = true;
+        store
+    }
+
     pub(crate) fn history(&self) -> History {
         self.state().history.clone()
     }
@@ -148,6 +157,14 @@ impl Store {
     /// The generations that are on record, active or ended.
     pub(crate) fn events(&self) -> BTreeSet<EventId> {
         self.state().events()
+    }
+}
+
+impl History {
+    fn forget(&mut self, event: EventId) {
+        if !self.is_off {
+            self.forgotten.insert(event);
+        }
     }
 }
 
@@ -232,7 +249,9 @@ impl State {
                 });
                 active.holders.insert(me);
                 if active.record.event_id == record.event_id {
-                    self.history.born.insert(record.event_id, record.session.id.to_string());
+                    if !self.history.is_off {
+                        self.history.born.insert(record.event_id, record.session.id.to_string());
+                    }
                     Applied::Born
                 } else {
                     Applied::Joined(active.record.clone())
@@ -276,7 +295,7 @@ impl State {
                     active.holders.remove(&me);
                     if active.holders.is_empty() {
                         self.active.remove(id.as_str());
-                        self.history.forgotten.insert(event_id);
+                        self.history.forget(event_id);
                     }
                 }
                 Applied::Done
@@ -284,7 +303,7 @@ impl State {
             Change::Forget { id, event_id } => {
                 if self.active.get(id.as_str()).is_some_and(|active| active.record.event_id == event_id) {
                     self.active.remove(id.as_str());
-                    self.history.forgotten.insert(event_id);
+                    self.history.forget(event_id);
                 }
                 Applied::Done
             }

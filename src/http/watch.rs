@@ -1,0 +1,98 @@
+//! [`Watch`]: an exchange that is not over, and what may end it before the host does.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use super::exchange::Exchange;
+use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Entry};
+
+/// How long a stream may go on after the drain: a host that says goodbye from a task of its own needs a moment.
+const GOODBYE: Duration = Duration::from_millis(20);
+
+/// From the request's head to the response body's end.
+pub(super) struct Watch {
+    pub(super) exchange: Exchange,
+    /// Made once the host has made us wait, or for an event stream. Boxed, so that bodies and futures are `Unpin` where the
+    /// host's are, and small where the host is quick.
+    verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send + Sync>>>,
+}
+
+/// What ends an exchange before the host does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The session of the stream is over: a clean end.
+    Over,
+    /// The time of the connections is over: an error.
+    Cut,
+}
+
+impl Watch {
+    #[inline]
+    pub(super) fn new(exchange: Exchange) -> Self {
+        Self { exchange, verdict: None }
+    }
+
+    /// The body is an event stream: from here on it ends with its session.
+    pub(super) fn listen(&mut self) {
+        let over = is_over(self.exchange.sessions().clone(), self.exchange.entry().cloned());
+        let cut = self.exchange.sessions().inner.cut.clone();
+        self.verdict = Some(Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = over => Verdict::Over,
+                () = cut.cancelled() => Verdict::Cut,
+            }
+        }));
+    }
+
+    /// To be polled whenever the host has made us wait. No more after a verdict, unless it is let pass.
+    #[inline(never)]
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+        let cut = &self.exchange.sessions().inner.cut;
+        let verdict = self.verdict.get_or_insert_with(|| {
+            let cut = cut.clone();
+            Box::pin(async move {
+                cut.cancelled().await;
+                Verdict::Cut
+            })
+        });
+        let verdict = ready!(verdict.as_mut().poll(cx));
+        self.verdict = None;
+        Poll::Ready(verdict)
+    }
+
+    /// Whether the body is to end although it has not made us wait. Its last frame may still leave.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Verdict> {
+        if self.verdict.is_some()
+            && let Poll::Ready(Verdict::Over) = self.poll(cx)
+        {
+            return Some(Verdict::Over);
+        }
+        (has_more && self.exchange.is_closed()).then_some(Verdict::Cut)
+    }
+}
+
+/// Waits for the end of the session, or of the drain for a stream that belongs to none.
+async fn is_over(sessions: ActiveSessions, entry: Option<Arc<Entry>>) {
+    let drained = sessions.inner.drained.clone();
+    if let Some(entry) = entry {
+        let ended = entry.listen();
+        if entry.is_active() {
+            ended.cancelled().await;
+        } else if entry.is_compacted() {
+            // Before we listened: whoever the successor is, the drain ends it.
+            drained.cancelled().await;
+        }
+    } else {
+        drained.cancelled().await;
+    }
+    if sessions.phase() >= Phase::Closing {
+        drained.cancelled().await;
+        tokio::time::sleep(GOODBYE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
+    }
+}
