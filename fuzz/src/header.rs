@@ -98,8 +98,7 @@ pub fn header(data: &[u8]) {
             }
         }
         let before = active(&sessions);
-        let protocol =
-            HeaderProtocol::new().max_id_len(rules.max_len).adopt(rules.adopt).strip_control_headers(strip);
+        let protocol = HeaderProtocol::new().max_id_len(rules.max_len).adopt(rules.adopt).strip_control_headers(strip);
         let seen = exchange(&sessions.layer_with(protocol), &method, request, status, &response);
         (before, seen, active(&sessions))
     };

@@ -18,6 +18,9 @@ mod words;
 
 pub use self::{answers::answers, cookie::cookie, exchanges::exchanges, header::header, words::words};
 
+/// A target.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, for the harness on stable.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+pub const TARGETS: &[(&str, Target)] =
     &[("header", header), ("cookie", cookie), ("words", words), ("exchanges", exchanges), ("answers", answers)];

@@ -229,8 +229,11 @@ impl State {
         for active in self.active.values_mut() {
             active.holders.retain(|holder| self.alive.contains(holder));
         }
-        let lost: Vec<_> = self.active.extract_if(.., |_, active| active.holders.is_empty()).collect();
-        for (_, Active { record, requests, .. }) in lost {
+        let (lost, held) =
+            std::mem::take(&mut self.active).into_iter().partition(|(_, active)| active.holders.is_empty());
+        self.active = held;
+        let lost: BTreeMap<_, _> = lost;
+        for Active { record, requests, .. } in lost.into_values() {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
             self.ended.insert(record.event_id, Ended { record, end, claimer: 0, tries: 0 });
         }
