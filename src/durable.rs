@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::{
     dispatch::BIRTH_WAIT,
     lifecycle::ActiveSessions,
+    observability::{plain, say_how},
     registry::Durability,
     report::RecoveryReport,
     tracker::{Entry, Recorded},
@@ -62,11 +63,18 @@ impl ActiveSessions {
             error: recovered.error.map(|error| error.to_string()),
             elapsed: begun.elapsed(),
         };
-        if report.is_clean() {
-            tracing::info!(name: "session-recovery", found = report.found, ended = report.ended, "{report}");
-        } else {
-            tracing::warn!(name: "session-recovery", found = report.found, ended = report.ended, "{report}");
-        }
+        say_how!(
+            report.is_clean(),
+            name: "session-recovery",
+            found = report.found,
+            ended = report.ended,
+            failed = report.failed,
+            unfinished = report.unfinished,
+            given_up = report.given_up,
+            error = report.error.as_ref().map(|error| tracing::field::display(plain(error))),
+            "{}",
+            plain(&report),
+        );
         report
     }
 

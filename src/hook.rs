@@ -12,7 +12,10 @@ use std::{
 
 use tower_service::Service;
 
-use crate::session::{SessionEnd, SessionStart};
+use crate::{
+    observability::HookMeter,
+    session::{SessionEnd, SessionStart},
+};
 
 /// The error of a hook, whatever it is.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -139,7 +142,18 @@ pub(crate) trait Hook<E>: Send + Sync {
 
 pub(crate) struct Named<H: ?Sized> {
     pub(crate) name: String,
+    pub(crate) meter: HookMeter,
     pub(crate) hook: Box<H>,
+}
+
+impl<H: ?Sized> Named<H> {
+    pub(crate) const fn new(name: String, hook: Box<H>) -> Self {
+        Self { name, meter: HookMeter::none(), hook }
+    }
+
+    fn measure(&mut self, kind: &'static str) {
+        self.meter = HookMeter::new(kind, &self.name);
+    }
 }
 
 pub(crate) type Hooks<E> = Vec<Named<dyn Hook<E>>>;
@@ -161,6 +175,14 @@ pub(crate) struct HookSet {
 impl HookSet {
     pub(crate) fn has_end(&self) -> bool {
         !self.end.is_empty() || !self.batch.is_empty()
+    }
+
+    /// From here on every call is measured.
+    pub(crate) fn measured(mut self) -> Self {
+        self.start.iter_mut().for_each(|hook| hook.measure("start"));
+        self.end.iter_mut().for_each(|hook| hook.measure("end"));
+        self.batch.iter_mut().for_each(|batch| batch.hook.measure("batch"));
+        self
     }
 }
 

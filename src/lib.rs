@@ -35,6 +35,8 @@
 //! }
 //! ```
 //!
+//! Your gateway speaks MCP, or gRPC, or keeps its ids in cookies? The [`guide`] has a few lines for each.
+//!
 //! # How it works
 //!
 //! * **A response opens a session**: the layer reads every response head by a [`SessionProtocol`] (by default
@@ -78,11 +80,31 @@
 //! }
 //! ```
 //!
+//! # Crashes and replicas
+//!
+//! A drain helps a process that is asked to stop. For one that is killed, and for sessions that several replicas serve,
+//! give the builder a [registry]: births and ends are recorded, and whoever comes after a crash, or survives it,
+//! delivers the `session_end` that is owed.
+//!
+//! ```no_run
+//! # #[cfg(feature = "sqlite")]
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_session_end::{ActiveSessions, registry::SqliteRegistry};
+//!
+//! let sessions = ActiveSessions::builder().registry(SqliteRegistry::open("sessions.db")?).build()?;
+//! println!("{}", sessions.recover().await); // before serving
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What is not promised
+//!
+//! * Across a crash exactly once is not to be had: an end whose hook had run and whose record was not removed yet is
+//!   delivered again, with the same [`EventId`], at most five times.
 //!
 //! * A client that disconnects before the response head is there leaves a session that the layer never saw. Where that
 //!   matters, call [`note`](ActiveSessions::note) in the handler, as soon as the session is there.
-//! * What is in memory dies with the process: after SIGKILL, or a power cut, nobody is told.
+//! * Without a [registry] what is in memory dies with the process: after SIGKILL, or a power cut, nobody is told.
 //! * Hooks that block *all* threads of the runtime block its timers too, and with them every deadline. Blocking work
 //!   belongs into `spawn_blocking`.
 //! * A connection that was upgraded is invisible after its 101: tie its session to a [`SessionGuard`].
@@ -94,16 +116,19 @@
 //! | | |
 //! |---|---|
 //! | `session/` | the vocabulary: ids, sessions, reasons, events, phases |
+//! | `observability/` | what it says about itself: [events, spans and metrics](observability) |
 //! | `hook.rs` | what the user plugs in |
 //! | `sync.rs` | the few words of shared state, swappable for a schedule explorer |
-//! | `tracker/` | who is active: the sharded map, generations, the claim, the order of hooks |
-//! | `dispatch/` | the hook pool: patience, pacing, deadline |
+//! | `registry/` | the durable record: the trait, SQLite, Redis |
+//! | `tracker/` | who is active: the sharded map, generations, the claim, the order of hooks, what is to be written |
+//! | `dispatch/` | the hook pool: patience, pacing, deadline; the recorder, which writes and keeps the lease |
 //! | `report.rs`, `stop.rs` | what a stop came to, and what the handle remembers of it |
-//! | `lifecycle.rs`, `guard.rs`, `upkeep.rs` | [`ActiveSessions`]: note, end, compact; guards; idle expiry and the cap |
-//! | `builder.rs` | configuration and its checks |
+//! | `lifecycle.rs`, `guard.rs`, `upkeep.rs`, `durable.rs` | [`ActiveSessions`]: note, end, compact; guards; idle expiry and the cap; recovery |
+//! | `builder/` | configuration and its checks |
 //! | `shutdown/` | signals, the drain, `finish` |
 //! | `protocol/` | the trait and its presets |
 //! | `http/`, `extract.rs` | the layer, its service, future and body; axum's extractors |
+//! | `guide.rs`, `guide/` | what to use for which gateway; documentation alone |
 //!
 //! Each imports only what stands above it.
 //!
@@ -112,6 +137,7 @@
 //! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
 //!   layer itself needs no axum, and no feature.
 //! * `cookie`: `CookieProtocol`, for ids in a cookie.
+//! * `metrics`: [numbers](observability#metrics) for the `metrics` facade.
 //! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -121,9 +147,12 @@ mod durable;
 #[cfg(feature = "axum")]
 mod extract;
 mod guard;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod hook;
 mod http;
 mod lifecycle;
+pub mod observability;
 mod protocol;
 pub mod registry;
 mod report;
@@ -145,7 +174,7 @@ pub use self::{
     hook::{BoxError, HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
     lifecycle::{ActiveSessions, Noted},
-    protocol::{HeaderProtocol, RequestInfo, SessionProtocol, SessionSignal},
+    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionSignal},
     report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
     session::{
         EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,

@@ -136,11 +136,13 @@ impl ActiveSessions {
     pub fn note(&self, session: impl Into<Session>) -> Noted {
         let note = self.note_entry(session.into(), Voice::Host, None);
         let is_new = matches!(note, Some(Note::Born(_)));
-        let entry = match note {
-            Some(Note::Born(entry) | Note::Known(entry)) => Some(entry),
-            Some(Note::Dead | Note::Refused) | None => None,
+        let recorded = match note {
+            Some(Note::Born(entry) | Note::Known(entry)) if self.inner.pool.recorder.is_some() => {
+                Some((entry, self.clone()))
+            }
+            Some(_) | None => None,
         };
-        Noted { is_new, entry }
+        Noted { is_new, recorded }
     }
 
     pub(crate) fn note_entry(&self, session: Session, voice: Voice, load: Option<Load>) -> Option<Note> {
@@ -160,6 +162,7 @@ impl ActiveSessions {
     /// Counts an id that is no id, and says so once.
     pub(crate) fn ignore_id(&self) {
         self.inner.ignored.fetch_add(1, Ordering::Relaxed);
+        self.inner.pool.tracker.meters.ignored_id();
         self.inner.warned.ignored_id.call_once(|| {
             tracing::warn!(
                 name: "session-id-ignored",
@@ -380,8 +383,8 @@ impl fmt::Debug for ActiveSessions {
 #[derive(Clone, Debug)]
 pub struct Noted {
     is_new: bool,
-    /// The generation, if it is active.
-    entry: Option<Arc<Entry>>,
+    /// The generation, if it is active and there is a registry.
+    recorded: Option<(Arc<Entry>, ActiveSessions)>,
 }
 
 impl Noted {
@@ -406,9 +409,12 @@ impl Noted {
     /// # }
     /// ```
     pub async fn durable(self) -> bool {
-        match self.entry {
-            Some(entry) => entry.until_recorded().await,
-            None => false,
+        let Some((entry, sessions)) = self.recorded else { return false };
+        tokio::select! {
+            biased;
+            is_recorded = entry.until_recorded() => is_recorded,
+            // What has not been written by now never is.
+            () = sessions.inner.cut.cancelled() => false,
         }
     }
 }

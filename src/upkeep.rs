@@ -35,7 +35,11 @@ impl ActiveSessions {
         let reason = tracker.stop_reason();
         let keep = self.inner.config.keep_if.as_ref().is_some_and(|keep_if| {
             catch_unwind(AssertUnwindSafe(|| keep_if(&entry.session(), reason))).unwrap_or_else(|_| {
-                tracing::warn!(session = %entry.id.redacted(), "`keep_if` panicked; the session is ended");
+                tracing::warn!(
+                    name: "session-keep-if-panicked",
+                    session = %entry.id.redacted(),
+                    "`keep_if` panicked; the session is ended",
+                );
                 false
             })
         });

@@ -61,7 +61,7 @@ fn values() -> impl Iterator<Item = (bool, HeaderValue)> {
 #[tokio::test(start_paused = true)]
 async fn g04_every_header_byte_is_an_id_or_ignored_counted_and_said_once() {
     let warnings = Warnings::default();
-    let _subscriber = tracing::subscriber::set_default(warnings.clone());
+    let _subscriber = support::logging::listen(warnings.clone());
     let (recorder, sessions) = Recorder::sessions();
     let layer = sessions.layer();
     let (mut valid, mut invalid) = (std::collections::BTreeSet::new(), 0);

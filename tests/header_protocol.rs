@@ -23,6 +23,27 @@ async fn a_101_a_2xx_and_a_3xx_open_a_session_and_nothing_else_does() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grpc_error_opens_nothing_and_its_end_counts() {
+    for (code, opens) in [(None, true), (Some("0"), true), (Some("5"), false), (Some("14"), false), (Some(""), false)] {
+        let (recorder, sessions) = Recorder::sessions();
+        sessions.note("old");
+        let code = code.map(|code| ("grpc-status", code));
+        let head = |headers: &[(&'static str, &'static str)]| {
+            answer(200, &headers.iter().copied().chain(code).collect::<Vec<_>>())
+        };
+        exchange(&sessions.layer(), ask(&[]), head(&[(ID, "a")])).await;
+        exchange(&sessions.layer(), ask(&[(ID, "old")]), head(&[(ID, "new"), (FROM, "old")])).await;
+        assert_eq!((sessions.contains("a"), sessions.contains("new")), (opens, opens), "{code:?}");
+        let last = if opens { "new" } else { "old" };
+        exchange(&sessions.layer(), ask(&[(ID, last)]), head(&[(END, "deleted")])).await;
+        assert!(!sessions.contains(last), "{code:?}");
+        let ended = recorder.ended_after_drain(&sessions).await;
+        let expected: &[&str] = if opens { &["a shutdown", "new deleted", "old compaction"] } else { &["old deleted"] };
+        assert_eq!(ended, expected, "{code:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_end_counts_with_every_status() {
     for status in [101, 200, 204, 302, 400, 404, 409, 500, 503, 599] {
         let (recorder, sessions) = Recorder::sessions();

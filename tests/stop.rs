@@ -1,5 +1,7 @@
 //! The stop as a whole: signals, phases, the bounded connection drain, the report.
 
+#[path = "support/logging.rs"]
+mod logging;
 #[path = "support/recorder.rs"]
 mod recorder;
 
@@ -71,7 +73,7 @@ impl<S: tracing::Subscriber> Layer<S> for Warnings {
 #[tokio::test(start_paused = true)]
 async fn c3_a_drain_that_timed_out_warns_with_its_counts_and_the_stop_goes_on() {
     let warnings = Warnings::default();
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let _logging = logging::listen(tracing_subscriber::registry().with(warnings.clone()));
     let sessions = ActiveSessions::builder().on_session_end(|_| pending::<()>()).build().unwrap();
     sessions.note("a");
     let finished = sessions.finish(server(sessions.shutdown_on(ready(())), SECOND)).await;
@@ -87,7 +89,7 @@ async fn c3_a_drain_that_timed_out_warns_with_its_counts_and_the_stop_goes_on() 
 #[tokio::test(start_paused = true)]
 async fn c4_without_hooks_there_is_no_warning() {
     let warnings = Warnings::default();
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let _logging = logging::listen(tracing_subscriber::registry().with(warnings.clone()));
     let sessions = ActiveSessions::builder().build().unwrap();
     sessions.note("a");
     assert!(sessions.finish(server(sessions.shutdown_on(ready(())), SECOND)).await.report.is_clean());
@@ -97,7 +99,7 @@ async fn c4_without_hooks_there_is_no_warning() {
 #[tokio::test(start_paused = true)]
 async fn c5_a_failing_step_is_a_warning_and_stops_no_later_one() {
     let warnings = Warnings::default();
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let _logging = logging::listen(tracing_subscriber::registry().with(warnings.clone()));
     let recorder = Recorder::default();
     let sessions = recorder.builder().on_session_end(|_| ready(Err::<(), _>("no disk"))).build().unwrap();
     sessions.note("a");

@@ -70,7 +70,7 @@ async fn g13_without_a_driver_births_expire_the_silent_and_a_warning_says_so_onc
 }
 
 /// Collects the names of warnings.
-fn capture(names: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard {
+fn capture(names: &Arc<Mutex<Vec<String>>>) -> support::logging::Listening {
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     struct Names(Arc<Mutex<Vec<String>>>);
     impl<S: tracing::Subscriber> Layer<S> for Names {
@@ -80,7 +80,7 @@ fn capture(names: &Arc<Mutex<Vec<String>>>) -> tracing::subscriber::DefaultGuard
             }
         }
     }
-    tracing::subscriber::set_default(tracing_subscriber::registry().with(Names(Arc::clone(names))))
+    support::logging::listen(tracing_subscriber::registry().with(Names(Arc::clone(names))))
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::ActiveSessionsBuilder;
 use crate::{
-    hook::{Batch, BoxError, ClosureHook, Hook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, place_name},
+    hook::{Batch, BoxError, ClosureHook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, place_name},
     session::{SessionEnd, SessionStart},
 };
 
@@ -36,8 +36,8 @@ impl ActiveSessionsBuilder {
     pub fn hook(mut self, hook: impl SessionHook) -> Self {
         let hook = Arc::new(hook);
         let name = hook.name().to_owned();
-        self.hooks.start.push(Named { name: name.clone(), hook: Box::new(TraitHook(Arc::clone(&hook))) });
-        self.hooks.end.push(Named { name, hook: Box::new(TraitHook(hook)) });
+        self.hooks.start.push(Named::new(name.clone(), Box::new(TraitHook(Arc::clone(&hook)))));
+        self.hooks.end.push(Named::new(name, Box::new(TraitHook(hook))));
         self
     }
 
@@ -57,7 +57,7 @@ impl ActiveSessionsBuilder {
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = place_name("on_session_start", Location::caller());
-        self.hooks.start.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self.hooks.start.push(Named::new(name, Box::new(ClosureHook(f))));
         self
     }
 
@@ -83,7 +83,7 @@ impl ActiveSessionsBuilder {
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = place_name("on_session_end", Location::caller());
-        self.hooks.end.push(Named { name, hook: Box::new(ClosureHook(f)) });
+        self.hooks.end.push(Named::new(name, Box::new(ClosureHook(f))));
         self
     }
 
@@ -104,7 +104,7 @@ impl ActiveSessionsBuilder {
         S: Service<SessionEnd, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     {
         let name = place_name("end_service", Location::caller());
-        self.hooks.end.push(Named { name, hook: Box::new(ServiceHook(Mutex::new(service))) });
+        self.hooks.end.push(Named::new(name, Box::new(ServiceHook(Mutex::new(service)))));
         self
     }
 
@@ -130,8 +130,7 @@ impl ActiveSessionsBuilder {
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = place_name("on_session_end_batch", Location::caller());
-        let hook: Box<dyn Hook<Vec<SessionEnd>>> = Box::new(ClosureHook(f));
-        self.hooks.batch.push(Batch { max, hook: Named { name, hook } });
+        self.hooks.batch.push(Batch { max, hook: Named::new(name, Box::new(ClosureHook(f))) });
         self
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     hook::{BoxError, Hook, HookFuture, Hooks, Named, panic_message},
+    observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
     session::{EventId, SessionId},
 };
 
@@ -83,6 +84,9 @@ fn panicked(payload: &(dyn Any + Send)) -> HookError {
 /// A hook's future until it is over; every step of it, the call and the drop included, is contained.
 pub(super) struct Call<'a> {
     name: &'a str,
+    meter: &'a HookMeter,
+    begun: Stopwatch,
+    span: HookSpan,
     state: State<'a>,
 }
 
@@ -92,32 +96,59 @@ enum State<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new<E>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
-        let state = match catch_unwind(AssertUnwindSafe(|| hook.hook.call(event))) {
-            Ok(future) => State::Running(future),
-            Err(payload) => State::Over(Some(panicked(&*payload))),
+    pub(super) fn new<E: HookEvent>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
+        let Named { name, meter, hook } = hook;
+        let begun = Stopwatch::start();
+        let call = || {
+            let span = HookSpan::new(name, &event);
+            let entered = span.enter();
+            let future = hook.call(event);
+            drop(entered);
+            (span, future)
         };
-        Self { name: &hook.name, state }
+        let (span, state) = match catch_unwind(AssertUnwindSafe(call)) {
+            Ok((span, future)) => (span, State::Running(future)),
+            Err(payload) => {
+                meter.over(begun, true);
+                (HookSpan::NONE, State::Over(Some(panicked(&*payload))))
+            }
+        };
+        Self { name, meter, begun, span, state }
     }
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
         let State::Running(future) = &mut self.state else {
             return Poll::Ready(());
         };
-        let error = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        let poll = || {
+            let _entered = self.span.enter();
+            future.as_mut().poll(cx)
+        };
+        let error = match catch_unwind(AssertUnwindSafe(poll)) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(result)) => result.err().map(|error: BoxError| HookError::Failed(error.into())),
             Err(payload) => Some(panicked(&*payload)),
         };
-        self.finish(error);
+        self.complete(error);
         Poll::Ready(())
     }
 
     fn finish(&mut self, error: Option<HookError>) {
         let before = std::mem::replace(&mut self.state, State::Over(error));
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(before))) {
+        let span = &self.span;
+        let drop_within = || {
+            let _entered = span.enter();
+            drop(before);
+        };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(drop_within)) {
             self.state = State::Over(Some(panicked(&*payload)));
         }
+    }
+
+    /// As above, of its own accord or because its time was over.
+    fn complete(&mut self, error: Option<HookError>) {
+        self.finish(error);
+        self.meter.over(self.begun, matches!(self.state, State::Over(Some(_))));
     }
 
     fn take_error(&mut self) -> Option<HookError> {
@@ -157,14 +188,14 @@ async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending
     if timeout_at(expires, all).await.is_err() {
         for call in calls {
             if matches!(call.state, State::Running(_)) {
-                call.finish(Some(HookError::TimedOut));
+                call.complete(Some(HookError::TimedOut));
             }
         }
     }
 }
 
 /// Calls one hook with the event.
-pub(super) fn call_one<E>(
+pub(super) fn call_one<E: HookEvent>(
     hook: &Named<dyn Hook<E>>,
     event: E,
     expires: Option<Instant>,
@@ -181,7 +212,7 @@ pub(super) fn call_one<E>(
 /// and the errors of those that failed.
 ///
 /// No `async fn`: its future would hold the event twice over, and of these futures there may be many.
-pub(super) fn call_all<E: Clone>(
+pub(super) fn call_all<E: HookEvent + Clone>(
     hooks: &Hooks<E>,
     event: E,
     expires: Option<Instant>,

@@ -31,6 +31,7 @@ use self::{
 };
 use crate::{
     hook::HookSet,
+    observability::plain,
     sync::{AtomicUsize, Mutex, Ordering, lock},
     tracker::{
         Tracker,
@@ -97,7 +98,7 @@ impl Pool {
             tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end(), limits.ends_births, recorder.is_some()),
             recorder,
             batches: hooks.batch.iter().map(|_| BatchLine::default()).collect(),
-            hooks,
+            hooks: hooks.measured(),
             limits,
             runtime: Mutex::new(Handle::try_current().ok()),
             floor: Mutex::default(),
@@ -271,7 +272,7 @@ impl Pool {
             session = %session_id.redacted(),
             %event_id,
             hook,
-            %error,
+            error = %plain(&error),
             "a session hook failed",
         );
     }

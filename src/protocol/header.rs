@@ -1,9 +1,9 @@
 //! [`HeaderProtocol`]: ids and ends in headers.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
+use http::{HeaderMap, HeaderName, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal, adopted};
-use crate::session::{EndReason, Session, SessionId};
+use super::{RequestInfo, SessionProtocol, SessionSignal, adopted, value::Value};
+use crate::session::{EndReason, SessionId};
 
 /// Sessions in headers, the default protocol.
 ///
@@ -16,6 +16,10 @@ use crate::session::{EndReason, Session, SessionId};
 /// A request carries its id in `x-session-id`. The two control headers count in responses only; what a client sends in
 /// them is ignored. Responses with status 101, 2xx or 3xx may open a session, 4xx and 5xx never do; an end counts with
 /// any status. A header that comes twice with different values is ambiguous and ignored.
+///
+/// In gRPC these are metadata of the same names: those of the call, and the initial ones of the answer. An error that is
+/// the whole answer is HTTP 200 with a `grpc-status` among the headers: one that is not 0 never opens, and an end in its
+/// metadata counts. Trailing metadata are not read: a stream that fails after its head has opened what the head said.
 ///
 /// # Examples
 ///
@@ -130,20 +134,8 @@ impl HeaderProtocol {
         self
     }
 
-    /// `None` for a header that is not there; an invalid session for one that is no id.
-    fn session(&self, value: Value<'_>) -> Option<Session> {
-        match value {
-            Value::None => None,
-            Value::Ambiguous => Some(Session::new(SessionId::invalid())),
-            Value::One(value) => {
-                let id = SessionId::from_bytes(value.as_bytes(), self.max_id_len);
-                Some(Session::new(id.unwrap_or(SessionId::invalid())))
-            }
-        }
-    }
-
-    fn sayings(&self, request: &RequestInfo, status: StatusCode, said: &Said<'_>) -> SessionSignal {
-        let session = self.session(said.id);
+    fn sayings(&self, request: &RequestInfo, response: &response::Parts, said: &Said<'_>) -> SessionSignal {
+        let session = said.id.session(self.max_id_len);
         let mut signal = SessionSignal::nothing();
         if let Value::One(reason) = said.end {
             let ended = request.id.as_ref().or(session.as_ref().map(|session| &session.id));
@@ -155,8 +147,8 @@ impl HeaderProtocol {
                 }
             }
         }
-        let Some(session) = session.filter(|_| may_open(status)) else { return signal };
-        match self.session(said.compacted_from) {
+        let Some(session) = session.filter(|_| may_open(response)) else { return signal };
+        match said.compacted_from.session(self.max_id_len) {
             Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
             Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
@@ -170,31 +162,12 @@ fn reason_of(word: &str) -> EndReason {
     word.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
 }
 
-/// A redirect or an upgrade may carry a new id, an error never does.
-fn may_open(status: StatusCode) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection()
-}
-
-/// Up to so many headers, a look at each of their names is cheaper than a hash of ours.
-const SHORT: usize = 8;
-
-/// The values of one header.
-#[derive(Clone, Copy, Default)]
-enum Value<'a> {
-    #[default]
-    None,
-    One(&'a HeaderValue),
-    Ambiguous,
-}
-
-impl<'a> Value<'a> {
-    fn see(&mut self, value: &'a HeaderValue) {
-        *self = match *self {
-            Self::None => Self::One(value),
-            Self::One(before) if before == value => Self::One(before),
-            Self::One(_) | Self::Ambiguous => Self::Ambiguous,
-        };
-    }
+/// A redirect or an upgrade may carry a new id, an error never does. A gRPC error has status 200, and says what it is in
+/// a header of its own; where the call succeeded, or goes on, that is 0 or absent.
+fn may_open(response: &response::Parts) -> bool {
+    let status = response.status;
+    (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
+        && response.headers.get("grpc-status").is_none_or(|status| status == "0")
 }
 
 /// Our headers of one response.
@@ -224,24 +197,14 @@ impl<'a> Said<'a> {
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let mut seen = Value::None;
-        if request.headers.len() <= SHORT {
-            let ours = request.headers.iter().filter(|(name, _)| **name == self.id);
-            ours.for_each(|(_, value)| seen.see(value));
-        } else {
-            request.headers.get_all(&self.id).iter().for_each(|value| seen.see(value));
-        }
-        match seen {
-            Value::One(value) => SessionId::from_bytes(value.as_bytes(), self.max_id_len).ok(),
-            Value::None | Value::Ambiguous => None,
-        }
+        Value::of(&request.headers, &self.id).id(self.max_id_len)
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
         let said = Said::read(self, &response.headers);
         match said {
             Said { id: Value::None, end: Value::None, compacted_from: Value::None } => {
-                return if self.adopt && may_open(response.status) {
+                return if self.adopt && may_open(response) {
                     adopted(request, response)
                 } else {
                     SessionSignal::nothing()
@@ -255,7 +218,7 @@ impl SessionProtocol for HeaderProtocol {
             }
             _ => {}
         }
-        let signal = self.sayings(request, response.status, &said);
+        let signal = self.sayings(request, response, &said);
         if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
             response.headers.remove(&self.end);
             response.headers.remove(&self.compacted_from);

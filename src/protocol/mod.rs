@@ -4,14 +4,16 @@ mod contained;
 #[cfg(feature = "cookie")]
 mod cookie;
 mod header;
+mod mcp;
 mod signal;
+mod value;
 
 use http::{Method, request, response};
 
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
 pub(crate) use self::{contained::Contained, signal::Saying};
-pub use self::{header::HeaderProtocol, signal::SessionSignal};
+pub use self::{header::HeaderProtocol, mcp::McpProtocol, signal::SessionSignal};
 use crate::session::{Session, SessionId};
 
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
@@ -62,7 +64,7 @@ use crate::session::{Session, SessionId};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not read a host's heads",
     label = "needs `impl SessionProtocol`",
-    note = "`HeaderProtocol` is the preset for ids in headers"
+    note = "`HeaderProtocol` is the preset for ids in headers, `McpProtocol` that for MCP"
 )]
 pub trait SessionProtocol: Send + Sync + 'static {
     /// The id that the request carries, if it carries one that is valid.

@@ -4,8 +4,14 @@
 //! written, in groups. What it is for: after SIGKILL, a power cut, or a drain that ran out of time, the next start or
 //! a survivor finds what is still owed; and of several replicas that serve one session only the last one ends it.
 
+#[cfg(feature = "registry-conformance")]
+pub mod conformance;
 mod erased;
 mod error;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::{
     future::Future,
@@ -14,12 +20,16 @@ use std::{
 
 pub(crate) use self::erased::ErasedRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
 use crate::session::{EndReason, EventId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.
 ///
 /// `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`) are there; implement it for a database of
-/// your own. A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
+/// your own, and try that with `registry::conformance` (feature `registry-conformance`). A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
 /// lose when its process dies, and only then (an exclusive file lock, an expiry that [`beat`](Self::beat) moves on).
 /// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
 ///
@@ -47,9 +57,9 @@ pub trait Registry: Send + Sync + 'static {
     /// * sessions of which every holder has lost its lease, with the reason [`Lost`](EndReason::Lost);
     /// * ends that a holder without a lease had claimed and not done, with the reason that they had.
     ///
-    /// The claim survives this holder: should it die too, the next one finds them again, and so it is with what an answer
-    /// that was lost had claimed. Two holders never claim the same one. An empty answer means that there is nothing at the
-    /// moment.
+    /// The claim survives this holder: should it die too, the next one finds them again. Two holders never claim the
+    /// same one. An empty answer means that there is nothing at the moment. What a call had claimed whose answer did not
+    /// arrive (an error, a future that was dropped) the next call returns again.
     ///
     /// # Errors
     ///

@@ -3,9 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::{
     lifecycle::ActiveSessions,
+    observability::say_how,
     report::{DrainReport, UnfinishedEnd},
     session::{EndReason, Phase},
     stop::{DrainRun, Joined},
@@ -54,7 +56,11 @@ impl ActiveSessions {
 
     async fn drain_once(&self, reason: EndReason) -> DrainReport {
         let joined = self.join_drain(reason);
-        let run = &joined.0;
+        let span = tracing::info_span!("session-drain", reason = %joined.0.reason);
+        self.run_drain(&joined.0).instrument(span).await
+    }
+
+    async fn run_drain(&self, run: &DrainRun) -> DrainReport {
         let settle = self.inner.config.settle_timeout;
         if !settle.is_zero() {
             self.sweep(true).await;
@@ -135,7 +141,8 @@ impl ActiveSessions {
     fn complete(&self, run: &DrainRun) -> DrainReport {
         let report = self.account(run, true);
         self.begin_connection_drain();
-        warn_unless_clean(&report);
+        self.inner.pool.tracker.meters.drained(report.elapsed, report.unfinished.len());
+        say_drain(&report);
         report
     }
 
@@ -184,24 +191,27 @@ impl ActiveSessions {
     }
 }
 
-/// A stop that did not go well says so, once a drain, and goes on.
-pub(super) fn warn_unless_clean(report: &DrainReport) {
-    if !report.is_clean() {
-        tracing::warn!(
-            name: "session-end-drain",
-            reason = %report.reason,
-            active = report.active,
-            running = report.running,
-            late_births = report.late_births,
-            ended = report.ended,
-            failed = report.failed,
-            forgotten = report.forgotten,
-            unfinished = report.unfinished.len(),
-            timed_out = report.timed_out,
-            elapsed_ms = report.elapsed.as_millis() as u64,
-            "session-end-drain: {report}",
-        );
-    }
+/// Says what a drain came to; one that did not go well is a warning, and the stop goes on.
+pub(super) fn say_drain(report: &DrainReport) {
+    say_how!(
+        report.is_clean(),
+        name: "session-end-drain",
+        reason = %report.reason,
+        active = report.active,
+        running = report.running,
+        late_births = report.late_births,
+        ended = report.ended,
+        failed = report.failed,
+        kept = report.kept,
+        forgotten = report.forgotten,
+        held_by_others = report.held_by_others,
+        ended_by_others = report.ended_by_others,
+        handed_over = report.handed_over,
+        unfinished = report.unfinished.len(),
+        timed_out = report.timed_out,
+        elapsed_ms = report.elapsed.as_millis() as u64,
+        "session-end-drain: {report}",
+    );
 }
 
 /// The last part of the connection drain's time, in which what was cut can say so to its client.

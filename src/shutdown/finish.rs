@@ -11,9 +11,10 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::drain::{grace, warn_unless_clean};
+use super::drain::{grace, say_drain};
 use crate::{
     lifecycle::ActiveSessions,
+    observability::say_how,
     report::{ConnectionReport, ShutdownReport},
     session::Phase,
     stop::DrainRun,
@@ -235,17 +236,32 @@ impl ActiveSessions {
         let progress = self.inner.stop.progress();
         let sessions = self.account(run, false);
         let drain = run.report.get().cloned();
-        if drain.as_ref().is_none_or(|drain| drain.is_clean()) {
+        self.inner.pool.tracker.meters.reported(sessions.unfinished.len());
+        if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
             // Else it has been said.
-            warn_unless_clean(&sessions);
+            say_drain(&sessions);
         }
-        ShutdownReport {
+        let report = ShutdownReport {
             signalled: progress.signals > 0,
             interrupted: progress.cuts > 0,
             drain: drain.unwrap_or_else(|| sessions.clone()),
             sessions,
             connections,
-        }
+        };
+        say_how!(
+            !report.connections.cut,
+            name: "session-finish",
+            signalled = report.signalled,
+            interrupted = report.interrupted,
+            ended = report.sessions.ended,
+            failed = report.sessions.failed,
+            unfinished = report.sessions.unfinished.len(),
+            cut = report.connections.cut,
+            open_responses = report.connections.open_responses,
+            elapsed_ms = report.connections.elapsed.as_millis() as u64,
+            "session-finish: {report}",
+        );
+        report
     }
 }
 

@@ -15,6 +15,7 @@ pub use self::finish::Finished;
 use self::signal::Stop;
 use crate::{
     lifecycle::ActiveSessions,
+    observability::plain,
     session::{EndReason, Phase},
 };
 
@@ -118,7 +119,7 @@ async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
     let mut signal = Box::pin(signal);
     let catch = |f: &mut dyn FnMut() -> Poll<Stop>| {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| {
-            tracing::error!("the shutdown signal panicked; stopping");
+            signal_failed(&"it panicked");
             Poll::Ready(Stop::new(EndReason::Shutdown))
         })
     };
@@ -129,6 +130,14 @@ async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
         Poll::Pending
     });
     stop
+}
+
+fn signal_failed(error: &dyn fmt::Display) {
+    tracing::error!(name: "session-signal-failed", error = %plain(error), "the shutdown signal failed; stopping");
+}
+
+fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
+    tracing::error!(name: "session-signal-unavailable", signal, error = %plain(error), "cannot listen for a signal");
 }
 
 /// Resolves when the sessions have been drained, after a signal; made by [`ActiveSessions::shutdown_on`].

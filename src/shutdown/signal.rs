@@ -64,7 +64,11 @@ async fn contained(again: impl Future<Output = ()>) {
             return Poll::Pending;
         }
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.as_mut().poll(cx))).unwrap_or_else(|_| {
-            tracing::error!("the second shutdown signal panicked; it is not waited for");
+            tracing::error!(
+                name: "session-signal-failed",
+                error = "it panicked",
+                "the second shutdown signal failed; it is not waited for",
+            );
             has_panicked = true;
             Poll::Pending
         })
@@ -94,7 +98,7 @@ impl From<EndReason> for Stop {
 impl<T> From<io::Result<T>> for Stop {
     fn from(signal: io::Result<T>) -> Self {
         if let Err(error) = signal {
-            tracing::error!(%error, "the shutdown signal failed; stopping");
+            super::signal_failed(&error);
         }
         Self::new(EndReason::Shutdown)
     }
@@ -238,7 +242,7 @@ mod imp {
 
     fn register(kind: SignalKind) -> Option<Signal> {
         signal(kind)
-            .inspect_err(|error| tracing::error!(%error, signal = kind.as_raw_value(), "cannot listen for a signal"))
+            .inspect_err(|error| super::super::cannot_listen(&format!("signal {}", kind.as_raw_value()), error))
             .ok()
     }
 }
@@ -272,7 +276,7 @@ mod imp {
             match signal {
                 Ok(()) => Poll::Ready(EndReason::Shutdown),
                 Err(error) => {
-                    tracing::error!(%error, "cannot listen for Ctrl-C");
+                    super::super::cannot_listen("Ctrl-C", &error);
                     self.ctrl_c = Some(Box::pin(std::future::pending()));
                     Poll::Pending
                 }

@@ -14,9 +14,11 @@ use super::{
     ledger::Op,
     queue::Job,
     shard::Shard,
+    telling::Telling,
     tombstones::TICKS,
 };
 use crate::{
+    observability::LetGo,
     session::{EndReason, Phase},
     sync::Ordering,
 };
@@ -30,6 +32,8 @@ pub(super) struct Released {
     pub(super) streams: Vec<CancellationToken>,
     /// Whoever waits for the end of it all has to look.
     pub(super) quiet: bool,
+    /// What has happened.
+    pub(super) telling: Telling,
 }
 
 /// How the hooks of an end came out.
@@ -73,7 +77,10 @@ impl Tracker {
         match &self.ledger {
             // Whether it is ours to deliver, the registry says.
             Some(ledger) => ledger.push(Op::Claimed(Arc::clone(entry), ending)),
-            None => self.finish_or_park(shard, entry, Due::End(ending), released),
+            None => {
+                released.telling.ended(entry, &ending);
+                self.finish_or_park(shard, entry, Due::End(ending), released);
+            }
         }
     }
 
@@ -82,8 +89,10 @@ impl Tracker {
         self.leave(shard, entry, Claim::Forgotten, self.clock.now(), released);
         if kept {
             shard.counts.kept += 1;
+            released.telling.let_go(entry, LetGo::Kept);
         } else {
             shard.counts.forgotten += 1;
+            released.telling.let_go(entry, LetGo::Forgotten);
         }
         if let Some(ledger) = &self.ledger {
             ledger.push(Op::Disowned(Arc::clone(entry), kept));
@@ -101,6 +110,7 @@ impl Tracker {
     ) {
         debug_assert!(entry.is_active(), "a generation is claimed once");
         entry.set_claim(claim);
+        released.telling.left();
         if claim != Claim::Compacted {
             released.streams.append(&mut entry.take_listeners());
         }
@@ -176,6 +186,7 @@ impl Tracker {
         if released.quiet {
             self.quiet.notify_waiters();
         }
+        self.tell(&released.telling);
         any
     }
 

@@ -21,6 +21,7 @@ mod schedules;
 mod shard;
 mod survey;
 mod sweep;
+mod telling;
 mod tombstones;
 mod two;
 
@@ -46,6 +47,7 @@ use self::{
     shard::Shard,
 };
 use crate::{
+    observability::Meters,
     session::{EndReason, EventId, Phase, Session},
     sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
 };
@@ -82,6 +84,7 @@ pub(crate) struct Tracker {
     /// Where there is a registry.
     pub(crate) ledger: Option<Ledger>,
     pub(crate) clock: Clock,
+    pub(crate) meters: Meters,
     has_start: bool,
     has_end: bool,
     /// Whether what is born in `Closing` ends under the same lock; if not, its noter sees to it.
@@ -147,6 +150,7 @@ impl Tracker {
             queue: Queue::new(),
             ledger: is_recorded.then(Ledger::default),
             clock: Clock::new(),
+            meters: Meters::new(),
             has_start,
             has_end,
             ends_births,
@@ -290,6 +294,7 @@ impl Tracker {
 
     /// The part of a birth after the insertion: its start, and in `Closing` its end.
     fn settle_birth(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
+        released.telling.born(entry);
         self.record_birth(entry);
         if !entry.has_predecessors() {
             self.begin(shard, entry, released);
@@ -375,5 +380,11 @@ impl Tracker {
     /// True if that was the last: then tell [`quiet`](Self::quiet), once no lock is held.
     fn no_longer_awaited(&self) -> bool {
         self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.meters.is_dropped(self.len());
     }
 }

@@ -13,8 +13,10 @@ use super::{
     entry::{Claim, Due, Ending, Entry, Recorded, Scope, Stage},
     ledger::Op,
     shard::Shard,
+    telling::Telling,
 };
 use crate::{
+    observability::LetGo,
     registry::{EndRecord, Orphan, Record},
     session::{EventId, SessionId},
     sync::{AtomicUsize, Ordering, lock},
@@ -29,6 +31,16 @@ pub(crate) enum NotOurs {
     Gone,
     /// The registry is out of reach: whoever comes after us finds it there.
     HandedOver,
+}
+
+impl NotOurs {
+    const fn how(self) -> LetGo {
+        match self {
+            Self::Others => LetGo::HeldByOthers,
+            Self::Gone => LetGo::EndedByOthers,
+            Self::HandedOver => LetGo::HandedOver,
+        }
+    }
 }
 
 /// How the ends that one recovery has found come out.
@@ -117,6 +129,9 @@ impl Tracker {
 
     fn is_due(&self, entry: &Arc<Entry>, due: Due) {
         let mut released = Released::default();
+        if let Due::End(ending) = &due {
+            released.telling.ended(entry, ending);
+        }
         self.finish_or_park(&mut self.shard(self.hash_of(entry)), entry, due, &mut released);
         self.release(released);
     }
@@ -133,6 +148,7 @@ impl Tracker {
             released.quiet |= self.no_longer_awaited();
         }
         entry.set_claim(Claim::Forgotten);
+        released.telling.let_go(entry, why.how());
         if let Some(recovery) = entry.recovery() {
             recovery.is_elsewhere();
         }
@@ -155,6 +171,7 @@ impl Tracker {
     /// never have come to the registry has been ended by nobody: it is held again, under its own name.
     pub(crate) fn renew_all(&self) {
         let now = self.clock.wall(self.clock.now());
+        let mut telling = Telling::default();
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.owed().filter(|entry| entry.recorded() == Recorded::Held).for_each(|entry| {
@@ -164,9 +181,11 @@ impl Tracker {
             for entry in &active {
                 shard.counts.births += 1;
                 shard.counts.gone += 1;
+                telling.renewed();
                 self.renew(entry, now);
             }
         }
+        self.tell(&telling);
     }
 
     fn renew(&self, entry: &Arc<Entry>, now: SystemTime) {
@@ -248,6 +267,8 @@ impl Tracker {
             if !entry.is_given_up() {
                 self.awaited.fetch_add(1, Ordering::SeqCst);
             }
+            released.telling.recovered();
+            released.telling.ended(&entry, &ending);
             self.finish_or_park(&mut shard, &entry, Due::End(ending), &mut released);
         }
         self.release(released);

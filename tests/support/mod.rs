@@ -1,6 +1,7 @@
 //! What the tests share.
 #![allow(dead_code, unused_imports, reason = "each test crate uses a part of it")]
 
+pub(crate) mod logging;
 mod net;
 mod random;
 mod recorder;

@@ -23,7 +23,7 @@ pub(crate) struct Store(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    active: BTreeMap<String, Active>,
+    active: HashMap<String, Active>,
     ended: HashMap<EventId, Ended>,
     alive: BTreeSet<u64>,
     holders: u64,
@@ -121,7 +121,9 @@ impl Store {
 
     /// The ids on record as active.
     pub(crate) fn active(&self) -> Vec<String> {
-        self.state().active.keys().cloned().collect()
+        let mut ids: Vec<_> = self.state().active.keys().cloned().collect();
+        ids.sort();
+        ids
     }
 
     /// The reasons of the ends that are recorded and not delivered.
@@ -229,11 +231,8 @@ impl State {
         for active in self.active.values_mut() {
             active.holders.retain(|holder| self.alive.contains(holder));
         }
-        let (lost, held) =
-            std::mem::take(&mut self.active).into_iter().partition(|(_, active)| active.holders.is_empty());
-        self.active = held;
-        let lost: BTreeMap<_, _> = lost;
-        for Active { record, requests, .. } in lost.into_values() {
+        let lost: Vec<_> = self.active.extract_if(|_, active| active.holders.is_empty()).collect();
+        for (_, Active { record, requests, .. }) in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
             self.ended.insert(record.event_id, Ended { record, end, claimer: 0, tries: 0 });
         }

@@ -17,6 +17,11 @@
 //! [`idle_timeout`](tower_session_end::ActiveSessionsBuilder::idle_timeout) the time of its `Expiry::OnInactivity`, and
 //! that is an end too.
 
+/// What the guide of our crate says about cookies. Its code is tried here: there it would need tower-sessions.
+#[cfg(doctest)]
+#[doc = include_str!("../../../src/guide/cookie.md")]
+mod guide {}
+
 pub mod app;
 pub mod journal;
 pub mod seal;

@@ -12,7 +12,7 @@ mod writer;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Once, OnceLock},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use tokio::{sync::Notify, task::AbortHandle, time::timeout};
 use self::writer::Writer;
 use super::Pool;
 use crate::{
+    observability::{RegistryMeter, plain},
     registry::{Durability, ErasedRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock},
     tracker::{
@@ -34,6 +35,9 @@ pub(crate) const BIRTH_WAIT: Duration = Duration::from_millis(250);
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a take-over may, which has more to do, and for which nobody waits.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For how long a registry that is down is left alone: at first, and at most.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -54,8 +58,11 @@ pub(crate) struct Recorder {
     degraded: AtomicU8,
     /// How often it came to that.
     pub(crate) degradations: AtomicU64,
+    meter: RegistryMeter,
     /// When the lease was last seen to.
     tended: AtomicU64,
+    /// It was said that nobody sees to it.
+    warned: Once,
     /// Ends that are on record, and came due while the lease may have been over.
     withheld: Mutex<Vec<(Arc<Entry>, Ending)>>,
     /// Told when there is nothing left to write.
@@ -96,7 +103,9 @@ impl Recorder {
             writer: Mutex::default(),
             degraded: AtomicU8::new(0),
             degradations: AtomicU64::new(0),
+            meter: RegistryMeter::new(),
             tended: AtomicU64::new(0),
+            warned: Once::new(),
             withheld: Mutex::default(),
             idle: Notify::new(),
         }
@@ -114,9 +123,10 @@ impl Recorder {
     pub(crate) fn degrade(&self, why: &dyn std::fmt::Display) {
         if self.degraded.swap(1, Ordering::SeqCst) == 0 {
             self.degradations.fetch_add(1, Ordering::Relaxed);
+            self.meter.degraded();
             tracing::warn!(
                 name: "session-registry-degraded",
-                error = %why,
+                error = %plain(why),
                 "the session registry does not answer in time: going on in memory until it does",
             );
         }
@@ -125,6 +135,7 @@ impl Recorder {
     fn restored(&self, io: &mut Breaker) {
         (io.retry_at, io.pause) = (None, PAUSE);
         if self.degraded.swap(0, Ordering::SeqCst) != 0 {
+            self.meter.restored();
             let (missed, dropped) = (std::mem::take(&mut io.missed), std::mem::take(&mut io.dropped));
             tracing::info!(name: "session-registry-restored", missed, dropped, "the session registry answers again");
         }
@@ -151,6 +162,14 @@ impl Recorder {
         call: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
         timeout(limit, call).await.unwrap_or_else(|_| Err(RegistryError::unavailable("no answer in time")))
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if self.is_degraded() {
+            self.meter.restored();
+        }
     }
 }
 

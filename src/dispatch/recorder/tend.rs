@@ -4,8 +4,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Breaker, CALL_TIMEOUT, Pool, Recorder};
+use super::{Breaker, CALL_TIMEOUT, Pool, Recorder, TAKE_OVER_TIMEOUT};
 use crate::{
+    observability::plain,
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::Ordering,
@@ -18,6 +19,8 @@ use crate::{
 /// Ends that are taken over in one go.
 const AT_A_TIME: usize = 256;
 
+/// After so long a time without a driver it is said that there is none.
+const UNTENDED: Duration = Duration::from_secs(30);
 /// How many times in a row that is done in a round of the driver, before it looks after other things.
 const GOES_A_ROUND: usize = 64;
 
@@ -126,6 +129,16 @@ impl Pool {
     /// Without a driver, the writer does its work, a little of it: it has things to write.
     pub(super) async fn tend_if_overdue(self: &Arc<Self>) {
         if self.is_untended() {
+            // Whoever has built the handle a moment ago may still be about to poll.
+            if let Some(recorder) = self.recorder.as_ref().filter(|_| self.tracker.clock.now() > nanos(UNTENDED)) {
+                recorder.warned.call_once(|| {
+                    tracing::warn!(
+                        name: "session-registry-undriven",
+                        "there is a session registry, and nobody polls `shutdown_on` or `finish`: its lease is renewed only \
+                         as sessions begin and end; said once",
+                    );
+                });
+            }
             self.tend_a_bit(1).await;
         }
     }
@@ -172,7 +185,7 @@ impl Pool {
     ) -> Result<usize, RegistryError> {
         let mut setbacks = 0;
         let orphans = loop {
-            match Recorder::call(CALL_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
+            match Recorder::call(TAKE_OVER_TIMEOUT, recorder.registry.take_over(AT_A_TIME)).await {
                 Ok(orphans) => break orphans,
                 Err(RegistryError::Fenced) if setbacks < SETBACKS => self.fenced(),
                 Err(RegistryError::Forgotten) if setbacks < SETBACKS => self.forgotten(),
@@ -188,7 +201,7 @@ impl Pool {
         for orphan in orphans {
             if orphan.tries > TRIES {
                 recovery.given_up.fetch_add(1, Ordering::SeqCst);
-                self.give_up(&orphan);
+                self.give_up(recorder, &orphan);
             } else {
                 self.tracker.adopt(orphan, recovery);
             }
@@ -196,7 +209,8 @@ impl Pool {
         Ok(n)
     }
 
-    fn give_up(&self, orphan: &Orphan) {
+    fn give_up(&self, recorder: &Recorder, orphan: &Orphan) {
+        recorder.meter.given_up();
         tracing::error!(
             name: "session-end-given-up",
             session = %orphan.record.session.id.redacted(),
@@ -250,7 +264,7 @@ impl Pool {
         if let Err(error) = Recorder::call(limit, leaving).await {
             tracing::warn!(
                 name: "session-registry-not-left",
-                %error,
+                error = %plain(&error),
                 "could not give back the lease in the session registry; what is left is found when it is over",
             );
         }

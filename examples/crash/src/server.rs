@@ -1,0 +1,186 @@
+//! The gateway as a child process, and a directory that goes away.
+
+use std::{
+    collections::hash_map::RandomState,
+    env, fs,
+    hash::BuildHasher,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::{Client, Error, Settings};
+
+/// More than any step needs on a busy machine; only what hangs takes so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A gateway in a process of its own. It is killed if this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it says of its recovery.
+    pub recovery: String,
+}
+
+/// What a gateway leaves behind.
+#[derive(Debug)]
+pub struct Gone {
+    /// Its exit code; `None` after SIGKILL.
+    pub code: Option<i32>,
+    /// What it printed after it had begun to listen.
+    pub report: String,
+}
+
+impl Server {
+    /// Starts `program` as a gateway, and waits until it listens.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or ends before it listens.
+    pub async fn start(program: &Path, settings: &Settings) -> Result<Self, Error> {
+        Self::spawn(program, settings)?.listening().await
+    }
+
+    /// As [`start`](Self::start), without waiting.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn spawn(program: &Path, settings: &Settings) -> io::Result<Starting> {
+        let mut command = Command::new(program);
+        command.arg("serve").args(settings.to_args()).stdout(Stdio::piped()).kill_on_drop(true);
+        Ok(Starting(command.spawn()?))
+    }
+
+    /// A client of it.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub async fn kill(mut self) -> io::Result<()> {
+        self.child.kill().await
+    }
+
+    /// Sends a signal by its name.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub async fn signal(&self, name: &str) -> Result<(), Error> {
+        let pid = self.child.id().ok_or("it is gone")?;
+        // The `kill` of the shell, which is there even where the program is not installed.
+        let kill = Command::new("sh").arg("-c").arg(format!("kill -s {name} {pid}")).status().await?;
+        if kill.success() { Ok(()) } else { Err(format!("kill -s {name} {pid}: {kill}").into()) }
+    }
+
+    /// SIGTERM, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// It is not gone in time.
+    pub async fn terminate(self) -> Result<Gone, Error> {
+        self.signal("TERM").await?;
+        self.gone().await
+    }
+
+    /// Waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// It is not gone in time.
+    pub async fn gone(mut self) -> Result<Gone, Error> {
+        let mut report = String::new();
+        let all = async {
+            self.stdout.read_to_string(&mut report).await?;
+            self.child.wait().await
+        };
+        let status = timeout(PATIENCE, all).await??;
+        Ok(Gone { code: status.code(), report })
+    }
+}
+
+/// A gateway that does not listen yet.
+#[derive(Debug)]
+pub struct Starting(Child);
+
+impl Starting {
+    /// Waits until it listens.
+    ///
+    /// # Errors
+    ///
+    /// It ends before that.
+    pub async fn listening(mut self) -> Result<Server, Error> {
+        let mut stdout = BufReader::new(self.0.stdout.take().ok_or("stdout is piped")?);
+        let (mut recovery, mut listening) = (String::new(), String::new());
+        let lines = async {
+            stdout.read_line(&mut recovery).await?;
+            stdout.read_line(&mut listening).await
+        };
+        timeout(PATIENCE, lines).await??;
+        let address = listening.trim().strip_prefix("listening on http://").ok_or("it did not come to listen")?;
+        let address = address.parse()?;
+        Ok(Server { child: self.0, stdout, address, recovery: recovery.trim().to_owned() })
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub async fn kill(mut self) -> io::Result<()> {
+        self.0.kill().await
+    }
+}
+
+/// A directory of its own, removed on drop.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// A new, empty one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made.
+    pub fn new() -> io::Result<Self> {
+        let name = format!("tower-session-end-{:016x}", RandomState::new().hash_one(std::process::id()));
+        let path = env::temp_dir().join(name);
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,73 @@
+//! The moments in which a kill hurts most.
+
+use std::time::Duration;
+
+use crash::{Kind, PATIENCE, Server};
+
+use crate::support::{On, Site, program};
+
+const BOTH: [On; 2] = [On::Sqlite, On::Redis];
+
+/// Opens some sessions in a process that is killed then.
+async fn killed_with(site: &Site, mood: &str, sessions: usize) -> Vec<String> {
+    let server = site.start("killed", mood).await;
+    let client = server.client();
+    let mut ids = Vec::new();
+    for _ in 0..sessions {
+        ids.push(client.open().await.unwrap());
+    }
+    server.kill().await.unwrap();
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g15_killed_between_the_record_and_the_start_hook() {
+    for on in BOTH {
+        let site = Site::new(on).await;
+        let ids = killed_with(&site, "start-hangs", 3).await;
+        assert!(site.entries().is_empty(), "no start hook came to its end");
+        site.settle(&ids).await;
+        assert_eq!(site.assert_each_has_its_end(&ids), 0);
+        assert!(site.ends().iter().all(|end| end.reason == "lost"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g15_two_that_start_at_once_deliver_each_end_once() {
+    for on in BOTH {
+        let site = Site::new(on).await;
+        let ids = killed_with(&site, "-", 300).await;
+        let one = Server::spawn(program(), &site.settings("one", "1")).unwrap();
+        let two = Server::spawn(program(), &site.settings("two", "1")).unwrap();
+        let (one, two) = tokio::join!(one.listening(), two.listening());
+        let (one, two) = (one.unwrap(), two.unwrap());
+        println!("{on:?}: one {}; two {}", one.recovery, two.recovery);
+        site.until_each_has_an_end(&ids).await;
+        for server in [one, two] {
+            assert_eq!(server.terminate().await.unwrap().code, Some(0));
+        }
+        site.settle(&ids).await;
+        assert_eq!(site.assert_each_has_its_end(&ids), 0, "{on:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g15_a_recoverer_that_is_killed_while_recovering_leaves_nothing_behind() {
+    for on in BOTH {
+        let site = Site::new(on).await;
+        let ids = killed_with(&site, "-", 600).await;
+        // 256 at a time, a second each.
+        let recoverer = Server::spawn(program(), &site.settings("recoverer", "1000")).unwrap();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while site.ends().is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "it delivers nothing");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        recoverer.kill().await.unwrap();
+        assert!(site.ends().len() < ids.len(), "it was too quick to be killed");
+        site.settle(&ids).await;
+        let repeated = site.assert_each_has_its_end(&ids);
+        println!("{on:?}: {repeated} of {} ends were told twice", ids.len());
+        assert!(site.entries().iter().filter(|entry| entry.kind == Kind::End).all(|end| end.reason == "lost"));
+    }
+}

@@ -1,0 +1,111 @@
+//! [`serve`]: the layer around rmcp, two servers for it, and the order of a stop.
+
+use std::{future::Future, io, net::SocketAddr, pin::Pin, pin::pin, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use rmcp::{
+    ServerHandler,
+    transport::streamable_http_server::{StreamableHttpService, session::SessionManager},
+};
+use tokio::{net::TcpListener, time::sleep};
+use tower::Layer;
+use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::Stop};
+
+/// Where rmcp's service is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// In an axum router, by `nest_service`.
+    Nested,
+    /// Nowhere: it is the Tower service that hyper-util's server calls.
+    Direct,
+}
+
+impl Mount {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nested, Self::Direct];
+}
+
+/// A server that runs, until it has stopped.
+pub type Served = Pin<Box<dyn Future<Output = io::Result<ShutdownReport>> + Send>>;
+
+/// Serves `host` on a free port until `signal`; says where, and gives the future that does it all.
+///
+/// # Errors
+///
+/// If there is no free port.
+pub async fn serve<H, M, S>(
+    mount: Mount,
+    host: StreamableHttpService<H, M>,
+    protocol: McpProtocol,
+    sessions: &ActiveSessions,
+    signal: S,
+) -> io::Result<(SocketAddr, Served)>
+where
+    H: ServerHandler + Send + 'static,
+    M: SessionManager,
+    S: Future<Output: Into<Stop>> + Send + 'static,
+{
+    // The order of a stop. The sessions come first: `shutdown_on` is over when every one has had its end, and calls that
+    // were under way have had `settle_timeout`. Then rmcp may let go: its token ends what streams are left, and the
+    // workers behind them. Only then do the connections drain, and there is little for them to wait for.
+    let (drained, token) = (sessions.shutdown_on(signal), host.config.cancellation_token.clone());
+    let stopping = async move {
+        drained.await;
+        token.cancel();
+    };
+
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let service = sessions.layer_with(protocol).layer(host);
+    let served: Served = match mount {
+        Mount::Nested => {
+            let app = Router::new().nest_service("/mcp", service);
+            let finish = sessions.finish(axum::serve(listener, app).with_graceful_shutdown(stopping));
+            Box::pin(async move { finish.await.into_result() })
+        }
+        Mount::Direct => {
+            let finish = sessions.finish(hyper(listener, service, stopping));
+            Box::pin(async move { finish.await.into_result() })
+        }
+    };
+    Ok((address, served))
+}
+
+/// hyper-util's server: it accepts until `stopping` is over, and then waits for its connections.
+async fn hyper<H, M>(
+    listener: TcpListener,
+    service: SessionService<StreamableHttpService<H, M>>,
+    stopping: impl Future<Output = ()>,
+) where
+    H: ServerHandler + Send + 'static,
+    M: SessionManager,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    let connections = GracefulShutdown::new();
+    let mut stopping = pin!(stopping);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    eprintln!("accept: {error}");
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = &mut stopping => break,
+        };
+        let service = TowerToHyperService::new(service.clone());
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        // What a client breaks off is an error here, and none of ours.
+        tokio::spawn(connections.watch(connection));
+    }
+    drop(listener);
+    connections.shutdown().await;
+}

@@ -1,0 +1,147 @@
+//! The gateway: an agent that repeats what it hears, and whose sessions can be gone on with after their end.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    routing::{delete, get, post},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_session_end::{
+    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionSignal, ShutdownReport, signal::Terminate,
+};
+
+use crate::plugin::{MemoryPlugin, PROJECT, PROMPT};
+
+/// Serves until the signal comes, and then ends every session.
+///
+/// # Errors
+///
+/// That of the server, or of an impossible `drain_timeout`.
+pub async fn serve(
+    listener: TcpListener,
+    plugin: MemoryPlugin,
+    drain_timeout: Duration,
+    signal: Terminate,
+) -> Result<ShutdownReport, BoxError> {
+    let sessions = ActiveSessions::builder()
+        .drain_timeout(drain_timeout)
+        .connection_drain_timeout(Duration::from_secs(5))
+        .hook(plugin)
+        .build()?;
+    let app = router(&sessions);
+    let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal));
+    Ok(sessions.finish(server).await.into_result()?)
+}
+
+/// The routes, with the layer around them.
+pub fn router(sessions: &ActiveSessions) -> Router {
+    Router::new()
+        .route("/chat", post(chat))
+        .route("/compact", post(compact))
+        .route("/session", delete(close))
+        .route("/readyz", get(ready))
+        .layer(sessions.layer())
+        .with_state(Agent::default())
+}
+
+/// What is known of a session, also after its end. In memory; a gateway of yours has a database.
+#[derive(Clone, Debug)]
+struct Conversation {
+    project: String,
+    prompt: String,
+    messages: u64,
+}
+
+impl Conversation {
+    /// As the hooks will see it.
+    fn session(&self, id: &SessionId) -> Session {
+        Session::new(id.clone()).with_attribute(PROJECT, &self.project).with_attribute(PROMPT, &self.prompt)
+    }
+}
+
+/// All clones are the same one.
+#[derive(Clone, Debug, Default)]
+struct Agent(Arc<Mutex<HashMap<SessionId, Conversation>>>);
+
+impl Agent {
+    fn conversations(&self) -> MutexGuard<'_, HashMap<SessionId, Conversation>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const NO_SUCH_SESSION: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such session\n");
+
+type Header = [(&'static str, String); 1];
+type Rejection = (StatusCode, &'static str);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Chat {
+    message: String,
+    #[serde(default = "default_project")]
+    project: String,
+}
+
+fn default_project() -> String {
+    "default".to_owned()
+}
+
+/// Without an id it opens a session: the message is its prompt. With the id of one that is over it goes on with that.
+async fn chat(
+    State(agent): State<Agent>,
+    sessions: ActiveSessions,
+    id: Option<SessionId>,
+    Json(Chat { message, project }): Json<Chat>,
+) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+    let is_active = id.as_ref().is_some_and(|id| sessions.contains(id));
+    let mut conversations = agent.conversations();
+    let id = match id {
+        Some(id) => id,
+        None => {
+            let id = new_id();
+            conversations.insert(id.clone(), Conversation { project, prompt: message.clone(), messages: 0 });
+            id
+        }
+    };
+    let conversation = conversations.get_mut(&id).ok_or(NO_SUCH_SESSION)?;
+    conversation.messages += 1;
+    let signal = if is_active { SessionSignal::nothing() } else { SessionSignal::started(conversation.session(&id)) };
+    let reply = json!({ "reply": format!("you said: {message}"), "messages": conversation.messages });
+    Ok((signal, [("x-session-id", id.to_string())], Json(reply)))
+}
+
+/// Goes on under a new id.
+async fn compact(State(agent): State<Agent>, old: SessionId) -> Result<(SessionSignal, Header), Rejection> {
+    let new = new_id();
+    let mut conversations = agent.conversations();
+    let conversation = conversations.remove(&old).ok_or(NO_SUCH_SESSION)?;
+    let signal = SessionSignal::compacted(old, conversation.session(&new));
+    let header = [("x-session-id", new.to_string())];
+    conversations.insert(new, conversation);
+    Ok((signal, header))
+}
+
+async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode, Header), Rejection> {
+    if !agent.conversations().contains_key(&id) {
+        return Err(NO_SUCH_SESSION);
+    }
+    Ok((StatusCode::NO_CONTENT, [("x-session-end", EndReason::Deleted.to_string())]))
+}
+
+async fn ready(sessions: ActiveSessions) -> (StatusCode, &'static str) {
+    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n") }
+}
+
+fn new_id() -> SessionId {
+    let id = uuid::Uuid::new_v4().to_string();
+    SessionId::new(id).expect("a UUID is 36 bytes of visible ASCII")
+}

@@ -1,0 +1,143 @@
+//! A gateway that tells a memory plugin of its sessions, so that none of them is `active` after a stop.
+//!
+//! ```text
+//! cargo run -p memory_plugin                   # drives itself, and fails if a session was left active
+//! cargo run -p memory_plugin serve             # the gateway alone, until SIGTERM or Ctrl-C
+//! cargo run -p memory_plugin receiver          # a small plugin alone, with its table in an SQLite file
+//!
+//! curl -i localhost:3000/chat -H 'content-type: application/json' -d '{"message": "hello", "project": "demo"}'
+//! id=...                                                            # the x-session-id of the answer
+//! curl localhost:3000/chat -H "x-session-id: $id" -H 'content-type: application/json' -d '{"message": "again"}'
+//! curl -i -X POST localhost:3000/compact -H "x-session-id: $id"     # goes on under a new id
+//! curl -i -X DELETE localhost:3000/session -H "x-session-id: $id"   # and chat goes on with it, if you like
+//!
+//! sqlite3 memory.db 'SELECT content_session_id, project, status, completed_at FROM sdk_sessions'
+//! ```
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `MEMORY_PLUGIN_URL` | `http://127.0.0.1:37777` | where the plugin is; a path is fine |
+//! | `MEMORY_PLUGIN_TIMEOUT_MS` | 5000 | for one try of a call |
+//! | `GATEWAY_ADDR` | `127.0.0.1:3000` | where `serve` listens; port 0 takes any that is free |
+//! | `GATEWAY_DRAIN_TIMEOUT_MS` | 10000 | for the ends of a stop |
+//! | `RECEIVER_ADDR` | `127.0.0.1:37777` | where `receiver` listens |
+//! | `RECEIVER_DB` | `memory.db` | its SQLite file |
+//!
+//! `serve` exits with 0 if the plugin has accepted every end, and with 1 if not.
+
+mod demo;
+
+use std::{
+    env::{self, VarError},
+    io::stderr,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use memory_plugin::{
+    base_url::BaseUrl,
+    gateway,
+    plugin::MemoryPlugin,
+    receiver::{self, Store},
+};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tower_session_end::{BoxError, signal};
+use tracing_subscriber::filter::LevelFilter;
+
+/// Where a plugin is, if nobody says.
+const DEFAULT_PLUGIN: &str = "127.0.0.1:37777";
+
+/// The settings of the gateway, from the environment.
+struct Config {
+    /// `None` is the default place.
+    plugin: Option<BaseUrl>,
+    patience: Duration,
+    drain_timeout: Duration,
+}
+
+impl Config {
+    fn from_env() -> Result<Self, BoxError> {
+        let plugin = match var("MEMORY_PLUGIN_URL")? {
+            // Not the value: there may be a password in it.
+            Some(url) => Some(url.trim().parse().map_err(|error| format!("MEMORY_PLUGIN_URL is {error}"))?),
+            None => None,
+        };
+        Ok(Self {
+            plugin,
+            patience: millis("MEMORY_PLUGIN_TIMEOUT_MS", 5_000)?,
+            drain_timeout: millis("GATEWAY_DRAIN_TIMEOUT_MS", 10_000)?,
+        })
+    }
+
+    fn plugin(&self) -> Result<MemoryPlugin, BoxError> {
+        let base = match &self.plugin {
+            Some(base) => base.clone(),
+            None => format!("http://{DEFAULT_PLUGIN}").parse()?,
+        };
+        Ok(MemoryPlugin::new(&base, self.patience)?)
+    }
+}
+
+fn var(name: &str) -> Result<Option<String>, BoxError> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(error) => Err(format!("{name}: {error}").into()),
+    }
+}
+
+fn millis(name: &str, default: u64) -> Result<Duration, BoxError> {
+    let Some(value) = var(name)? else { return Ok(Duration::from_millis(default)) };
+    Ok(Duration::from_millis(value.parse().map_err(|error| format!("{name}={value}: {error}"))?))
+}
+
+async fn serve(config: Config) -> Result<(), BoxError> {
+    let plugin = config.plugin()?;
+    // Before anybody can learn the address, so that no signal is missed.
+    let signal = signal::terminate();
+    let listener = TcpListener::bind(var("GATEWAY_ADDR")?.as_deref().unwrap_or("127.0.0.1:3000")).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    let tally = plugin.tally();
+    let report = gateway::serve(listener, plugin, config.drain_timeout, signal).await?;
+    println!("{report}");
+    let (inits, completes, failed) = tally.counts();
+    println!("the plugin accepted {inits} init and {completes} complete, and {failed} calls failed");
+    if report.sessions.is_clean() { Ok(()) } else { Err("the plugin was not told of every end".into()) }
+}
+
+async fn receive() -> Result<(), BoxError> {
+    let signal = signal::terminate();
+    let store = Store::open(Path::new(var("RECEIVER_DB")?.as_deref().unwrap_or("memory.db")))?;
+    let listener = TcpListener::bind(var("RECEIVER_ADDR")?.as_deref().unwrap_or(DEFAULT_PLUGIN)).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    Ok(axum::serve(listener, receiver::router(store)).with_graceful_shutdown(async { drop(signal.await) }).await?)
+}
+
+fn main() -> ExitCode {
+    // The crate says what went wrong; in a good run that is nothing.
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(stderr).init();
+
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let run = async {
+        match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => demo::run(Config::from_env()?).await,
+            ["serve"] => serve(Config::from_env()?).await,
+            ["receiver"] => receive().await,
+            _ => Err("usage: memory_plugin [serve | receiver]".into()),
+        }
+    };
+    let outcome = Runtime::new().map_err(BoxError::from).and_then(|runtime| {
+        let outcome = runtime.block_on(run);
+        // Nothing that is stuck in SQLite holds up the exit.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memory_plugin: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

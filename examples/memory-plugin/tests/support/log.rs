@@ -1,0 +1,130 @@
+//! A plugin in the test itself: the small receiver, with faults before it, and everything that comes to it written down.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    http::StatusCode,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use memory_plugin::receiver::{self, Store};
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+/// What is wrong with the plugin.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// So many tries of each call are answered with this status.
+    pub(crate) failing: Option<(usize, u16)>,
+    /// So many tries of each call, after those, have no answer.
+    pub(crate) hanging: usize,
+    /// Every answer takes so long.
+    pub(crate) delay: Duration,
+    /// It is not where its host is, but below a path.
+    pub(crate) prefix: &'static str,
+}
+
+/// What came, in order.
+#[derive(Clone)]
+pub(crate) struct Log {
+    faults: Faults,
+    entries: Arc<Mutex<Vec<Entry>>>,
+    pub(crate) store: Store,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    /// `init` or `complete`.
+    pub(crate) call: String,
+    pub(crate) body: Value,
+    /// `None` until it is answered.
+    pub(crate) status: Option<StatusCode>,
+}
+
+impl Log {
+    /// Starts a plugin, and returns it and its URL.
+    pub(crate) async fn start(faults: Faults) -> (Self, String) {
+        let log = Self { faults, entries: Arc::default(), store: Store::open(Path::new(":memory:")).unwrap() };
+        let router = receiver::router(log.store.clone()).layer(from_fn_with_state(log.clone(), write_down));
+        let app = if faults.prefix.is_empty() { router } else { Router::new().nest(faults.prefix, router) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}{}", listener.local_addr().unwrap(), faults.prefix);
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        (log, url)
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.entries.lock().unwrap().clone()
+    }
+
+    /// For each session the calls that were accepted, in order: `+` for an `init`, `-` for a `complete`.
+    pub(crate) fn accepted(&self) -> BTreeMap<String, String> {
+        self.order(|entry| entry.status == Some(StatusCode::OK))
+    }
+
+    /// As [`accepted`](Self::accepted), of every try.
+    pub(crate) fn tried(&self) -> BTreeMap<String, String> {
+        self.order(|_| true)
+    }
+
+    fn order(&self, filter: impl Fn(&Entry) -> bool) -> BTreeMap<String, String> {
+        let mut order = BTreeMap::<_, String>::new();
+        for entry in self.entries().into_iter().filter(filter) {
+            order.entry(entry.id).or_default().push(if entry.call == "init" { '+' } else { '-' });
+        }
+        order
+    }
+
+    /// The body with which a session was begun.
+    pub(crate) fn init(&self, id: &str) -> Value {
+        let entries = self.entries();
+        entries.iter().find(|entry| entry.id == id && entry.call == "init").expect("it was begun").body.clone()
+    }
+
+    /// The promise: nothing is active, and what was begun was completed, as often, and in order.
+    pub(crate) async fn assert_all_completed(&self, ids: &[String]) {
+        let accepted = self.accepted();
+        for (id, order) in &accepted {
+            assert_eq!(*order, "+-".repeat(order.len() / 2), "{id}");
+            assert_eq!(self.store.status(id).await.unwrap().as_deref(), Some("completed"), "{id}");
+        }
+        for id in ids {
+            assert!(accepted.contains_key(id), "{id} was not begun");
+        }
+        assert_eq!(self.store.active().await.unwrap(), 0);
+    }
+}
+
+async fn write_down(State(log): State<Log>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let call = parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
+    let bytes = to_bytes(body, usize::MAX).await.unwrap();
+    let body: Value = serde_json::from_slice(&bytes).unwrap();
+    let id = body["contentSessionId"].as_str().unwrap().to_owned();
+    let (index, number) = {
+        let mut entries = log.entries.lock().unwrap();
+        entries.push(Entry { id: id.clone(), call: call.clone(), body, status: None });
+        (entries.len() - 1, entries.iter().filter(|entry| entry.id == id && entry.call == call).count())
+    };
+    let Faults { failing, hanging, delay, prefix: _ } = log.faults;
+    tokio::time::sleep(delay).await;
+    let (fails, status) = failing.unwrap_or_default();
+    let response = if number <= fails {
+        (StatusCode::from_u16(status).unwrap(), "not now\n").into_response()
+    } else if number <= fails + hanging {
+        std::future::pending().await
+    } else {
+        next.run(Request::from_parts(parts, Body::from(bytes))).await
+    };
+    log.entries.lock().unwrap()[index].status = Some(response.status());
+    response
+}

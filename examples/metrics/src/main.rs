@@ -1,0 +1,266 @@
+//! What a Prometheus exporter serves about sessions, in one go:
+//!
+//! ```text
+//! cargo run -p metrics-example
+//! ```
+//!
+//! A gateway on one port and its metrics on another, clients over real sockets, a real SIGTERM. There is an end of every
+//! kind, and a hook that fails, one that panics, and one that hangs. It is scraped before the stop and after it, prints
+//! what it got, and exits with 0 only if every number is right and no id is in any of it.
+
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    io,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::Path,
+    response::{AppendHeaders, IntoResponse},
+    routing::post,
+};
+use metrics_example::{
+    exporter::{Scraped, recorder},
+    scrape::Scrape,
+};
+use reqwest::Client;
+use tokio::net::TcpListener;
+use tower_session_end::{
+    ActiveSessions, BoxError, EndReason, Session, SessionEnd, SessionHook, SessionId, SessionSignal, SessionStart,
+    signal,
+};
+use tracing_subscriber::filter::LevelFilter;
+
+/// A consumer on whom some sessions bring bad luck.
+struct Archive;
+
+impl SessionHook for Archive {
+    async fn session_start(&self, _: SessionStart) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
+        match end.session.key.as_deref() {
+            Some("erin") => Err("the disk is full".into()),
+            Some("frank") => panic!("a defect in the archive"),
+            Some("grace") => pending().await,
+            _ => Ok(()),
+        }
+    }
+
+    fn name(&self) -> &str {
+        "archive"
+    }
+}
+
+/// Everybody who says hello gets a session.
+async fn hello(Path(who): Path<String>) -> impl IntoResponse {
+    let id = uuid::Uuid::new_v4().to_string();
+    (SessionSignal::started(Session::from(id.clone()).with_key(who)), AppendHeaders([("x-session-id", id)]))
+}
+
+/// The session that the request carries is used.
+async fn say(id: SessionId) -> impl IntoResponse {
+    AppendHeaders([("x-session-id", id.to_string())])
+}
+
+/// It is over.
+async fn end(id: SessionId, Path(reason): Path<String>) -> SessionSignal {
+    let Ok(reason) = reason.parse::<EndReason>();
+    SessionSignal::ended(id, reason)
+}
+
+/// It goes on under another id.
+async fn compact(id: SessionId) -> impl IntoResponse {
+    let new = uuid::Uuid::new_v4().to_string();
+    (SessionSignal::compacted(id, new.clone()), AppendHeaders([("x-session-id", new)]))
+}
+
+/// The host has finalised it by itself.
+async fn finalise(sessions: ActiveSessions, id: SessionId) {
+    sessions.forget(&id);
+}
+
+/// A host with a defect: this is no id.
+async fn broken() -> impl IntoResponse {
+    AppendHeaders([("x-session-id", "two words")])
+}
+
+fn app(sessions: &ActiveSessions) -> Router {
+    Router::new()
+        .route("/hello/{who}", post(hello))
+        .route("/say", post(say))
+        .route("/end/{reason}", post(end))
+        .route("/compact", post(compact))
+        .route("/finalise", post(finalise))
+        .route("/broken", post(broken))
+        .layer(sessions.layer())
+}
+
+/// The clients, and every id that they were given.
+struct Clients {
+    http: Client,
+    base: String,
+    ids: BTreeSet<String>,
+}
+
+impl Clients {
+    async fn post(&mut self, path: &str, id: Option<&str>) -> Result<Option<String>, BoxError> {
+        let request = self.http.post(format!("{}{path}", self.base));
+        let request = if let Some(id) = id { request.header("x-session-id", id) } else { request };
+        let response = request.send().await?.error_for_status()?;
+        let id = response.headers().get("x-session-id").and_then(|id| id.to_str().ok()?.parse::<SessionId>().ok());
+        let id = id.map(|id| id.to_string());
+        self.ids.extend(id.clone());
+        Ok(id)
+    }
+
+    async fn hello(&mut self, who: &str) -> Result<String, BoxError> {
+        Ok(self.post(&format!("/hello/{who}"), None).await?.ok_or("a session for everybody")?)
+    }
+}
+
+/// What happens before the stop.
+async fn visit(clients: &mut Clients) -> Result<(), BoxError> {
+    let alice = clients.hello("alice").await?;
+    clients.post("/say", Some(&alice)).await?;
+    clients.post("/end/reset", Some(&alice)).await?;
+    let bob = clients.hello("bob").await?;
+    let bob = clients.post("/compact", Some(&bob)).await?.ok_or("a successor")?;
+    let carol = clients.hello("carol").await?;
+    clients.post("/finalise", Some(&carol)).await?;
+    for unlucky in ["erin", "frank"] {
+        let id = clients.hello(unlucky).await?;
+        clients.post("/end/deleted", Some(&id)).await?;
+    }
+    clients.post("/broken", None).await?;
+    // Three are allowed: for karl somebody has to go, and nobody need care who.
+    let others = [bob, clients.hello("ivan").await?, clients.hello("judy").await?];
+    clients.hello("karl").await?;
+    for id in others {
+        clients.post("/end/deleted", Some(&id)).await?;
+    }
+    clients.hello("grace").await?;
+    clients.hello("henry").await?;
+    Ok(())
+}
+
+async fn run() -> Result<(), BoxError> {
+    // First the recorder, then the handle.
+    let recorder = recorder()?;
+    let scraped = Scraped::serve(recorder.handle()).await?;
+    metrics::set_global_recorder(recorder).map_err(|_| "there is a recorder already")?;
+    let sessions = ActiveSessions::builder()
+        .max_sessions(3)
+        .drain_timeout(Duration::from_millis(500))
+        .connection_drain_timeout(Duration::from_secs(2))
+        .keep_if(|session, _| session.key.as_deref() == Some("henry"))
+        .hook(Archive)
+        .on_session_end_batch(100, async |_| {})
+        .build()?;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let base = format!("http://{}", listener.local_addr()?);
+    let mut clients = Clients { http: Client::new(), base, ids: BTreeSet::new() };
+    let shutdown = sessions.shutdown_on(signal::terminate());
+    let server = axum::serve(listener, app(&sessions)).with_graceful_shutdown(shutdown);
+    let served = async { Ok(sessions.finish(server).await.into_result()?) };
+    let visited = async {
+        visit(&mut clients).await?;
+        // Hooks run in the background, and these are over in no time.
+        let mut before = scraped.fetch().await?;
+        while Scrape::parse(&before)?.value(ARCHIVED) < 7.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            before = scraped.fetch().await?;
+        }
+        raise_sigterm()?;
+        Ok::<_, BoxError>(before)
+    };
+    let (report, before) = tokio::try_join!(served, visited)?;
+    let after = scraped.fetch().await?;
+
+    println!("== before the stop\n{before}\n== after it\n{after}\n{report}\n");
+    check("before the stop", &before, &BEFORE, &clients.ids)?;
+    check("after the stop", &after, &AFTER, &clients.ids)?;
+    ensure(clients.ids.len() == 11, "a session for ten, and one successor")
+}
+
+const ARCHIVED: &str = r#"session_hook_duration_seconds_count{kind="end",hook="archive"}"#;
+
+const BEFORE: [(&str, f64); 13] = [
+    ("session_active", 3.0),
+    ("session_births_total", 11.0),
+    (r#"session_ends_total{reason="reset"}"#, 1.0),
+    (r#"session_ends_total{reason="compaction"}"#, 1.0),
+    (r#"session_ends_total{reason="deleted"}"#, 4.0),
+    (r#"session_ends_total{reason="evicted"}"#, 1.0),
+    (r#"session_ends_total{reason="shutdown"}"#, 0.0),
+    (r#"session_let_go_total{how="forgotten"}"#, 1.0),
+    (r#"session_hook_duration_seconds_count{kind="start",hook="archive"}"#, 11.0),
+    (ARCHIVED, 7.0),
+    // Erin's and frank's.
+    (r#"session_hook_failures_total{kind="end",hook="archive"}"#, 2.0),
+    ("session_ignored_ids_total", 1.0),
+    ("session_drain_duration_seconds_count", 0.0),
+];
+
+const AFTER: [(&str, f64); 12] = [
+    ("session_active", 0.0),
+    ("session_births_total", 11.0),
+    (r#"session_ends_total{reason="shutdown"}"#, 2.0),
+    (r#"session_let_go_total{how="kept"}"#, 1.0),
+    // Grace's is never over.
+    (ARCHIVED, 8.0),
+    (r#"session_hook_failures_total{kind="start",hook="archive"}"#, 0.0),
+    (r#"session_hook_failures_total{kind="end",hook="archive"}"#, 2.0),
+    ("session_unfinished", 1.0),
+    // The drain has waited for it.
+    ("session_drain_duration_seconds_count", 1.0),
+    (r#"session_drain_duration_seconds_bucket{le="0.1"}"#, 0.0),
+    ("session_registry_degraded", 0.0),
+    ("session_registry_degradations_total", 0.0),
+];
+
+fn check(when: &str, text: &str, expected: &[(&str, f64)], ids: &BTreeSet<String>) -> Result<(), BoxError> {
+    let scrape = Scrape::parse(text)?;
+    for (sample, value) in expected {
+        let found = scrape.value(sample);
+        ensure(found == *value, &format!("{when}, {sample} is {found} and should be {value}"))?;
+    }
+    scrape.balances()?;
+    let batches = |(sample, _): (&String, &f64)| sample.contains(r#"_count{kind="batch""#);
+    ensure(scrape.samples.iter().any(batches), "the batch hook is measured")?;
+    // Not even a part of one.
+    ensure(!ids.iter().any(|id| text.contains(&id[..8])), "an id is in the scrape")
+}
+
+fn ensure(condition: bool, what: &str) -> Result<(), BoxError> {
+    if condition { Ok(()) } else { Err(format!("not as it should be: {what}").into()) }
+}
+
+/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+fn raise_sigterm() -> io::Result<()> {
+    let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
+    if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // What fails on purpose is not worth a line here.
+    tracing_subscriber::fmt().with_max_level(LevelFilter::ERROR).with_writer(io::stderr).init();
+    std::panic::set_hook(Box::new(|_| {}));
+    let in_time = tokio::time::timeout(Duration::from_secs(60), run()).await;
+    match in_time.unwrap_or_else(|_| Err("not over within 60 s".into())) {
+        Ok(()) => {
+            println!("every number is right, and no id is in any of it");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("metrics example: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

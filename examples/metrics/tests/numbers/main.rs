@@ -1,0 +1,9 @@
+//! Numbers as a real exporter serves them, each test with an exporter of its own.
+
+#[cfg(unix)]
+mod process;
+mod registry;
+#[path = "../../../../tests/support/store.rs"]
+mod store;
+mod support;
+mod table;

@@ -1,0 +1,53 @@
+//! An exporter on a port of its own.
+
+use std::time::Duration;
+
+use metrics_example::{
+    exporter::{Scraped, recorder},
+    scrape::Scrape,
+};
+use metrics_exporter_prometheus::PrometheusRecorder;
+use tower_session_end::{ActiveSessions, ActiveSessionsBuilder};
+
+pub(crate) struct Exporter {
+    recorder: PrometheusRecorder,
+    scraped: Scraped,
+}
+
+impl Exporter {
+    pub(crate) async fn serve() -> Self {
+        let recorder = recorder().unwrap();
+        let scraped = Scraped::serve(recorder.handle()).await.unwrap();
+        Self { recorder, scraped }
+    }
+
+    /// A handle that is measured here.
+    pub(crate) fn build(&self, builder: ActiveSessionsBuilder) -> ActiveSessions {
+        metrics::with_local_recorder(&self.recorder, || builder.build().unwrap())
+    }
+
+    /// What a scraper gets at this moment.
+    pub(crate) async fn scrape(&self) -> Scrape {
+        Scrape::parse(&self.scraped.fetch().await.unwrap()).unwrap()
+    }
+
+    /// Scrapes until a sample has this value, and not for ever.
+    pub(crate) async fn until(&self, sample: &str, value: f64) -> Scrape {
+        for _ in 0..4000 {
+            let scrape = self.scrape().await;
+            if scrape.value(sample) == value {
+                return scrape;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{sample} never was {value}: {:?}", self.scrape().await.samples);
+    }
+}
+
+pub(crate) fn let_go(how: &str) -> String {
+    format!("session_let_go_total{{how=\"{how}\"}}")
+}
+
+pub(crate) fn ends(reason: &str) -> String {
+    format!("session_ends_total{{reason=\"{reason}\"}}")
+}

@@ -1,0 +1,240 @@
+//! My gateway is like this: what do I use?
+//!
+//! | my gateway ... | use |
+//! |---|---|
+//! | [sends its ids in a header](#it-sends-its-ids-in-a-header) | [`ActiveSessions::layer`] |
+//! | [is an MCP server](#it-is-an-mcp-server) | `McpProtocol` |
+//! | [keeps the id in a cookie](#it-keeps-the-id-in-a-cookie) | `CookieProtocol` |
+//! | [speaks gRPC](#it-speaks-grpc) | [`ActiveSessions::layer`] |
+//! | [talks over WebSockets](#it-talks-over-websockets) | [`ActiveSessions::guard`] |
+//! | [streams events](#it-streams-events) | the layer, and [`ActiveSessions::closing`] |
+//! | [runs jobs](#it-runs-jobs) | [`ActiveSessions::guard`] |
+//! | [has ids that are in no header](#it-has-ids-that-are-in-no-header) | [`SessionSignal`], or [`ActiveSessions::note`] |
+//! | [takes ids that were made elsewhere](#it-takes-ids-that-were-made-elsewhere) | `adopt(true)` on the protocol |
+//! | [is like none of these](#it-is-like-none-of-these) | a [`SessionProtocol`] of yours |
+//! | [forgets sessions without a word](#it-forgets-sessions-without-a-word) | [`ActiveSessions::snapshot`] |
+//!
+//! All of them end the same way: [`shutdown_on`](ActiveSessions::shutdown_on) where the server takes its signal, and
+//! [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). What is told of the ends is the
+//! second question: [a service that posts them](#tell-a-url), [a database](#tell-a-database).
+//!
+//! # It sends its ids in a header
+//!
+//! Then it need not know of this crate. A response with a new `x-session-id` opens a session, one with `x-session-end:
+//! <reason>` ends it, and `x-session-compacted-from: <old id>` beside an id says that it is the successor of another.
+//! Other names are as good: see [`HeaderProtocol`].
+//!
+//! ```
+//! # use axum::{Router, routing::post};
+//! # use http::HeaderName;
+//! # use tower_session_end::{ActiveSessions, HeaderProtocol};
+//! # let sessions = ActiveSessions::builder().build()?;
+//! let protocol = HeaderProtocol::new().id_header(HeaderName::from_static("x-conversation"));
+//! let app: Router = Router::new()
+//!     .route("/chat", post(async || [("x-conversation", "4711")]))
+//!     .layer(sessions.layer_with(protocol));
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # tower::ServiceExt::oneshot(app, http::Request::post("/chat").body(axum::body::Body::empty())?).await?;
+//! # assert!(sessions.contains("4711"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # It is an MCP server
+//!
+#![cfg_attr(not(doctest), doc = include_str!("guide/mcp.md"))]
+//!
+//! # It keeps the id in a cookie
+//!
+#![cfg_attr(not(doctest), doc = include_str!("guide/cookie.md"))]
+//!
+//! # It speaks gRPC
+//!
+#![cfg_attr(not(doctest), doc = include_str!("guide/grpc.md"))]
+//!
+//! # It talks over WebSockets
+//!
+//! A connection is invisible to a layer after its 101. A guard ties the session to the task that holds the socket: when
+//! that is over, in whatever way, the session ends. At the stop it hears of it and can say goodbye; sockets are waited
+//! for by nobody, so keep their tasks in a `TaskTracker` if that matters (`cargo run --example websocket`).
+//!
+//! ```
+//! use axum::{extract::ws::{Message, WebSocket, WebSocketUpgrade}, response::Response};
+//! # use tower_session_end::{ActiveSessions, EndReason};
+//! # async fn talk(socket: &mut WebSocket) {}
+//!
+//! async fn socket(upgrade: WebSocketUpgrade, sessions: ActiveSessions) -> Response {
+//!     let guard = sessions.guard("socket-1");
+//!     upgrade.on_upgrade(move |mut socket| async move {
+//!         tokio::select! {
+//!             () = talk(&mut socket) => drop(guard.end(EndReason::Deleted)),
+//!             () = guard.closing() => drop(socket.send(Message::Close(None)).await),
+//!         }
+//!     })
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::any(socket));
+//! ```
+//!
+//! # It streams events
+//!
+//! The layer is enough: an open `text/event-stream` ends with its session, so that none holds the stop. For a last event
+//! listen to `closing`; there is time for it until the drain is over (`cargo run --example event_stream`).
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use axum::response::sse::{Event, Sse};
+//! use futures_util::{Stream, StreamExt, stream};
+//! # use tower_session_end::ActiveSessions;
+//! # fn updates() -> impl Stream<Item = Result<Event, Infallible>> { stream::pending() }
+//!
+//! async fn events(sessions: ActiveSessions) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+//!     let goodbye = stream::iter([Ok(Event::default().event("goodbye"))]);
+//!     Sse::new(updates().take_until(sessions.closing()).chain(goodbye))
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(events));
+//! ```
+//!
+//! # It runs jobs
+//!
+//! A guard here too, and no HTTP at all. A job that panics, or whose task is aborted, drops its guard, and that ends the
+//! session with reason `unknown`.
+//!
+//! ```
+//! # use tower_session_end::{ActiveSessions, EndReason};
+//! # async fn work() {}
+//! async fn job(sessions: ActiveSessions) {
+//!     let guard = sessions.guard("job-1");
+//!     tokio::select! {
+//!         () = work() => drop(guard.end(EndReason::Deleted)),
+//!         () = guard.closing() => {} // the drain ends the session, with the reason of the stop
+//!     }
+//! }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! # let sessions = ActiveSessions::builder().build().unwrap();
+//! # job(sessions.clone()).await;
+//! # assert!(sessions.is_empty());
+//! # });
+//! ```
+//!
+//! # It has ids that are in no header
+//!
+//! A handler says it with a signal, which is never sent, and can tell more than a header: a key, a tenant. Where there is
+//! no response, or a client may leave before it comes, call the handle: `note` as soon as the session is there. That both
+//! are done, or one of them twice, does no harm.
+//!
+//! ```
+//! # use axum::extract::Path;
+//! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionSignal};
+//! async fn open(Path(user): Path<String>) -> (SessionSignal, &'static str) {
+//!     (SessionSignal::started(Session::from("4711").with_attribute("user", user)), "welcome")
+//! }
+//!
+//! async fn kick(sessions: ActiveSessions, Path(id): Path<String>) -> String {
+//!     format!("was active: {}", sessions.end(id, EndReason::Deleted))
+//! }
+//! # use axum::{Router, body::Body, routing::post};
+//! # use tower::ServiceExt;
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let sessions = ActiveSessions::builder().build()?;
+//! # let app = Router::new().route("/open/{user}", post(open)).route("/kick/{id}", post(kick)).layer(sessions.layer());
+//! # app.clone().oneshot(http::Request::post("/open/ann").body(Body::empty())?).await?;
+//! # assert_eq!(sessions.get("4711").unwrap().attributes["user"], "ann");
+//! # app.oneshot(http::Request::post("/kick/4711").body(Body::empty())?).await?;
+//! # assert!(sessions.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # It takes ids that were made elsewhere
+//!
+//! By another replica, by the client, or by itself before a restart: such a host answers 200 and says nothing of the id,
+//! because for it there is nothing new. With `adopt(true)` the id that a successful request carried is noted. It is a new
+//! generation, with an `event_id` of its own, also where the id had an end before.
+//!
+//! ```
+//! # use tower_session_end::{ActiveSessions, HeaderProtocol, McpProtocol};
+//! # let sessions = ActiveSessions::builder().build()?;
+//! let of_headers = sessions.layer_with(HeaderProtocol::new().adopt(true));
+//! let of_mcp = sessions.layer_with(McpProtocol::new().adopt(true));
+//! # Ok::<(), tower_session_end::BuildError>(())
+//! ```
+//!
+//! # It is like none of these
+//!
+//! Then say how its HTTP speaks of sessions. Which one does a request belong to? And what does a response say, of a
+//! request of which we know whether its session is active? Here the id is in the path, the first successful answer opens,
+//! and a DELETE ends:
+//!
+//! ```
+//! use http::{Method, request, response};
+//! use tower_session_end::{EndReason, RequestInfo, SessionId, SessionProtocol, SessionSignal};
+//!
+//! struct Rooms;
+//!
+//! impl SessionProtocol for Rooms {
+//!     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
+//!         request.uri.path().strip_prefix("/rooms/")?.parse().ok()
+//!     }
+//!
+//!     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+//!         match request.id().filter(|_| response.status.is_success()) {
+//!             Some(id) if request.method() == Method::DELETE => SessionSignal::ended(id.clone(), EndReason::Deleted),
+//!             Some(id) if !request.is_tracked() => SessionSignal::started(id.clone()),
+//!             _ => SessionSignal::nothing(),
+//!         }
+//!     }
+//! }
+//! # use tower::{Layer, ServiceExt, service_fn};
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! # let sessions = tower_session_end::ActiveSessions::builder().build()?;
+//! # let host = service_fn(async |_| Ok::<_, std::convert::Infallible>(http::Response::new(String::new())));
+//! # let host = sessions.layer_with(Rooms).layer(host);
+//! # host.clone().oneshot(http::Request::get("/rooms/7").body(())?).await?;
+//! # assert!(sessions.contains("7"));
+//! # host.oneshot(http::Request::delete("/rooms/7").body(())?).await?;
+//! # assert!(sessions.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # It forgets sessions without a word
+//!
+//! Hosts expire sessions with no response that says so, and now and then a client leaves before there is one. If you can
+//! ask the host what it has, compare, every minute or so: what we have and it lacks is over, and what it has and we lack
+//! is active. Ask in this order, so that a session that begins or ends meanwhile is not taken for the other. Where you
+//! cannot ask, set an [`idle_timeout`](ActiveSessionsBuilder::idle_timeout).
+//!
+//! ```
+//! # use std::{collections::HashSet, sync::{Arc, Mutex}};
+//! # use tower_session_end::{ActiveSessions, EndReason};
+//! # #[derive(Clone, Default)] struct Host(Arc<Mutex<HashSet<String>>>);
+//! # impl Host {
+//! #     fn has(&self, id: &str) -> bool { self.0.lock().unwrap().contains(id) }
+//! #     fn ids(&self) -> Vec<String> { self.0.lock().unwrap().iter().cloned().collect() }
+//! # }
+//! fn compare(sessions: &ActiveSessions, host: &Host) {
+//!     for ours in sessions.snapshot().into_iter().filter(|ours| !host.has(ours.id.as_str())) {
+//!         sessions.end(&ours.id, EndReason::Unknown);
+//!     }
+//!     for theirs in host.ids() {
+//!         if !sessions.contains(&theirs) && host.has(&theirs) {
+//!             sessions.note(theirs);
+//!         }
+//!     }
+//! }
+//! # let (sessions, host) = (ActiveSessions::builder().build().unwrap(), Host::default());
+//! # host.0.lock().unwrap().extend(["both".to_owned(), "theirs".to_owned()]);
+//! # sessions.note("ours");
+//! # sessions.note(tower_session_end::Session::from("both").with_key("kept"));
+//! # compare(&sessions, &host);
+//! # assert!(!sessions.contains("ours") && sessions.contains("theirs") && sessions.len() == 2);
+//! # assert_eq!(sessions.get("both").unwrap().key.as_deref(), Some("kept"));
+//! ```
+//!
+#![doc = include_str!("guide/consumers.md")]
+// For the links, those of the included parts too.
+#[allow(unused_imports, reason = "documentation is all that is here")]
+use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionSignal};

@@ -1,0 +1,46 @@
+//! The span around each call of a hook, so that what a hook logs tells whose event it was about.
+
+use tracing::{Span, span::Entered};
+
+use crate::session::{SessionEnd, SessionStart};
+
+/// Nothing, and at the price of nothing, unless somebody listens at `DEBUG`. Boxed, because there may be many calls.
+pub(crate) struct HookSpan(Option<Box<Span>>);
+
+impl HookSpan {
+    pub(crate) const NONE: Self = Self(None);
+
+    pub(crate) fn new(hook: &str, event: &impl HookEvent) -> Self {
+        let span = event.span(hook);
+        Self((!span.is_disabled()).then(|| Box::new(span)))
+    }
+
+    pub(crate) fn enter(&self) -> Option<Entered<'_>> {
+        self.0.as_ref().map(|span| span.enter())
+    }
+}
+
+/// What a hook is called with.
+pub(crate) trait HookEvent {
+    fn span(&self, hook: &str) -> Span;
+}
+
+impl HookEvent for SessionStart {
+    fn span(&self, hook: &str) -> Span {
+        let Self { session, event_id, .. } = self;
+        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %event_id)
+    }
+}
+
+impl HookEvent for SessionEnd {
+    fn span(&self, hook: &str) -> Span {
+        let Self { session, event_id, reason, .. } = self;
+        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %event_id, %reason)
+    }
+}
+
+impl HookEvent for Vec<SessionEnd> {
+    fn span(&self, hook: &str) -> Span {
+        tracing::debug_span!("session-hook", kind = "batch", hook, sessions = self.len())
+    }
+}

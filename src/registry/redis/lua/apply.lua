@@ -1,0 +1,142 @@
+-- Applies changes. KEYS from 10 on: for each the keys that it touches. ARGV from 6 on: for each its letter and what it says.
+local refused = refuse()
+if refused then
+  return refused
+end
+
+local key, arg = 9, 5
+local function next_key()
+  key = key + 1
+  return KEYS[key]
+end
+local function next_arg()
+  arg = arg + 1
+  return ARGV[arg]
+end
+local holder = 'h:' .. rid
+
+local function join(session, event, id)
+  if redis.call('HSETNX', session, holder, 1) == 1 then
+    redis.call('HINCRBY', session, 'n', 1)
+  end
+  redis.call('SADD', HELD, member(event, id))
+end
+
+-- True if this holder held it. The second value: how many still do.
+local function let_go(session, event, id)
+  redis.call('SREM', HELD, member(event, id))
+  if redis.call('HGET', session, 'event') ~= event or redis.call('HDEL', session, holder) == 0 then
+    return false
+  end
+  return true, redis.call('HINCRBY', session, 'n', -1)
+end
+
+-- True if this holder has ended it itself: then this is a repeat. What it took over was ended by another.
+local function ended_by_us(ending, event)
+  return redis.call('SISMEMBER', CLAIMED, event) == 1 and redis.call('HGET', ending, 'tries') == '0'
+end
+
+local function hold()
+  local session, ending = next_key(), next_key()
+  local event, id, details, started = next_arg(), next_arg(), next_arg(), next_arg()
+  local present = redis.call('HGET', session, 'event')
+  if present == event then
+    redis.call('HSET', session, 'session', details)
+    join(session, event, id)
+    return {'B'}
+  end
+  if ended_by_us(ending, event) then
+    return {'B'}
+  end
+  if present then
+    join(session, present, id)
+    local record = redis.call('HMGET', session, 'session', 'started')
+    return {'J', present, record[1], record[2]}
+  end
+  if redis.call('SISMEMBER', HELD, member(event, id)) == 1 then
+    -- This holder did hold it, has not let go, and the record is not there: another has ended it.
+    return {'G'}
+  end
+  redis.call('HSET', session, 'event', event, 'id', id, 'session', details, 'started', started, 'requests', 0, 'n', 0)
+  join(session, event, id)
+  return {'B'}
+end
+
+local function update()
+  local session = next_key()
+  local event, details = next_arg(), next_arg()
+  local record = redis.call('HMGET', session, 'event', holder)
+  if record[1] == event and record[2] then
+    redis.call('HSET', session, 'session', details)
+  end
+  return {'D'}
+end
+
+-- A release, or an end for all.
+local function finish(for_all)
+  local session, ending = next_key(), next_key()
+  local event, id, reason, successor, ended = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
+  local requests = tonumber(next_arg())
+  local held, others = let_go(session, event, id)
+  if for_all then
+    held, others = redis.call('HGET', session, 'event') == event, 0
+  end
+  if not held then
+    if ended_by_us(ending, event) then
+      return {'Y', redis.call('HGET', ending, 'requests')}
+    end
+    return {'G'}
+  end
+  local total = integer(tonumber(redis.call('HGET', session, 'requests')) + requests)
+  redis.call('HSET', session, 'requests', total)
+  if others > 0 then
+    return {'O'}
+  end
+  redis.call('RENAME', session, ending)
+  redis.call('HSET', ending, 'reason', reason, 'next', successor, 'ended', ended, 'tries', 0)
+  redis.call('SADD', CLAIMED, event)
+  return {'Y', total}
+end
+
+local function done()
+  local ending, event = next_key(), next_arg()
+  if redis.call('SREM', CLAIMED, event) == 1 then
+    redis.call('DEL', ending)
+    redis.call('ZREM', TOLD, event)
+  end
+  return {'D'}
+end
+
+local function keep()
+  local session = next_key()
+  local held, others = let_go(session, next_arg(), next_arg())
+  if held and others <= 0 then
+    redis.call('DEL', session)
+  end
+  return {'D'}
+end
+
+local function forget()
+  local session = next_key()
+  local event, id = next_arg(), next_arg()
+  redis.call('SREM', HELD, member(event, id))
+  if redis.call('HGET', session, 'event') == event then
+    redis.call('DEL', session)
+  end
+  return {'D'}
+end
+
+local changes = {
+  h = hold,
+  u = update,
+  r = function() return finish(false) end,
+  e = function() return finish(true) end,
+  d = done,
+  k = keep,
+  f = forget,
+}
+local answers = {'OK'}
+while arg < #ARGV do
+  answers[#answers + 1] = changes[next_arg()]()
+end
+return answers

@@ -1,0 +1,12 @@
+-- Gives the lease back. What is left of it is everybody's.
+if redis.call('GET', INC) ~= incarnation then
+  return {'LOST'}
+end
+if redis.call('ZREM', LEASE, rid) == 1 then
+  if redis.call('EXISTS', HELD, CLAIMED) > 0 then
+    redis.call('ZADD', REAPING, integer(now), rid)
+  end
+  redis.call('HDEL', SEQ, rid)
+  redis.call('DEL', TOLD)
+end
+return {'OK'}

@@ -1,0 +1,113 @@
+-- Claims what nobody else will end. ARGV: 6 how our keys begin, 7 this call, 8 the last call whose answer has arrived,
+-- 9 how many at most. The answer: whether there is more, and each end.
+local refused = refuse()
+if refused then
+  return refused
+end
+
+local prefix, call, answered, want = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
+local WEEK = 604800000
+-- Bounds for how long one script blocks the server, and for the size of its answer.
+local STEPS, BYTES = 256, 1048576
+local steps, bytes = 0, 0
+local answer = {'OK', 0}
+
+local function room()
+  return #answer - 2 < want and steps < STEPS and bytes < BYTES
+end
+
+-- An end that this holder has claimed goes into the answer; which is to be repeated until it has arrived.
+local function tell(event, ending)
+  local record = redis.call(
+    'HMGET', ending, 'id', 'session', 'started', 'reason', 'next', 'ended', 'requests', 'tries')
+  redis.call('SADD', CLAIMED, event)
+  redis.call('ZADD', TOLD, call, event)
+  for i = 1, 8 do
+    record[i] = record[i] or ''
+    bytes = bytes + #record[i]
+  end
+  table.insert(record, 1, event)
+  answer[#answer + 1] = record
+end
+
+redis.call('ZREMRANGEBYSCORE', TOLD, answered, answered)
+for _, event in ipairs(redis.call('ZRANGEBYSCORE', TOLD, '-inf', '(' .. call, 'LIMIT', 0, want)) do
+  if not room() then
+    break
+  end
+  local ending = prefix .. 'x:' .. event
+  if redis.call('EXISTS', ending) == 1 then
+    tell(event, ending)
+  else
+    redis.call('ZREM', TOLD, event)
+    redis.call('SREM', CLAIMED, event)
+  end
+end
+
+-- The leases that are over, a few at a time.
+if redis.call('EXISTS', GRACE) == 0 then
+  local over = redis.call('ZRANGEBYSCORE', LEASE, '-inf', '(' .. integer(now), 'LIMIT', 0, 8)
+  if #over == 8 then
+    answer[2] = 1
+  end
+  for _, dead in ipairs(over) do
+    redis.call('ZREM', LEASE, dead)
+    redis.call('HDEL', SEQ, dead)
+    redis.call('ZADD', REAPING, integer(now), dead)
+    -- For a week: should it live after all, it learns from this that it was others who took its lease.
+    redis.call('ZADD', FENCED, integer(now), dead)
+    redis.call('ZREMRANGEBYSCORE', FENCED, '-inf', integer(now - WEEK))
+    redis.call('PEXPIRE', FENCED, integer(WEEK))
+  end
+end
+
+-- A session that the dead one held; lost, if it was the last one.
+local function lose(dead, held)
+  local event, id = string.match(held, '^(%S+) (.+)$')
+  local session = prefix .. 's:' .. id
+  if redis.call('HGET', session, 'event') ~= event or redis.call('HDEL', session, 'h:' .. dead) == 0 then
+    return
+  end
+  if redis.call('HINCRBY', session, 'n', -1) > 0 then
+    return
+  end
+  local ending = prefix .. 'x:' .. event
+  redis.call('RENAME', session, ending)
+  redis.call('HSET', ending, 'reason', 'lost', 'next', '', 'ended', integer(now), 'tries', 1)
+  tell(event, ending)
+end
+
+-- An end that the dead one had claimed.
+local function inherit(event)
+  local ending = prefix .. 'x:' .. event
+  if redis.call('EXISTS', ending) == 1 then
+    redis.call('HINCRBY', ending, 'tries', 1)
+    tell(event, ending)
+  end
+end
+
+for _, dead in ipairs(redis.call('ZRANGE', REAPING, 0, 7)) do
+  local i, c = prefix .. 'i:' .. dead, prefix .. 'c:' .. dead
+  while room() do
+    steps = steps + 1
+    local held = redis.call('SPOP', i)
+    if held then
+      lose(dead, held)
+    else
+      local event = redis.call('SPOP', c)
+      if not event then
+        break
+      end
+      inherit(event)
+    end
+  end
+  if redis.call('EXISTS', i, c) == 0 then
+    redis.call('ZREM', REAPING, dead)
+    redis.call('DEL', prefix .. 't:' .. dead)
+  end
+end
+
+if redis.call('ZCARD', REAPING) > 0 then
+  answer[2] = 1
+end
+return answer

@@ -1,0 +1,117 @@
+//! What the scripts answer.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::Value;
+
+use super::super::{Applied, Change, EndRecord, Orphan, Record, RegistryError};
+use crate::session::{EndReason, EventId, Session, SessionId};
+
+/// What became of a call.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// It was carried out, with this answer.
+    Done(Vec<Value>),
+    /// The lease is gone, or the store is not the one that this holder knew.
+    Lost,
+    /// From an enter: others have taken the lease of this name.
+    Fenced,
+    /// A later call of this holder, or this very one, was carried out before it.
+    Stale,
+    /// Not with this server; the text says why.
+    Unusable(String),
+}
+
+pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
+    let Value::Array(mut values) = value else {
+        return Err(unexpected("no list"));
+    };
+    if values.is_empty() {
+        return Err(unexpected("an empty list"));
+    }
+    match text(values.remove(0))?.as_str() {
+        "OK" => Ok(Reply::Done(values)),
+        "FENCED" => Ok(Reply::Fenced),
+        "LOST" => Ok(Reply::Lost),
+        "STALE" => Ok(Reply::Stale),
+        "UNUSABLE" => Ok(Reply::Unusable(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(what: &str) -> RegistryError {
+    RegistryError::unusable(format!("a server that is no Redis, or has other scripts: it answered {what}"))
+}
+
+pub(super) fn text(value: Value) -> Result<String, RegistryError> {
+    match value {
+        Value::BulkString(bytes) => {
+            String::from_utf8(bytes).map_err(|error| RegistryError::unusable(format!("an answer is no text: {error}")))
+        }
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(text),
+        Value::Okay => Ok("OK".to_owned()),
+        Value::Int(number) => Ok(number.to_string()),
+        Value::Nil => Ok(String::new()),
+        _ => Err(unexpected("something that is no text")),
+    }
+}
+
+fn texts(value: Value) -> Result<Vec<String>, RegistryError> {
+    match value {
+        Value::Array(values) => values.into_iter().map(text).collect(),
+        _ => Err(unexpected("something that is no list")),
+    }
+}
+
+/// What came of this change.
+pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, RegistryError> {
+    let texts = texts(value)?;
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    match (&texts[..], change) {
+        (["B"], _) => Ok(Applied::Born),
+        (&["J", event_id, session, started], Change::Hold(own)) => {
+            let event_id = event_id.parse().map_err(RegistryError::unusable)?;
+            Ok(Applied::Joined(Record::new(details(session, &own.session, event_id), event_id, time(started))))
+        }
+        (&["Y", requests], _) => Ok(Applied::Yours { requests: requests.parse().unwrap_or_default() }),
+        (["O"], _) => Ok(Applied::Others),
+        (["G"], _) => Ok(Applied::Gone),
+        (["D"], _) => Ok(Applied::Done),
+        _ => Err(unexpected("with an unknown letter")),
+    }
+}
+
+/// Whatever happened to the details: the session is there, and its end is owed.
+fn details(json: &str, instead: &Session, event_id: EventId) -> Session {
+    serde_json::from_str(json).unwrap_or_else(|error| {
+        tracing::warn!(name: "session-registry-details-lost", %error, %event_id, "the details of a session in the registry cannot be read");
+        instead.clone()
+    })
+}
+
+/// An end that was taken over. `None` if it cannot be told whose it is.
+pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
+    let texts = texts(value)?;
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let [event_id, id, session, started, reason, next, ended, requests, tries] = texts[..] else {
+        return Err(unexpected("an end with other fields"));
+    };
+    let (Ok(event_id), Ok(id)) = (event_id.parse(), SessionId::with_max_len(id, usize::MAX)) else {
+        tracing::warn!(name: "session-registry-unreadable", event_id, "an end in the session registry cannot be read, and is left there");
+        return Ok(None);
+    };
+    let session = details(session, &Session::new(id), event_id);
+    let reason: EndReason = reason.parse().unwrap_or(EndReason::Unknown);
+    let end =
+        EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
+    let record = Record::new(session, event_id, time(started));
+    Ok(Some(Orphan::new(record, end, tries.parse().unwrap_or(1))))
+}
+
+/// From milliseconds since 1970.
+fn time(millis: &str) -> SystemTime {
+    let (before, millis) = millis.strip_prefix('-').map_or((false, millis), |millis| (true, millis));
+    let since = Duration::from_millis(millis.parse().unwrap_or_default());
+    let time = if before { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
+    time.unwrap_or(UNIX_EPOCH)
+}

@@ -1,0 +1,217 @@
+//! Opening the file: is it one of ours, is it whole, may it be written?
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::{
+    failure::Failure,
+    lease::{Guard, Leases},
+    schema,
+};
+
+/// How long the check at the start may take; of what is larger only a part is looked at.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a start waits for another one, which may be looking through a large file, and for whoever writes.
+pub(super) const START: Duration = Duration::from_secs(10);
+
+/// How often SQLite asks whether to go on, in its own small steps.
+const CHECK_STEPS: i32 = 1000;
+
+/// What the user has chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) path: PathBuf,
+    pub(super) busy_timeout: Duration,
+    pub(super) set_aside_damaged: bool,
+}
+
+/// The one path of the file, so that everybody finds the leases in the same place.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => Err(Failure::Unusable(format!("{} is a directory", path.display()))),
+        Ok(there) if !there.is_file() => Err(Failure::Unusable(format!("{} is not a regular file", path.display()))),
+        Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if fs::symlink_metadata(path).is_ok() {
+                return Err(Failure::Unusable(format!("{} is a link to nothing", path.display())));
+            }
+            let Some(name) = path.file_name() else {
+                return Err(Failure::Unusable(format!("{:?} is not the name of a file", path.display().to_string())));
+            };
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let found = fs::canonicalize(parent);
+            let parent = found.map_err(|error| {
+                Failure::Unavailable(format!("{}: its directory cannot be found: {error}", path.display()))
+            })?;
+            Ok(parent.join(name))
+        }
+        Err(error) => Err(Failure::io(path, &error)),
+    }
+}
+
+/// Opens the file, or begins a new one. The guard makes sure that nobody else does the same.
+pub(super) fn open(settings: &Settings, leases: &Leases, guard: &Guard) -> Result<Connection, Failure> {
+    match open_once(settings, leases) {
+        Err(Failure::Damaged(why)) if settings.set_aside_damaged => {
+            set_aside(&settings.path, &why, guard)?;
+            open_once(settings, leases)
+        }
+        result => result,
+    }
+}
+
+fn open_once(settings: &Settings, leases: &Leases) -> Result<Connection, Failure> {
+    let path = &settings.path;
+    // It says that the database was begun: an empty file is not a new one then.
+    let begun = leases.dir().join("BEGUN");
+    match fs::metadata(path) {
+        Ok(there) if there.len() == 0 && begun.exists() => {
+            return Err(Failure::damaged(path, "it is empty, and has not always been"));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let _ = fs::remove_file(&begun);
+            create(path).map_err(|error| Failure::io(path, &error))?;
+        }
+        Err(error) => return Err(Failure::io(path, &error)),
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| Failure::at_start(path, &error))?;
+    prepare(connection, settings).and_then(|connection| {
+        OpenOptions::new().create(true).append(true).open(&begun).map_err(|error| Failure::io(&begun, &error))?;
+        Ok(connection)
+    })
+}
+
+/// The ids in it may be credentials: it is for its owner alone, as long as nobody says otherwise.
+fn create(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
+
+/// Is it ours? Nothing of it is changed before that is known.
+fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection, Failure> {
+    let path = &settings.path;
+    let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
+    connection.busy_timeout(START).map_err(at_start)?;
+    if connection.is_readonly("main").map_err(at_start)? {
+        return Err(Failure::Unavailable(format!("{} may only be read", path.display())));
+    }
+    let is_new = identify(&connection, path)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(at_start)?;
+    if mode != "wal" {
+        let text = format!("{}: its file system cannot share a log among processes (WAL)", path.display());
+        return Err(Failure::Unusable(text));
+    }
+    let settings = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 16777216;";
+    connection.execute_batch(settings).map_err(at_start)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    if is_new {
+        begin(&mut connection).map_err(at_start)?;
+    } else {
+        check(&mut connection, path)?;
+    }
+    Ok(connection)
+}
+
+/// True if there is nothing in it yet.
+fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
+    let number = |sql| connection.query_row(sql, (), |row| row.get(0)).map_err(|error| Failure::at_start(path, &error));
+    let objects: i32 = number("SELECT count(*) FROM sqlite_schema")?;
+    let application: i32 = number("PRAGMA application_id")?;
+    let version: i32 = number("PRAGMA user_version")?;
+    match (application, version) {
+        (0, 0) if objects == 0 => Ok(true),
+        (schema::APPLICATION_ID, schema::VERSION) => Ok(false),
+        (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Unusable(format!(
+            "{} was written by a newer version of this crate: it has schema {newer}, and this version knows up to {}",
+            path.display(),
+            schema::VERSION
+        ))),
+        (schema::APPLICATION_ID, other) => Err(Failure::damaged(path, format!("there is no schema {other}"))),
+        _ => Err(Failure::Unusable(format!("{} is a database of another application", path.display()))),
+    }
+}
+
+fn begin(connection: &mut Connection) -> rusqlite::Result<()> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+    tx.execute_batch(schema::CREATE)?;
+    tx.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", schema::VERSION)?;
+    tx.commit()
+}
+
+/// Looks through the file, for as long as there is time.
+fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
+    let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
+    let there = names(connection).map_err(|error| damage(path, &error))?;
+    if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
+        return Err(Failure::damaged(path, format!("`{missing}` is missing")));
+    }
+    let begun = Instant::now();
+    connection.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK)).map_err(at_start)?;
+    let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
+    connection.progress_handler(0, None::<fn() -> bool>).map_err(at_start)?;
+    match result {
+        Ok(ok) if ok == "ok" => Ok(()),
+        Ok(damage) => Err(Failure::damaged(path, damage)),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
+            tracing::debug!(name: "session-registry-large", path = %path.display(), "the session registry is large: only a part of it was checked");
+            Ok(())
+        }
+        Err(error) => Err(damage(path, &error)),
+    }
+}
+
+fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    connection.prepare("SELECT name FROM sqlite_schema")?.query_map((), |row| row.get(0))?.collect()
+}
+
+/// A value where none should be is damage too.
+fn damage(path: &Path, error: &rusqlite::Error) -> Failure {
+    match error {
+        rusqlite::Error::SqliteFailure(..) => Failure::at_start(path, error),
+        error => Failure::damaged(path, error),
+    }
+}
+
+/// Gives a damaged file, and what belongs to it, another name.
+fn set_aside(path: &Path, why: &str, _: &Guard) -> Result<(), Failure> {
+    let stamp = Connection::open_in_memory()
+        .and_then(|clock| {
+            clock.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", (), |row| row.get::<_, String>(0))
+        })
+        .unwrap_or_default();
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let free = |n: &u32| !with(&format!(".damaged-{stamp}-{n}")).exists();
+    let aside = format!(".damaged-{stamp}-{}", (1..).find(free).unwrap_or_default());
+    for of_it in ["", "-wal", "-shm"] {
+        let from = with(of_it);
+        match fs::rename(&from, with(&format!("{aside}{of_it}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::io(&from, &error)),
+            _ => {}
+        }
+    }
+    tracing::error!(
+        name: "session-registry-set-aside",
+        path = %path.display(),
+        aside = %with(&aside).display(),
+        why,
+        "the session registry was damaged: it is set aside, a new one is begun, and what was owed by it will not be delivered",
+    );
+    Ok(())
+}

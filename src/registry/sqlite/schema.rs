@@ -1,0 +1,75 @@
+//! The tables, and the views for whoever looks at them with `sqlite3`.
+
+/// `tSes`: what marks a file as ours.
+pub(super) const APPLICATION_ID: i32 = 0x7453_6573;
+
+/// The version that this crate reads and writes.
+pub(super) const VERSION: i32 = 1;
+
+/// What has to be there.
+pub(super) const OBJECTS: [&str; 8] =
+    ["holders", "sessions", "holds", "holds_by_holder", "ends", "ends_by_holder", "active_sessions", "ending_sessions"];
+
+/// Times are milliseconds since 1970. Numbers are never used twice (AUTOINCREMENT): a row that was missed in a removal by
+/// hand must not come to belong to somebody else.
+pub(super) const CREATE: &str = "
+CREATE TABLE holders (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    lease TEXT NOT NULL UNIQUE,
+    who TEXT NOT NULL,
+    since INTEGER NOT NULL
+);
+CREATE TABLE sessions (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    event_id TEXT NOT NULL,
+    details TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    -- Of those that have let go.
+    requests INTEGER NOT NULL
+);
+CREATE TABLE holds (
+    session INTEGER NOT NULL REFERENCES sessions (n) ON DELETE CASCADE,
+    holder INTEGER NOT NULL,
+    -- It has let go, and its requests are counted.
+    released INTEGER NOT NULL,
+    PRIMARY KEY (session, holder)
+) WITHOUT ROWID;
+CREATE INDEX holds_by_holder ON holds (holder);
+CREATE TABLE ends (
+    event_id TEXT NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL,
+    details TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    requests INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    next TEXT,
+    ended_at INTEGER NOT NULL,
+    -- Who delivers it; 0 is nobody, since it cannot be read.
+    holder INTEGER NOT NULL,
+    tries INTEGER NOT NULL
+);
+CREATE INDEX ends_by_holder ON ends (holder);
+CREATE VIEW active_sessions AS
+SELECT s.id,
+    strftime('%Y-%m-%d %H:%M:%f UTC', s.started_at / 1000.0, 'unixepoch') AS since,
+    (SELECT group_concat(coalesce(o.who, '?'), ', ') FROM holds h LEFT JOIN holders o ON o.n = h.holder
+        WHERE h.session = s.n AND NOT h.released) AS held_by,
+    CASE WHEN json_valid(s.details) THEN json_extract(s.details, '$.sessionKey') END AS key,
+    CASE WHEN json_valid(s.details) THEN json_extract(s.details, '$.agentId') END AS agent,
+    s.event_id,
+    s.details
+FROM sessions s ORDER BY s.started_at, s.n;
+CREATE VIEW ending_sessions AS
+SELECT e.id,
+    e.reason,
+    strftime('%Y-%m-%d %H:%M:%f UTC', e.ended_at / 1000.0, 'unixepoch') AS ended_at,
+    CASE e.holder WHEN 0 THEN 'nobody: unreadable' ELSE coalesce(o.who, '?') END AS claimed_by,
+    e.tries,
+    e.requests,
+    strftime('%Y-%m-%d %H:%M:%f UTC', e.started_at / 1000.0, 'unixepoch') AS since,
+    CASE WHEN json_valid(e.next) THEN json_extract(e.next, '$.sessionId') END AS next,
+    e.event_id,
+    e.details
+FROM ends e LEFT JOIN holders o ON o.n = e.holder ORDER BY e.ended_at, e.event_id;
+";
