@@ -83,13 +83,12 @@ async fn g10_g17_finish_is_back_in_its_budget_whatever_the_registry_does() {
 /// A registry that is itself a fault: it panics where only a value is asked for, and in the drop of its futures.
 struct Panicking(Holder);
 
-struct PanicsOnDrop {
-    is_armed: bool,
-}
+/// Where it is armed.
+struct PanicsOnDrop(bool);
 
 impl Drop for PanicsOnDrop {
     fn drop(&mut self) {
-        if self.is_armed && !std::thread::panicking() {
+        if self.0 && !std::thread::panicking() {
             panic!("dropped");
         }
     }
@@ -98,11 +97,11 @@ impl Drop for PanicsOnDrop {
 impl Registry for Panicking {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let answers = self.0.apply(changes).await;
-        let mut panics = PanicsOnDrop { is_armed: true };
-        if answers.as_ref().is_ok_and(|answers| answers.contains(&Applied::Done)) {
+        let hangs = answers.as_ref().is_ok_and(|answers| answers.contains(&Applied::Done));
+        let _armed = PanicsOnDrop(hangs);
+        if hangs {
             pending::<()>().await;
         }
-        panics.is_armed = false;
         answers
     }
 
@@ -223,4 +222,21 @@ async fn g11_a_drain_after_finish_does_not_wait_for_a_registry_that_was_left() {
     replica.sessions.end("a", EndReason::Reset);
     let report = timeout(3600 * SECOND, replica.sessions.drain(EndReason::Shutdown)).await;
     assert_sum(&report.expect("a drain that never ends"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_thousands_of_unrecorded_sessions_are_delivered_in_time_though_the_registry_hangs() {
+    let store = Store::default();
+    let (recorder, holder) = (Recorder::default(), store.holder());
+    let slow = recorder.slow_builder(|_| Duration::from_millis(10));
+    let sessions = slow.registry(holder.clone()).build().unwrap();
+    holder.set(Fault::Hangs);
+    sessions.note("first").durable().await;
+    for n in 0..5000 {
+        sessions.note(format!("{n}"));
+    }
+    let begun = Instant::now();
+    let report = sessions.drain(EndReason::Shutdown).await;
+    assert!(begun.elapsed() <= 2 * SECOND, "{:?}", begun.elapsed());
+    assert_eq!((report.ended, report.unfinished.len()), (5001, 0), "{report}");
 }

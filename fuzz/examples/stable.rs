@@ -30,11 +30,10 @@ impl Random {
     }
 }
 
-/// The seeds, and what libFuzzer has found, if it was there.
+/// What libFuzzer has found, if it was there.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["seeds", "corpus"].into_iter().filter_map(|kind| fs::read_dir(root.join(kind).join(target)).ok());
-    files.flatten().filter_map(|file| fs::read(file.ok()?.path()).ok()).collect()
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target));
+    files.into_iter().flatten().filter_map(|file| fs::read(file.ok()?.path()).ok()).collect()
 }
 
 fn next(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {

@@ -102,7 +102,11 @@ async fn run(mut input: Input<'_>) {
     let mut last = BTreeMap::<&str, bool>::new();
     for (id, event, is_end) in log.iter() {
         let (starts, ends) = generations.entry(*event).or_default();
-        if *is_end { *ends += 1 } else { *starts += 1 }
+        if *is_end {
+            *ends += 1
+        } else {
+            *starts += 1
+        }
         assert!(*starts == 1 && *ends <= 1, "{log:?}");
         if *is_end {
             assert_eq!(last.insert(id, true), Some(false), "{log:?}");

@@ -6,28 +6,12 @@ use http::{HeaderMap, Method, StatusCode};
 use tower_session_end::{ActiveSessions, HeaderProtocol};
 
 use crate::{
-    heads::{self, active, exchange},
+    heads::{self, Word, active, exchange, word},
     input::Input,
 };
 
 const NAMES: &[&str] = &["x-session-id", "x-session-end", "x-session-compacted-from", "x-other"];
 const VALUES: &[&str] = &["a", "b", "c", "", "a b", "reset", "12345678", "123456789"];
-
-/// What stands in the headers of one name.
-enum Word {
-    None,
-    One(Vec<u8>),
-    Many,
-}
-
-fn word(headers: &HeaderMap, name: &str) -> Word {
-    let values: BTreeSet<_> = headers.get_all(name).iter().map(|value| value.as_bytes().to_vec()).collect();
-    match values.len() {
-        0 => Word::None,
-        1 => Word::One(values.into_iter().next().expect("one")),
-        _ => Word::Many,
-    }
-}
 
 /// What ought to be active after the exchange.
 struct Rules {
@@ -98,8 +82,7 @@ pub fn header(data: &[u8]) {
             }
         }
         let before = active(&sessions);
-        let protocol =
-            HeaderProtocol::new().max_id_len(rules.max_len).adopt(rules.adopt).strip_control_headers(strip);
+        let protocol = HeaderProtocol::new().max_id_len(rules.max_len).adopt(rules.adopt).strip_control_headers(strip);
         let seen = exchange(&sessions.layer_with(protocol), &method, request, status, &response);
         (before, seen, active(&sessions))
     };

@@ -88,3 +88,19 @@ pub(crate) fn id(value: &[u8], max_len: usize) -> Option<String> {
     let is_id = (1..=max_len).contains(&value.len()) && value.iter().all(|b| (0x21..=0x7e).contains(b));
     is_id.then(|| String::from_utf8(value.to_vec()).expect("ASCII"))
 }
+
+/// What stands in the headers of one name.
+pub(crate) enum Word {
+    None,
+    One(Vec<u8>),
+    Many,
+}
+
+pub(crate) fn word(headers: &HeaderMap, name: &str) -> Word {
+    let values: BTreeSet<_> = headers.get_all(name).iter().map(|value| value.as_bytes().to_vec()).collect();
+    match values.len() {
+        0 => Word::None,
+        1 => Word::One(values.into_iter().next().expect("one")),
+        _ => Word::Many,
+    }
+}

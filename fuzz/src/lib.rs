@@ -14,10 +14,20 @@ mod exchanges;
 mod header;
 mod heads;
 mod input;
+mod mcp;
 mod words;
 
-pub use self::{answers::answers, cookie::cookie, exchanges::exchanges, header::header, words::words};
+pub use self::{answers::answers, cookie::cookie, exchanges::exchanges, header::header, mcp::mcp, words::words};
+
+/// A target.
+pub type Target = fn(&[u8]);
 
 /// Every target by its name, for the harness on stable.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
-    &[("header", header), ("cookie", cookie), ("words", words), ("exchanges", exchanges), ("answers", answers)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("header", header),
+    ("cookie", cookie),
+    ("mcp", mcp),
+    ("words", words),
+    ("exchanges", exchanges),
+    ("answers", answers),
+];

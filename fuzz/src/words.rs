@@ -32,7 +32,10 @@ pub fn words(data: &[u8]) {
         assert_eq!(event.to_string(), text);
     }
     if let Ok(reason) = serde_json::from_slice::<EndReason>(rest) {
-        assert_eq!(serde_json::from_str::<EndReason>(&serde_json::to_string(&reason).expect("JSON")).ok(), Some(reason));
+        assert_eq!(
+            serde_json::from_str::<EndReason>(&serde_json::to_string(&reason).expect("JSON")).ok(),
+            Some(reason)
+        );
     }
     if let Ok(session) = serde_json::from_slice::<Session>(rest) {
         assert!(heads::id(session.id.as_str().as_bytes(), usize::MAX).is_some());

@@ -34,7 +34,8 @@ use crate::session::{EndReason, EventId, Session, SessionId};
 /// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
 ///
 /// Every call may be repeated after an error, since nobody knows how far the first one came: each change has to be
-/// idempotent, for the same holder and the same event id.
+/// idempotent, for the same holder and the same event id, and so has a row of them. A call that takes longer than a
+/// second (less in a drain) is dropped, and counts as [`Unavailable`](RegistryError::Unavailable); so does one that panics.
 pub trait Registry: Send + Sync + 'static {
     /// Applies the changes in their order, all of them or none, and says what came of each: one answer a change, in the
     /// same order. One call is in flight at a time; what gathers meanwhile comes with the next one.
@@ -73,7 +74,8 @@ pub trait Registry: Send + Sync + 'static {
     fn leave(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
     /// Whether the lease certainly still runs, by a clock of this process: asked before a recorded `session_end` is
-    /// delivered, and if not, it is left to the others. Always, unless you say otherwise.
+    /// delivered. If not, the end is claimed once more after the next [`beat`](Self::beat) that succeeds, and delivered if it
+    /// is still this holder's; in a drain it is left to the others. Always, unless you say otherwise.
     fn is_current(&self) -> bool {
         true
     }
@@ -137,8 +139,8 @@ pub enum Change {
     /// The details of a session that this holder holds have changed. [`Applied::Done`], also if there is no such record.
     Update(Record),
     /// This holder lets go. [`Applied::Others`] if the session has other holders, with a lease or without; else the end is
-    /// recorded, claimed by this holder, and the answer is [`Applied::Yours`]. [`Applied::Gone`] if there is no active record of the
-    /// id with this event id that this holder holds.
+    /// recorded, claimed by this holder, and the answer is [`Applied::Yours`]. Where there is no active record of the id with
+    /// this event id that this holder holds: [`Applied::Yours`] if it has claimed this end before, else [`Applied::Gone`].
     Release {
         /// The session.
         id: SessionId,
@@ -147,8 +149,8 @@ pub enum Change {
         /// The end, if it comes to one.
         end: EndRecord,
     },
-    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Yours`], or [`Applied::Gone`] if there
-    /// is no active record of the id with this event id.
+    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Yours`]. Where there is no active
+    /// record of the id with this event id: as above.
     End {
         /// The session.
         id: SessionId,

@@ -64,7 +64,11 @@ async fn contained(again: impl Future<Output = ()>) {
             return Poll::Pending;
         }
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.as_mut().poll(cx))).unwrap_or_else(|_| {
-            tracing::error!(name: "session-signal-failed", error = "it panicked", "the second shutdown signal failed; it is not waited for");
+            tracing::error!(
+                name: "session-signal-failed",
+                error = "it panicked",
+                "the second shutdown signal failed; it is not waited for",
+            );
             has_panicked = true;
             Poll::Pending
         })

@@ -43,7 +43,7 @@ const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How many missed changes are remembered for when the registry is back.
+/// How many missed changes, and how many withheld ends, are remembered for when the registry is back.
 const BACKLOG: usize = 65_536;
 
 pub(crate) struct Recorder {
@@ -237,8 +237,9 @@ impl Pool {
         }
         {
             let mut withheld = lock(&recorder.withheld);
+            let may_wait = entry.recorded() == Recorded::Held && withheld.len() < BACKLOG;
             // Looked at under the lock: the stop empties the list after it has begun.
-            if entry.recorded() == Recorded::Held && !self.is_stopping() {
+            if may_wait && !self.is_stopping() {
                 withheld.push((Arc::clone(entry), ending.clone()));
                 return true;
             }

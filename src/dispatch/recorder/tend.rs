@@ -91,9 +91,13 @@ impl Pool {
 
     /// One round of what the driver owes the registry: the lease, and what others have left behind.
     pub(crate) async fn tend(self: &Arc<Self>) {
+        self.tend_a_bit(GOES_A_ROUND).await;
+    }
+
+    async fn tend_a_bit(self: &Arc<Self>, goes: usize) {
         let Some(recorder) = &self.recorder else { return };
         let recovery = Arc::new(Recovery::default());
-        let mut goes = 0..GOES_A_ROUND;
+        let mut goes = 0..goes;
         let goes_on = || goes.next().is_some() && self.tracker.phase() < Phase::Closing;
         // An error has been said; there will be another round.
         let _ = self.take_over(recorder, &recovery, goes_on).await;
@@ -122,7 +126,7 @@ impl Pool {
         now.saturating_sub(recorder.tended.load(Ordering::SeqCst)) > 2 * Self::period(recorder)
     }
 
-    /// Without a driver, the writer does its work.
+    /// Without a driver, the writer does its work, a little of it: it has things to write.
     pub(super) async fn tend_if_overdue(self: &Arc<Self>) {
         if self.is_untended() {
             // Whoever has built the handle a moment ago may still be about to poll.
@@ -135,7 +139,7 @@ impl Pool {
                     );
                 });
             }
-            self.tend().await;
+            self.tend_a_bit(1).await;
         }
     }
 
