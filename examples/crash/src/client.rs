@@ -2,7 +2,14 @@
 
 use std::net::SocketAddr;
 
-use reqwest::header::HeaderMap;
+use axum::{
+    body::{Body, Bytes, to_bytes},
+    http::{HeaderMap, Method, Request, StatusCode},
+};
+use hyper_util::{
+    client::legacy::{Client as Http, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 
 use crate::Error;
 
@@ -10,14 +17,20 @@ use crate::Error;
 #[derive(Clone, Debug)]
 pub struct Client {
     address: SocketAddr,
-    http: reqwest::Client,
+    http: Http<HttpConnector, Body>,
 }
 
 impl Client {
     /// A client of the gateway at this address.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, http: reqwest::Client::new() }
+        Self { address, http: Http::builder(TokioExecutor::new()).build_http() }
+    }
+
+    /// The same over HTTP/2: its clones share one connection.
+    #[must_use]
+    pub fn http2(address: SocketAddr) -> Self {
+        Self { address, http: Http::builder(TokioExecutor::new()).http2_only(true).build_http() }
     }
 
     /// Opens a session; its id stands in the response's head.
@@ -62,8 +75,8 @@ impl Client {
     ///
     /// As of [`open`](Self::open).
     pub async fn sessions(&self) -> Result<Vec<String>, Error> {
-        let response = self.http.get(format!("http://{}/sessions", self.address)).send().await?;
-        Ok(response.error_for_status()?.text().await?.lines().map(str::to_owned).collect())
+        let (_, body) = self.ask(Method::GET, "/sessions", None).await?;
+        Ok(str::from_utf8(&body)?.lines().map(str::to_owned).collect())
     }
 
     /// Tells the gateway to kill itself: there is no answer.
@@ -72,11 +85,20 @@ impl Client {
     }
 
     async fn post(&self, path: &str, id: Option<&str>) -> Result<HeaderMap, Error> {
-        let mut request = self.http.post(format!("http://{}{path}", self.address));
+        self.ask(Method::POST, path, id).await.map(|(headers, _)| headers)
+    }
+
+    async fn ask(&self, method: Method, path: &str, id: Option<&str>) -> Result<(HeaderMap, Bytes), Error> {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         if let Some(id) = id {
             request = request.header("x-session-id", id);
         }
-        Ok(request.send().await?.error_for_status()?.headers().clone())
+        let (head, body) = self.http.request(request.body(Body::empty())?).await?.into_parts();
+        let body = to_bytes(Body::new(body), usize::MAX).await?;
+        match head.status {
+            StatusCode::OK => Ok((head.headers, body)),
+            status => Err(format!("{path}: {status}").into()),
+        }
     }
 }
 

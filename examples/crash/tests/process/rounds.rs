@@ -1,4 +1,4 @@
-//! SIGKILL at a random moment, under load. `CRASH_ROUNDS=50` for a long run.
+//! SIGKILL at a random moment, under load, over HTTP/1 and HTTP/2. `CRASH_ROUNDS=50 CRASH_CLIENTS=500` for a long run.
 
 use std::{
     collections::hash_map::RandomState,
@@ -7,14 +7,30 @@ use std::{
     time::Duration,
 };
 
-use crash::{Client, Error, PATIENCE};
+use crash::{Client, Error, PATIENCE, Server};
 
 use crate::support::{On, Site};
 
-const CLIENTS: usize = 12;
+/// Clients that share one connection over HTTP/2. The others have one each, over HTTP/1.
+const STREAMS: usize = 25;
 
 fn rounds() -> usize {
-    std::env::var("CRASH_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+    set("CRASH_ROUNDS").unwrap_or(3)
+}
+
+fn set(name: &str) -> Option<usize> {
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
+}
+
+/// Half of them over HTTP/2.
+fn clients(server: &Server) -> Vec<Client> {
+    let n = set("CRASH_CLIENTS").unwrap_or(12);
+    let mut clients: Vec<_> = (0..n / 2).map(|_| server.client()).collect();
+    while clients.len() < n {
+        let client = Client::http2(server.address);
+        clients.extend(std::iter::repeat_n(client, STREAMS.min(n - clients.len())));
+    }
+    clients
 }
 
 fn random(below: u64) -> u64 {
@@ -48,7 +64,8 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
         let site = Site::new(on).await;
         let server = site.start("killed", "-").await;
         let seen = Seen::default();
-        let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(client(server.client(), Arc::clone(&seen)))).collect();
+        let clients: Vec<_> =
+            clients(&server).into_iter().map(|one| tokio::spawn(client(one, Arc::clone(&seen)))).collect();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while seen.lock().unwrap().is_empty() {
             assert!(tokio::time::Instant::now() < deadline, "round {round}: nobody comes to anything");
