@@ -4,7 +4,7 @@
 
 use std::future::pending;
 
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder};
+use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason};
 
 use crate::{
     recorder::Recorder,
@@ -30,6 +30,10 @@ impl Replica {
 
     pub(crate) async fn note(&self, id: &str) -> bool {
         self.sessions.note(id).durable().await
+    }
+
+    pub(crate) fn ends(&self) -> Vec<(String, EndReason)> {
+        self.recorder.ends().iter().map(|end| (end.session.id.to_string(), end.reason)).collect()
     }
 
     pub(crate) fn drive(&self) -> tokio::task::JoinHandle<()> {
