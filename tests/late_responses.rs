@@ -168,7 +168,8 @@ async fn a_protocols_word_of_one_session_is_not_about_another_that_a_handler_ope
     let mut response = answer(200, &[(ID, "brought")]);
     SessionSignal::started(Session::from("opened").with_key("handler")).attach(&mut response);
     UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "brought")])).answer(response);
-    let mut active: Vec<_> = sessions.snapshot().into_iter().map(|session| (session.id.to_string(), session.key)).collect();
+    let mut active: Vec<_> =
+        sessions.snapshot().into_iter().map(|session| (session.id.to_string(), session.key)).collect();
     active.sort();
     let of = |id: &str, key: &str| (id.to_owned(), Some(key.to_owned()));
     assert_eq!(active, [of("brought", "late"), of("opened", "handler")]);
