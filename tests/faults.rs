@@ -216,12 +216,12 @@ async fn g12_the_hosts_own_note_takes_the_tombstone_away() {
 }
 
 /// A few of these rows, in which any three columns still have all the values that they have together in all of them.
-fn any_three_together(rows: Vec<[Duration; 5]>) -> Vec<[Duration; 5]> {
+fn any_three_together(rows: &[[Duration; 5]]) -> Vec<[Duration; 5]> {
     let mut seen = HashSet::new();
     let mut few = Vec::new();
     // First those that show the most.
     for least in [10, 8, 5, 3, 1] {
-        for row in &rows {
+        for row in rows {
             // Without two of the five columns.
             let pairs = (0..5).flat_map(|a| (0..a).map(move |b| (a, b)));
             let threes = pairs.map(|(a, b)| [0, 1, 2, 3, 4].map(|c| (c != a && c != b).then_some(row[c])));
@@ -248,8 +248,8 @@ async fn g06_the_most_extreme_times_neither_panic_nor_hang() {
     let is_legal =
         |[drain, settle, _, _, idle]: &[Duration; 5]| !idle.is_zero() && (settle <= drain || *settle == Duration::MAX);
     let nth = |number: usize| [0, 1, 2, 3, 4].map(|column| times[number / times.len().pow(column) % times.len()]);
-    let all = (0..times.len().pow(5)).map(nth).filter(is_legal);
-    for row in any_three_together(all.collect()) {
+    let all: Vec<_> = (0..times.len().pow(5)).map(nth).filter(is_legal).collect();
+    for row in any_three_together(&all) {
         let [drain, settle, conn, hook, idle] = row;
         let sessions = ActiveSessions::builder()
             .drain_timeout(drain)
