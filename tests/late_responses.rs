@@ -161,3 +161,17 @@ async fn a_protocol_may_bring_new_details_of_an_active_session() {
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
     assert_eq!(recorder.started(), ["a"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_protocols_word_of_one_session_is_not_about_another_that_a_handler_opens() {
+    let (recorder, sessions) = Recorder::sessions();
+    let mut response = answer(200, &[(ID, "brought")]);
+    SessionSignal::started(Session::from("opened").with_key("handler")).attach(&mut response);
+    UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "brought")])).answer(response);
+    let mut active: Vec<_> =
+        sessions.snapshot().into_iter().map(|session| (session.id.to_string(), session.key)).collect();
+    active.sort();
+    let of = |id: &str, key: &str| (id.to_owned(), Some(key.to_owned()));
+    assert_eq!(active, [of("brought", "late"), of("opened", "handler")]);
+    assert_eq!(recorder.ended_after_drain(&sessions).await, ["brought shutdown", "opened shutdown"]);
+}

@@ -155,7 +155,8 @@ impl Exchange {
     fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Entry>>, Refused> {
         let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
-            if let Some(entry) = &self.entry {
+            // Not one that a handler's word has just opened.
+            if let Some(entry) = self.entry.as_ref().filter(|entry| entry.id == session.id) {
                 // Over by now? Then this is a late response, and revives nothing.
                 sessions.inner.pool.tracker.set_details(entry, session);
                 return Ok(None);

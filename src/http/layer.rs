@@ -41,7 +41,7 @@ impl ActiveSessions {
                 pool: Arc::clone(&self.inner.pool),
                 protocol: Spoken::new(protocol),
             }),
-            extractors: true,
+            extractors: cfg!(feature = "axum"),
         }
     }
 }

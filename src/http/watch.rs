@@ -1,12 +1,14 @@
 //! [`Watch`]: an exchange that is not over, and what may end it before the host does.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
+
+use tokio::time::{Instant, sleep_until};
 
 use super::exchange::Exchange;
 use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Entry};
@@ -42,11 +44,14 @@ impl Watch {
         let over = is_over(self.exchange.sessions().clone(), self.exchange.entry().cloned());
         let cut = self.exchange.sessions().inner.cut.clone();
         self.verdict = Some(Box::pin(async move {
-            tokio::select! {
-                biased;
-                () = over => Verdict::Over,
-                () = cut.cancelled() => Verdict::Cut,
-            }
+            let (mut over, mut cut) = (pin!(over), pin!(cut.cancelled()));
+            // Not by `select!`, which looks at neither once the host has used up its task's budget: as one does that waits
+            // for nothing else.
+            poll_fn(|cx| match over.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(Verdict::Over),
+                Poll::Pending => cut.as_mut().poll(cx).map(|()| Verdict::Cut),
+            })
+            .await
         }));
     }
 
@@ -93,6 +98,17 @@ async fn is_over(sessions: ActiveSessions, entry: Option<Arc<Entry>>) {
     }
     if sessions.phase() >= Phase::Closing {
         drained.cancelled().await;
-        tokio::time::sleep(GOODBYE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
+        pause(GOODBYE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
     }
+}
+
+/// As `sleep`, but a timer too has nothing to say while the task's budget is used up.
+async fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    let mut timer = pin!(sleep_until(end));
+    poll_fn(|cx| match timer.as_mut().poll(cx) {
+        Poll::Pending if Instant::now() < end => Poll::Pending,
+        _ => Poll::Ready(()),
+    })
+    .await;
 }
