@@ -7,7 +7,9 @@
 //! A claimed generation stays findable in its shard until its hooks are over, beside the active ones, so that the next
 //! generation of the id queues behind it.
 
+mod births;
 mod chain;
+mod claims;
 pub(crate) mod clock;
 mod compact;
 mod entry;
@@ -15,12 +17,13 @@ mod entry;
 mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod queue;
-pub(crate) mod recording;
+mod recording;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod shard;
 mod survey;
 mod sweep;
+mod taking_over;
 mod telling;
 mod tombstones;
 mod two;
@@ -34,21 +37,22 @@ use hashbrown::DefaultHashBuilder;
 use tokio::sync::Notify;
 
 pub(crate) use self::{
+    births::{Note, Voice},
     chain::Outcome,
+    claims::By,
     entry::{Ending, Entry, Load, Origin, Recorded, Scope, Stage},
     ledger::{Ledger, Op},
     queue::{Job, Queue},
-    recording::{NotOurs, Recovery},
     shard::Counts,
+    taking_over::{NotOurs, Recovery},
 };
 use self::{
-    chain::Released,
     clock::{Clock, Nanos, Tick},
     shard::Shard,
 };
 use crate::{
     observability::Meters,
-    session::{EndReason, EventId, Phase, Session},
+    session::{EndReason, EventId, Phase},
     sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
 };
 
@@ -100,41 +104,6 @@ struct Totals {
     generations: AtomicU64,
     /// How many of them were claimed.
     claimed: AtomicU64,
-}
-
-/// Who says that a session is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Voice {
-    /// The host, by a note: the details are replaced, by none if there are none.
-    Host,
-    /// The host, by a signal or a guard: as above, but none replace no details.
-    Said,
-    /// A head in which the id stands: as above, and it does not wake the dead.
-    Head,
-}
-
-/// Who ends a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
-    /// The host has declared it over.
-    Host,
-    /// We have found it out.
-    Us,
-    /// This process lets go of it; other replicas may go on.
-    LettingGo,
-}
-
-/// What came of a note.
-#[derive(Debug)]
-pub(crate) enum Note {
-    /// It made this generation.
-    Born(Arc<Entry>),
-    /// The id was active, and has its new details.
-    Known(Arc<Entry>),
-    /// It was a head's word only, and the session is over.
-    Dead,
-    /// The handle is closed.
-    Refused,
 }
 
 impl Tracker {
@@ -256,178 +225,6 @@ impl Tracker {
         if self.tick() != tick {
             self.tick.store(tick, Ordering::Relaxed);
         }
-    }
-
-    /// With `load`, the session is busy from here on: under the lock, so that nobody finds it at rest in between.
-    pub(crate) fn note(&self, session: Session, voice: Voice, load: Option<Load>) -> Note {
-        let busy = |entry: &Entry| load.into_iter().for_each(|load| entry.take_up(load));
-        let hash = self.hash(session.id.as_bytes());
-        let mut released = Released::default();
-        let note = {
-            let mut shard = self.shard(hash);
-            if let Some(entry) = shard.find_active(hash, session.id.as_bytes()) {
-                if voice == Voice::Host || !session.is_bare() {
-                    self.replace_details(entry, session);
-                }
-                busy(entry);
-                return Note::Known(Arc::clone(entry));
-            }
-            // Read after the lock was taken: a sweep that has passed this shard has stored the phase before.
-            if self.phase() == Phase::Closed {
-                return Note::Refused;
-            }
-            let now = self.clock.now();
-            if voice == Voice::Head && shard.tombstones.has(hash, Clock::tick(now)) {
-                return Note::Dead;
-            }
-            if voice != Voice::Head {
-                shard.tombstones.clear(hash);
-            }
-            let entry = self.birth(session, now, None);
-            busy(&entry);
-            let waits = shard.insert(hash, &entry, |entry| self.hash_of(entry));
-            self.settle_birth(&mut shard, hash, &entry, waits, &mut released);
-            Note::Born(entry)
-        };
-        self.release(released);
-        note
-    }
-
-    /// Replaces the details of this very generation, unless it is over or there are none.
-    pub(crate) fn set_details(&self, entry: &Arc<Entry>, session: Session) {
-        if !session.is_bare() {
-            let _claims_wait = self.shard(self.hash_of(entry));
-            if entry.is_active() {
-                self.replace_details(entry, session);
-            }
-        }
-    }
-
-    /// Under the shard's lock.
-    fn replace_details(&self, entry: &Arc<Entry>, session: Session) {
-        if self.ledger.is_some() && entry.session() != session {
-            entry.set_details(session);
-            self.record_details(entry);
-        } else {
-            entry.set_details(session);
-        }
-    }
-
-    /// The number of a generation that does not become active by it: of one that began elsewhere, or goes on anew.
-    fn number(&self) -> u64 {
-        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
-        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
-        number
-    }
-
-    #[inline]
-    fn birth(&self, session: Session, now: Nanos, resumed_from: Option<crate::session::SessionId>) -> Arc<Entry> {
-        let generation = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
-        self.set_tick(now);
-        Arc::new(Entry::new(session, generation, now, resumed_from))
-    }
-
-    /// The part of a birth after the insertion: its start, unless that waits for ends or for the record, and in `Closing`
-    /// its end.
-    #[inline]
-    fn settle_birth(&self, shard: &mut Shard, hash: u64, entry: &Arc<Entry>, waits: bool, released: &mut Released) {
-        released.telling.born(entry);
-        self.record_birth(entry);
-        if !waits && self.ledger.is_none() {
-            self.begin(shard, entry, released);
-        }
-        if self.phase() >= Phase::Closing {
-            if self.is_late(entry) {
-                entry.set_given_up(true);
-            }
-            if self.ends_births {
-                let ending = self.ending(self.stop_reason(), Scope::Here);
-                self.owe(shard, hash, entry, ending, released);
-            }
-        }
-    }
-
-    /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
-    /// stream of births would use up the drain's time.
-    #[inline]
-    pub(crate) fn is_late(&self, entry: &Entry) -> bool {
-        entry.generation >= self.late_from.load(Ordering::SeqCst)
-    }
-
-    /// What is born from now on is not the drain's to wait for.
-    pub(crate) fn begin_late(&self) {
-        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
-        let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
-    }
-
-    #[inline]
-    fn ending(&self, reason: EndReason, scope: Scope) -> Ending {
-        Ending { reason, next: None, at: self.clock.now(), scope }
-    }
-
-    /// Ends this very generation; false if somebody else has claimed it. What [`By::Host`] declares leaves a
-    /// tombstone.
-    pub(crate) fn claim(&self, entry: &Arc<Entry>, reason: EndReason, by: By) -> bool {
-        self.claim_if(entry, reason, by, |_| true)
-    }
-
-    /// As [`claim`](Self::claim), if `condition` holds under the lock.
-    fn claim_if(&self, entry: &Arc<Entry>, reason: EndReason, by: By, condition: impl FnOnce(&Entry) -> bool) -> bool {
-        // Most late comers need no lock.
-        if !entry.is_active() {
-            return false;
-        }
-        let mut released = Released::default();
-        let claimed = {
-            let hash = self.hash_of(entry);
-            let mut shard = self.shard(hash);
-            entry.is_active() && condition(entry) && {
-                let scope = if by == By::LettingGo { Scope::Here } else { Scope::Everywhere };
-                let ending = self.ending(reason, scope);
-                if by == By::Host {
-                    shard.tombstones.set(hash, Clock::tick(ending.at));
-                }
-                self.owe(&mut shard, hash, entry, ending, &mut released);
-                true
-            }
-        };
-        self.release(released);
-        claimed
-    }
-
-    /// Ends the present generation of `id`; false if there is none.
-    pub(crate) fn end(&self, id: &[u8], reason: EndReason) -> bool {
-        let hash = self.hash(id);
-        let mut released = Released::default();
-        let ended = {
-            let mut shard = self.shard(hash);
-            let entry = shard.find_active(hash, id).cloned();
-            entry.is_some_and(|entry| {
-                let ending = self.ending(reason, Scope::Everywhere);
-                shard.tombstones.set(hash, Clock::tick(ending.at));
-                self.owe(&mut shard, hash, &entry, ending, &mut released);
-                true
-            })
-        };
-        self.release(released);
-        ended
-    }
-
-    /// Claims the present generation of `id` silently; false if there is none.
-    pub(crate) fn forget(&self, id: &[u8]) -> bool {
-        let hash = self.hash(id);
-        let mut released = Released::default();
-        let forgotten = {
-            let mut shard = self.shard(hash);
-            let entry = shard.find_active(hash, id).cloned();
-            entry.is_some_and(|entry| {
-                shard.tombstones.set(hash, Clock::tick(self.clock.now()));
-                self.disown(&mut shard, hash, &entry, false, &mut released);
-                true
-            })
-        };
-        self.release(released);
-        forgotten
     }
 
     /// True if that was the last: then tell [`quiet`](Self::quiet), once no lock is held.

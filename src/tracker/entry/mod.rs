@@ -1,125 +1,23 @@
 //! One generation of a session, and where its two hooks stand.
 
-use std::{sync::Arc, time::SystemTime};
+mod origin;
+mod state;
+
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::state::Due;
+use self::state::WORK_MASK;
+pub(crate) use self::{
+    origin::{Origin, Recorded},
+    state::{Claim, Ending, Load, Scope, Stage},
+};
 use super::clock::{Clock, Nanos, Tick};
-use super::recording::{NotOurs, Recovery};
 use crate::{
-    registry::{EndRecord, Record},
-    session::{EndReason, EventId, Session, SessionId},
+    session::{Session, SessionId},
     sync::{AtomicU8, AtomicU32, Mutex, Ordering, lock},
 };
-
-/// Whether a generation is active, and if not, what its claimer owes. Written under the shard's lock only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Claim {
-    Active = 0,
-    /// Claimed, and its `session_end` is owed.
-    Owed = 1,
-    /// As `Owed`, by a compaction: another session goes on in its place.
-    Compacted = 2,
-    /// Claimed silently.
-    Forgotten = 3,
-}
-
-/// How far the hooks of a generation have come. Written under the shard's lock, but for `Ending`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Stage {
-    /// Its start waits for hooks of generations before it.
-    Waiting = 0,
-    /// Its start is queued or runs.
-    Starting = 1,
-    /// Its start is over.
-    Started = 2,
-    /// Its end is queued.
-    EndQueued = 3,
-    /// Its end runs.
-    Ending = 4,
-    /// Everything is over.
-    Over = 5,
-}
-
-/// How a session ended, kept until its hooks can be told.
-#[derive(Clone, Debug)]
-pub(crate) struct Ending {
-    pub(crate) reason: EndReason,
-    pub(crate) next: Option<Box<Session>>,
-    pub(crate) at: Nanos,
-    pub(crate) scope: Scope,
-}
-
-/// How far an end reaches, where several replicas hold the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// It is over, for everybody.
-    Everywhere,
-    /// This process lets go of it.
-    Here,
-}
-
-/// What is due of a claimed generation once its start is over.
-#[derive(Debug)]
-pub(super) enum Due {
-    Nothing,
-    End(Ending),
-    /// Its end is not ours to deliver.
-    NotOurs(NotOurs),
-}
-
-/// Where a generation stands in the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Recorded {
-    /// It does not, or there is no registry.
-    Not = 0,
-    /// It is about to be written, and its start waits for that.
-    Pending = 1,
-    /// This process holds it.
-    Held = 2,
-    /// It was written, but nobody knows whether it is there.
-    Doubtful = 3,
-    /// Others have taken it over.
-    Taken = 4,
-    /// Another generation of the id is recorded in its place; this one goes on by itself.
-    Apart = 5,
-}
-
-impl Recorded {
-    /// Others may know of it.
-    pub(crate) const fn is_on_record(self) -> bool {
-        matches!(self, Self::Held | Self::Doubtful)
-    }
-}
-
-/// What a generation that began elsewhere, or under another name, has of its own.
-#[derive(Debug)]
-pub(crate) struct Origin {
-    pub(crate) event_id: EventId,
-    pub(crate) started_at: SystemTime,
-    /// If it ended elsewhere.
-    pub(crate) ended_at: Option<SystemTime>,
-    /// All that its holders have seen, once that is known.
-    pub(crate) requests: Option<u64>,
-    /// Its start was somebody else's.
-    pub(crate) is_joined: bool,
-    pub(crate) recovery: Option<Arc<Recovery>>,
-}
-
-/// What keeps a session busy. Both are counted in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Load {
-    /// A request that is not over; the drain may wait for it. Up to 65,535 at a time.
-    Work = 1,
-    /// A guard, or a stream that only listens. Up to 65,535 at a time.
-    Open = WORK_MASK + 1,
-}
-
-const WORK_MASK: u32 = (1 << 16) - 1;
 
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -367,104 +265,6 @@ impl Entry {
     /// Sets whether anybody waits for its end; true if that is a change.
     pub(super) fn set_given_up(&self, given_up: bool) -> bool {
         self.given_up.swap(u8::from(given_up), Ordering::SeqCst) != u8::from(given_up)
-    }
-
-    pub(crate) fn recorded(&self) -> Recorded {
-        match self.recorded.load(Ordering::SeqCst) {
-            0 => Recorded::Not,
-            1 => Recorded::Pending,
-            2 => Recorded::Held,
-            3 => Recorded::Doubtful,
-            4 => Recorded::Taken,
-            _ => Recorded::Apart,
-        }
-    }
-
-    /// Returns what it was before.
-    pub(crate) fn set_recorded(&self, state: Recorded) -> Recorded {
-        let before = self.recorded();
-        self.recorded.store(state as u8, Ordering::SeqCst);
-        before
-    }
-
-    pub(super) fn wait_for_record(&self) {
-        self.set_recorded(Recorded::Pending);
-        self.with_rare(|rare| rare.waits += 1);
-    }
-
-    /// Is cancelled when the record is written or given up. Look at [`recorded`](Self::recorded) again after this.
-    fn on_record(&self) -> CancellationToken {
-        self.with_rare(|rare| rare.on_record.get_or_insert_default().clone())
-    }
-
-    /// True once it is on record; false if it will not be, for now.
-    pub(crate) async fn until_recorded(&self) -> bool {
-        if self.recorded() == Recorded::Pending {
-            let told = self.on_record();
-            if self.recorded() == Recorded::Pending {
-                told.cancelled().await;
-            }
-        }
-        self.recorded() == Recorded::Held
-    }
-
-    pub(super) fn tell_recorded(&self) {
-        let told = lock(&self.rare).as_mut().and_then(|rare| rare.on_record.take());
-        told.into_iter().for_each(|told| told.cancel());
-    }
-
-    /// An older generation goes on here.
-    pub(super) fn join(&self, record: &Record) {
-        let origin = Origin {
-            event_id: record.event_id,
-            started_at: record.started_at,
-            ended_at: None,
-            requests: None,
-            is_joined: true,
-            recovery: None,
-        };
-        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
-    }
-
-    /// It has ended elsewhere, and its end is delivered here.
-    pub(super) fn end_elsewhere(&self, record: &Record, end: &EndRecord, is_joined: bool, recovery: Arc<Recovery>) {
-        let Record { event_id, started_at, .. } = *record;
-        let (ended_at, requests, recovery) = (Some(end.ended_at), Some(end.requests), Some(recovery));
-        let origin = Origin { event_id, started_at, ended_at, requests, is_joined, recovery };
-        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
-    }
-
-    /// Claimed, and to be delivered here, as far as the registry has not said otherwise.
-    pub(super) fn is_owed_here(&self) -> bool {
-        let is_elsewhere =
-            || lock(&self.rare).as_ref().is_some_and(|rare| matches!(rare.parked, Some(Due::NotOurs(_))));
-        matches!(self.claim(), Claim::Owed | Claim::Compacted) && self.recorded().is_on_record() && !is_elsewhere()
-    }
-
-    /// It is a new generation from here on.
-    pub(super) fn renew(&self, event_id: EventId, now: SystemTime) {
-        let origin =
-            Origin { event_id, started_at: now, ended_at: None, requests: None, is_joined: false, recovery: None };
-        self.with_rare(|rare| rare.origin = Some(Box::new(origin)));
-    }
-
-    pub(super) fn is_joined(&self) -> bool {
-        self.origin(|origin| origin.is_joined).unwrap_or_default()
-    }
-
-    pub(crate) fn origin<T>(&self, f: impl FnOnce(&Origin) -> T) -> Option<T> {
-        lock(&self.rare).as_ref().and_then(|rare| rare.origin.as_deref()).map(f)
-    }
-
-    /// What all that have held it have seen together, if that is more than we have.
-    pub(crate) fn set_requests(&self, requests: u64, otherwise: impl FnOnce() -> Origin) {
-        if requests != self.requests() {
-            self.with_rare(|rare| rare.origin.get_or_insert_with(|| Box::new(otherwise())).requests = Some(requests));
-        }
-    }
-
-    pub(super) fn recovery(&self) -> Option<Arc<Recovery>> {
-        self.origin(|origin| origin.recovery.clone()).flatten()
     }
 
     #[inline]
