@@ -90,7 +90,10 @@ fn main() -> Fallible<()> {
         for durability in [Durability::Strict, Durability::Relaxed] {
             for under_way in UNDER_WAY {
                 let Some(store) = Store::new(kind)? else {
-                    println!("\n{kind:?} is left out: there is no redis-server in the path, and no $REDIS_SERVER");
+                    println!(
+                        "\n{} is left out: there is no redis-server in the path, and no $REDIS_SERVER",
+                        kind.name()
+                    );
                     return Ok(());
                 };
                 let row = Row { kind, durability, under_way, amount };
@@ -179,19 +182,20 @@ impl Row {
     }
 
     fn report(self, waits: &Spread, times: [Duration; 2], group: f64, degraded: u64, for_known: usize) {
-        let Self { kind, durability, under_way, .. } = self;
+        let Self { durability, under_way, .. } = self;
+        let kind = self.kind.name();
         let births = waits.len() as f64;
         let [rate, written] = times.map(|time| births / time.as_secs_f64());
         let [median, p99] = [waits.median(), waits.at(0.99)];
         println!(
-            "| {kind:?} | {durability:?} | {under_way} | {births} | {rate:.0} | {written:.0} | {median:.3} | {p99:.3} | {group:.1} | {degraded} | {for_known} |"
+            "| {kind} | {durability:?} | {under_way} | {births} | {rate:.0} | {written:.0} | {median:.3} | {p99:.3} | {group:.1} | {degraded} | {for_known} |"
         );
-        let series = format!("{kind:?}, {durability:?}");
+        let series = format!("{kind}, {durability:?}");
         line::point("registries: births", &series, under_way, written);
         line::point("registries: group", &series, under_way, group);
         if durability == Durability::Strict {
-            line::point("registries: wait", &format!("{kind:?}, p50"), under_way, median);
-            line::point("registries: wait", &format!("{kind:?}, p99"), under_way, p99);
+            line::point("registries: wait", &format!("{kind}, p50"), under_way, median);
+            line::point("registries: wait", &format!("{kind}, p99"), under_way, p99);
         }
     }
 }

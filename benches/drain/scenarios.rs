@@ -23,7 +23,7 @@ use crate::{
 const ROW: Duration = Duration::from_millis(10);
 
 /// Ends that one call of a batch hook is told of.
-pub(crate) const BATCH: usize = 1_000;
+const BATCH: usize = 1_000;
 
 pub(crate) async fn scenario(name: String, n: usize, time: Duration) -> Fallible<Figures> {
     Ok(match name.as_str() {

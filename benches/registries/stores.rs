@@ -13,6 +13,15 @@ pub(crate) enum Kind {
     Redis,
 }
 
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SQLite",
+            Self::Redis => "Redis",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Store {
     Sqlite(Dir),
