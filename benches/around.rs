@@ -193,8 +193,11 @@ fn polls_from_afar<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
     }
 }
 
+/// What comes of one poll of a body.
+type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
+
 #[inline(never)]
-fn poll_frame<B: Body>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+fn poll_frame<B: Body>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Polled<B> {
     body.poll_frame(cx)
 }
 

@@ -92,7 +92,7 @@ impl Rows {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let rows: u32 = connection.query_row(self.work.count(), (), |row| row.get(0))?;
         let ended = figures.iter().find(|(name, _)| *name == "ended").map_or(0, |(_, ended)| *ended as usize);
-        if ended > 0 && rows as usize >= ended { Ok(()) } else { Err(format!("{rows} rows, but {ended} ends").into()) }
+        if rows as usize >= ended { Ok(()) } else { Err(format!("{rows} rows, but {ended} ends").into()) }
     }
 }
 
