@@ -42,7 +42,7 @@ fn main() -> Fallible<()> {
         return serve(which == WITH);
     }
     let measures = args.iter().any(|arg| arg == "--bench");
-    let (mut pairs, mut seconds) = if measures { (10, 2.0) } else { (1, 0.05) };
+    let (mut pairs, mut seconds, known) = if measures { (10, 2.0, KNOWN) } else { (1, 0.05, KNOWN / 100) };
     for pair in args.windows(2) {
         match pair[0].as_str() {
             "--pairs" => pairs = pair[1].parse()?,
@@ -56,18 +56,22 @@ fn main() -> Fallible<()> {
     println!("{machine}{}\n", if pinned { "" } else { "; not pinned: no taskset, or no second core" });
     // On this thread, which is the one that is pinned.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(compare(pinned, pairs, Duration::from_secs_f64(seconds)))
+    runtime.block_on(compare(pinned, pairs, Duration::from_secs_f64(seconds), known))
 }
+
+/// Sessions that are known when it begins.
+const KNOWN: usize = 10_000;
 
 const WITH: &str = "with";
 const WITHOUT: &str = "without";
 
-async fn compare(pinned: bool, pairs: usize, turn: Duration) -> Fallible<()> {
+async fn compare(pinned: bool, pairs: usize, turn: Duration, known: usize) -> Fallible<()> {
     let servers = [Server::start(WITH, pinned)?, Server::start(WITHOUT, pinned)?];
     println!("| protocol | figure | layer | min | median | max |");
     println!("|---|---|---|---:|---:|---:|");
     for protocol in [Protocol::Http1, Protocol::Http2] {
-        let mut loads = [Load::connect(&servers[0], protocol).await?, Load::connect(&servers[1], protocol).await?];
+        let [with, without] = &servers;
+        let mut loads = [Load::connect(with, protocol, known).await?, Load::connect(without, protocol, known).await?];
         for load in &mut loads {
             load.turn(turn / 4).await?;
         }

@@ -18,9 +18,6 @@ use crate::{
     process::{BODY, ID, Server, processor_time},
 };
 
-/// Sessions that are known when it begins.
-const KNOWN: usize = 10_000;
-
 /// For HTTP/1.
 const CONNECTIONS: usize = 32;
 
@@ -68,7 +65,8 @@ enum Client {
 }
 
 impl Load {
-    pub(crate) async fn connect(server: &Server, protocol: Protocol) -> Fallible<Self> {
+    /// Connects, and begins so many sessions.
+    pub(crate) async fn connect(server: &Server, protocol: Protocol, known: usize) -> Fallible<Self> {
         let mut clients = Vec::new();
         let connections = if protocol == Protocol::Http1 { CONNECTIONS } else { WIDE_CONNECTIONS };
         for _ in 0..connections {
@@ -89,8 +87,8 @@ impl Load {
             }
         }
         let first = clients.first_mut().ok_or("no connection")?;
-        let mut ids = Vec::with_capacity(KNOWN);
-        for _ in 0..KNOWN {
+        let mut ids = Vec::with_capacity(known);
+        for _ in 0..known {
             ids.push(first.ask(Ask::Birth).await?.ok_or("a birth without an id")?);
         }
         Ok(Self { server: server.id(), clients, ids: Arc::new(ids) })
