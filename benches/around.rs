@@ -193,6 +193,7 @@ fn polls_from_afar<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
     }
 }
 
+/// What comes of one poll of a body.
 type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
 
 #[inline(never)]

@@ -9,10 +9,11 @@
 //!
 //! Without `--bench` it does a hundredth of that.
 
+mod line;
+mod machine;
+
 use std::{
     env,
-    error::Error,
-    fs,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,12 +21,13 @@ use std::{
     time::Instant,
 };
 
+use machine::{Fallible, memory};
 use tower_session_end::{ActiveSessions, EndReason};
 
 const CAP: usize = 10_000;
 
 #[tokio::main(worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Fallible<()> {
     let step = if env::args().any(|argument| argument == "--bench") { 1_000_000 } else { 10_000_u64 };
     let ends = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&ends);
@@ -47,24 +49,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 tokio::task::yield_now().await;
             }
         }
-        println!(
-            "| {} | {} | {} | {:.1} | {:.1} |",
-            million * step,
-            sessions.len(),
-            ends.load(Ordering::Relaxed),
-            resident_megabytes()?,
-            begun.elapsed().as_secs_f64(),
-        );
+        let (births, resident) = (million * step, memory("VmRSS")? / 1e6);
+        let (ended, elapsed) = (ends.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+        println!("| {births} | {} | {ended} | {resident:.1} | {elapsed:.1} |", sessions.len());
+        line::point("births: memory", "a cap of 10,000", births, resident);
     }
     let report = sessions.drain(EndReason::Shutdown).await;
     let ended = ends.load(Ordering::Relaxed);
     println!("\n{report}\n{ended} ends for {} births", 10 * step);
     if ended == 10 * step { Ok(()) } else { Err("not every birth had its end".into()) }
-}
-
-fn resident_megabytes() -> Result<f64, Box<dyn Error>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kilobytes / 1024.0)
 }

@@ -2,73 +2,65 @@
 //!
 //! No criterion here: one run takes up to 2 s, and the time is half of the answer only; the other half is what was
 //! delivered. Every run is a process of its own, so that none finds the allocator warmed up, or the memory spread out,
-//! by another. Prints a table with the least, the median and the greatest of each figure:
+//! by another. A bare loop that does the same work runs after each run of the drain that it is compared with, and a ratio is
+//! that of two neighbouring runs. Prints a table with the least, the median and the greatest of each figure:
 //!
 //! ```text
-//! cargo bench -p benches --bench drain                        # all, three runs of each
+//! cargo bench -p benches --bench drain                        # all, three runs of each: about two minutes
 //! cargo bench -p benches --bench drain -- --runs 5 10ms hung  # five runs of those with such a name
 //! ```
 //!
+//! The rows of `sqlite` are a real file in the system's temporary directory (`TMPDIR`).
+//!
 //! Without `--bench`, as in `cargo test --benches`, all of them run once with a thousandth of the sessions.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    error::Error,
-    fs,
-    future::pending,
-    hint::black_box,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+mod line;
+mod machine;
+#[path = "drain/rows.rs"]
+mod rows;
+#[path = "drain/scenarios.rs"]
+mod scenarios;
 
-use tokio::{sync::Mutex, time::sleep};
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, SessionEnd, SessionStart};
+use std::{env, process::Command, time::Duration};
 
-/// A hook that writes one row somewhere takes about this long.
-const ROW: Duration = Duration::from_millis(10);
+use machine::{Fallible, Spread, describe, memory};
 
 /// The default budget of a drain, for the loops that do without one.
 const BUDGET: Duration = Duration::from_secs(2);
 
-type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
 /// What a run found, in the order of the table.
 type Figures = Vec<(&'static str, f64)>;
 
-/// Every scenario, with its number of sessions.
-const SCENARIOS: [(&str, usize); 19] = [
-    ("memory/end-hook", 1_000_000),
-    ("memory/both-hooks", 1_000_000),
-    ("10ms/1,000", 1_000),
-    ("10ms/10,000", 10_000),
-    ("10ms/50,000", 50_000),
-    ("10ms/1,000,000", 1_000_000),
-    ("10ms/bare-spawn", 1_000_000),
-    ("no-op/drain", 1_000_000),
-    ("no-op/bare-await", 1_000_000),
-    ("no-op/bare-boxed", 1_000_000),
-    ("hung/first-10,000-noted", 20_000),
-    ("hung/first-10,000-called", 20_000),
-    ("hung/100,000", 100_000),
-    ("hung/1,000,000", 1_000_000),
-    ("blocking/10ms", 1_000),
-    ("serial/drain", 1_000),
-    ("serial/bare", 1_000),
-    ("batch/1,000", 200_000),
-    ("note/both-hooks", 1_000_000),
+/// A scenario, how many sessions it has, and what it is compared with: bare loops, each with the figure of the ratio.
+type Scenario = (&'static str, usize, &'static [(&'static str, &'static str)]);
+
+const SCENARIOS: [Scenario; 17] = [
+    ("memory/end-hook", 1_000_000, &[]),
+    ("memory/both-hooks", 1_000_000, &[]),
+    ("10ms/1,000", 1_000, &[]),
+    ("10ms/10,000", 10_000, &[]),
+    ("10ms/50,000", 50_000, &[]),
+    // In as much time as the drain took.
+    ("10ms/1,000,000", 1_000_000, &[("10ms/bare-spawn", "ended")]),
+    ("no-op/drain", 1_000_000, &[("no-op/bare-boxed", "elapsed s"), ("no-op/bare-await", "elapsed s")]),
+    ("hung/first-10,000-noted", 20_000, &[]),
+    ("hung/first-10,000-called", 20_000, &[]),
+    ("hung/100,000", 100_000, &[]),
+    ("hung/1,000,000", 1_000_000, &[]),
+    ("blocking/10ms", 1_000, &[]),
+    ("serial/drain", 1_000, &[("serial/bare", "ended")]),
+    ("batch/1,000", 200_000, &[]),
+    ("sqlite/insert", 200_000, &[("sqlite/bare-insert", "elapsed s")]),
+    ("sqlite/update", 200_000, &[("sqlite/bare-update", "ended")]),
+    ("note/both-hooks", 1_000_000, &[]),
 ];
 
 fn main() -> Fallible<()> {
     let mut args: Vec<String> = env::args().skip(1).collect();
-    if let [flag, name, n] = args.as_slice()
+    if let [flag, name, n, seconds] = args.as_slice()
         && flag == "--one"
     {
-        return one(name, n.parse()?);
+        return one(name, n.parse()?, Duration::from_secs_f64(seconds.parse()?));
     }
     let measures = args.iter().any(|arg| arg == "--bench");
     let mut runs = if measures { 3 } else { 1 };
@@ -77,51 +69,98 @@ fn main() -> Fallible<()> {
         args.drain(flag..flag + 2);
     }
     let wanted: Vec<_> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
-    println!("{}\n", machine());
+    println!("{}\n", describe());
     println!("| scenario | figure | min | median | max |");
     println!("|---|---|---:|---:|---:|");
-    for (name, n) in SCENARIOS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
-            several(name, if measures { n } else { n.div_ceil(1000) }, runs)?;
+    for scenario in SCENARIOS {
+        let (name, n, bare) = scenario;
+        let is_meant = |name: &str| wanted.iter().any(|wanted| name.contains(wanted.as_str()));
+        if wanted.is_empty() || is_meant(name) || bare.iter().any(|(bare, _)| is_meant(bare)) {
+            several((name, if measures { n } else { n.div_ceil(1000) }, bare), runs)?;
         }
     }
     Ok(())
 }
 
-/// Runs one scenario several times, each in a process of its own.
-fn several(name: &str, n: usize, runs: usize) -> Fallible<()> {
-    let mut order = Vec::new();
-    let mut figures = BTreeMap::<String, Vec<f64>>::new();
-    for _ in 0..runs {
-        let output = Command::new(env::current_exe()?).args(["--one", name, &n.to_string()]).output()?;
+/// The figures of several runs of one scenario, in their order.
+#[derive(Default)]
+struct Runs(Vec<(String, Vec<f64>)>);
+
+impl Runs {
+    fn of(&self, figure: &str) -> &[f64] {
+        self.0.iter().find(|(name, _)| name == figure).map_or(&[], |(_, values)| values)
+    }
+
+    /// One more, in a process of its own.
+    fn run(&mut self, name: &str, n: usize, time: f64) -> Fallible<()> {
+        let args = ["--one", name, &n.to_string(), &time.to_string()];
+        let output = Command::new(env::current_exe()?).args(args).output()?;
         if !output.status.success() {
             return Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr)).into());
         }
         for line in String::from_utf8(output.stdout)?.lines() {
             let (figure, value) = line.rsplit_once('\t').ok_or("a figure and its value")?;
-            let values = figures.entry(figure.to_owned()).or_insert_with(|| {
-                order.push(figure.to_owned());
-                Vec::new()
-            });
-            values.push(value.parse()?);
+            let value = value.parse()?;
+            match self.0.iter_mut().find(|(name, _)| name == figure) {
+                Some((_, values)) => values.push(value),
+                None => self.0.push((figure.to_owned(), vec![value])),
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints them; with `series` and the name of the scenario, for the plots too.
+    fn print(&self, name: &str, n: usize, series: &str, scenario: &str) {
+        for (figure, values) in &self.0 {
+            let spread = Spread::of(values.iter().copied());
+            row(name, figure, &spread, if figure.ends_with(" s") { 3 } else { 0 });
+            match figure.as_str() {
+                "elapsed s" => line::point("drain: time", series, scenario, spread.median()),
+                "ended" => line::point("drain: ended", series, scenario, 100.0 * spread.median() / n as f64),
+                _ => {}
+            }
         }
     }
-    for figure in order {
-        let values = figures.entry(figure.clone()).or_default();
-        values.sort_by(f64::total_cmp);
-        let (min, median, max) = (values[0], values[values.len() / 2], values[values.len() - 1]);
-        let precision = if figure.ends_with(" s") { 3 } else { 0 };
-        println!("| {name} | {figure} | {min:.precision$} | {median:.precision$} | {max:.precision$} |");
+}
+
+/// Runs one scenario several times, and after each the bare loops that it is compared with.
+fn several((name, n, bare): Scenario, runs: usize) -> Fallible<()> {
+    let mut ours = Runs::default();
+    let mut theirs: Vec<Runs> = bare.iter().map(|_| Runs::default()).collect();
+    for _ in 0..runs {
+        ours.run(name, n, BUDGET.as_secs_f64())?;
+        let time = ours.of("elapsed s").last().copied().unwrap_or_default();
+        for ((bare, _), theirs) in bare.iter().zip(&mut theirs) {
+            theirs.run(bare, n, time)?;
+        }
+    }
+    ours.print(name, n, "the drain", name);
+    for (place, ((bare, figure), theirs)) in bare.iter().zip(&theirs).enumerate() {
+        theirs.print(bare, n, ["a bare loop", "a bare loop without boxes"][place.min(1)], name);
+        let ratios = |most: f64| {
+            let pairs = ours.of(figure).iter().zip(theirs.of(figure));
+            Spread::of(pairs.map(|(ours, bare)| ours / bare.min(most)))
+        };
+        row(name, &format!("{figure}, of {bare}"), &ratios(f64::INFINITY), 2);
+        // A loop that has no end of its own may deliver more than there are sessions.
+        if *figure == "ended" && theirs.of(figure).iter().any(|ended| *ended > n as f64) {
+            row(name, &format!("{figure}, of {bare} with {n} at most"), &ratios(n as f64), 2);
+        }
     }
     Ok(())
 }
 
-/// One run of one scenario.
-fn one(name: &str, n: usize) -> Fallible<()> {
+fn row(name: &str, figure: &str, spread: &Spread, precision: usize) {
+    let [min, median, max] = [spread.min(), spread.median(), spread.max()];
+    println!("| {name} | {figure} | {min:.precision$} | {median:.precision$} | {max:.precision$} |");
+}
+
+/// One run of one scenario. A loop that has no end of its own takes so much time.
+fn one(name: &str, n: usize, time: Duration) -> Fallible<()> {
     // Two workers on every machine, so that the tables of different machines compare.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     // As a task, and not on the main thread, which is no worker.
-    let figures = runtime.block_on(runtime.spawn(scenario(name.to_owned(), n)))??;
+    let figures = runtime.block_on(runtime.spawn(scenarios::scenario(name.to_owned(), n, time)))??;
     for (figure, value) in figures {
         println!("{figure}\t{value}");
     }
@@ -129,238 +168,4 @@ fn one(name: &str, n: usize) -> Fallible<()> {
     // Hung hooks are not worth the time that their drop takes.
     runtime.shutdown_background();
     Ok(())
-}
-
-async fn scenario(name: String, n: usize) -> Fallible<Figures> {
-    Ok(match name.as_str() {
-        "memory/end-hook" => resident(n, false).await?,
-        "memory/both-hooks" => resident(n, true).await?,
-        "note/both-hooks" => notes(n).await,
-        "no-op/drain" => drained(n, builder().on_session_end(no_op)).await,
-        "no-op/bare-await" => bare_await(n).await,
-        "no-op/bare-boxed" => bare_boxed(n).await,
-        "10ms/bare-spawn" => bare_spawn(n).await,
-        "hung/first-10,000-noted" => {
-            let hook = move |end: SessionEnd| async move {
-                // Ids are numbered as they are noted.
-                let number = end.session.id.as_str()[..8].parse::<usize>().unwrap_or_default();
-                if number < n / 2 { pending().await } else { sleep(ROW).await }
-            };
-            drained(n, builder().on_session_end(hook)).await
-        }
-        "hung/first-10,000-called" => {
-            let calls = Arc::new(AtomicU64::new(0));
-            let hook = move |_: SessionEnd| {
-                let call = calls.fetch_add(1, Ordering::Relaxed);
-                async move { if call < n as u64 / 2 { pending().await } else { sleep(ROW).await } }
-            };
-            drained(n, builder().on_session_end(hook)).await
-        }
-        "hung/100,000" | "hung/1,000,000" => {
-            let called = Arc::new(AtomicU64::new(0));
-            let count = Arc::clone(&called);
-            let hook = move |_: SessionEnd| {
-                count.fetch_add(1, Ordering::Relaxed);
-                pending::<()>()
-            };
-            let mut figures = drained(n, builder().on_session_end(hook)).await;
-            figures.push(("called", called.load(Ordering::Relaxed) as f64));
-            figures
-        }
-        "blocking/10ms" => {
-            let hook = |_: SessionEnd| async { std::thread::sleep(ROW) };
-            drained(n, builder().on_session_end(hook)).await
-        }
-        "serial/drain" => {
-            let resource = Arc::new(Mutex::new(()));
-            let hook = move |_: SessionEnd| serial_row(Arc::clone(&resource));
-            drained(n, builder().on_session_end(hook)).await
-        }
-        "serial/bare" => bare_serial(n).await,
-        "batch/1,000" => {
-            let hook = |ends: Vec<SessionEnd>| async move { drop(black_box(ends)) };
-            drained(n, builder().on_session_end_batch(1000, hook)).await
-        }
-        _ => drained(n, builder().on_session_end(|_: SessionEnd| sleep(ROW))).await,
-    })
-}
-
-fn builder() -> ActiveSessionsBuilder {
-    ActiveSessions::builder()
-}
-
-/// 36 bytes, as a UUID has, with the number in front.
-fn id(number: usize) -> String {
-    format!("{number:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77")
-}
-
-/// Notes so many sessions, drains them, and says what came of it.
-async fn drained(n: usize, builder: ActiveSessionsBuilder) -> Figures {
-    let sessions = builder.build().expect("a legal configuration");
-    for number in 0..n {
-        sessions.note(id(number));
-    }
-    let begun = Instant::now();
-    let report = sessions.drain(EndReason::Shutdown).await;
-    // The report's own time ends before the report is made; what a caller waits for counts here.
-    let elapsed = begun.elapsed();
-    assert_eq!(report.total(), report.ended + report.failed + report.unfinished.len() as u64, "the sum holds");
-    figures(&report, elapsed)
-}
-
-fn figures(report: &DrainReport, elapsed: Duration) -> Figures {
-    let stage = |stage| report.unfinished.iter().filter(|unfinished| unfinished.stage == stage).count() as f64;
-    vec![
-        ("elapsed s", elapsed.as_secs_f64()),
-        ("as reported s", report.elapsed.as_secs_f64()),
-        ("ended", report.ended as f64),
-        ("unfinished", report.unfinished.len() as f64),
-        ("of them running", stage(tower_session_end::EndStage::Running)),
-    ]
-}
-
-async fn no_op(end: SessionEnd) {
-    black_box(end);
-}
-
-/// The same futures with nobody to run them but a loop.
-async fn bare_await(n: usize) -> Figures {
-    let events = events(n);
-    let begun = Instant::now();
-    for event in events {
-        no_op(event).await;
-    }
-    vec![("elapsed s", begun.elapsed().as_secs_f64())]
-}
-
-/// As above, in boxes: whoever keeps hooks of any type needs those.
-async fn bare_boxed(n: usize) -> Figures {
-    let events = events(n);
-    let begun = Instant::now();
-    for event in events {
-        let future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(no_op(event));
-        black_box(future).await;
-    }
-    vec![("elapsed s", begun.elapsed().as_secs_f64())]
-}
-
-fn events(n: usize) -> Vec<SessionEnd> {
-    (0..n).map(|number| SessionEnd::new(id(number), EndReason::Shutdown)).collect()
-}
-
-/// A task for each of them, at once: what the runtime and its timer can do in the time of a drain.
-async fn bare_spawn(n: usize) -> Figures {
-    let ended = Arc::new(AtomicU64::new(0));
-    let begun = Instant::now();
-    for spawned in 0..n {
-        let ended = Arc::clone(&ended);
-        tokio::spawn(async move {
-            sleep(ROW).await;
-            ended.fetch_add(1, Ordering::Relaxed);
-        });
-        if spawned % 64 == 63 {
-            if begun.elapsed() >= BUDGET {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-    while begun.elapsed() < BUDGET && ended.load(Ordering::Relaxed) < n as u64 {
-        sleep(Duration::from_millis(1)).await;
-    }
-    let (elapsed, ended) = (begun.elapsed().as_secs_f64(), ended.load(Ordering::Relaxed) as f64);
-    vec![("elapsed s", elapsed), ("ended", ended)]
-}
-
-/// A row of a consumer that takes one at a time.
-async fn serial_row(resource: Arc<Mutex<()>>) {
-    let _turn = resource.lock().await;
-    sleep(ROW).await;
-}
-
-async fn bare_serial(n: usize) -> Figures {
-    let resource = Arc::new(Mutex::new(()));
-    let begun = Instant::now();
-    let mut ended = 0;
-    while ended < n && tokio::time::timeout_at((begun + BUDGET).into(), serial_row(resource.clone())).await.is_ok() {
-        ended += 1;
-    }
-    vec![("elapsed s", begun.elapsed().as_secs_f64()), ("ended", ended as f64)]
-}
-
-/// What an active session keeps of the machine's memory.
-async fn resident(n: usize, with_start: bool) -> Fallible<Figures> {
-    let started = Arc::new(AtomicU64::new(0));
-    let sessions = built(&started, with_start);
-    let before = memory("VmRSS")?;
-    // In turns, as requests come: a queue that held all starts at once would be measured too.
-    for number in 0..n {
-        sessions.note(id(number));
-        if with_start && number % 64 == 63 {
-            tokio::task::yield_now().await;
-        }
-    }
-    while with_start && started.load(Ordering::Relaxed) < n as u64 {
-        sleep(Duration::from_millis(1)).await;
-    }
-    let after = memory("VmRSS")?;
-    drop(sessions);
-    Ok(vec![("B a session", (after - before) / n as f64)])
-}
-
-/// How fast births are, with a start hook that does nothing.
-async fn notes(n: usize) -> Figures {
-    let started = Arc::new(AtomicU64::new(0));
-    let sessions = built(&started, true);
-    let ids: Vec<_> = (0..n).map(id).collect();
-    let begun = Instant::now();
-    let mut longest = Duration::ZERO;
-    for (number, id) in ids.into_iter().enumerate() {
-        let before = Instant::now();
-        sessions.note(id);
-        longest = longest.max(before.elapsed());
-        if number % 64 == 63 {
-            tokio::task::yield_now().await;
-        }
-    }
-    let noted = begun.elapsed().as_secs_f64();
-    while started.load(Ordering::Relaxed) < n as u64 {
-        sleep(Duration::from_millis(1)).await;
-    }
-    vec![
-        ("noted s", noted),
-        ("all started s", begun.elapsed().as_secs_f64()),
-        ("longest note s", longest.as_secs_f64()),
-    ]
-}
-
-fn built(started: &Arc<AtomicU64>, with_start: bool) -> ActiveSessions {
-    let started = Arc::clone(started);
-    let mut builder = builder().on_session_end(no_op);
-    if with_start {
-        builder = builder.on_session_start(move |start: SessionStart| {
-            black_box(start);
-            started.fetch_add(1, Ordering::Relaxed);
-            std::future::ready(())
-        });
-    }
-    builder.build().expect("a legal configuration")
-}
-
-/// A figure of `/proc/self/status`, in bytes.
-fn memory(name: &str) -> Fallible<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    let kib: f64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(f64::NAN);
-    Ok(kib * 1024.0)
-}
-
-/// Where these figures come from.
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
-    let rustc = Command::new("rustc").arg("--version").output().map_or_else(|_| Vec::new(), |output| output.stdout);
-    let model = model.trim_start_matches([' ', '\t', ':']);
-    format!("{cores} cores, {model}, {}", String::from_utf8_lossy(&rustc).trim())
 }

@@ -1,7 +1,7 @@
 //! Births and ends from two threads among a million live sessions, beside the same on a bare sharded table.
 //!
 //! ```text
-//! cargo bench -p benches --bench note_end
+//! cargo bench -p benches --bench note_end   # about ten seconds
 //! ```
 //!
 //! All keepers of sessions are in one process, and take turns of a few ten thousand pairs, because the machine is slower at
@@ -41,8 +41,8 @@ fn main() -> Fallible<()> {
         let ratios = sorted(of_keeper.iter().zip(&rates[0]).map(|(ours, bare)| ours / bare));
         let (rate, ratio) = (sorted(of_keeper.iter().copied())[TURNS / 2], ratios[TURNS / 2]);
         println!("| {keeper} | {rate:.0} | {:.2} | {ratio:.2} | {:.2} |", ratios[TURNS / 4], ratios[TURNS * 3 / 4]);
-        line::point("note_end", keeper, "pairs a second", rate);
-        line::point("note_end", keeper, "of the bare table", ratio);
+        line::point("note and end: rate", "two threads", keeper, rate);
+        line::point("note and end: ratio", "two threads", keeper, ratio);
     }
     Ok(())
 }

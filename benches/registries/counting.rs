@@ -1,0 +1,69 @@
+//! A registry around another one, which counts what it is asked.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
+
+/// What was asked so far.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    applies: AtomicUsize,
+    changes: AtomicUsize,
+}
+
+impl Calls {
+    pub(crate) fn applies(&self) -> usize {
+        self.applies.load(Ordering::SeqCst)
+    }
+
+    /// In all those calls together.
+    pub(crate) fn changes(&self) -> usize {
+        self.changes.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Counting<R> {
+    inner: R,
+    calls: Arc<Calls>,
+}
+
+impl<R> Counting<R> {
+    pub(crate) const fn new(inner: R, calls: Arc<Calls>) -> Self {
+        Self { inner, calls }
+    }
+}
+
+impl<R: Registry> Registry for Counting<R> {
+    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        self.calls.applies.fetch_add(1, Ordering::SeqCst);
+        self.calls.changes.fetch_add(changes.len(), Ordering::SeqCst);
+        self.inner.apply(changes).await
+    }
+
+    async fn beat(&self) -> Result<(), RegistryError> {
+        self.inner.beat().await
+    }
+
+    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.inner.take_over(max).await
+    }
+
+    async fn leave(&self) -> Result<(), RegistryError> {
+        self.inner.leave().await
+    }
+
+    fn is_current(&self) -> bool {
+        self.inner.is_current()
+    }
+
+    fn beat_every(&self) -> Duration {
+        self.inner.beat_every()
+    }
+}

@@ -1,0 +1,76 @@
+//! Where the registries keep what they know: a file, or a server, that is gone with its row.
+
+use std::{env, fs, path::PathBuf};
+
+use redis::{Client, aio::ConnectionManagerConfig};
+use tower_session_end::registry::{RedisRegistry, RegistryError, SqliteRegistry};
+
+use crate::{machine::Fallible, redis_server::RedisServer};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Redis,
+}
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SQLite",
+            Self::Redis => "Redis",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Store {
+    Sqlite(Dir),
+    Redis(RedisServer),
+}
+
+impl Store {
+    /// An empty one. None if that cannot be had on this machine.
+    pub(crate) fn new(kind: Kind) -> Fallible<Option<Self>> {
+        match kind {
+            Kind::Sqlite => Ok(Some(Self::Sqlite(Dir::new()?))),
+            Kind::Redis => Ok(has_redis().then(|| Self::Redis(RedisServer::start()))),
+        }
+    }
+}
+
+fn has_redis() -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut files =
+        env::split_paths(&path).flat_map(|dir| ["redis-server", "valkey-server"].map(|name| dir.join(name)));
+    env::var_os("REDIS_SERVER").is_some() || files.any(|file| file.is_file())
+}
+
+/// With the defaults of both.
+pub(crate) async fn redis(server: &RedisServer) -> Fallible<RedisRegistry> {
+    let connection = Client::open(server.url())?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
+    Ok(RedisRegistry::builder(connection).connect().await?)
+}
+
+/// Removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Fallible<Self> {
+        let dir = env::temp_dir().join(format!("tower-session-end-registries-{}", std::process::id()));
+        // From a run that was killed, under the same id.
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+
+    pub(crate) fn registry(&self) -> Result<SqliteRegistry, RegistryError> {
+        SqliteRegistry::open(self.0.join("sessions.db"))
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
