@@ -166,6 +166,9 @@ impl Tracker {
         }
         self.totals.claimed.fetch_add(1, Ordering::SeqCst);
         released.quiet |= stops && self.len() == 0;
+        if is_over {
+            self.shrink(shard);
+        }
         is_over
     }
 
@@ -211,8 +214,17 @@ impl Tracker {
 
     pub(super) fn over(&self, shard: &mut Shard, entry: &Arc<Entry>, released: &mut Released) {
         entry.set_stage(Stage::Over);
-        shard.remove(self.hash_of(entry), entry, |entry| self.hash_of(entry));
+        shard.remove(self.hash_of(entry), entry);
+        self.shrink(shard);
         released.entries.append(&mut entry.take_successors());
+    }
+
+    /// Not in a stop: what is left of the tables goes soon, and the moves are the drain's time.
+    #[inline]
+    fn shrink(&self, shard: &mut Shard) {
+        if self.phase() < Phase::Closing {
+            shard.shrink(|entry| self.hash_of(entry));
+        }
     }
 
     /// Lets go on what waited for ends that are over now; says whether any of it did.

@@ -66,13 +66,6 @@ impl Counts {
     }
 }
 
-/// Gives the memory of a burst back, once most of it is gone: a few moves for many removals.
-fn shrink(table: &mut HashTable<Arc<Entry>>, rehash: impl Fn(&Arc<Entry>) -> u64) {
-    if table.num_buckets() > SMALL && table.len() < table.num_buckets() / 16 {
-        table.shrink_to(2 * table.len(), rehash);
-    }
-}
-
 impl Shard {
     #[inline]
     pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
@@ -110,7 +103,6 @@ impl Shard {
     pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, keep: bool, rehash: impl Fn(&Arc<Entry>) -> u64) {
         if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             let (entry, _) = slot.remove();
-            shrink(&mut self.table, &rehash);
             if keep {
                 self.claimed.insert_unique(hash, entry, rehash);
             }
@@ -133,11 +125,19 @@ impl Shard {
         all
     }
 
+    /// Gives the memory of a burst back, once most of it is gone: a few moves for many removals.
+    pub(super) fn shrink(&mut self, rehash: impl Fn(&Arc<Entry>) -> u64) {
+        for table in [&mut self.table, &mut self.claimed] {
+            if table.num_buckets() > SMALL && table.len() < table.num_buckets() / 16 {
+                table.shrink_to(2 * table.len(), &rehash);
+            }
+        }
+    }
+
     /// Lets go of a claimed generation that has no hooks to come.
-    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
+    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
         if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
             slot.remove();
-            shrink(&mut self.claimed, rehash);
         } else {
             self.displaced.remove(&entry.generation);
         }
@@ -191,10 +191,16 @@ mod tests {
         let grown = shard.table.num_buckets();
         assert!(grown > MANY && (1000..=4096).contains(&most.get()), "{grown} buckets, {} moved", most.get());
         for entry in &entries {
-            step(&mut shard, &mut |shard| shard.claim(hash(entry), entry, true, rehash));
+            step(&mut shard, &mut |shard| {
+                shard.claim(hash(entry), entry, true, rehash);
+                shard.shrink(rehash);
+            });
         }
         for entry in &entries {
-            step(&mut shard, &mut |shard| shard.remove(hash(entry), entry, rehash));
+            step(&mut shard, &mut |shard| {
+                shard.remove(hash(entry), entry);
+                shard.shrink(rehash);
+            });
         }
         assert!(most.get() <= 4096, "{} moved", most.get());
         assert_eq!((shard.table.len(), shard.claimed.len()), (0, 0));
