@@ -43,9 +43,6 @@ use crate::{
 /// How many hooks run at once where nobody set a limit and nobody hangs.
 const STAFF: usize = 256;
 
-/// How many more a drain that is behind may hire at a time: more than a thread can start before the next tick.
-const EXTRA_A_TICK: usize = 8192;
-
 /// How many failures a handle remembers word by word for the report of its drain.
 const REMEMBERED_FAILURES: usize = 256;
 
@@ -165,7 +162,7 @@ impl Pool {
                 return 0;
             }
             // Those that are on their way count: else each tick hires them again.
-            let extra = extra.min(EXTRA_A_TICK).saturating_sub(line.fresh);
+            let extra = extra.saturating_sub(line.fresh);
             let vacancies = usual.saturating_sub(line.staff).max(extra);
             let hired = vacancies.min(line.jobs.len().saturating_sub(line.fresh));
             line.staff += hired;

@@ -5,7 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Pool, TaskCount};
-use crate::{sync::lock, tracker::clock::Nanos};
+use crate::{
+    sync::lock,
+    tracker::clock::{Nanos, nanos},
+};
 
 /// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
 pub(super) fn ensure(pool: &Arc<Pool>) {
@@ -22,6 +25,13 @@ pub(super) fn ensure(pool: &Arc<Pool>) {
     }
 }
 
+/// How many more a drain that is behind may hire at a time: more than a thread can start before the next tick.
+const EXTRA_A_TICK: usize = 8192;
+
+/// The same where the tick comes late: then the threads have enough to do, and more hooks at once would only be in each
+/// other's way. Not none, because they may be busy with something else while all of ours hang.
+const EXTRA_A_LATE_TICK: usize = 512;
+
 struct Ticker {
     pool: Arc<Pool>,
     retired: bool,
@@ -32,11 +42,15 @@ impl Ticker {
     async fn run(mut self) {
         let period = (self.pool.limits.drain_timeout / 64).clamp(Duration::from_millis(1), Duration::from_millis(250));
         loop {
+            let due = self.pool.tracker.clock.now().saturating_add(nanos(period));
             tokio::time::sleep(period).await;
-            if !self.look(self.pool.tracker.clock.now()) {
+            let now = self.pool.tracker.clock.now();
+            if !self.look(now) {
                 return;
             }
-            self.pool.hire(self.behind(self.pool.tracker.clock.now()));
+            let is_late = now.saturating_sub(due) > nanos(period) / 8;
+            let most = if is_late { EXTRA_A_LATE_TICK } else { EXTRA_A_TICK };
+            self.pool.hire(self.behind(self.pool.tracker.clock.now()).min(most));
         }
     }
 
