@@ -76,7 +76,10 @@ impl Shard {
     /// then true.
     #[inline]
     pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) -> bool {
-        let before = self.claimed.find_entry(hash, |other| other.id == entry.id).ok().map(|slot| slot.remove().0);
+        let before = match self.claimed.is_empty() {
+            true => None,
+            false => self.claimed.find_entry(hash, |other| other.id == entry.id).ok().map(|slot| slot.remove().0),
+        };
         let waits = before.is_some();
         if let Some(before) = before {
             before.precede(entry);

@@ -14,30 +14,29 @@ pub(super) const TICKS: Tick = 3000;
 /// The ring of one shard: keyed hashes, and when they were set. A new one takes the place of the oldest.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
-    /// The lower halves of the hashes, side by side: nearly every look finds none of them equal.
-    halves: Vec<u32>,
-    /// The upper halves, and since when.
-    rest: Vec<(u32, Tick)>,
+    /// Some bits of each hash, side by side: nearly every look finds none of them equal.
+    marks: Vec<u16>,
+    /// The hashes, and since when.
+    hashes: Vec<(u64, Tick)>,
     next: usize,
 }
 
 impl Tombstones {
     pub(super) fn set(&mut self, hash: u64, now: Tick) {
-        let (half, rest) = (hash as u32, ((hash >> 32) as u32, now));
         // One end may have two reasons to be remembered.
         if let Some(last) = self.next.checked_sub(1)
-            && self.is(last, hash)
+            && self.hashes[last].0 == hash
         {
-            self.rest[last] = rest;
+            self.hashes[last].1 = now;
             return;
         }
-        if self.halves.len() < IDS_A_SHARD {
-            self.halves.push(half);
-            self.rest.push(rest);
-            self.next = self.halves.len();
+        if self.marks.len() < IDS_A_SHARD {
+            self.marks.push(mark(hash));
+            self.hashes.push((hash, now));
+            self.next = self.marks.len();
         } else {
             let oldest = self.next % IDS_A_SHARD;
-            (self.halves[oldest], self.rest[oldest]) = (half, rest);
+            (self.marks[oldest], self.hashes[oldest]) = (mark(hash), (hash, now));
             self.next = oldest + 1;
         }
     }
@@ -45,7 +44,7 @@ impl Tombstones {
     /// The host says that it lives.
     pub(super) fn clear(&mut self, hash: u64) {
         // From here on it is the hash of somebody else.
-        self.each(hash, |(upper, _)| *upper = !*upper);
+        self.each(hash, |(hash, _)| *hash = !*hash);
     }
 
     pub(super) fn has(&mut self, hash: u64, now: Tick) -> bool {
@@ -54,21 +53,18 @@ impl Tombstones {
         has
     }
 
-    fn is(&self, index: usize, hash: u64) -> bool {
-        self.halves[index] == hash as u32 && self.rest[index].0 == (hash >> 32) as u32
-    }
-
-    fn each(&mut self, hash: u64, mut f: impl FnMut(&mut (u32, Tick))) {
-        let half = hash as u32;
+    fn each(&mut self, hash: u64, mut f: impl FnMut(&mut (u64, Tick))) {
+        let mark = mark(hash);
         // Without an early exit, so that it is done many at a time.
-        if self.halves.iter().fold(false, |any, other| any | (*other == half)) {
-            for index in 0..self.halves.len() {
-                if self.is(index, hash) {
-                    f(&mut self.rest[index]);
-                }
-            }
+        if self.marks.iter().fold(false, |any, other| any | (*other == mark)) {
+            self.hashes.iter_mut().filter(|(other, _)| *other == hash).for_each(&mut f);
         }
     }
+}
+
+/// Bits that do not choose the shard.
+const fn mark(hash: u64) -> u16 {
+    hash as u16
 }
 
 #[cfg(all(test, not(shuttle)))]
@@ -81,7 +77,7 @@ mod tests {
         for hash in 0..10 * IDS as u64 {
             tombstones.set(hash, 7);
         }
-        assert_eq!((tombstones.halves.len(), tombstones.rest.len()), (IDS_A_SHARD, IDS_A_SHARD));
+        assert_eq!((tombstones.marks.len(), tombstones.hashes.len()), (IDS_A_SHARD, IDS_A_SHARD));
         assert!(tombstones.has(10 * IDS as u64 - 1, 7 + TICKS) && !tombstones.has(0, 7));
         assert!(!tombstones.has(10 * IDS as u64 - 1, 8 + TICKS));
     }
