@@ -26,6 +26,8 @@ use crate::{
 /// What a step under a lock sets free, for when the lock is gone.
 #[derive(Default)]
 pub(super) struct Released {
+    /// Jobs that go to the queue together, before the lock is gone: with `None`, each goes there at once.
+    pub(super) jobs: Option<Vec<Job>>,
     /// Generations whose start waited for an end that is over now.
     entries: Vec<Arc<Entry>>,
     /// Streams that waited for a claim.
@@ -186,7 +188,11 @@ impl Tracker {
         match due {
             Due::End(ending) if self.has_end => {
                 entry.set_stage(Stage::EndQueued);
-                self.queue.push(Job::End(Arc::clone(entry), ending));
+                let job = Job::End(Arc::clone(entry), ending);
+                match &mut released.jobs {
+                    Some(jobs) => jobs.push(job),
+                    None => self.queue.push(job),
+                }
             }
             Due::End(_) => self.end_is_over(shard, entry, Outcome::Ended, released),
             Due::NotOurs(why) => self.is_elsewhere(shard, entry, why, released),

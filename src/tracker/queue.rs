@@ -80,6 +80,12 @@ impl Queue {
         self.len.store(line.jobs.len(), Ordering::SeqCst);
     }
 
+    pub(super) fn push_all(&self, jobs: Vec<Job>) {
+        let mut line = self.line();
+        line.jobs.extend(jobs);
+        self.len.store(line.jobs.len(), Ordering::SeqCst);
+    }
+
     /// The next job, if the gate lets it pass at `now`.
     pub(crate) fn pop(&self, line: &mut Line, now: Nanos) -> Option<Job> {
         if !line.gate.is_open(now) {

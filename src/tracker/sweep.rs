@@ -49,9 +49,11 @@ impl Tracker {
         let claimed = {
             let mut shard = lock(&self.shards[shard]);
             let all = shard.claim_all(|entry| self.hash_of(entry));
+            released.jobs = Some(Vec::with_capacity(all.len()));
             for entry in &all {
                 self.owe(&mut shard, self.hash_of(entry), entry, ending(), &mut released);
             }
+            self.queue.push_all(released.jobs.take().unwrap_or_default());
             all.len()
         };
         self.release(released);
