@@ -1,13 +1,14 @@
-//! A whole axum server with the layer and without it, under load: requests a second, and what a request waits.
+//! A whole axum server with the layer, without it, and with tower-http's `PropagateRequestId` in its place, under load:
+//! requests a second, and what a request waits.
 //!
-//! Both servers are this program again, as child processes on core 0, and live from the first turn to the last; the load
+//! The three servers are this program again, as child processes on core 0, and live from the first turn to the last; the load
 //! comes from this process, on core 1 (by `taskset`; unpinned where there is none, and it says so). They take turns, in
-//! pairs in alternation (AB BA AB ...), because the machine is slower at one moment than at another: a ratio is that of the
-//! two turns of a pair. What is not the one server's turn waits idle.
+//! rounds in alternation (ABC CBA ABC ...), because the machine is slower at one moment than at another: a ratio is that
+//! of two turns of a round. What is not the one server's turn waits idle.
 //!
 //! * **The mix**: of 20 requests 16 carry the id of one of 10,000 known sessions, which the host repeats; 3 carry none and
-//!   get none; 1 begins a session. Both servers' hosts do the same; only the layer is missing in one of them. It is there
-//!   with its defaults and with an end hook that does nothing.
+//!   get none; 1 begins a session. All hosts do the same; only the layer is another. Ours has its defaults and an end hook
+//!   that does nothing.
 //! * **HTTP/1**: 32 connections kept alive, one request at a time on each. **HTTP/2**: 2 connections, 32 streams at a time.
 //! * An answer with another status, another body or another id than expected ends the benchmark as a failure.
 //!
@@ -39,7 +40,7 @@ fn main() -> Fallible<()> {
     if let [flag, which] = args.as_slice()
         && flag == "--serve"
     {
-        return serve(which == WITH);
+        return serve(which);
     }
     let measures = args.iter().any(|arg| arg == "--bench");
     let (mut pairs, mut seconds, known) = if measures { (10, 2.0, KNOWN) } else { (1, 0.05, KNOWN / 100) };
@@ -64,20 +65,24 @@ const KNOWN: usize = 10_000;
 
 const WITH: &str = "with";
 const WITHOUT: &str = "without";
+/// What any layer costs around a router, and one that reads two heads.
+const PEER: &str = "PropagateRequestId";
 
 async fn compare(pinned: bool, pairs: usize, turn: Duration, known: usize) -> Fallible<()> {
-    let servers = [Server::start(WITH, pinned)?, Server::start(WITHOUT, pinned)?];
+    let servers = [Server::start(WITH, pinned)?, Server::start(WITHOUT, pinned)?, Server::start(PEER, pinned)?];
     println!("| protocol | figure | layer | min | median | max |");
     println!("|---|---|---|---:|---:|---:|");
     for protocol in [Protocol::Http1, Protocol::Http2] {
-        let [with, without] = &servers;
-        let mut loads = [Load::connect(with, protocol, known).await?, Load::connect(without, protocol, known).await?];
+        let mut loads = Vec::new();
+        for server in &servers {
+            loads.push(Load::connect(server, protocol, known).await?);
+        }
         for load in &mut loads {
             load.turn(turn / 4).await?;
         }
-        let mut turns = [Vec::new(), Vec::new()];
+        let mut turns = [const { Vec::new() }; 3];
         for pair in 0..pairs {
-            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            let order = if pair % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
             for which in order {
                 turns[which].push(loads[which].turn(turn).await?);
             }
@@ -105,7 +110,7 @@ impl Protocol {
 /// A figure, how it is read from a turn, and the plot that it belongs to.
 type Figure = (&'static str, fn(&Turn) -> f64, usize);
 
-fn report(protocol: Protocol, turns: &[Vec<Turn>; 2]) {
+fn report(protocol: Protocol, turns: &[Vec<Turn>; 3]) {
     let name = protocol.name();
     let figures: [Figure; 4] = [
         ("requests a second", |turn| turn.rate(), 0),
@@ -114,7 +119,7 @@ fn report(protocol: Protocol, turns: &[Vec<Turn>; 2]) {
         ("processor time a request, µs", |turn| turn.processor(), 1),
     ];
     for (figure, read, precision) in figures {
-        for (layer, turns) in [WITH, WITHOUT].iter().zip(turns) {
+        for (layer, turns) in [WITH, WITHOUT, PEER].iter().zip(turns) {
             let spread = Spread::of(turns.iter().map(read));
             row(name, figure, layer, &spread, precision);
             let (plot, x) = match figure {
@@ -124,12 +129,14 @@ fn report(protocol: Protocol, turns: &[Vec<Turn>; 2]) {
             };
             line::point(plot, layer, x, spread.median());
         }
-        let [with, without] = turns;
-        let ratios = Spread::of(with.iter().zip(without).map(|(with, without)| read(with) / read(without)));
-        row(name, figure, "with / without", &ratios, 3);
-        if figure == "requests a second" {
-            for (pair, (with, without)) in with.iter().zip(without).enumerate() {
-                line::point("server: pairs", name, pair + 1, read(with) / read(without));
+        let [with, without, peer] = turns;
+        for (name_of_ratio, turns) in [("with / without", with), ("PropagateRequestId / without", peer)] {
+            let ratios: Vec<_> = turns.iter().zip(without).map(|(turn, without)| read(turn) / read(without)).collect();
+            row(name, figure, name_of_ratio, &Spread::of(ratios.iter().copied()), 3);
+            if figure == "requests a second" {
+                for (round, ratio) in ratios.into_iter().enumerate() {
+                    line::point("server: pairs", &format!("{name}, {name_of_ratio}"), round + 1, ratio);
+                }
             }
         }
     }

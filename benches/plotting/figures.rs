@@ -84,8 +84,8 @@ pub(crate) const FIGURES: [Figure; 20] = [
     bars("server: processor", "Processor time of the server, with the layer and without it", "µs a request"),
     lines(
         "server: pairs",
-        "Requests a second with the layer, in parts of those without it",
-        ("pair of turns", Scale::Linear),
+        "Requests a second with a layer, in parts of those without one",
+        ("round of turns", Scale::Linear),
         ("with / without", Scale::Near),
     ),
     lines(

@@ -20,9 +20,10 @@ use axum::{
     routing::{get, post},
 };
 use tokio::net::TcpListener;
+use tower_http::request_id::PropagateRequestIdLayer;
 use tower_session_end::{ActiveSessions, SessionEnd};
 
-use crate::machine::Fallible;
+use crate::{PEER, WITH, machine::Fallible};
 
 pub(crate) static ID: HeaderName = HeaderName::from_static("x-session-id");
 
@@ -95,7 +96,7 @@ pub(crate) fn pin_to(core: usize) -> bool {
 }
 
 /// Serves until it is killed, or the one who started it is no more.
-pub(crate) fn serve(with_layer: bool) -> Fallible<()> {
+pub(crate) fn serve(which: &str) -> Fallible<()> {
     std::thread::spawn(|| {
         let _ = stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
@@ -109,7 +110,9 @@ pub(crate) fn serve(with_layer: bool) -> Fallible<()> {
             .route("/sessions", post(born))
             .route("/about", get(async || BODY))
             .with_state(Arc::new(AtomicU64::new(0)));
-        if with_layer {
+        if which == PEER {
+            app = app.layer(PropagateRequestIdLayer::new(ID.clone()));
+        } else if which == WITH {
             let sessions = ActiveSessions::builder().on_session_end(async |_: SessionEnd| {}).build()?;
             app = app.layer(sessions.layer());
         }
