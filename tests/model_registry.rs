@@ -73,6 +73,23 @@ proptest! {
     }
 }
 
+/// A holder that did not hear of the end records the session again when the store has forgotten everything.
+#[test]
+fn g15_an_end_that_the_store_forgets_before_a_holder_hears_of_it_may_come_again() {
+    use Step::{Compact, Doubt, Durable, End, Flush, Note, Restart};
+    let steps = vec![
+        (1, Compact(0, 0)),
+        (0, Note(0)),
+        (0, Durable(0)),
+        (0, Doubt(true)),
+        (1, End(0)),
+        (1, Restart),
+        (0, Flush),
+        (0, Restart),
+    ];
+    run_paused(steps, 2);
+}
+
 /// What has failed once, and not because the model was wrong.
 #[test]
 fn sequences_that_once_failed_do_not() {

@@ -36,7 +36,7 @@ impl World {
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || excused, "no end for {}", about(event));
             // One whose own process was away, or did not know what had become of its record, may be recorded again.
-            let was_away = starts.iter().any(|life| self.away.contains(life));
+            let was_away = starts.iter().any(|life| self.away.contains(life)) || self.unheard.contains(event);
             let unexplained = ends.iter().filter(|life| !self.troubled.contains(life)).count();
             assert!(
                 (unexplained <= 1 || was_away) && (!in_peace || ends.len() <= 1),

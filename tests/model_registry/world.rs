@@ -59,6 +59,8 @@ pub(crate) struct World {
     pub(crate) away: BTreeSet<usize>,
     /// Generations that died with a process that could not record them, or that the store forgot before.
     pub(crate) lost: BTreeSet<EventId>,
+    /// Generations whose end one that holds them was too far away to hear of, when the store forgot it.
+    pub(crate) unheard: BTreeSet<EventId>,
     /// Ids that a head of a new session carried to a client, and how long the log was before.
     pub(crate) seen: Vec<(String, usize)>,
     pub(crate) number: usize,
@@ -76,6 +78,7 @@ impl World {
             troubled: BTreeSet::new(),
             away: BTreeSet::new(),
             lost: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             seen: Vec::new(),
             number: 0,
             forgotten: BTreeSet::new(),
@@ -181,6 +184,12 @@ impl World {
                     born.iter().filter(|(event, id)| !goes_on(event, id)).map(|(event, _)| *event).collect();
                 self.lost.extend(gone.into_iter().filter(|event| on_record.contains(event)));
                 self.troubled.extend(living);
+                for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
+                    let holds = |life: &Life| self.away.contains(&life.number) && life.sessions.contains(&told.id);
+                    if self.lives.iter().any(holds) {
+                        self.unheard.insert(told.event);
+                    }
+                }
                 self.store.flush();
             }
         }

@@ -75,7 +75,7 @@ impl HeaderProtocol {
 
     /// What stands in the id's header in this place, if that is of a legal length; whether it is an id is yet to be seen.
     pub(crate) fn id_at<'a>(&self, headers: &'a HeaderMap, place: usize) -> Option<&'a [u8]> {
-        let value = value_at(headers, place).or_else(|| Value::of(headers, &self.id).one())?;
+        let value = self.value_at(headers, place)?;
         Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len()))
     }
 
@@ -110,11 +110,20 @@ impl HeaderProtocol {
 
     /// The id in a response that says nothing else, if it is quickly read: as nearly all are that say anything.
     pub(crate) fn only_id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
-        let value = match self.has_default_names {
+        let place = match self.has_default_names {
             true => only(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
             false => only(headers, |name| *name == self.id, |name| *name == self.end || *name == self.compacted_from),
         };
-        value.map(HeaderValue::as_bytes)
+        self.value_at(headers, place?).map(HeaderValue::as_bytes)
+    }
+
+    /// The value of the id's header, which is in this place, if it is one.
+    fn value_at<'a>(&self, headers: &'a HeaderMap, place: usize) -> Option<&'a HeaderValue> {
+        if headers.len() > headers.keys_len() {
+            return Value::of(headers, &self.id).one();
+        }
+        // No header comes twice: there are as many values as names, and in the same order.
+        if place > STEPS { headers.get(&self.id) } else { headers.values().nth(place) }
     }
 
     /// The session that begins in a response with this [`only_id`](Self::only_id), if it is an id.
@@ -155,25 +164,16 @@ fn place_of(headers: &HeaderMap, is_ours: impl Fn(&HeaderName) -> bool) -> Optio
     (place + 2 < end && is_ours_at(place + 2)).then_some(place + 2)
 }
 
-/// The value in this place, if no header comes twice: then there are as many values as names, and in the same order.
-fn value_at(headers: &HeaderMap, place: usize) -> Option<&HeaderValue> {
-    if headers.len() > headers.keys_len() {
-        return None;
-    }
-    let mut values = headers.values();
-    for _ in 0..place {
-        values.next();
-    }
-    values.next()
-}
+/// A look-up by a name's hash costs about as much as so many steps from one value to the next.
+const STEPS: usize = 8;
 
-/// The value of the header that is ours, if none is there that is not wanted, and none comes twice.
+/// Where the header is that is ours, if none is there that is not wanted.
 #[inline(always)]
 fn only(
     headers: &HeaderMap,
     is_ours: impl Fn(&HeaderName) -> bool,
     is_unwanted: impl Fn(&HeaderName) -> bool,
-) -> Option<&HeaderValue> {
+) -> Option<usize> {
     let mut place = None;
     for (number, name) in headers.keys().enumerate() {
         if is_ours(name) {
@@ -182,5 +182,5 @@ fn only(
             return None;
         }
     }
-    value_at(headers, place?)
+    place
 }
