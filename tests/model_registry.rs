@@ -1,7 +1,7 @@
 //! Random sequences of everything that can happen to sessions of two replicas on one registry, crashes, lost leases and
 //! faults of the registry included.
 //!
-//! A few hundred cases here; `PROPTEST_CASES=10000 cargo test --test model_registry` for more.
+//! A few dozen cases here; `PROPTEST_CASES=10000 cargo test --test model_registry` for more.
 //!
 //! There is no prediction of each step, but a balance at the end: every generation that was ever on record, or told to
 //! a start hook, has an end in one of the lives; two only where something went wrong that explains it; nothing is
@@ -42,7 +42,8 @@ fn steps(step: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<(usize,
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, max_shrink_iters: 10_000, ..ProptestConfig::default() }
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
+    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 10_000, ..ProptestConfig::default() }
 }
 
 proptest! {
@@ -88,6 +89,15 @@ fn g15_an_end_that_the_store_forgets_before_a_holder_hears_of_it_may_come_again(
         (0, Restart),
     ];
     run_paused(steps, 2);
+}
+
+/// What a store has forgotten dies with the process that was about to end it.
+#[test]
+fn g15_an_end_that_dies_with_its_process_after_the_store_forgot_the_session_is_excused() {
+    use Step::{Compact, Crash, End, Flush, HalfADrain, Note, Wait};
+    let steps =
+        vec![(0, Compact(0, 1)), (0, Wait(1)), (1, Note(1)), (0, HalfADrain(40)), (0, Flush), (1, End(1)), (1, Crash)];
+    run_paused(steps, 3);
 }
 
 /// What has failed once, and not because the model was wrong.

@@ -214,7 +214,7 @@ impl World {
     fn crash(&mut self, slot: usize) {
         let next = self.life();
         let life = std::mem::replace(&mut self.lives[slot], next);
-        self.troubled.insert(life.number);
+        let is_first_trouble = self.troubled.insert(life.number);
         life.is_dead.store(true, Ordering::SeqCst);
         life.driver.iter().for_each(JoinHandle::abort);
         life.holder.kill();
@@ -230,9 +230,12 @@ impl World {
                 self.lost.insert(told.event);
             }
         }
-        // It had joined, and the store has been emptied since.
+        // It had joined, and the store has been emptied since; or its end had just been claimed, and nobody else has it.
         let had = |(event, id): &(&EventId, &String)| {
-            history.wiped.contains(event) && !on_record.contains(event) && life.sessions.contains(id)
+            let nobody_has_it = || !self.lives.iter().any(|life| life.sessions.contains(id));
+            history.wiped.contains(event)
+                && !on_record.contains(event)
+                && (life.sessions.contains(id) || (!is_first_trouble && nobody_has_it()))
         };
         self.lost.extend(history.born.iter().filter(had).map(|(event, _)| *event));
     }
