@@ -21,7 +21,7 @@ use tower_http::{
 use tower_layer::Layer;
 use tower_service::Service;
 use tower_session_end::{
-    ActiveSessions, BoxError, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionSignal,
+    ActiveSessions, BoxError, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionUpdate,
 };
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
@@ -141,7 +141,7 @@ impl SessionProtocol for Own {
         self.0.request_id(request)
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         self.0.response(request, response)
     }
 }

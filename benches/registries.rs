@@ -205,7 +205,7 @@ impl Row {
 async fn until_written(sessions: &ActiveSessions) -> Fallible<()> {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
-        if sessions.note(format!("the-last-one-{}", sessions.len())).durable().await {
+        if sessions.note(format!("the-last-one-{}", sessions.len())).recorded().await {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -30,7 +30,8 @@ use hyper_util::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EventId, Session, SessionEnd, SessionHook, SessionId, SessionSignal, SessionStart, signal,
+    ActiveSessions, BoxError, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
+    signal,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -64,12 +65,12 @@ async fn run() -> Result<(), BoxError> {
     journal.check()
 }
 
-/// Opens a session. A [`SessionSignal`] tells the layer more than a header can, and is never sent. The header is for
+/// Opens a session. A [`SessionUpdate`] tells the layer more than a header can, and is never sent. The header is for
 /// the client; where both say the same, nothing happens twice.
-async fn open(Path(key): Path<String>) -> Result<(SessionSignal, [(&'static str, String); 1]), StatusCode> {
+async fn open(Path(key): Path<String>) -> Result<(SessionUpdate, [(&'static str, String); 1]), StatusCode> {
     let id = new_id(&key)?;
     let header = [("x-session-id", id.to_string())];
-    Ok((SessionSignal::started(Session::new(id).with_key(key)), header))
+    Ok((SessionUpdate::started(Session::new(id).with_key(key)), header))
 }
 
 /// Ends the session that the request belongs to. A header is enough for that: a host in front of which you put the
@@ -82,10 +83,10 @@ async fn reset(_: SessionId) -> [(&'static str, &'static str); 1] {
 async fn compact(
     old: SessionId,
     Path(key): Path<String>,
-) -> Result<(SessionSignal, [(&'static str, String); 1]), StatusCode> {
+) -> Result<(SessionUpdate, [(&'static str, String); 1]), StatusCode> {
     let id = new_id(&key)?;
     let header = [("x-session-id", id.to_string())];
-    Ok((SessionSignal::compacted(old, Session::new(id).with_key(key)), header))
+    Ok((SessionUpdate::compacted(old, Session::new(id).with_key(key)), header))
 }
 
 /// Legible here; ids that a client cannot guess in a gateway of yours.
@@ -147,7 +148,7 @@ impl Visitor {
 #[derive(Clone)]
 struct Journal {
     /// Starts and ends by generation. An id may come again, an event's id never does.
-    seen: Arc<Mutex<HashMap<EventId, (u32, u32)>>>,
+    seen: Arc<Mutex<HashMap<GenerationId, (u32, u32)>>>,
     /// A store with one connection: the ends queue up for it, so that you can watch the drain.
     store: Arc<tokio::sync::Mutex<()>>,
     bar: ProgressBar,
@@ -160,7 +161,7 @@ impl SessionHook for Journal {
             Some(old) => self.say(&format!("session_start  {:<12} {key}, resumed from {old}", start.session.id)),
             None => self.say(&format!("session_start  {:<12} {key}", start.session.id)),
         }
-        self.count(start.event_id, |(starts, _)| *starts += 1);
+        self.count(start.generation, |(starts, _)| *starts += 1);
         Ok(())
     }
 
@@ -173,7 +174,7 @@ impl SessionHook for Journal {
             Some(next) => self.say(&format!("session_end    {:<12} {} into {}", end.session.id, end.reason, next.id)),
             None => self.say(&format!("session_end    {:<12} {}", end.session.id, end.reason)),
         }
-        self.count(end.event_id, |(_, ends)| *ends += 1);
+        self.count(end.generation, |(_, ends)| *ends += 1);
         self.bar.inc(1);
         Ok(())
     }
@@ -194,7 +195,7 @@ impl Journal {
         self.bar.suspend(|| println!("{line}"));
     }
 
-    fn count(&self, event: EventId, add: impl FnOnce(&mut (u32, u32))) {
+    fn count(&self, event: GenerationId, add: impl FnOnce(&mut (u32, u32))) {
         add(self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(event).or_default());
     }
 

@@ -66,7 +66,7 @@ pub(crate) fn webhook(
 async fn deliver(http: Http, url: Uri, end: SessionEnd) -> Result<StatusCode, BoxError> {
     let request = Request::post(url)
         .header(CONTENT_TYPE, "application/json")
-        .header(IDEMPOTENCY_KEY, end.event_id.to_string())
+        .header(IDEMPOTENCY_KEY, end.generation.to_string())
         .body(Full::from(serde_json::to_vec(&end)?))?;
     let response = http.request(request).await?;
     let status = response.status();
@@ -113,7 +113,7 @@ async fn run() -> Result<(), BoxError> {
     // All of the tries of an event are one hook to the pool, and one delivery to the report.
     let sessions = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(5))
-        .end_service(webhook(url, 6, Duration::from_millis(300)))
+        .session_end_service(webhook(url, 6, Duration::from_millis(300)))
         .build()?;
     let app = Router::new()
         .route("/open/{key}", post(async |Path(key): Path<String>| [("x-session-id", key)]))

@@ -10,18 +10,18 @@ use std::{
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    dispatch::BIRTH_WAIT,
+    dispatch::START_WAIT,
     lifecycle::ActiveSessions,
-    observability::{plain, say_how},
+    observability::{escape_controls, log_outcome},
     registry::Durability,
     report::RecoveryReport,
-    tracker::{Entry, Recorded},
+    tracker::{Generation, RecordState},
 };
 
 impl ActiveSessions {
     /// Delivers what processes that are gone have left behind in the [registry](crate::ActiveSessionsBuilder::registry):
     /// sessions that they held, with the reason [`Lost`](crate::EndReason::Lost), and ends that they did not finish, with the reason that
-    /// those had. Their `session_end` carries the first [`event_id`](crate::SessionEnd::event_id).
+    /// those had. Their `session_end` carries the first [`generation`](crate::SessionEnd::generation).
     ///
     /// Call it before serving: then the end of a lost session comes before its next start. Without it,
     /// [`shutdown_on`](Self::shutdown_on) and [`finish`](Self::finish) do the same at their first poll, and again and again while they are polled.
@@ -49,7 +49,7 @@ impl ActiveSessions {
     /// ```
     pub async fn recover(&self) -> RecoveryReport {
         let pool = &self.inner.pool;
-        pool.adopt_runtime();
+        pool.remember_runtime();
         let begun = Instant::now();
         let recovered = pool.recover(begun.checked_add(self.inner.config.recovery_timeout)).await;
         let count = |n: &crate::sync::AtomicUsize| n.load(Ordering::SeqCst) as u64;
@@ -63,7 +63,7 @@ impl ActiveSessions {
             error: recovered.error.map(|error| error.to_string()),
             elapsed: begun.elapsed(),
         };
-        say_how!(
+        log_outcome!(
             report.is_clean(),
             name: "session-recovery",
             found = report.found,
@@ -71,9 +71,9 @@ impl ActiveSessions {
             failed = report.failed,
             unfinished = report.unfinished,
             given_up = report.given_up,
-            error = report.error.as_ref().map(|error| tracing::field::display(plain(error))),
+            error = report.error.as_ref().map(|error| tracing::field::display(escape_controls(error))),
             "{}",
-            plain(&report),
+            escape_controls(&report),
         );
         report
     }
@@ -118,19 +118,21 @@ impl ActiveSessions {
     }
 
     /// Whether a response that opens this session is to wait.
-    pub(crate) fn waits_for(&self, entry: &Entry) -> bool {
+    pub(crate) fn waits_for(&self, generation: &Generation) -> bool {
         let Some(recorder) = &self.inner.pool.recorder else { return false };
-        recorder.durability == Durability::Strict && entry.recorded() == Recorded::Pending && !recorder.is_degraded()
+        recorder.durability == Durability::Strict
+            && generation.recorded() == RecordState::Pending
+            && !recorder.is_degraded()
     }
 
     /// Waits for the records of births; not for longer than the breaker allows.
-    pub(crate) async fn until_recorded(self, births: Vec<Arc<Entry>>) {
+    pub(crate) async fn until_recorded(self, births: Vec<Arc<Generation>>) {
         let recorded = async {
-            for entry in &births {
-                entry.until_recorded().await;
+            for generation in &births {
+                generation.until_recorded().await;
             }
         };
-        if timeout(BIRTH_WAIT, recorded).await.is_err()
+        if timeout(START_WAIT, recorded).await.is_err()
             && let Some(recorder) = &self.inner.pool.recorder
         {
             recorder.degrade(&"a birth was not recorded in time");

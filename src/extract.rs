@@ -8,7 +8,7 @@ use http::{Extensions, StatusCode, request::Parts};
 
 use std::{convert::Infallible, fmt};
 
-use crate::{lifecycle::ActiveSessions, protocol::SessionSignal, session::SessionId};
+use crate::{lifecycle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
 
 /// What the layer leaves in a request's extensions.
 #[derive(Clone)]
@@ -80,16 +80,16 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionId {
     }
 }
 
-impl IntoResponseParts for SessionSignal {
+impl IntoResponseParts for SessionUpdate {
     type Error = Infallible;
 
     fn into_response_parts(self, mut response: ResponseParts) -> Result<ResponseParts, Self::Error> {
-        self.attach_to(response.extensions_mut());
+        self.insert_into_extensions(response.extensions_mut());
         Ok(response)
     }
 }
 
-impl IntoResponse for SessionSignal {
+impl IntoResponse for SessionUpdate {
     fn into_response(self) -> Response {
         (self, ()).into_response()
     }

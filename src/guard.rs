@@ -13,7 +13,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::{
     lifecycle::ActiveSessions,
     session::{EndReason, Session, SessionId},
-    tracker::{By, Entry, Load, Note, Voice},
+    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
 impl ActiveSessions {
@@ -34,11 +34,11 @@ impl ActiveSessions {
     pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
         let session = session.into();
         let id = session.id.clone();
-        let entry = match self.note_entry(session, Voice::Said, Some(Load::Open)) {
-            Some(Note::Born(entry) | Note::Known(entry)) => Some(entry),
-            Some(Note::Refused | Note::Dead) | None => None,
+        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Stream)) {
+            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => Some(generation),
+            Some(Noted::Closed | Noted::Tombstoned) | None => None,
         };
-        SessionGuard { sessions: self.clone(), id, entry }
+        SessionGuard { sessions: self.clone(), id, generation }
     }
 
     /// Resolves when the phase has come to [`Phase::Closing`](crate::Phase::Closing): for streams, sockets and jobs that want to say goodbye.
@@ -85,7 +85,7 @@ impl Future for Closing {
 pub struct SessionGuard {
     sessions: ActiveSessions,
     id: SessionId,
-    entry: Option<Arc<Entry>>,
+    generation: Option<Arc<Generation>>,
 }
 
 impl SessionGuard {
@@ -111,7 +111,9 @@ impl SessionGuard {
     /// ```
     #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
     pub fn end(self, reason: EndReason) -> bool {
-        self.entry.as_ref().is_some_and(|entry| self.sessions.end_entry(entry, reason, By::Host))
+        self.generation
+            .as_ref()
+            .is_some_and(|generation| self.sessions.end_generation(generation, reason, EndedBy::Host))
     }
 
     /// As [`ActiveSessions::closing`].
@@ -122,11 +124,11 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        if let Some(entry) = &self.entry {
+        if let Some(generation) = &self.generation {
             // Of a session that no request has carried yet the head may be still to come: it revives nothing.
-            let by = if entry.requests() == 0 { By::Host } else { By::Us };
-            self.sessions.end_entry(entry, EndReason::Unknown, by);
-            entry.put_down(Load::Open);
+            let by = if generation.requests() == 0 { EndedBy::Host } else { EndedBy::Policy };
+            self.sessions.end_generation(generation, EndReason::Unknown, by);
+            generation.end_activity(Activity::Stream);
         }
     }
 }

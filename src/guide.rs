@@ -9,7 +9,7 @@
 //! | [talks over WebSockets](#it-talks-over-websockets) | [`ActiveSessions::guard`] |
 //! | [streams events](#it-streams-events) | the layer, and [`ActiveSessions::closing`] |
 //! | [runs jobs](#it-runs-jobs) | [`ActiveSessions::guard`] |
-//! | [has ids that are in no header](#it-has-ids-that-are-in-no-header) | [`SessionSignal`], or [`ActiveSessions::note`] |
+//! | [has ids that are in no header](#it-has-ids-that-are-in-no-header) | [`SessionUpdate`], or [`ActiveSessions::note`] |
 //! | [takes ids that were made elsewhere](#it-takes-ids-that-were-made-elsewhere) | `adopt(true)` on the protocol |
 //! | [is like none of these](#it-is-like-none-of-these) | a [`SessionProtocol`] of yours |
 //! | [forgets sessions without a word](#it-forgets-sessions-without-a-word) | [`ActiveSessions::snapshot`] |
@@ -125,9 +125,9 @@
 //!
 //! ```
 //! # use axum::extract::Path;
-//! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionSignal};
-//! async fn open(Path(user): Path<String>) -> (SessionSignal, &'static str) {
-//!     (SessionSignal::started(Session::from("4711").with_attribute("user", user)), "welcome")
+//! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionUpdate};
+//! async fn open(Path(user): Path<String>) -> (SessionUpdate, &'static str) {
+//!     (SessionUpdate::started(Session::from("4711").with_attribute("user", user)), "welcome")
 //! }
 //!
 //! async fn kick(sessions: ActiveSessions, Path(id): Path<String>) -> String {
@@ -151,7 +151,7 @@
 //!
 //! By another replica, by the client, or by itself before a restart: such a host answers 200 and says nothing of the id,
 //! because for it there is nothing new. With `adopt(true)` the id that a successful request carried is noted. It is a new
-//! generation, with an `event_id` of its own, also where the id had an end before.
+//! generation, with an `generation` of its own, also where the id had an end before.
 //!
 //! ```
 //! # use tower_session_end::{ActiveSessions, HeaderProtocol, McpProtocol};
@@ -169,7 +169,7 @@
 //!
 //! ```
 //! use http::{Method, request, response};
-//! use tower_session_end::{EndReason, RequestInfo, SessionId, SessionProtocol, SessionSignal};
+//! use tower_session_end::{EndReason, RequestInfo, SessionId, SessionProtocol, SessionUpdate};
 //!
 //! struct Rooms;
 //!
@@ -178,11 +178,11 @@
 //!         request.uri.path().strip_prefix("/rooms/")?.parse().ok()
 //!     }
 //!
-//!     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+//!     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
 //!         match request.id().filter(|_| response.status.is_success()) {
-//!             Some(id) if request.method() == Method::DELETE => SessionSignal::ended(id.clone(), EndReason::Deleted),
-//!             Some(id) if !request.is_tracked() => SessionSignal::started(id.clone()),
-//!             _ => SessionSignal::nothing(),
+//!             Some(id) if request.method() == Method::DELETE => SessionUpdate::ended(id.clone(), EndReason::Deleted),
+//!             Some(id) if !request.is_tracked() => SessionUpdate::started(id.clone()),
+//!             _ => SessionUpdate::empty(),
 //!         }
 //!     }
 //! }
@@ -237,4 +237,4 @@
 #![doc = include_str!("guide/consumers.md")]
 // For the links, those of the included parts too.
 #[allow(unused_imports, reason = "documentation is all that is here")]
-use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionSignal};
+use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionUpdate};

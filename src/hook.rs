@@ -2,7 +2,6 @@
 
 use std::{
     any::{Any, type_name},
-    error::Error,
     fmt,
     future::{Future, poll_fn},
     panic::Location,
@@ -13,12 +12,10 @@ use std::{
 use tower_service::Service;
 
 use crate::{
+    error::BoxError,
     observability::HookMeter,
     session::{SessionEnd, SessionStart},
 };
-
-/// The error of a hook, whatever it is.
-pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A consumer of session events: the first of the three doors for hooks, and the one with a name and both events.
 ///
@@ -42,7 +39,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 ///     }
 ///
 ///     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
-///         if !end.reason.is_detach() {
+///         if !end.reason.may_resume() {
 ///             println!("{} is over", end.session.id);
 ///         }
 ///         Ok(())
@@ -59,7 +56,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a session hook",
     label = "needs `impl SessionHook`",
-    note = "for a closure use `.on_session_end(..)` or `.on_session_start(..)`, for a tower service `.end_service(..)`"
+    note = "for a closure use `.on_session_end(..)` or `.on_session_start(..)`, for a tower service `.session_end_service(..)`"
 )]
 pub trait SessionHook: Send + Sync + 'static {
     /// Called when a session was noted. Does nothing unless you say otherwise.
@@ -204,7 +201,7 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// The name of a closure: the place where it was registered.
-pub(crate) fn place_name(what: &str, place: &Location<'_>) -> String {
+pub(crate) fn call_site_name(what: &str, place: &Location<'_>) -> String {
     let file = place.file().rsplit(['/', '\\']).next().unwrap_or_default();
     format!("{what} at {file}:{}", place.line())
 }

@@ -41,11 +41,11 @@
 //!
 //! * **A response opens a session**: the layer reads every response head by a [`SessionProtocol`] (by default
 //!   [`HeaderProtocol`]: `x-session-id`) and *notes* an id that is new. A handler can say more with a
-//!   [`SessionSignal`], or call [`ActiveSessions::note`] itself.
+//!   [`SessionUpdate`], or call [`ActiveSessions::note`] itself.
 //! * **It ends once**: by a response, by [`end`](ActiveSessions::end), by a compaction into a successor, because it was
 //!   idle or there were too many, because its [`SessionGuard`] was dropped, or by the drain. Whoever takes it out of the
 //!   table owes the one [`SessionEnd`]; every other attempt finds nothing. Each time an id is noted anew it is a new
-//!   *generation*, with an [`EventId`] of its own.
+//!   *generation*, with an [`GenerationId`] of its own.
 //! * **Hooks run in the background**, in order for each session, at the same time for different ones. One that hangs,
 //!   fails or panics disturbs nobody else.
 //! * **At the signal** the phase goes from [`Open`](Phase::Open) over [`LameDuck`](Phase::LameDuck) to
@@ -100,7 +100,7 @@
 //! # What is not promised
 //!
 //! * Across a crash exactly once is not to be had: an end whose hook had run and whose record was not removed yet is
-//!   delivered again, with the same [`EventId`], at most five times.
+//!   delivered again, with the same [`GenerationId`], at most five times.
 //!
 //! * A client that disconnects before the response head is there leaves a session that the layer never saw. Where that
 //!   matters, call [`note`](ActiveSessions::note) in the handler, as soon as the session is there.
@@ -134,7 +134,7 @@
 //!
 //! # Features
 //!
-//! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
+//! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionUpdate`] as a response. The
 //!   layer itself needs no axum, and no feature.
 //! * `cookie`: `CookieProtocol`, for ids in a cookie.
 //! * `metrics`: [numbers](observability#metrics) for the `metrics` facade.
@@ -144,6 +144,7 @@
 mod builder;
 mod dispatch;
 mod durable;
+mod error;
 #[cfg(feature = "axum")]
 mod extract;
 mod guard;
@@ -153,6 +154,7 @@ mod hook;
 mod http;
 mod lifecycle;
 pub mod observability;
+mod panic;
 mod protocol;
 pub mod registry;
 mod report;
@@ -170,15 +172,16 @@ pub use self::protocol::CookieProtocol;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     dispatch::{HookError, HookFailure},
+    error::BoxError,
     guard::{Closing, SessionGuard},
-    hook::{BoxError, HookOutput, SessionHook},
+    hook::{HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    lifecycle::{ActiveSessions, Noted},
-    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionSignal},
+    lifecycle::{ActiveSessions, NoteOutcome},
+    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
     report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
     session::{
-        EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,
-        SessionStart,
+        EndReason, GenerationId, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd,
+        SessionId, SessionStart,
     },
     shutdown::{Finished, Shutdown, signal},
 };

@@ -15,8 +15,8 @@ use crate::{
     dispatch::{Limits, Pool, Recorder},
     hook::HookSet,
     session::{EndReason, Phase, Session},
-    stop::Stopping,
-    tracker::{By, Entry, Load, Note, Voice},
+    stop::ShutdownState,
+    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
 /// The handle: who is active, and everything that can be done about it.
@@ -45,7 +45,7 @@ use crate::{
 /// assert!(!sessions.end("a", EndReason::Reset)); // once is enough
 ///
 /// let report = sessions.drain(EndReason::Shutdown).await; // the end of `a` may still run: it is awaited
-/// assert_eq!((report.active, report.running), (1, 1));
+/// assert_eq!((report.active, report.already_ending), (1, 1));
 /// assert_eq!(report.ended, 2);
 /// # Ok(())
 /// # }
@@ -63,7 +63,7 @@ pub(crate) struct Inner {
     pub(crate) drained: CancellationToken,
     /// Set in `Closed`: what waits for a response gives up.
     pub(crate) cut: CancellationToken,
-    pub(crate) stop: Stopping,
+    pub(crate) stop: ShutdownState,
     /// Requests without an answer, and bodies without an end.
     pub(crate) open_responses: AtomicUsize,
     /// Somebody polls a driver.
@@ -71,11 +71,11 @@ pub(crate) struct Inner {
     /// When idle expiry is due for some shards, if nobody drives.
     pub(crate) expiry_due: AtomicU64,
     ignored: AtomicU64,
-    pub(crate) warned: Warned,
+    pub(crate) warned: WarnOnce,
 }
 
 /// What is said once in the life of a handle.
-pub(crate) struct Warned {
+pub(crate) struct WarnOnce {
     ignored_id: Once,
     pub(crate) undriven: Once,
     pub(crate) over_the_cap: Once,
@@ -103,19 +103,23 @@ pub(crate) struct Config {
 impl ActiveSessions {
     pub(crate) fn new(hooks: HookSet, config: Config, recorder: Option<Recorder>) -> Self {
         let Config { drain_timeout, hook_timeout, max_concurrent_hooks, .. } = config;
-        let ends_births = config.keep_if.is_none();
+        let ends_late_starts = config.keep_if.is_none();
         let inner = Inner {
-            pool: Pool::new(hooks, Limits { max_concurrent_hooks, hook_timeout, drain_timeout, ends_births }, recorder),
+            pool: Pool::new(
+                hooks,
+                Limits { max_concurrent_hooks, hook_timeout, drain_timeout, ends_late_starts },
+                recorder,
+            ),
             config,
             closing: CancellationToken::new(),
             drained: CancellationToken::new(),
             cut: CancellationToken::new(),
-            stop: Stopping::default(),
+            stop: ShutdownState::default(),
             open_responses: AtomicUsize::new(0),
             driven: AtomicBool::new(false),
             expiry_due: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
-            warned: Warned { ignored_id: Once::new(), undriven: Once::new(), over_the_cap: Once::new() },
+            warned: WarnOnce { ignored_id: Once::new(), undriven: Once::new(), over_the_cap: Once::new() },
         };
         Self { inner: Arc::new(inner) }
     }
@@ -133,29 +137,36 @@ impl ActiveSessions {
     /// assert!(!sessions.note(Session::from("a").with_key("second")).is_new());
     /// assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
     /// ```
-    pub fn note(&self, session: impl Into<Session>) -> Noted {
-        let note = self.note_entry(session.into(), Voice::Host, None);
-        let is_new = matches!(note, Some(Note::Born(_)));
+    pub fn note(&self, session: impl Into<Session>) -> NoteOutcome {
+        let note = self.note_session(session.into(), NoteSource::Handle, None);
+        let is_new = matches!(note, Some(Noted::Started(_)));
         let recorded = match note {
-            Some(Note::Born(entry) | Note::Known(entry)) if self.inner.pool.recorder.is_some() => {
-                Some((entry, self.clone()))
+            Some(Noted::Started(generation) | Noted::AlreadyActive(generation))
+                if self.inner.pool.recorder.is_some() =>
+            {
+                Some((generation, self.clone()))
             }
             Some(_) | None => None,
         };
-        Noted { is_new, recorded }
+        NoteOutcome { is_new, recorded }
     }
 
-    pub(crate) fn note_entry(&self, session: Session, voice: Voice, load: Option<Load>) -> Option<Note> {
+    pub(crate) fn note_session(
+        &self,
+        session: Session,
+        source: NoteSource,
+        activity: Option<Activity>,
+    ) -> Option<Noted> {
         if !session.id.is_valid() {
             self.ignore_id();
             return None;
         }
-        let note = self.inner.pool.tracker.note(session, voice, load);
-        if let Note::Born(entry) = &note {
-            self.after_birth(entry);
-            self.keep_the_cap(entry);
+        let note = self.inner.pool.tracker.note(session, source, activity);
+        if let Noted::Started(generation) = &note {
+            self.on_started(generation);
+            self.enforce_max_sessions(generation);
         }
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         Some(note)
     }
 
@@ -185,15 +196,15 @@ impl ActiveSessions {
     /// ```
     pub fn end(&self, id: impl AsRef<str>, reason: EndReason) -> bool {
         let ended = self.inner.pool.tracker.end(id.as_ref().as_bytes(), reason);
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         ended
     }
 
     /// Ends this very generation, and no later one.
-    pub(crate) fn end_entry(&self, entry: &Arc<Entry>, reason: EndReason, by: By) -> bool {
-        let ended = self.inner.pool.tracker.claim(entry, reason, by);
+    pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
+        let ended = self.inner.pool.tracker.claim(generation, reason, by);
         if ended {
-            self.inner.pool.kick();
+            self.inner.pool.wake();
         }
         ended
     }
@@ -209,7 +220,7 @@ impl ActiveSessions {
     /// ```
     pub fn forget(&self, id: impl AsRef<str>) -> bool {
         let forgotten = self.inner.pool.tracker.forget(id.as_ref().as_bytes());
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         forgotten
     }
 
@@ -225,7 +236,7 @@ impl ActiveSessions {
     #[allow(clippy::must_use_candidate, reason = "the count is a courtesy")]
     pub fn forget_all(&self) -> usize {
         let forgotten = self.inner.pool.tracker.forget_all();
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         forgotten
     }
 
@@ -245,31 +256,31 @@ impl ActiveSessions {
     /// assert!(!sessions.contains("old") && sessions.contains("new"));
     /// ```
     pub fn compact(&self, old: impl AsRef<str>, session: impl Into<Session>) -> bool {
-        self.compact_entry(old.as_ref(), None, session.into(), Voice::Host, None).0
+        self.compact_generation(old.as_ref(), None, session.into(), NoteSource::Handle, None).0
     }
 
     /// As [`compact`](Self::compact); with `generation`, only that generation of `old` counts.
-    pub(crate) fn compact_entry(
+    pub(crate) fn compact_generation(
         &self,
         old: &str,
-        generation: Option<&Arc<Entry>>,
+        only: Option<&Arc<Generation>>,
         session: Session,
-        voice: Voice,
-        load: Option<Load>,
-    ) -> (bool, Option<Note>) {
+        source: NoteSource,
+        activity: Option<Activity>,
+    ) -> (bool, Option<Noted>) {
         if !session.id.is_valid() {
             self.ignore_id();
             return (false, None);
         }
-        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), generation, session, voice, load);
-        if let Note::Born(entry) = &note {
-            self.after_birth(entry);
+        let (was_active, note) = self.inner.pool.tracker.compact(old.as_bytes(), only, session, source, activity);
+        if let Noted::Started(generation) = &note {
+            self.on_started(generation);
             // Else it is exempt from the cap: one has gone for it.
             if !was_active {
-                self.keep_the_cap(entry);
+                self.enforce_max_sessions(generation);
             }
         }
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         (was_active, Some(note))
     }
 
@@ -297,7 +308,7 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn get(&self, id: impl AsRef<str>) -> Option<Session> {
-        self.inner.pool.tracker.find(id.as_ref().as_bytes()).map(|entry| entry.session())
+        self.inner.pool.tracker.find(id.as_ref().as_bytes()).map(|generation| generation.session())
     }
 
     /// A copy of every active session, in no order; what you do to it changes nothing here.
@@ -378,13 +389,13 @@ impl fmt::Debug for ActiveSessions {
 
 /// What came of [`ActiveSessions::note`]. Dropping it is fine.
 #[derive(Clone, Debug)]
-pub struct Noted {
+pub struct NoteOutcome {
     is_new: bool,
     /// The generation, if it is active and there is a registry.
-    recorded: Option<(Arc<Entry>, ActiveSessions)>,
+    recorded: Option<(Arc<Generation>, ActiveSessions)>,
 }
 
-impl Noted {
+impl NoteOutcome {
     /// Whether the note began a new generation. False if the session was active already, the id is not valid, or the
     /// handle is closed.
     #[must_use]
@@ -402,14 +413,14 @@ impl Noted {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(!sessions.note("a").durable().await); // there is no registry
+    /// assert!(!sessions.note("a").recorded().await); // there is no registry
     /// # }
     /// ```
     pub async fn durable(self) -> bool {
-        let Some((entry, sessions)) = self.recorded else { return false };
+        let Some((generation, sessions)) = self.recorded else { return false };
         tokio::select! {
             biased;
-            is_recorded = entry.until_recorded() => is_recorded,
+            is_recorded = generation.until_recorded() => is_recorded,
             // What has not been written by now never is.
             () = sessions.inner.cut.cancelled() => false,
         }

@@ -6,17 +6,17 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     dispatch::HookFailure,
-    session::{EndReason, EventId, SessionId},
+    session::{EndReason, GenerationId, SessionId},
     tracker::{Counts, Stage},
 };
 
 /// What a drain did.
 ///
 /// Deliveries are counted, never attempts, and the sum holds: what was [`active`](Self::active),
-/// [`running`](Self::running) or [born late](Self::late_births) is now [`ended`](Self::ended),
+/// [`already_ending`](Self::already_ending) or [born late](Self::late_starts) is now [`ended`](Self::ended),
 /// [`failed`](Self::failed), [`kept`](Self::kept), [`forgotten`](Self::forgotten) or
-/// [`unfinished`](Self::unfinished); with a registry also [`held_by_others`](Self::held_by_others),
-/// [`ended_by_others`](Self::ended_by_others) or [`handed_over`](Self::handed_over).
+/// [`unfinished`](Self::unfinished); with a registry also [`held_elsewhere`](Self::held_elsewhere),
+/// [`ended_elsewhere`](Self::ended_elsewhere) or [`handed_over`](Self::handed_over).
 ///
 /// # Examples
 ///
@@ -52,9 +52,9 @@ pub struct DrainReport {
     /// Sessions that were active when the drain began.
     pub active: u64,
     /// Sessions that had ended before, with hooks that were not over yet.
-    pub running: u64,
+    pub already_ending: u64,
     /// Sessions that were born since the drain began; they end at once.
-    pub late_births: u64,
+    pub late_starts: u64,
     /// Sessions of which every hook is over and none erred.
     pub ended: u64,
     /// Sessions of which every hook is over and at least one erred, panicked, or took longer than the hook timeout.
@@ -65,9 +65,9 @@ pub struct DrainReport {
     pub kept: u64,
     /// Sessions that this process let go of while other replicas still hold them. Only with a
     /// [`Registry`](crate::registry::Registry), like the next two.
-    pub held_by_others: u64,
+    pub held_elsewhere: u64,
     /// Sessions that others had ended, or taken over, before.
-    pub ended_by_others: u64,
+    pub ended_elsewhere: u64,
     /// Sessions whose record could not be reached, or was no longer ours: the next start, or a survivor, ends them.
     pub handed_over: u64,
     /// Sessions with a hook that is not over, one by one.
@@ -109,20 +109,20 @@ impl DrainReport {
     /// How many sessions there were to see to: active, running and late ones.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.active + self.running + self.late_births
+        self.active + self.already_ending + self.late_starts
     }
 
     /// The counts, as what has changed from `before` to `after`.
     pub(crate) fn count(&mut self, before: &Counts, after: &Counts, unfinished: Vec<UnfinishedEnd>) {
         self.active = before.active;
-        self.running = before.owed + before.aborted;
-        self.late_births = after.births - before.births;
+        self.already_ending = before.owed + before.aborted;
+        self.late_starts = after.starts - before.starts;
         self.ended = after.ended - before.ended;
         self.failed = after.failed - before.failed;
         self.forgotten = after.forgotten - before.forgotten;
         self.kept = after.kept - before.kept;
-        self.held_by_others = after.others - before.others;
-        self.ended_by_others = after.gone - before.gone;
+        self.held_elsewhere = after.held_elsewhere - before.held_elsewhere;
+        self.ended_elsewhere = after.ended_elsewhere - before.ended_elsewhere;
         self.handed_over = after.handed_over - before.handed_over;
         self.unfinished = unfinished;
     }
@@ -131,14 +131,14 @@ impl DrainReport {
         Self {
             reason,
             active: 0,
-            running: 0,
-            late_births: 0,
+            already_ending: 0,
+            late_starts: 0,
             ended: 0,
             failed: 0,
             forgotten: 0,
             kept: 0,
-            held_by_others: 0,
-            ended_by_others: 0,
+            held_elsewhere: 0,
+            ended_elsewhere: 0,
             handed_over: 0,
             unfinished: Vec::new(),
             failures: Vec::new(),
@@ -159,17 +159,20 @@ impl fmt::Display for DrainReport {
 
 impl DrainReport {
     fn fmt_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, active, running, late_births, ended, failed, forgotten, kept, unfinished, .. } = self;
-        write!(f, "{reason}: of {active} active, {running} ending and {late_births} late sessions, {ended} ended")?;
-        let rare = [
+        let Self { reason, active, already_ending, late_starts, ended, failed, forgotten, kept, unfinished, .. } = self;
+        write!(
+            f,
+            "{reason}: of {active} active, {already_ending} ending and {late_starts} late sessions, {ended} ended"
+        )?;
+        let extra = [
             (*failed, "failed"),
             (*kept, "kept"),
             (*forgotten, "forgotten"),
-            (self.held_by_others, "held by others"),
-            (self.ended_by_others, "ended by others"),
+            (self.held_elsewhere, "held by others"),
+            (self.ended_elsewhere, "ended by others"),
             (self.handed_over, "handed over"),
         ];
-        for (count, what) in rare {
+        for (count, what) in extra {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }
@@ -245,7 +248,7 @@ pub struct UnfinishedEnd {
     /// The session.
     pub session_id: SessionId,
     /// Which generation of it.
-    pub event_id: EventId,
+    pub generation: GenerationId,
     /// How far its end had come.
     pub stage: EndStage,
 }
@@ -284,7 +287,7 @@ impl From<Stage> for EndStage {
         match stage {
             Stage::Waiting | Stage::Starting => Self::Waiting,
             Stage::Started | Stage::EndQueued => Self::NeverStarted,
-            Stage::Ending | Stage::Over => Self::Running,
+            Stage::EndRunning | Stage::Over => Self::Running,
         }
     }
 }
@@ -298,7 +301,7 @@ pub struct ShutdownReport {
     /// Whether a signal came. False if the server ended by itself.
     pub signalled: bool,
     /// Whether a second signal cut the waiting short.
-    pub interrupted: bool,
+    pub forced: bool,
     /// The session drain, as it stood when it was over.
     pub drain: DrainReport,
     /// All sessions, as they stood at the very end: what the drain left unfinished may have made it since, and sessions
@@ -312,20 +315,20 @@ impl ShutdownReport {
     /// Whether every session had its end, no hook erred, and no connection was cut.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.sessions.is_clean() && !self.connections.cut
+        self.sessions.is_clean() && !self.connections.timed_out
     }
 }
 
 impl fmt::Display for ShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { signalled, interrupted, drain, sessions, connections } = self;
+        let Self { signalled, forced, drain, sessions, connections } = self;
         sessions.fmt_counts(f)?;
         sessions.fmt_unfinished(f)?;
         write!(f, "; sessions drained in {:.1?}; {connections}", drain.elapsed)?;
         if !signalled {
             f.write_str("; the server ended without a signal")?;
         }
-        if *interrupted {
+        if *forced {
             f.write_str("; a second signal cut it short")?;
         }
         Ok(())
@@ -344,7 +347,7 @@ pub struct ConnectionReport {
     #[serde(rename = "budgetMs", serialize_with = "millis")]
     pub budget: Duration,
     /// Whether it had to be cut off.
-    pub cut: bool,
+    pub timed_out: bool,
     /// Responses that were not over when it was: requests without an answer, and bodies without an end. A layer cannot
     /// count sockets: an idle connection, or one with half a request, is in no number.
     pub open_responses: usize,
@@ -352,7 +355,7 @@ pub struct ConnectionReport {
 
 impl fmt::Display for ConnectionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.cut {
+        if self.timed_out {
             write!(f, "connections cut after {:.1?} with {} open responses", self.elapsed, self.open_responses)
         } else {
             write!(f, "connections drained in {:.1?}", self.elapsed)

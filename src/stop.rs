@@ -7,20 +7,20 @@ use tokio::{sync::watch, time::Instant};
 use crate::{report::DrainReport, session::EndReason, tracker::Counts};
 
 /// A signal that has yet to come.
-pub(crate) type Again = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type SecondSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-pub(crate) struct Stopping {
-    progress: watch::Sender<Progress>,
+pub(crate) struct ShutdownState {
+    progress: watch::Sender<ShutdownProgress>,
     /// Second signals whose future has ended before they came; `finish` listens to them.
-    pub(crate) again: Mutex<Vec<Again>>,
+    pub(crate) again: Mutex<Vec<SecondSignal>>,
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct Progress {
+pub(crate) struct ShutdownProgress {
     /// The drain that was begun last.
-    run: Option<Arc<DrainRun>>,
+    run: Option<Arc<Drain>>,
     /// The drain that was begun first: the final report counts from there.
-    first: Option<Arc<DrainRun>>,
+    first: Option<Arc<Drain>>,
     /// When the connections began to drain: with several servers, those of the last.
     pub(crate) drained_at: Option<Instant>,
     /// `finish` futures that are not over.
@@ -32,7 +32,7 @@ pub(crate) struct Progress {
     pub(crate) abandoned: bool,
 }
 
-impl Progress {
+impl ShutdownProgress {
     /// Whether everybody who got a signal got a second one: then nobody wants to wait.
     pub(crate) const fn is_cut(&self) -> bool {
         self.signals > 0 && self.cuts >= self.signals
@@ -40,18 +40,18 @@ impl Progress {
 }
 
 /// One drain, which every future that asks for a drain meanwhile shares.
-pub(crate) struct DrainRun {
+pub(crate) struct Drain {
     pub(crate) reason: EndReason,
     pub(crate) begun: Instant,
     pub(crate) deadline: Option<Instant>,
     /// The counts when it began.
     pub(crate) before: Counts,
     pub(crate) report: OnceLock<DrainReport>,
-    /// Futures that wait for it, under the lock of [`Progress`]. Where all were dropped, the next one begins anew.
+    /// Futures that wait for it, under the lock of [`ShutdownProgress`]. Where all were dropped, the next one begins anew.
     waiting: Mutex<usize>,
 }
 
-impl DrainRun {
+impl Drain {
     pub(crate) fn new(reason: EndReason, begun: Instant, deadline: Option<Instant>, before: Counts) -> Arc<Self> {
         Arc::new(Self { reason, begun, deadline, before, report: OnceLock::new(), waiting: Mutex::new(0) })
     }
@@ -62,23 +62,23 @@ impl DrainRun {
 }
 
 /// A place among those who wait for a drain.
-pub(crate) struct Joined(pub(crate) Arc<DrainRun>);
+pub(crate) struct DrainWaiter(pub(crate) Arc<Drain>);
 
-impl Drop for Joined {
+impl Drop for DrainWaiter {
     fn drop(&mut self) {
         *self.0.waiting() -= 1;
     }
 }
 
-impl Default for Stopping {
+impl Default for ShutdownState {
     fn default() -> Self {
-        Self { progress: watch::Sender::new(Progress::default()), again: Mutex::default() }
+        Self { progress: watch::Sender::new(ShutdownProgress::default()), again: Mutex::default() }
     }
 }
 
-impl Stopping {
+impl ShutdownState {
     /// Joins the drain that runs, or begins the one that `begin` makes, told how many servers there are.
-    pub(crate) fn join(&self, begin: impl FnOnce(usize) -> Arc<DrainRun>) -> Joined {
+    pub(crate) fn join(&self, begin: impl FnOnce(usize) -> Arc<Drain>) -> DrainWaiter {
         let mut joined = None;
         self.progress.send_modify(|progress| {
             let running = progress.run.take().filter(|run| run.report.get().is_none() && *run.waiting() > 0);
@@ -87,22 +87,22 @@ impl Stopping {
             *run.waiting() += 1;
             progress.first.get_or_insert_with(|| Arc::clone(&run));
             progress.run = Some(Arc::clone(&run));
-            joined = Some(Joined(run));
+            joined = Some(DrainWaiter(run));
         });
         // `send_modify` has called the closure.
         joined.unwrap_or_else(|| unreachable!("a watch channel calls its closure"))
     }
 
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ShutdownProgress)) {
         self.progress.send_modify(change);
     }
 
-    pub(crate) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> ShutdownProgress {
         self.progress.borrow().clone()
     }
 
     /// The drain that was begun first.
-    pub(crate) fn first_run(&self) -> Option<Arc<DrainRun>> {
+    pub(crate) fn first_run(&self) -> Option<Arc<Drain>> {
         self.progress.borrow().first.clone()
     }
 
@@ -112,7 +112,7 @@ impl Stopping {
         async move { drop(changes.changed().await) }
     }
 
-    pub(crate) async fn wait_for(&self, condition: impl FnMut(&Progress) -> bool) {
+    pub(crate) async fn wait_for(&self, condition: impl FnMut(&ShutdownProgress) -> bool) {
         // It fails only if the sender is gone, and we hold it.
         let _ = self.progress.subscribe().wait_for(condition).await;
     }

@@ -11,59 +11,62 @@ use crate::{
     lifecycle::ActiveSessions,
     session::Phase,
     tracker::{
-        By, Entry, Tracker,
+        EndedBy, Generation, Tracker,
         clock::{Clock, Nanos, Tick, nanos},
     },
 };
 
 /// After so many shards the driver lets others have its thread.
-const SHARDS_A_TURN: usize = 64;
+const SHARDS_PER_YIELD: usize = 64;
 
 impl ActiveSessions {
     /// To be called for every newcomer, once it is in the tracker.
-    pub(crate) fn after_birth(&self, entry: &Arc<Entry>) {
+    pub(crate) fn on_started(&self, generation: &Arc<Generation>) {
         // First insert, then read the phase: what no sweep has seen sees the phase itself.
         if self.inner.config.keep_if.is_some() && self.phase() >= Phase::Closing {
-            self.stop_entry(entry);
+            self.drain_one(generation);
         }
         self.expire_if_nobody_drives();
     }
 
     /// Ends this very generation because of the stop, or keeps it, as the user likes.
-    pub(crate) fn stop_entry(&self, entry: &Arc<Entry>) {
+    pub(crate) fn drain_one(&self, generation: &Arc<Generation>) {
         let tracker = &self.inner.pool.tracker;
         let reason = tracker.stop_reason();
         let keep = self.inner.config.keep_if.as_ref().is_some_and(|keep_if| {
-            catch_unwind(AssertUnwindSafe(|| keep_if(&entry.session(), reason))).unwrap_or_else(|_| {
+            catch_unwind(AssertUnwindSafe(|| keep_if(&generation.session(), reason))).unwrap_or_else(|_| {
                 tracing::warn!(
                     name: "session-keep-if-panicked",
-                    session = %entry.id.redacted(),
+                    session = %generation.id.redacted(),
                     "`keep_if` panicked; the session is ended",
                 );
                 false
             })
         });
         if keep {
-            tracker.keep(entry);
+            tracker.keep(generation);
         } else {
-            self.end_entry(entry, reason, By::LettingGo);
+            self.end_generation(generation, reason, EndedBy::Detach);
         }
     }
 
     /// Ends or keeps every session of one shard because of the stop, and says how many there were. With `spare_work`,
     /// those with a request that is not over are left alone.
-    pub(crate) fn stop_shard(&self, shard: usize, spare_work: bool) -> usize {
+    pub(crate) fn drain_shard(&self, shard: usize, spare_work: bool) -> usize {
         let tracker = &self.inner.pool.tracker;
         if self.inner.config.keep_if.is_none() {
             return tracker.sweep(shard, tracker.stop_reason(), spare_work);
         }
         let active = tracker.active_of(shard);
-        active.iter().filter(|entry| !(spare_work && entry.has_work())).for_each(|entry| self.stop_entry(entry));
+        active
+            .iter()
+            .filter(|generation| !(spare_work && generation.has_work()))
+            .for_each(|generation| self.drain_one(generation));
         active.len()
     }
 
     /// Evicts one for the newcomer, if there are too many.
-    pub(crate) fn keep_the_cap(&self, newcomer: &Arc<Entry>) {
+    pub(crate) fn enforce_max_sessions(&self, newcomer: &Arc<Generation>) {
         if self.len() > self.inner.config.max_sessions && !self.inner.pool.tracker.evict(newcomer) {
             self.inner.warned.over_the_cap.call_once(|| {
                 tracing::warn!(
@@ -111,11 +114,11 @@ impl ActiveSessions {
                 lease = Lease::take(self);
             }
             if lease.is_some() {
-                for _ in 0..Tracker::shards().div_ceil(SHARDS_A_TURN) {
+                for _ in 0..Tracker::shards().div_ceil(SHARDS_PER_YIELD) {
                     let now = self.inner.pool.tracker.clock.now();
                     self.inner.pool.tracker.set_tick(now);
-                    self.inner.pool.tracker.expire(SHARDS_A_TURN, now, Clock::ticks(timeout));
-                    self.inner.pool.kick();
+                    self.inner.pool.tracker.expire(SHARDS_PER_YIELD, now, Clock::ticks(timeout));
+                    self.inner.pool.wake();
                     tokio::task::yield_now().await;
                 }
             }

@@ -11,7 +11,7 @@ use axum::{
 };
 use http::{Method, Response};
 use support::{Recorder, UnderWay, answer, ask, exchange, h1_client, say, serve, stop, within};
-use tower_session_end::{ActiveSessions, EndReason, HeaderProtocol, SessionLayer, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, HeaderProtocol, SessionLayer, SessionUpdate};
 
 const ID: &str = "x-session-id";
 const END: &str = "x-session-end";
@@ -84,9 +84,9 @@ async fn an_end_in_the_same_response_wins() {
     say(&layer, &[(ID, "a")], &[(END, "idle"), (END, "deleted")]).await;
     // So does the handler's own word.
     let a = || "a".parse().unwrap();
-    for signal in [SessionSignal::ended(a(), EndReason::Deleted), SessionSignal::compacted(a(), "b")] {
+    for signal in [SessionUpdate::ended(a(), EndReason::Deleted), SessionUpdate::compacted(a(), "b")] {
         let mut response = answer(200, &[]);
-        signal.attach(&mut response);
+        signal.insert_into(&mut response);
         exchange(&layer, ask(&[(ID, "a")]), response).await;
     }
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["b shutdown"]);
@@ -207,7 +207,7 @@ async fn a_host_that_goes_on_after_a_restart_has_its_sessions_noted_again_and_en
         assert_eq!(recorder.started(), ["a", "b"]);
         let second = if life == 0 { "b shutdown" } else { "b deleted" };
         assert_eq!(recorder.ended(), ["a shutdown", second]);
-        events.extend(recorder.ends().into_iter().map(|end| end.event_id));
+        events.extend(recorder.ends().into_iter().map(|end| end.generation));
     }
     let ids: HashSet<_> = events.iter().collect();
     assert_eq!((events.len(), ids.len()), (4, 4), "each end has an event of its own");
@@ -245,7 +245,7 @@ mod cookie {
         say(&layer, &[(COOKIE, "sid=unknown")], &[(SET, "sid=; Max-Age=0")]).await;
         say(&layer, &[(COOKIE, "sid=unknown")], &[(SET, "sid=two words")]).await;
         let mut response = answer(200, &[]);
-        SessionSignal::ended("unknown".parse().unwrap(), EndReason::Deleted).attach(&mut response);
+        SessionUpdate::ended("unknown".parse().unwrap(), EndReason::Deleted).insert_into(&mut response);
         exchange(&layer, ask(&[(COOKIE, "sid=unknown")]), response).await;
         let mut delete = ask(&[(COOKIE, "sid=unknown")]);
         *delete.method_mut() = Method::DELETE;
@@ -272,7 +272,7 @@ mod cookie {
     async fn a_reader_that_knows_a_seal_adopts_nothing_that_is_made_up() {
         let (recorder, sessions) = Recorder::sessions();
         let read = |value: &str| value.strip_prefix("seal.").map(str::to_owned);
-        let layer = sessions.layer_with(CookieProtocol::new("sid").adopt(true).id_from(read));
+        let layer = sessions.layer_with(CookieProtocol::new("sid").adopt(true).id_from_value(read));
         say(&layer, &[(COOKIE, "sid=seal.a")], &[]).await;
         say(&layer, &[(COOKIE, "sid=made-up")], &[]).await;
         assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);

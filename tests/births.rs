@@ -109,7 +109,7 @@ async fn g05_a_client_that_leaves_after_the_head_of_a_delete_loses_nothing() {
     within("the drain's begin", sessions.closing()).await;
     hook.let_go();
     let report = server.report().await;
-    assert_eq!((report.drain.running, report.drain.ended, report.sessions.ended), (1, 1, 1), "{report}");
+    assert_eq!((report.drain.already_ending, report.drain.ended, report.sessions.ended), (1, 1, 1), "{report}");
     assert_eq!(hook.over(), ["a deleted"]);
 }
 
@@ -131,7 +131,7 @@ async fn g08_a_session_born_while_the_drain_runs_gets_its_end() {
         hook.let_go();
         let report = server.report().await;
         assert!(report.is_clean(), "{report}");
-        assert_eq!((report.drain.active, report.drain.late_births, report.drain.ended), (1, 1, 2), "{report}");
+        assert_eq!((report.drain.active, report.drain.late_starts, report.drain.ended), (1, 1, 2), "{report}");
         assert_eq!(hook.over(), ["early shutdown", "late shutdown"]);
     }
 }
@@ -161,8 +161,8 @@ async fn g08_a_session_born_while_the_connections_drain_gets_its_end() {
     assert!(client.head().await.contains("x-session-id: late"));
     let report = server.report().await;
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.drain.ended, report.drain.late_births), (1, 0), "{report}");
-    assert_eq!((report.sessions.ended, report.sessions.late_births), (2, 1), "{report}");
+    assert_eq!((report.drain.ended, report.drain.late_starts), (1, 0), "{report}");
+    assert_eq!((report.sessions.ended, report.sessions.late_starts), (2, 1), "{report}");
     assert_eq!(recorder.ended(), ["early shutdown", "late shutdown"]);
 }
 
@@ -199,7 +199,7 @@ async fn g08_a_request_that_is_not_answered_by_the_deadline_gets_503_on_the_wire
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let report = server.report().await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert!(report.connections.cut && !report.is_clean());
+    assert!(report.connections.timed_out && !report.is_clean());
     assert_eq!(report.connections.open_responses, 2, "{report}");
     assert!(recorder.started().is_empty() && recorder.ended().is_empty());
 }
@@ -224,7 +224,7 @@ async fn g10_an_open_body_at_the_deadline_ends_with_an_error_on_the_wire() {
         assert!(matches!(next, Some(Err(_))), "a client must not take it for complete: {next:?}");
     }
     let report = server.report().await;
-    assert!(report.connections.cut, "{report}");
+    assert!(report.connections.timed_out, "{report}");
     assert_eq!(report.connections.open_responses, 2, "{report}");
     assert!(report.sessions.is_clean(), "{report}");
     assert_eq!(recorder.ended(), ["a shutdown"]);

@@ -90,7 +90,7 @@ async fn g08_a_steady_stream_of_births_does_not_use_up_the_drains_time() {
     // The early one took 20 ms, and the connection drain has time enough for the others.
     assert!(drained_in < Duration::from_millis(500), "{drained_in:?}: {}", report.drain);
     assert!(report.drain.is_clean() && !report.drain.timed_out, "{}", report.drain);
-    assert!(report.sessions.is_clean() && report.sessions.late_births > 0, "{}", report.sessions);
+    assert!(report.sessions.is_clean() && report.sessions.late_starts > 0, "{}", report.sessions);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 mod support;
 
 use support::{Recorder, UnderWay, answer, ask, exchange, say};
-use tower_session_end::{ActiveSessions, CookieProtocol, EndReason, SessionLayer, SessionSignal};
+use tower_session_end::{ActiveSessions, CookieProtocol, EndReason, SessionLayer, SessionUpdate};
 
 const COOKIE: &str = "cookie";
 const SET: &str = "set-cookie";
@@ -155,7 +155,7 @@ async fn a_client_cannot_open_end_or_rotate() {
 async fn a_reader_finds_the_id_in_a_value_that_changes() {
     let (recorder, sessions) = Recorder::sessions();
     let read = |value: &str| value.split_once('.').map(|(id, _)| id.to_owned());
-    let layer = sessions.layer_with(CookieProtocol::new("sid").id_from(read));
+    let layer = sessions.layer_with(CookieProtocol::new("sid").id_from_value(read));
     say(&layer, &[], &[(SET, "sid=a.1")]).await;
     // Sealed again: the same session.
     say(&layer, &[(COOKIE, "sid=a.1")], &[(SET, "sid=a.2")]).await;
@@ -176,7 +176,7 @@ async fn a_handlers_own_word_goes_before_the_cookie() {
     sessions.note("old");
     // The host calls a reset what looks like a rotation.
     let mut response = answer(200, &[(SET, "sid=new; Path=/")]);
-    SessionSignal::ended("old".parse().unwrap(), EndReason::Reset).attach(&mut response);
+    SessionUpdate::ended("old".parse().unwrap(), EndReason::Reset).insert_into(&mut response);
     exchange(&layer, ask(&[(COOKIE, "sid=old")]), response).await;
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["new shutdown", "old reset"]);
     assert!(recorder.starts()[1].resumed_from.is_none());

@@ -226,7 +226,7 @@ async fn ids_are_as_long_as_the_limit_and_no_longer() {
 #[test]
 fn a_cookie_is_never_whole_in_a_log() {
     let sessions = ActiveSessions::builder().build().unwrap();
-    let protocol = CookieProtocol::new("sid").id_from(|value| Some(value.to_owned()));
+    let protocol = CookieProtocol::new("sid").id_from_value(|value| Some(value.to_owned()));
     assert_eq!(format!("{protocol:?}"), r#"CookieProtocol { name: "sid", max_id_len: 4096, adopt: false, .. }"#);
     let secret = "a-cookie-that-logs-you-in";
     sessions.note(secret);

@@ -179,7 +179,7 @@ async fn g05_a_drain_awaits_the_end_that_a_reset_fired_just_before() {
     sessions.note("a");
     sessions.end("a", EndReason::Reset);
     let report = sessions.drain(EndReason::Shutdown).await;
-    assert_eq!((report.running, report.ended), (1, 1));
+    assert_eq!((report.already_ending, report.ended), (1, 1));
     assert_eq!(done.load(Ordering::SeqCst), 1);
 }
 
@@ -246,7 +246,7 @@ async fn g08_a_session_that_is_born_during_the_drain_is_ended_and_reported_late(
         sessions.compact("nobody", "later");
     };
     let (report, ()) = tokio::join!(sessions.drain(EndReason::Restart), late);
-    assert_eq!((report.active, report.late_births, report.ended), (1, 2, 3));
+    assert_eq!((report.active, report.late_starts, report.ended), (1, 2, 3));
     assert_eq!(recorder.reasons(), ["early", "late", "later"].map(|id| (id.to_owned(), EndReason::Restart)));
 }
 

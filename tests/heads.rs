@@ -4,7 +4,7 @@ mod support;
 
 use http::{HeaderName, request, response};
 use support::{Recorder, say};
-use tower_session_end::{EndReason, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionSignal};
+use tower_session_end::{EndReason, HeaderProtocol, RequestInfo, SessionId, SessionProtocol, SessionUpdate};
 
 /// Known names, unknown ones, and some as long as ours.
 const OTHERS: [&str; 17] = [
@@ -45,7 +45,7 @@ impl SessionProtocol for Stranger {
         self.0.request_id(request)
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         self.0.response(request, response)
     }
 }

@@ -4,7 +4,7 @@ mod support;
 
 use http::{StatusCode, request, response};
 use support::{Recorder, UnderWay, answer, ask};
-use tower_session_end::{EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionSignal};
+use tower_session_end::{EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionUpdate};
 
 const ID: &str = "x-session-id";
 const END: &str = "x-session-end";
@@ -32,7 +32,7 @@ async fn g01_a_late_word_of_a_handler_about_its_own_session_does_not_end_the_nex
     sessions.end("a", EndReason::Reset);
     sessions.note("a");
     let mut response = answer(200, &[]);
-    SessionSignal::ended("a".parse().unwrap(), EndReason::Deleted).attach(&mut response);
+    SessionUpdate::ended("a".parse().unwrap(), EndReason::Deleted).insert_into(&mut response);
     delete.answer(response);
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a reset", "a shutdown"]);
 }
@@ -92,7 +92,7 @@ async fn g12_a_handlers_word_on_a_late_response_does_revive() {
     let late = UnderWay::begin(&sessions.layer(), ask(&[(ID, "a")]));
     sessions.end("a", EndReason::Idle);
     let mut response = answer(200, &[(ID, "a")]);
-    SessionSignal::started("a").attach(&mut response);
+    SessionUpdate::started("a").insert_into(&mut response);
     late.answer(response);
     assert!(sessions.contains("a"));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a idle", "a shutdown"]);
@@ -116,10 +116,10 @@ impl SessionProtocol for Naive {
         request.headers.get(ID)?.to_str().ok()?.parse().ok()
     }
 
-    fn response(&self, _: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, _: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         match response.headers.get(ID).and_then(|id| id.to_str().ok()) {
-            Some(id) => SessionSignal::started(Session::from(id).with_key("late")),
-            None => SessionSignal::nothing(),
+            Some(id) => SessionUpdate::started(Session::from(id).with_key("late")),
+            None => SessionUpdate::empty(),
         }
     }
 }
@@ -166,7 +166,7 @@ async fn a_protocol_may_bring_new_details_of_an_active_session() {
 async fn a_protocols_word_of_one_session_is_not_about_another_that_a_handler_opens() {
     let (recorder, sessions) = Recorder::sessions();
     let mut response = answer(200, &[(ID, "brought")]);
-    SessionSignal::started(Session::from("opened").with_key("handler")).attach(&mut response);
+    SessionUpdate::started(Session::from("opened").with_key("handler")).insert_into(&mut response);
     UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "brought")])).answer(response);
     let mut active: Vec<_> =
         sessions.snapshot().into_iter().map(|session| (session.id.to_string(), session.key)).collect();

@@ -259,14 +259,14 @@ fn handle(recorder: &Recorder, max_sessions: usize) -> ActiveSessions {
         .on_session_start(move |start| {
             let starts = starts.clone();
             async move {
-                tokio::time::sleep(Duration::from_millis(generation(&start.event_id.to_string()) * 7 % 50)).await;
+                tokio::time::sleep(Duration::from_millis(generation(&start.generation.to_string()) * 7 % 50)).await;
                 starts.push(Event::Start(start));
             }
         })
         .on_session_end(move |end: SessionEnd| {
             let ends = ends.clone();
             async move {
-                tokio::time::sleep(Duration::from_millis(generation(&end.event_id.to_string()) * 31 % 70)).await;
+                tokio::time::sleep(Duration::from_millis(generation(&end.generation.to_string()) * 31 % 70)).await;
                 ends.push(Event::End(end));
             }
         })
@@ -274,8 +274,8 @@ fn handle(recorder: &Recorder, max_sessions: usize) -> ActiveSessions {
         .unwrap()
 }
 
-fn generation(event_id: &str) -> u64 {
-    event_id.rsplit('-').next().unwrap().parse().unwrap()
+fn generation(generation: &str) -> u64 {
+    generation.rsplit('-').next().unwrap().parse().unwrap()
 }
 
 /// The generations that something keeps busy.
@@ -383,7 +383,7 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
     let mut ended: Vec<_> = recorder
         .ends()
         .iter()
-        .map(|end| (generation(&end.event_id.to_string()), end.session.id.to_string(), end.reason))
+        .map(|end| (generation(&end.generation.to_string()), end.session.id.to_string(), end.reason))
         .collect();
     ended.sort();
     let owed: Vec<_> = model.owed.iter().map(|(generation, (id, reason))| (*generation, name(*id), *reason)).collect();
@@ -395,8 +395,8 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
             .iter()
             .filter(|event| event.id() == name(id))
             .map(|event| match event {
-                Event::Start(start) => (generation(&start.event_id.to_string()), false),
-                Event::End(end) => (generation(&end.event_id.to_string()), true),
+                Event::Start(start) => (generation(&start.generation.to_string()), false),
+                Event::End(end) => (generation(&end.generation.to_string()), true),
             })
             .collect();
         assert!(generations.is_sorted(), "{generations:?}");

@@ -121,7 +121,7 @@ struct Nuisance {
 
 impl<S: Subscriber> Layer<S> for Nuisance {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if ["session-start", "session-end", "session-let-go"].contains(&event.metadata().name()) {
+        if ["session-start", "session-end", "session-released"].contains(&event.metadata().name()) {
             // Every shard is free, that of the session too.
             let active = self.sessions.snapshot().len();
             self.heard.fetch_add(1, Ordering::SeqCst);

@@ -192,7 +192,7 @@ async fn g13_an_ordinary_hook_is_bounded_by_the_hook_timeout() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     let report = sessions.drain(EndReason::Shutdown).await;
     // The end of `a` timed out before the drain; the start of the other did, so that its end could be called.
-    assert_eq!((report.active, report.running), (1, 0), "{report}");
+    assert_eq!((report.active, report.already_ending), (1, 0), "{report}");
     assert_eq!(report.unfinished[0].stage, EndStage::Running);
 }
 
@@ -247,8 +247,8 @@ async fn one_batch_is_one_fate() {
 #[test]
 fn a_capacity_of_zero_is_an_error_that_says_so() {
     let error = ActiveSessions::builder().max_concurrent_hooks(0).build().unwrap_err();
-    assert!(matches!(error, BuildError::ZeroCapacity { what: "max_concurrent_hooks", .. }));
+    assert!(matches!(error, BuildError::ZeroValue { setting: "max_concurrent_hooks", .. }));
     assert!(error.to_string().contains('0'));
     let error = ActiveSessions::builder().on_session_end_batch(0, |_| async {}).build().unwrap_err();
-    assert!(matches!(error, BuildError::ZeroCapacity { .. }));
+    assert!(matches!(error, BuildError::ZeroValue { .. }));
 }

@@ -124,7 +124,7 @@ fn notes_and_ends_from_a_bare_thread_wait_for_the_drain() {
     .unwrap();
     assert!(recorder.events().is_empty());
     let report = Runtime::new().unwrap().block_on(sessions.drain(EndReason::Shutdown));
-    assert_eq!((report.active, report.running, report.ended), (1, 2, 3));
+    assert_eq!((report.active, report.already_ending, report.ended), (1, 2, 3));
     assert_eq!(recorder.order("a"), "+-");
 }
 
@@ -207,7 +207,7 @@ fn a_hook_that_a_dying_runtime_drops_counts_as_unfinished_and_lets_the_next_gene
     hang.store(false, Ordering::SeqCst);
     sessions.note("a");
     let report = Runtime::new().unwrap().block_on(sessions.drain(EndReason::Shutdown));
-    assert_eq!((report.active, report.running, report.ended), (1, 1, 1), "{report}");
+    assert_eq!((report.active, report.already_ending, report.ended), (1, 1, 1), "{report}");
     assert_eq!(report.unfinished[0].stage, EndStage::Running);
     assert_eq!(recorder.ends().len(), 2);
     recorder.assert_no_generation_ended_twice();

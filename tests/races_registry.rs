@@ -24,7 +24,7 @@ use random::{Random, storm_seeds};
 use recorder::{Event, assert_sum};
 use replica::Replica;
 use store::{Fault, Store};
-use tower_session_end::{EndReason, EventId};
+use tower_session_end::{EndReason, GenerationId};
 
 const IDS: u64 = 12;
 const STEPS: u64 = 400;
@@ -110,11 +110,11 @@ async fn round(seed: u64, with_trouble: bool) {
     events.extend(next.recorder.events());
     assert!(store.events().is_empty(), "{about}: left {:?} {:?}", store.active(), store.owed());
 
-    let mut told = BTreeMap::<EventId, (u32, u32)>::new();
+    let mut told = BTreeMap::<GenerationId, (u32, u32)>::new();
     for event in &events {
         match event {
-            Event::Start(start) => told.entry(start.event_id).or_default().0 += 1,
-            Event::End(end) => told.entry(end.event_id).or_default().1 += 1,
+            Event::Start(start) => told.entry(start.generation).or_default().0 += 1,
+            Event::End(end) => told.entry(end.generation).or_default().1 += 1,
         }
     }
     for event in store.history().born.keys() {

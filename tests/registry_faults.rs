@@ -46,7 +46,7 @@ async fn g17_a_registry_that_panics_or_answers_with_too_little_is_as_one_that_is
         assert!(begun.elapsed() < 8 * SECOND, "{fault:?}: {:?}", begun.elapsed());
         assert_sum(&report);
         assert_eq!(
-            (report.ended + report.ended_by_others + report.handed_over, report.unfinished.len()),
+            (report.ended + report.ended_elsewhere + report.handed_over, report.unfinished.len()),
             (1, 0),
             "{report}"
         );
@@ -97,7 +97,7 @@ impl Drop for PanicsOnDrop {
 impl Registry for Panicking {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let answers = self.0.apply(changes).await;
-        let hangs = answers.as_ref().is_ok_and(|answers| answers.contains(&Applied::Done));
+        let hangs = answers.as_ref().is_ok_and(|answers| answers.contains(&Applied::Ok));
         let _armed = PanicsOnDrop(hangs);
         if hangs {
             pending::<()>().await;
@@ -105,24 +105,24 @@ impl Registry for Panicking {
         answers
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.0.beat().await
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.0.heartbeat().await
     }
 
     // Not even a future.
     #[allow(clippy::manual_async_fn)]
-    fn take_over(&self, _: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send {
+    fn claim_orphans(&self, _: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send {
         if true {
             panic!("no future for you");
         }
         ready(Ok(Vec::new()))
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
+    async fn release_lease(&self) -> Result<(), RegistryError> {
         panic!("it will not leave")
     }
 
-    fn is_current(&self) -> bool {
+    fn lease_is_valid(&self) -> bool {
         panic!("who knows")
     }
 }
@@ -133,7 +133,7 @@ async fn a_registry_that_panics_everywhere_keeps_no_end_from_being_delivered() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().registry(Panicking(store.holder())).build().unwrap();
     assert!(sessions.recover().await.error.unwrap().contains("no future for you"));
-    assert!(sessions.note("a").durable().await || sessions.is_degraded());
+    assert!(sessions.note("a").recorded().await || sessions.is_degraded());
     sessions.note("b");
     sessions.end("a", EndReason::Reset);
     sleep(SECOND).await;
@@ -215,7 +215,7 @@ async fn g11_a_drain_after_finish_does_not_wait_for_a_registry_that_was_left() {
     let replica = Replica::with(&store, |builder| builder.drain_timeout(Duration::MAX));
     replica.note("a").await;
     replica.holder.set(Fault::Hangs);
-    let cut = async { tower_session_end::signal::Stop::new(EndReason::Shutdown).cut_by(ready(())) };
+    let cut = async { tower_session_end::signal::ShutdownRequest::new(EndReason::Shutdown).forced_by(ready(())) };
     let shutdown = tokio::spawn(replica.sessions.shutdown_on(cut));
     let _ = replica.sessions.finish(pending::<()>()).await.report;
     shutdown.await.unwrap();
@@ -231,7 +231,7 @@ async fn g17_thousands_of_unrecorded_sessions_are_delivered_in_time_though_the_r
     let slow = recorder.slow_builder(|_| Duration::from_millis(10));
     let sessions = slow.registry(holder.clone()).build().unwrap();
     holder.set(Fault::Hangs);
-    sessions.note("first").durable().await;
+    sessions.note("first").recorded().await;
     for n in 0..5000 {
         sessions.note(format!("{n}"));
     }

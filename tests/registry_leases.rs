@@ -37,7 +37,7 @@ async fn g15_a_session_that_may_never_have_been_recorded_keeps_its_name_over_a_l
     let _ = replica.sessions.drain(EndReason::Shutdown).await;
     let ends: Vec<_> = replica.recorder.ends().into_iter().filter(|end| end.session.id == "a").collect();
     assert_eq!(ends.len(), 1);
-    assert_eq!(ends[0].event_id, start.event_id, "the start that was told has no end");
+    assert_eq!(ends[0].generation, start.generation, "the start that was told has no end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,7 +101,7 @@ async fn g16_an_end_that_came_due_while_the_lease_was_in_doubt_is_delivered_once
     let report = replica.sessions.drain(EndReason::Shutdown).await;
     assert!(begun.elapsed() < SECOND);
     assert_sum(&report);
-    assert_eq!((report.running, report.handed_over), (1, 1), "{report}");
+    assert_eq!((report.already_ending, report.handed_over), (1, 1), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,7 +112,7 @@ async fn g16_a_holder_that_dies_over_an_end_for_all_has_it_delivered_once_by_one
     let dies = ActiveSessions::builder().registry(store.holder()).on_session_end(|_: SessionEnd| pending::<()>());
     let holder = store.holder();
     let dies = dies.registry(holder.clone()).build().unwrap();
-    dies.note("a").durable().await;
+    dies.note("a").recorded().await;
     dies.end("a", EndReason::Deleted);
     sleep(Duration::from_millis(10)).await;
     holder.kill();
@@ -145,10 +145,10 @@ async fn g02_a_start_that_runs_is_awaited_although_others_end_its_session() {
         })
         .build()
         .unwrap();
-    sessions.note("a").durable().await;
+    sessions.note("a").recorded().await;
     other.note("a").await;
     let report = sessions.finish(async {}).await.report;
-    assert_eq!(report.sessions.held_by_others, 1);
+    assert_eq!(report.sessions.held_elsewhere, 1);
     assert_eq!(recorder.started(), ["a"], "torn from the middle, by a stop that said it was clean");
 }
 
@@ -159,12 +159,12 @@ async fn a_drain_hears_of_the_last_end_that_another_one_sets_free() {
     other.note("next").await;
     let sessions =
         ActiveSessions::builder().registry(store.holder()).on_session_start(|_| sleep(SECOND / 10)).build().unwrap();
-    sessions.note("old").durable().await;
+    sessions.note("old").recorded().await;
     sessions.compact("old", "next");
     let begun = Instant::now();
     let report = sessions.drain(EndReason::Shutdown).await;
     assert!(begun.elapsed() < SECOND, "{:?}: {report}", begun.elapsed());
-    assert_eq!((report.ended, report.held_by_others), (1, 1), "{report}");
+    assert_eq!((report.ended, report.held_elsewhere), (1, 1), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,7 +200,7 @@ async fn the_lease_is_kept_during_a_long_drain_and_a_long_recovery() {
     assert_eq!(sessions.recover().await.ended, 1);
     let beats = holder.beats.load(Ordering::SeqCst);
     assert!(beats >= 15, "{beats} beats in 20 s of a recovery");
-    sessions.note("a").durable().await;
+    sessions.note("a").recorded().await;
     assert_eq!(sessions.drain(EndReason::Shutdown).await.ended, 1);
     let beats = holder.beats.load(Ordering::SeqCst) - beats;
     assert!(beats >= 15, "{beats} beats in 20 s of a drain");
@@ -245,9 +245,9 @@ async fn g16_letting_go_of_a_strangers_record_does_not_let_go_of_the_session_tha
     sleep(SECOND).await;
     assert_eq!(replica.recorder.ended(), ["a deleted"]);
     let report = other.sessions.drain(EndReason::Shutdown).await;
-    assert_eq!((report.ended, report.held_by_others), (0, 1), "{report}");
+    assert_eq!((report.ended, report.held_elsewhere), (0, 1), "{report}");
     assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 1);
     assert_eq!(replica.recorder.ended(), ["a deleted", "a shutdown"]);
-    assert_eq!(replica.recorder.ends()[1].event_id, other.recorder.starts()[0].event_id);
+    assert_eq!(replica.recorder.ends()[1].generation, other.recorder.starts()[0].generation);
     assert!(store.events().is_empty());
 }

@@ -13,7 +13,7 @@ use http::{Method, Request, Response, StatusCode};
 use support::{Recorder, UnderWay, answer, ask, exchange};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_session_end::{ActiveSessions, BuildError, EndReason, Phase, signal::Stop};
+use tower_session_end::{ActiveSessions, BuildError, EndReason, Phase, signal::ShutdownRequest};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,7 +39,7 @@ async fn g09_idle_sessions_end_at_once_and_one_with_a_request_when_that_is_over(
     assert_eq!(recorder.ends().len(), 2);
     assert!(sessions.contains("hung"));
     let report = drain.await.unwrap();
-    assert_eq!((report.active, report.ended, report.late_births), (3, 3, 0), "{report}");
+    assert_eq!((report.active, report.ended, report.late_starts), (3, 3, 0), "{report}");
     assert!(begun.elapsed() >= SECOND && begun.elapsed() < SECOND + SECOND / 10, "{:?}", begun.elapsed());
 }
 
@@ -88,7 +88,7 @@ fn a_settle_time_longer_than_the_drain_is_an_error_with_both_numbers() {
 
 #[tokio::test(start_paused = true)]
 async fn g08_new_sessions_are_refused_from_closing_on_and_probes_are_not() {
-    let sessions = ActiveSessions::builder().lame_duck(SECOND).refuse_new_sessions(true).build().unwrap();
+    let sessions = ActiveSessions::builder().lame_duck_timeout(SECOND).refuse_new_sessions(true).build().unwrap();
     sessions.note("a");
     let _never = UnderWay::begin(&sessions.layer(), ask(&[("x-session-id", "a")]));
     let called = Arc::new(Mutex::new(Vec::new()));
@@ -120,7 +120,7 @@ async fn g08_a_request_of_an_active_session_is_not_refused_while_it_settles() {
     let sessions = ActiveSessions::builder().settle_timeout(SECOND).refuse_new_sessions(true).build().unwrap();
     sessions.note("a");
     let _never = UnderWay::begin(&sessions.layer(), ask(&[("x-session-id", "a")]));
-    let stop = tokio::spawn(sessions.shutdown_on(ready(Stop::new(EndReason::Shutdown))));
+    let stop = tokio::spawn(sessions.shutdown_on(ready(ShutdownRequest::new(EndReason::Shutdown))));
     tokio::time::sleep(SECOND / 2).await;
     let layer = sessions.layer();
     let known = exchange(&layer, ask(&[("x-session-id", "a")]), answer(200, &[])).await;

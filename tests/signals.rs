@@ -1,4 +1,4 @@
-//! `SessionSignal`: what a handler says of its sessions.
+//! `SessionUpdate`: what a handler says of its sessions.
 
 mod support;
 
@@ -11,7 +11,7 @@ use axum::{
 use http::{Request, StatusCode};
 use support::{Recorder, answer, ask, exchange, say};
 use tower::ServiceExt;
-use tower_session_end::{ActiveSessions, EndReason, Session, SessionEnd, SessionId, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, Session, SessionEnd, SessionId, SessionUpdate};
 
 const ID: &str = "x-session-id";
 
@@ -36,13 +36,13 @@ where
 #[tokio::test(start_paused = true)]
 async fn a_signal_is_a_response_a_part_of_one_or_attached_to_one() {
     let (recorder, sessions) = Recorder::sessions();
-    let response = post_to(&sessions, &[], || SessionSignal::started("alone")).await;
+    let response = post_to(&sessions, &[], || SessionUpdate::started("alone")).await;
     assert_eq!(response.status(), StatusCode::OK);
-    let part = || (StatusCode::CREATED, SessionSignal::started("part"), "body");
+    let part = || (StatusCode::CREATED, SessionUpdate::started("part"), "body");
     assert_eq!(post_to(&sessions, &[], part).await.status(), StatusCode::CREATED);
     let attached = || {
         let mut response = "body".into_response();
-        SessionSignal::started("attached").attach(&mut response);
+        SessionUpdate::started("attached").insert_into(&mut response);
         response
     };
     post_to(&sessions, &[], attached).await;
@@ -53,15 +53,15 @@ async fn a_signal_is_a_response_a_part_of_one_or_attached_to_one() {
 async fn signals_add_up_in_their_order() {
     let (recorder, sessions) = Recorder::sessions();
     sessions.note("old");
-    let both = || (SessionSignal::ended(id("old"), EndReason::Reset), SessionSignal::started("new"));
+    let both = || (SessionUpdate::ended(id("old"), EndReason::Reset), SessionUpdate::started("new"));
     post_to(&sessions, &[], both).await;
     assert!(!sessions.contains("old") && sessions.contains("new"));
     let list = || {
         let mut response = ().into_response();
-        SessionSignal::compacted(id("new"), "newer").attach(&mut response);
-        SessionSignal::ended(id("newer"), EndReason::Deleted)
-            .and(SessionSignal::started("newest"))
-            .attach(&mut response);
+        SessionUpdate::compacted(id("new"), "newer").insert_into(&mut response);
+        SessionUpdate::ended(id("newer"), EndReason::Deleted)
+            .and(SessionUpdate::started("newest"))
+            .insert_into(&mut response);
         response
     };
     post_to(&sessions, &[], list).await;
@@ -73,13 +73,13 @@ async fn signals_add_up_in_their_order() {
 async fn a_reset_that_keeps_its_id_is_two_generations() {
     let (recorder, sessions) = Recorder::sessions();
     sessions.note("a");
-    let reset = || SessionSignal::ended(id("a"), EndReason::Reset).and(SessionSignal::started("a"));
+    let reset = || SessionUpdate::ended(id("a"), EndReason::Reset).and(SessionUpdate::started("a"));
     // That the response carries the id too says nothing more, and ends nothing more.
     post_to(&sessions, &[(ID, "a")], move || (reset(), [(ID, "a")])).await;
     assert!(sessions.contains("a"));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a reset", "a shutdown"]);
     let ends = recorder.ends();
-    assert_ne!(ends[0].event_id, ends[1].event_id);
+    assert_ne!(ends[0].generation, ends[1].generation);
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +87,7 @@ async fn a_signal_counts_on_any_status() {
     for status in [StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR] {
         let (recorder, sessions) = Recorder::sessions();
         sessions.note("old");
-        let said = move || (status, SessionSignal::compacted(id("old"), "new"), SessionSignal::started("other"));
+        let said = move || (status, SessionUpdate::compacted(id("old"), "new"), SessionUpdate::started("other"));
         post_to(&sessions, &[], said).await;
         assert_eq!(recorder.ended_after_drain(&sessions).await, ["new shutdown", "old compaction", "other shutdown"]);
     }
@@ -97,24 +97,24 @@ async fn a_signal_counts_on_any_status() {
 async fn g18_a_signal_never_leaves_the_layer() {
     let (_, sessions) = Recorder::sessions();
     let bare = ().into_response().headers().clone();
-    let response = post_to(&sessions, &[], || SessionSignal::started("a")).await;
-    assert!(response.extensions().get::<SessionSignal>().is_none());
+    let response = post_to(&sessions, &[], || SessionUpdate::started("a")).await;
+    assert!(response.extensions().get::<SessionUpdate>().is_none());
     // Nor does it leave in another form.
     assert_eq!(response.headers().iter().filter(|(name, _)| *name != "content-length").count(), bare.len());
     let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
     assert!(body.is_empty());
     // Nothing said is nothing done.
-    post_to(&sessions, &[], SessionSignal::nothing).await;
+    post_to(&sessions, &[], SessionUpdate::empty).await;
     assert_eq!(sessions.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_signal_and_a_header_that_say_the_same_are_one() {
     let (recorder, sessions) = Recorder::sessions();
-    let started = || (SessionSignal::started(Session::from("a").with_key("k")), [(ID, "a")]);
+    let started = || (SessionUpdate::started(Session::from("a").with_key("k")), [(ID, "a")]);
     post_to(&sessions, &[], started).await;
     assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("k"), "the header knows less");
-    let ended = || (SessionSignal::ended(id("a"), EndReason::Deleted), [("x-session-end", "reset")]);
+    let ended = || (SessionUpdate::ended(id("a"), EndReason::Deleted), [("x-session-end", "reset")]);
     post_to(&sessions, &[(ID, "a")], ended).await;
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a deleted"], "the handler's word comes first");
     assert_eq!(recorder.started(), ["a"]);
@@ -126,7 +126,7 @@ async fn the_details_of_a_compaction_survive_a_header_that_says_the_same() {
     sessions.note("old");
     let compacted = || {
         let new = Session::from("new").with_key("k").with_attribute("tenant", "acme");
-        (SessionSignal::compacted(id("old"), new), [(ID, "new"), ("x-session-compacted-from", "old")])
+        (SessionUpdate::compacted(id("old"), new), [(ID, "new"), ("x-session-compacted-from", "old")])
     };
     post_to(&sessions, &[(ID, "old")], compacted).await;
     let snapshot = sessions.snapshot();
@@ -141,11 +141,11 @@ async fn a_signal_and_a_header_that_say_the_same_are_one_while_closing_too() {
     let (recorder, sessions) = Recorder::sessions();
     let _ = sessions.drain(EndReason::Shutdown).await;
     // What is born now ends at once, and the header finds nobody active.
-    let started = || (SessionSignal::started("started"), [(ID, "started")]);
+    let started = || (SessionUpdate::started("started"), [(ID, "started")]);
     post_to(&sessions, &[], started).await;
     let compacted = || {
         let headers = [(ID, "compacted"), ("x-session-compacted-from", "before")];
-        (SessionSignal::compacted(id("before"), "compacted"), headers)
+        (SessionUpdate::compacted(id("before"), "compacted"), headers)
     };
     post_to(&sessions, &[], compacted).await;
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["compacted shutdown", "started shutdown"]);
@@ -167,7 +167,7 @@ async fn g12_a_handlers_word_overrides_the_rules_for_late_responses() {
     let _ = sessions.note("a");
     sessions.end("a", EndReason::Idle);
     let mut response = answer(200, &[]);
-    SessionSignal::started("a").attach(&mut response);
+    SessionUpdate::started("a").insert_into(&mut response);
     exchange(&layer, ask(&[(ID, "a")]), response).await;
     assert!(sessions.contains("a"));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a idle", "a shutdown"]);
@@ -176,14 +176,14 @@ async fn g12_a_handlers_word_overrides_the_rules_for_late_responses() {
 #[tokio::test(start_paused = true)]
 async fn g04_a_signal_with_no_valid_id_is_ignored_and_counted() {
     let (recorder, sessions) = Recorder::sessions();
-    let said = || SessionSignal::started("two words").and(SessionSignal::compacted(id("old"), "")).and(started("ok"));
+    let said = || SessionUpdate::started("two words").and(SessionUpdate::compacted(id("old"), "")).and(started("ok"));
     post_to(&sessions, &[], said).await;
     assert_eq!(sessions.ignored_ids(), 2);
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["ok shutdown"]);
 }
 
-fn started(id: &str) -> SessionSignal {
-    SessionSignal::started(id)
+fn started(id: &str) -> SessionUpdate {
+    SessionUpdate::started(id)
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,10 +198,10 @@ async fn a_signal_from_an_inner_layer_counts_like_a_handlers() {
         .build()
         .unwrap();
     let said = axum::middleware::map_response(async |mut response: Response| {
-        SessionSignal::started("inner").attach(&mut response);
+        SessionUpdate::started("inner").insert_into(&mut response);
         response
     });
-    let app: Router = Router::new().route("/", post(|| async { SessionSignal::started("handler") }));
+    let app: Router = Router::new().route("/", post(|| async { SessionUpdate::started("handler") }));
     let app = app.layer(said).layer(sessions.layer());
     app.oneshot(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
     assert!(sessions.drain(EndReason::Shutdown).await.is_clean());

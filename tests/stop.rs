@@ -17,7 +17,7 @@ use std::{
 
 use recorder::Recorder;
 use tokio::{runtime::Handle, sync::oneshot, time::Instant};
-use tower_session_end::{ActiveSessions, EndReason, Phase, SessionEnd, signal::Stop};
+use tower_session_end::{ActiveSessions, EndReason, Phase, SessionEnd, signal::ShutdownRequest};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 /// A server in miniature: goes on until `shutdown`, and for `draining` after it.
@@ -36,9 +36,9 @@ async fn c1_a_stop_is_one_drain_with_shutdown() {
     sessions.note("a");
     let report = sessions.finish(server(sessions.shutdown_on(ready(())), SECOND)).await.into_result().unwrap();
     assert_eq!(recorder.reasons(), [("a".to_owned(), EndReason::Shutdown)]);
-    assert!(report.signalled && !report.interrupted && report.is_clean(), "{report}");
+    assert!(report.signalled && !report.forced && report.is_clean(), "{report}");
     assert_eq!((report.drain.ended, report.sessions.ended), (1, 1));
-    assert!(!report.connections.cut && report.connections.elapsed >= SECOND);
+    assert!(!report.connections.timed_out && report.connections.elapsed >= SECOND);
     assert_eq!(sessions.phase(), Phase::Closed);
     assert!(!sessions.note("too-late").is_new());
 }
@@ -132,7 +132,7 @@ async fn c6_g07_after_finish_no_task_of_ours_is_left() {
 #[tokio::test(start_paused = true)]
 async fn g10_a_stop_is_bounded_by_the_sum_of_its_budgets() {
     let sessions = ActiveSessions::builder()
-        .lame_duck(3 * SECOND)
+        .lame_duck_timeout(3 * SECOND)
         .drain_timeout(2 * SECOND)
         .connection_drain_timeout(5 * SECOND)
         .on_session_end(|_| pending::<()>())
@@ -146,14 +146,14 @@ async fn g10_a_stop_is_bounded_by_the_sum_of_its_budgets() {
     assert!(begun.elapsed() <= 10 * SECOND, "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= 9 * SECOND, "{:?}", begun.elapsed());
     assert!(finished.output.is_none());
-    assert!(finished.report.connections.cut && !finished.report.is_clean());
+    assert!(finished.report.connections.timed_out && !finished.report.is_clean());
     assert!(finished.into_result().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn in_the_lame_duck_readiness_says_no_and_sessions_go_on() {
     let recorder = Recorder::default();
-    let sessions = recorder.builder().lame_duck(5 * SECOND).build().unwrap();
+    let sessions = recorder.builder().lame_duck_timeout(5 * SECOND).build().unwrap();
     assert!(sessions.is_ready());
     let stop = tokio::spawn(sessions.shutdown_on(ready(())));
     tokio::time::sleep(SECOND).await;
@@ -178,7 +178,7 @@ async fn g08_a_session_that_is_born_while_the_connections_drain_gets_its_end() {
         handle.note("late");
     };
     let report = sessions.finish(server).await.into_result().unwrap();
-    assert_eq!((report.drain.total(), report.sessions.late_births, report.sessions.ended), (0, 1, 1), "{report}");
+    assert_eq!((report.drain.total(), report.sessions.late_starts, report.sessions.ended), (0, 1, 1), "{report}");
     assert_eq!(recorder.reasons(), [("late".to_owned(), EndReason::Shutdown)]);
 }
 
@@ -217,7 +217,7 @@ async fn g11_a_second_signal_ends_the_waiting_at_once_and_says_so() {
     // In the lame duck, in the drain, and in the connection drain.
     for (at, phase) in [(1, Phase::LameDuck), (4, Phase::Closing), (7, Phase::Closing)] {
         let sessions = ActiveSessions::builder()
-            .lame_duck(3 * SECOND)
+            .lame_duck_timeout(3 * SECOND)
             .drain_timeout(3 * SECOND)
             .connection_drain_timeout(100 * SECOND)
             .on_session_end(|_| pending::<()>())
@@ -225,7 +225,7 @@ async fn g11_a_second_signal_ends_the_waiting_at_once_and_says_so() {
             .unwrap();
         sessions.note("a");
         let again = tokio::time::sleep(at * SECOND);
-        let shutdown = sessions.shutdown_on(ready(Stop::new(EndReason::Restart).cut_by(again)));
+        let shutdown = sessions.shutdown_on(ready(ShutdownRequest::new(EndReason::Restart).forced_by(again)));
         let watched = sessions.clone();
         let seen = tokio::spawn(async move {
             tokio::time::sleep(at * SECOND - Duration::from_millis(1)).await;
@@ -235,7 +235,7 @@ async fn g11_a_second_signal_ends_the_waiting_at_once_and_says_so() {
         let finished = sessions.finish(server(shutdown, Duration::MAX)).await;
         assert!(begun.elapsed() >= at * SECOND && begun.elapsed() <= at * SECOND + Duration::from_millis(100));
         assert_eq!(seen.await.unwrap(), phase);
-        assert!(finished.report.interrupted && finished.report.connections.cut);
+        assert!(finished.report.forced && finished.report.connections.timed_out);
         assert_eq!(finished.report.sessions.unfinished.len(), 1, "{}", finished.report);
         assert_eq!(finished.report.sessions.reason, EndReason::Restart);
         assert_eq!(sessions.phase(), Phase::Closed);
@@ -286,7 +286,7 @@ async fn g11_two_servers_on_one_handle_drain_once_and_close_with_the_last() {
     let (first, second, ()) = tokio::join!(sessions.finish(first), sessions.finish(second), between);
     assert_eq!(first.report.sessions.ended, 1);
     assert_eq!(second.report.sessions.ended, 2, "{}", second.report);
-    assert!(!first.report.connections.cut && !second.report.connections.cut);
+    assert!(!first.report.connections.timed_out && !second.report.connections.timed_out);
     assert_eq!(recorder.ends().len(), 2);
     assert_eq!(sessions.phase(), Phase::Closed);
 }
@@ -305,7 +305,7 @@ async fn finish_that_is_dropped_half_way_loses_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn closing_resolves_when_the_drain_begins_also_for_those_who_ask_later() {
-    let sessions = ActiveSessions::builder().lame_duck(SECOND).build().unwrap();
+    let sessions = ActiveSessions::builder().lame_duck_timeout(SECOND).build().unwrap();
     let told = Arc::new(AtomicUsize::new(0));
     let (closing, counted) = (sessions.closing(), Arc::clone(&told));
     let listener = tokio::spawn(async move {
@@ -347,6 +347,6 @@ async fn a_finish_that_begins_long_after_a_drain_has_all_of_its_time() {
     tokio::time::sleep(100 * SECOND).await;
     sessions.note("late");
     let finished = sessions.finish(server(ready(()), SECOND)).await;
-    assert!(!finished.report.connections.cut && finished.report.is_clean(), "{}", finished.report);
+    assert!(!finished.report.connections.timed_out && finished.report.is_clean(), "{}", finished.report);
     assert_eq!(recorder.reasons(), [("late".to_owned(), EndReason::Restart)]);
 }

@@ -15,7 +15,7 @@ use support::{Hint, Recorder, Script, Step, UnderWay, ask, assert_sum};
 use tokio::time::{Instant, sleep, timeout};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
-use tower_session_end::{ActiveSessions, EndReason, SessionEnd, signal::Stop};
+use tower_session_end::{ActiveSessions, EndReason, SessionEnd, signal::ShutdownRequest};
 
 #[tokio::test(start_paused = true)]
 async fn g11_a_second_signal_reaches_the_server_that_is_left() {
@@ -41,7 +41,7 @@ async fn g11_a_second_signal_reaches_the_server_that_is_left() {
     let b = tokio::spawn(sessions.finish(pending::<()>()));
     sessions
         .shutdown_on(async {
-            Stop::new(EndReason::Shutdown).cut_by(async {
+            ShutdownRequest::new(EndReason::Shutdown).forced_by(async {
                 let _ = cut.await;
             })
         })
@@ -103,7 +103,8 @@ async fn g11_a_drain_after_finish_waits_for_nothing() {
     sessions.note("a");
     sessions.note("b");
     let shutdown = tokio::spawn(
-        sessions.shutdown_on(async { Stop::new(EndReason::Shutdown).cut_by(sleep(Duration::from_secs(1))) }),
+        sessions
+            .shutdown_on(async { ShutdownRequest::new(EndReason::Shutdown).forced_by(sleep(Duration::from_secs(1))) }),
     );
     let _f = sessions.finish(pending::<()>()).await;
     shutdown.await.unwrap();
@@ -133,8 +134,11 @@ async fn g10_a_late_hook_that_hangs_holds_no_stop_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn the_sum_holds_when_the_lame_duck_is_cut() {
-    let sessions =
-        ActiveSessions::builder().lame_duck(Duration::from_secs(5)).on_session_end(|_| async {}).build().unwrap();
+    let sessions = ActiveSessions::builder()
+        .lame_duck_timeout(Duration::from_secs(5))
+        .on_session_end(|_| async {})
+        .build()
+        .unwrap();
     sessions.note("a");
     let (end_b, b) = tokio::sync::oneshot::channel::<()>();
     let fa = sessions.finish(pending::<()>());
@@ -143,7 +147,8 @@ async fn the_sum_holds_when_the_lame_duck_is_cut() {
         sleep(Duration::from_secs(1)).await;
     });
     let shutdown = tokio::spawn(
-        sessions.shutdown_on(async { Stop::new(EndReason::Shutdown).cut_by(sleep(Duration::from_secs(1))) }),
+        sessions
+            .shutdown_on(async { ShutdownRequest::new(EndReason::Shutdown).forced_by(sleep(Duration::from_secs(1))) }),
     );
     let a = fa.await;
     end_b.send(()).ok();
@@ -161,7 +166,8 @@ async fn the_sum_holds_when_the_settling_is_cut() {
     let _under_way = UnderWay::begin(&layer, ask(&[("x-session-id", "a")]));
     let (fa, fb) = (sessions.finish(pending::<()>()), sessions.finish(pending::<()>()));
     let shutdown = tokio::spawn(
-        sessions.shutdown_on(async { Stop::new(EndReason::Shutdown).cut_by(sleep(Duration::from_secs(1))) }),
+        sessions
+            .shutdown_on(async { ShutdownRequest::new(EndReason::Shutdown).forced_by(sleep(Duration::from_secs(1))) }),
     );
     let a = fa.await;
     let _ = fb.await;
@@ -199,6 +205,6 @@ async fn g10_a_shutdown_future_that_is_dropped_after_its_signal_leaves_the_stop_
     let begun = Instant::now();
     let finished = timeout(Duration::from_secs(3600), sessions.finish(server)).await.unwrap();
     assert!(begun.elapsed() <= Duration::from_secs(12), "{:?}", begun.elapsed());
-    assert!(finished.report.connections.cut && finished.report.sessions.is_clean(), "{}", finished.report);
+    assert!(finished.report.connections.timed_out && finished.report.sessions.is_clean(), "{}", finished.report);
     assert_eq!(recorder.ended(), ["a restart"]);
 }

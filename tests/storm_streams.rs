@@ -77,7 +77,7 @@ async fn round(seed: u64) {
         .on_session_end(move |end| ends.clone().hook(end.session.id.to_string(), number(&end.session.id)))
         .drain_timeout(DRAIN)
         .connection_drain_timeout(connection_drain)
-        .lame_duck(lame_duck);
+        .lame_duck_timeout(lame_duck);
     let [is_small, expires] = [3, 3].map(|n| random.one_in(n));
     if settles {
         builder = builder.settle_timeout(millis(300));
@@ -153,13 +153,13 @@ async fn round(seed: u64) {
 
     // The budgets.
     assert!(elapsed <= lame_duck + DRAIN + connection_drain + SLACK, "{about}");
-    assert_eq!(report.connections.cut, is_stubborn, "{about}");
+    assert_eq!(report.connections.timed_out, is_stubborn, "{about}");
     assert_eq!(report.connections.open_responses, 0, "{about}");
     assert!(report.signalled && sessions.is_empty() && sessions.phase() == Phase::Closed, "{about}");
 
     // The ends.
-    let started: BTreeSet<_> = starts.iter().map(|start| (start.event_id, start.session.id.to_string())).collect();
-    let ended: BTreeSet<_> = ends.iter().map(|end| (end.event_id, end.session.id.to_string())).collect();
+    let started: BTreeSet<_> = starts.iter().map(|start| (start.generation, start.session.id.to_string())).collect();
+    let ended: BTreeSet<_> = ends.iter().map(|end| (end.generation, end.session.id.to_string())).collect();
     assert_eq!((started.len(), ended.len()), (starts.len(), ends.len()), "an event came twice; {about}");
     assert!(started == ended, "{:?}; {about}", started.symmetric_difference(&ended).collect::<Vec<_>>());
     let (opened, guarded) = (host.opened.lock().unwrap().clone(), host.guarded.lock().unwrap().clone());

@@ -301,7 +301,7 @@ async fn g10_without_end_streams_a_stream_is_cut_with_an_error_at_the_deadline()
         clients.push(server.listen("GET", "/events", session).await);
     }
     let (report, elapsed, _) = server.stop().await;
-    assert!(report.connections.cut && !report.is_clean(), "{report}");
+    assert!(report.connections.timed_out && !report.is_clean(), "{report}");
     assert_eq!(report.connections.open_responses, 2);
     assert!(report.sessions.is_clean(), "{report}");
     assert!(elapsed >= budget / 2 && elapsed < SOON, "{elapsed:?}");

@@ -11,7 +11,7 @@ use std::{
 use http::{Request, Response};
 use support::{Recorder, say};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_session_end::{EndReason, SessionId, SessionSignal};
+use tower_session_end::{EndReason, SessionId, SessionUpdate};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -54,7 +54,7 @@ async fn g12_an_echo_after_a_declared_end_revives_nothing_for_30_s() {
     assert!(sessions.contains("ended"));
     let host = service_fn(|_: Request<()>| {
         let mut response = Response::new(String::new());
-        SessionSignal::started("forgotten").attach(&mut response);
+        SessionUpdate::started("forgotten").insert_into(&mut response);
         ready(Ok::<_, Infallible>(response))
     });
     layer.layer(host).oneshot(Request::new(())).await.unwrap();
@@ -96,11 +96,11 @@ async fn g08_a_late_birth_that_is_said_twice_in_one_response_is_one_session() {
         match id.as_str() {
             "noted" => drop(handle.note("noted")),
             "guarded" => drop(handle.guard("guarded")),
-            "signalled" => SessionSignal::started("signalled").attach(&mut response),
+            "signalled" => SessionUpdate::started("signalled").insert_into(&mut response),
             _ => {
                 let old = SessionId::new("old").unwrap();
                 response.headers_mut().insert("x-session-compacted-from", "old".parse().unwrap());
-                SessionSignal::compacted(old, "compacted").attach(&mut response);
+                SessionUpdate::compacted(old, "compacted").insert_into(&mut response);
             }
         }
         response.headers_mut().insert("x-session-id", id.parse().unwrap());
@@ -119,19 +119,19 @@ async fn g08_a_late_birth_that_is_said_twice_in_one_response_is_one_session() {
 async fn g12_the_end_of_an_unknown_id_and_its_echo_in_one_response_open_nothing() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    let answer = |signal: SessionSignal| {
+    let answer = |signal: SessionUpdate| {
         let host = service_fn(move |_: Request<()>| {
             let mut response = Response::builder().header("x-session-id", "a").body(String::new()).unwrap();
-            signal.clone().attach(&mut response);
+            signal.clone().insert_into(&mut response);
             ready(Ok::<_, Infallible>(response))
         });
         sessions.layer().layer(host).oneshot(Request::post("/").body(()).unwrap())
     };
-    let ended = || SessionSignal::ended(SessionId::new("a").unwrap(), EndReason::Deleted);
+    let ended = || SessionUpdate::ended(SessionId::new("a").unwrap(), EndReason::Deleted);
     answer(ended()).await.unwrap();
     assert!(sessions.is_empty());
     // It ended, and another one of that name began.
-    answer(ended().and(SessionSignal::started("a"))).await.unwrap();
+    answer(ended().and(SessionUpdate::started("a"))).await.unwrap();
     assert!(sessions.contains("a"));
     assert!(recorder.ends().is_empty());
 }

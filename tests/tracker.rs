@@ -105,7 +105,7 @@ async fn an_end_is_told_what_was_known_last() {
     assert_eq!(end.session.key.as_deref(), Some("second"));
     assert_eq!(end.session.attributes["tenant"], "acme");
     assert_eq!(end.reason, EndReason::Deleted);
-    assert_eq!(start.event_id, end.event_id);
+    assert_eq!(start.generation, end.generation);
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn a_drain_right_after_a_compaction_ends_the_successor_only() {
     sessions.note("old");
     sessions.compact("old", "new");
     let report = sessions.drain(EndReason::Restart).await;
-    assert_eq!((report.active, report.running), (1, 1));
+    assert_eq!((report.active, report.already_ending), (1, 1));
     assert_eq!(recorder.reasons(), [("new".to_owned(), EndReason::Restart), ("old".to_owned(), EndReason::Compaction)]);
 }
 

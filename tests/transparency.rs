@@ -20,11 +20,11 @@ use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, BuildError, Closing, ConnectionReport, DrainReport, EndReason, EventId,
-    Finished, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, Noted, Phase, RecoveryReport,
-    RequestInfo, ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId, SessionIdRejection,
-    SessionLayer, SessionProtocol, SessionService, SessionSignal, SessionStart, Shutdown, ShutdownReport,
-    UnfinishedEnd, signal,
+    ActiveSessions, ActiveSessionsBuilder, BuildError, Closing, ConnectionReport, DrainReport, EndReason, Finished,
+    GenerationId, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, NoteOutcome, Phase,
+    RecoveryReport, RequestInfo, ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId,
+    SessionIdRejection, SessionLayer, SessionProtocol, SessionService, SessionStart, SessionUpdate, Shutdown,
+    ShutdownReport, UnfinishedEnd, signal,
 };
 
 fn sessions() -> ActiveSessions {
@@ -252,13 +252,13 @@ fn public_types_are_what_an_async_program_needs() {
         Session: send_sync clone unpin fixed debug;
         SessionStart: send_sync clone unpin fixed debug;
         SessionEnd: send_sync clone unpin fixed debug;
-        SessionSignal: send_sync clone unpin fixed debug;
+        SessionUpdate: send_sync clone unpin fixed debug;
         SessionGuard: send_sync unpin fixed debug;
         Closing: send_sync fixed debug;
         Shutdown: send unpin fixed debug;
         signal::Terminate: send unpin fixed;
-        signal::Stop: send unpin fixed debug;
-        Noted: send_sync clone unpin fixed debug;
+        signal::ShutdownRequest: send unpin fixed debug;
+        NoteOutcome: send_sync clone unpin fixed debug;
         HeaderProtocol: send_sync clone unpin fixed debug;
         RequestInfo: send_sync clone unpin fixed debug;
         Box<dyn SessionProtocol>: send_sync unpin fixed;
@@ -270,7 +270,7 @@ fn public_types_are_what_an_async_program_needs() {
         HookFailure: send_sync clone unpin fixed debug;
         Finished<std::io::Result<()>>: send_sync unpin fixed debug;
         EndReason: send_sync clone unpin fixed debug;
-        EventId: send_sync clone unpin fixed debug;
+        GenerationId: send_sync clone unpin fixed debug;
         Phase: send_sync clone unpin fixed debug;
         BuildError: error clone;
         InvalidSessionId: error clone;

@@ -182,7 +182,7 @@ async fn g14_what_is_kept_is_forgotten_without_an_end_and_reported() {
         .builder()
         .keep_if(|session, reason| {
             assert!(session.id != "panics", "a `keep_if` with a fault");
-            reason.is_detach() && session.session_file.is_some()
+            reason.may_resume() && session.session_file.is_some()
         })
         .build()
         .unwrap();

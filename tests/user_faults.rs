@@ -21,7 +21,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, EndReason, Phase, RequestInfo, SessionEnd, SessionId, SessionProtocol,
-    SessionSignal, signal::Stop,
+    SessionUpdate, signal::ShutdownRequest,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,14 +76,14 @@ impl SessionProtocol for Bad {
         request.headers.get("x-session-id").and_then(|value| value.to_str().ok()?.parse().ok())
     }
 
-    fn may_open(&self, _: &http::request::Parts, _: Option<&SessionId>) -> bool {
+    fn may_start(&self, _: &http::request::Parts, _: Option<&SessionId>) -> bool {
         assert!(*self != Self::MayOpen, "bad protocol");
         false
     }
 
-    fn response(&self, _: &RequestInfo, _: &mut http::response::Parts) -> SessionSignal {
+    fn response(&self, _: &RequestInfo, _: &mut http::response::Parts) -> SessionUpdate {
         assert!(*self != Self::Response, "bad protocol");
-        SessionSignal::nothing()
+        SessionUpdate::empty()
     }
 }
 
@@ -99,7 +99,7 @@ async fn g18_a_protocol_that_panics_takes_no_response_down_and_is_warned_of_once
             // What the handler says counts all the same.
             let host = service_fn(|_: Request<()>| async {
                 let mut response = answer(201, &[("x-host", "untouched")]);
-                SessionSignal::started("b").attach(&mut response);
+                SessionUpdate::started("b").insert_into(&mut response);
                 Ok::<_, Infallible>(response)
             });
             let response = layer.layer(host).oneshot(ask(&[("x-session-id", "a")])).await.unwrap();
@@ -192,10 +192,10 @@ async fn g10_signals_that_panic_leave_the_stop_bounded() {
             0 => sessions.finish(server(sessions.shutdown_on(PanicsOnDrop))),
             // Polled by the drain; and, once that is over, by `finish`.
             1 => sessions.finish(server(
-                sessions.shutdown_on(async move { Stop::new(EndReason::Shutdown).cut_by(panicking()) }),
+                sessions.shutdown_on(async move { ShutdownRequest::new(EndReason::Shutdown).forced_by(panicking()) }),
             )),
             _ => sessions.finish(server(sessions.shutdown_on(async move {
-                Stop::new(EndReason::Shutdown).cut_by(async move {
+                ShutdownRequest::new(EndReason::Shutdown).forced_by(async move {
                     sleep(5 * SECOND).await;
                     panicking().await;
                 })
@@ -263,7 +263,7 @@ async fn hooks_that_call_back_into_everything_end_every_session_once() {
             async move {
                 // Not for those that it makes itself: that would be a chain without an end.
                 if id.len() == 1 {
-                    assert!(sessions.note(id.as_str()).durable().await);
+                    assert!(sessions.note(id.as_str()).recorded().await);
                     drop(sessions.guard(format!("guard-{id}")));
                     let _ = sessions.recover().await;
                     assert!(sessions.compact(&id, format!("next-{id}")));
@@ -318,7 +318,7 @@ fn g05_a_runtime_that_is_shut_down_in_the_middle_of_a_drain_loses_no_end() {
                 for n in 0..50 {
                     sessions.note(format!("{n}"));
                 }
-                sessions.note("slow").durable().await;
+                sessions.note("slow").recorded().await;
                 holder.set(fault);
                 let drain = tokio::spawn({
                     let sessions = sessions.clone();

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 use support::Recorder;
-use tower_session_end::{EndReason, EventId, InvalidSessionId, Session, SessionEnd, SessionId, SessionStart};
+use tower_session_end::{EndReason, GenerationId, InvalidSessionId, Session, SessionEnd, SessionId, SessionStart};
 
 const REASONS: [(EndReason, &str); 11] = [
     (EndReason::New, "new"),
@@ -104,7 +104,7 @@ fn every_reason_is_one_word_in_every_form() {
         assert_eq!(serde_json::from_str::<EndReason>(&format!("\"{word}\"")).unwrap(), reason);
         assert_eq!(format!("{reason:>12}"), format!("{word:>12}"));
         let detaches = matches!(word, "shutdown" | "restart");
-        assert_eq!(reason.is_detach(), detaches, "{word}");
+        assert_eq!(reason.may_resume(), detaches, "{word}");
     }
     for word in ["", "nonsense", "Reset", "reset ", "shut down"] {
         assert_eq!(word.parse(), Ok(EndReason::Unknown), "{word:?}");
@@ -184,10 +184,10 @@ async fn g15_an_event_id_is_that_of_one_generation() {
     other.note("a");
     recorder.ended_after_drain(&sessions).await;
     other_recorder.ended_after_drain(&other).await;
-    let ids = |recorder: &Recorder| -> (Vec<EventId>, Vec<EventId>) {
+    let ids = |recorder: &Recorder| -> (Vec<GenerationId>, Vec<GenerationId>) {
         let (mut starts, mut ends): (Vec<_>, Vec<_>) = (
-            recorder.starts().iter().map(|start| start.event_id).collect(),
-            recorder.ends().iter().map(|end| end.event_id).collect(),
+            recorder.starts().iter().map(|start| start.generation).collect(),
+            recorder.ends().iter().map(|end| end.generation).collect(),
         );
         starts.sort();
         ends.sort();

@@ -1,4 +1,4 @@
-//! `end_service` with tower's timeout and retry, as the example has them, against receivers that are no good: what comes
+//! `session_end_service` with tower's timeout and retry, as the example has them, against receivers that are no good: what comes
 //! to them, and what the drain says of it.
 
 #[allow(dead_code, reason = "the rest of the example is a program of its own")]
@@ -97,7 +97,7 @@ const LONG: Duration = Duration::from_secs(15);
 
 fn sessions(url: Uri, tries: u32, patience: Duration) -> ActiveSessions {
     let builder = ActiveSessions::builder().drain_timeout(Duration::from_secs(15));
-    builder.end_service(example::webhook(url, tries, patience)).build().unwrap()
+    builder.session_end_service(example::webhook(url, tries, patience)).build().unwrap()
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_receiver_that_fails_twice_then_hangs_then_answers_has_each_event_unde
 
     // Deliveries are counted, not attempts.
     assert!(report.is_clean() && !report.timed_out, "{report}");
-    assert_eq!((report.active, report.running, report.ended, report.failed), (2, 1, 3, 0), "{report}");
+    assert_eq!((report.active, report.already_ending, report.ended, report.failed), (2, 1, 3, 0), "{report}");
     assert_sum(&report);
     assert!(report.failures.is_empty(), "{report:?}");
     let by_key = receiver.by_key();
@@ -145,7 +145,7 @@ async fn a_session_that_comes_again_has_another_key() {
         sessions.end("a", EndReason::Reset);
     }
     let report = within("the drain", sessions.drain(EndReason::Shutdown)).await;
-    assert_eq!((report.running, report.ended), (3, 3), "{report}");
+    assert_eq!((report.already_ending, report.ended), (3, 3), "{report}");
     assert_eq!((receiver.by_key().len(), receiver.tries().len()), (3, 3));
     server.abort();
 }
@@ -164,7 +164,7 @@ async fn a_receiver_that_never_accepts_is_one_failure_for_each_session() {
     assert_sum(&report);
     assert_eq!(report.failures.len(), 2, "{report:?}");
     for failure in &report.failures {
-        assert!(failure.hook.starts_with("end_service at webhook.rs:"), "{failure:?}");
+        assert!(failure.hook.starts_with("session_end_service at webhook.rs:"), "{failure:?}");
         let HookError::Failed(error) = &failure.error else { panic!("{failure:?}") };
         assert_eq!(error.to_string(), "the receiver says 500 Internal Server Error");
     }
@@ -225,7 +225,7 @@ async fn g06_a_receiver_that_hangs_for_ever_is_unfinished_at_the_deadline_and_de
     let sessions = ActiveSessions::builder()
         .drain_timeout(Duration::from_millis(500))
         // Each try takes longer than there is time.
-        .end_service(example::webhook(url, 3, LONG))
+        .session_end_service(example::webhook(url, 3, LONG))
         .on_session_end(move |end| {
             let done = done.clone();
             async move { done.send(end.session.id) }
@@ -249,7 +249,7 @@ async fn no_try_begins_after_the_deadline_so_the_report_has_the_error() {
     let (url, server) = receiver.start().await;
     let sessions = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(3))
-        .end_service(example::webhook(url, u32::MAX, LONG))
+        .session_end_service(example::webhook(url, u32::MAX, LONG))
         .build()
         .unwrap();
     sessions.note("a");

@@ -16,9 +16,9 @@ pub enum BuildError {
     },
     /// A capacity, or a time of the same effect, of zero: nothing could ever happen.
     #[non_exhaustive]
-    ZeroCapacity {
+    ZeroValue {
         /// The setting.
-        what: &'static str,
+        setting: &'static str,
     },
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for BuildError {
                 "`settle_timeout` of {settle_timeout:?} is longer than the `drain_timeout` of {drain_timeout:?}, \
                  of which it is a part"
             ),
-            Self::ZeroCapacity { what } => write!(f, "`{what}` of 0 would let nothing happen; it has to be more"),
+            Self::ZeroValue { setting } => write!(f, "`{setting}` of 0 would let nothing happen; it has to be more"),
         }
     }
 }

@@ -10,7 +10,8 @@ use tower_service::Service;
 
 use super::ActiveSessionsBuilder;
 use crate::{
-    hook::{Batch, BoxError, ClosureHook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, place_name},
+    error::BoxError,
+    hook::{Batch, ClosureHook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, call_site_name},
     session::{SessionEnd, SessionStart},
 };
 
@@ -56,7 +57,7 @@ impl ActiveSessionsBuilder {
         F: Fn(SessionStart) -> Fut + Send + Sync + 'static,
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
-        let name = place_name("on_session_start", Location::caller());
+        let name = call_site_name("on_session_start", Location::caller());
         self.hooks.start.push(Named::new(name, Box::new(ClosureHook(f))));
         self
     }
@@ -82,7 +83,7 @@ impl ActiveSessionsBuilder {
         F: Fn(SessionEnd) -> Fut + Send + Sync + 'static,
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
-        let name = place_name("on_session_end", Location::caller());
+        let name = call_site_name("on_session_end", Location::caller());
         self.hooks.end.push(Named::new(name, Box::new(ClosureHook(f))));
         self
     }
@@ -95,15 +96,15 @@ impl ActiveSessionsBuilder {
     /// use tower_session_end::{ActiveSessions, SessionEnd};
     ///
     /// let post = service_fn(async |end: SessionEnd| Ok::<_, std::io::Error>(end.session.id));
-    /// let sessions = ActiveSessions::builder().end_service(post).build()?;
+    /// let sessions = ActiveSessions::builder().session_end_service(post).build()?;
     /// # Ok::<(), tower_session_end::BuildError>(())
     /// ```
     #[track_caller]
-    pub fn end_service<S>(mut self, service: S) -> Self
+    pub fn session_end_service<S>(mut self, service: S) -> Self
     where
         S: Service<SessionEnd, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     {
-        let name = place_name("end_service", Location::caller());
+        let name = call_site_name("session_end_service", Location::caller());
         self.hooks.end.push(Named::new(name, Box::new(ServiceHook(Mutex::new(service)))));
         self
     }
@@ -129,7 +130,7 @@ impl ActiveSessionsBuilder {
         F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
-        let name = place_name("on_session_end_batch", Location::caller());
+        let name = call_site_name("on_session_end_batch", Location::caller());
         self.hooks.batch.push(Batch { max, hook: Named::new(name, Box::new(ClosureHook(f))) });
         self
     }

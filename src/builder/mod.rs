@@ -11,7 +11,7 @@ use crate::{
     dispatch::Recorder,
     hook::HookSet,
     lifecycle::{ActiveSessions, Config},
-    registry::{Durability, ErasedRegistry},
+    registry::{Durability, DynRegistry},
     session::{EndReason, Session},
 };
 
@@ -73,7 +73,7 @@ impl ActiveSessions {
 #[must_use = "call `.build()`"]
 pub struct ActiveSessionsBuilder {
     hooks: HookSet,
-    registry: Option<Box<dyn ErasedRegistry>>,
+    registry: Option<Box<dyn DynRegistry>>,
     durability: Durability,
     hand_over: bool,
     config: Config,
@@ -86,7 +86,7 @@ impl ActiveSessionsBuilder {
     /// ```
     /// # use std::time::Duration;
     /// # use tower_session_end::ActiveSessions;
-    /// let builder = ActiveSessions::builder().lame_duck(Duration::from_secs(5));
+    /// let builder = ActiveSessions::builder().lame_duck_timeout(Duration::from_secs(5));
     /// # let _ = builder;
     /// ```
     pub fn lame_duck(mut self, time: Duration) -> Self {
@@ -186,7 +186,7 @@ impl ActiveSessionsBuilder {
     /// Whether requests that may open a session get 503 and `retry-after` once the phase is
     /// [`Phase::Closing`](crate::Phase::Closing), instead of a session that ends at once. Off by default.
     ///
-    /// Which those are, [`SessionProtocol::may_open`](crate::SessionProtocol::may_open) says.
+    /// Which those are, [`SessionProtocol::may_start`](crate::SessionProtocol::may_start) says.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -207,7 +207,7 @@ impl ActiveSessionsBuilder {
     /// ```
     /// # use tower_session_end::ActiveSessions;
     /// let builder = ActiveSessions::builder()
-    ///     .keep_if(|session, reason| reason.is_detach() && session.session_file.is_some());
+    ///     .keep_if(|session, reason| reason.may_resume() && session.session_file.is_some());
     /// # let _ = builder;
     /// ```
     pub fn keep_if<F>(mut self, f: F) -> Self
@@ -276,20 +276,20 @@ impl ActiveSessionsBuilder {
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
         let Self { hooks, config, registry, durability, hand_over } = self;
         if config.max_concurrent_hooks == Some(0) {
-            return Err(BuildError::ZeroCapacity { what: "max_concurrent_hooks" });
+            return Err(BuildError::ZeroValue { setting: "max_concurrent_hooks" });
         }
         if config.max_sessions == 0 {
-            return Err(BuildError::ZeroCapacity { what: "max_sessions" });
+            return Err(BuildError::ZeroValue { setting: "max_sessions" });
         }
         if config.idle_timeout == Some(Duration::ZERO) {
-            return Err(BuildError::ZeroCapacity { what: "idle_timeout" });
+            return Err(BuildError::ZeroValue { setting: "idle_timeout" });
         }
         let (settle_timeout, drain_timeout) = (config.settle_timeout, config.drain_timeout);
         if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
             return Err(BuildError::SettleOverDrain { settle_timeout, drain_timeout });
         }
         if hooks.batch.iter().any(|batch| batch.max == 0) {
-            return Err(BuildError::ZeroCapacity { what: "on_session_end_batch" });
+            return Err(BuildError::ZeroValue { setting: "on_session_end_batch" });
         }
         let recorder = registry.map(|registry| Recorder::new(registry, durability, hand_over));
         Ok(ActiveSessions::new(hooks, config, recorder))

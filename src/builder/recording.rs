@@ -11,7 +11,7 @@ impl ActiveSessionsBuilder {
     /// A birth is written before its `session_start` runs, and an end before its `session_end` does. After a crash the
     /// next start, or another process on the same registry, delivers what is owed: sessions with the reason
     /// [`Lost`](crate::EndReason::Lost), ends that a drain could not finish with their own. Across a crash that is at least once,
-    /// with the same [`event_id`](crate::SessionEnd::event_id), and at most five times.
+    /// with the same [`generation`](crate::SessionEnd::generation), and at most five times.
     ///
     /// Several processes on one registry are replicas: a session that some of them serve ends, on shutdown, with the last
     /// one that lets go, and an explicit end on one is an end for all.
@@ -50,13 +50,13 @@ impl ActiveSessionsBuilder {
     /// What becomes of recorded sessions in a drain while the registry is out of reach. By default, and with `true`, they
     /// are left to the next start or to a survivor, and reported as [handed over](crate::DrainReport::handed_over): others
     /// may still hold them. With `false` they end here, and perhaps once more elsewhere, with the same
-    /// [`event_id`](crate::SessionEnd::event_id).
+    /// [`generation`](crate::SessionEnd::generation).
     ///
     /// Sessions that are not on record end here in any case.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
-    /// let builder = ActiveSessions::builder().hand_over(false); // one process alone
+    /// let builder = ActiveSessions::builder().hand_over_on_outage(false); // one process alone
     /// # let _ = builder;
     /// ```
     pub fn hand_over(mut self, hand_over: bool) -> Self {

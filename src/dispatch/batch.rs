@@ -10,24 +10,24 @@ use tokio::task::AbortHandle;
 use super::{Pool, TaskCount, call::call_one};
 use crate::{
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
-    tracker::{Ending, Entry, Outcome},
+    tracker::{Generation, Outcome, PendingEnd},
 };
 
 /// An end that several parties work on: each batch hook, and the worker with the other hooks.
-pub(super) struct Joint {
+pub(super) struct SharedEnd {
     pool: Arc<Pool>,
-    entry: Arc<Entry>,
-    ending: Ending,
+    generation: Arc<Generation>,
+    ending: PendingEnd,
     parts: AtomicUsize,
     /// The worst outcome so far.
     worst: AtomicU8,
 }
 
-impl Joint {
-    pub(super) fn new(pool: &Arc<Pool>, entry: &Arc<Entry>, ending: &Ending) -> Arc<Self> {
+impl SharedEnd {
+    pub(super) fn new(pool: &Arc<Pool>, generation: &Arc<Generation>, ending: &PendingEnd) -> Arc<Self> {
         Arc::new(Self {
             pool: Arc::clone(pool),
-            entry: Arc::clone(entry),
+            generation: Arc::clone(generation),
             ending: ending.clone(),
             parts: AtomicUsize::new(pool.batches.len() + 1),
             worst: AtomicU8::new(Outcome::Ended as u8),
@@ -35,7 +35,7 @@ impl Joint {
     }
 
     /// To be called once by each party; the last one finishes the end.
-    pub(super) fn part_is_over(&self, outcome: Outcome) {
+    pub(super) fn complete_part(&self, outcome: Outcome) {
         self.worst.fetch_max(outcome as u8, Ordering::SeqCst);
         if self.parts.fetch_sub(1, Ordering::SeqCst) == 1 {
             let outcome = match self.worst.load(Ordering::SeqCst) {
@@ -43,8 +43,8 @@ impl Joint {
                 1 => Outcome::Failed,
                 _ => Outcome::Aborted,
             };
-            if self.pool.tracker.ended(&self.entry, outcome) {
-                self.pool.kick();
+            if self.pool.tracker.ended(&self.generation, outcome) {
+                self.pool.wake();
             }
         }
     }
@@ -52,17 +52,17 @@ impl Joint {
 
 /// What waits for the next batch of one hook.
 #[derive(Default)]
-pub(super) struct BatchLine {
+pub(super) struct BatchQueue {
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Arc<Joint>>,
+    waiting: VecDeque<Arc<SharedEnd>>,
     runner: Option<Arc<OnceLock<AbortHandle>>>,
 }
 
-impl BatchLine {
+impl BatchQueue {
     pub(super) fn abort(&self) {
         if let Some(abort) = lock(&self.state).runner.as_ref().and_then(|runner| runner.get()) {
             abort.abort();
@@ -72,14 +72,14 @@ impl BatchLine {
 
 impl Pool {
     /// Hands an end to every batch hook.
-    pub(super) fn line_up(self: &Arc<Self>, joint: &Arc<Joint>) {
+    pub(super) fn line_up(self: &Arc<Self>, shared: &Arc<SharedEnd>) {
         for batch in &self.batches {
-            lock(&batch.state).waiting.push_back(Arc::clone(joint));
+            lock(&batch.state).waiting.push_back(Arc::clone(shared));
         }
-        self.kick_batches();
+        self.wake_batches();
     }
 
-    pub(super) fn kick_batches(self: &Arc<Self>) {
+    pub(super) fn wake_batches(self: &Arc<Self>) {
         for (index, batch) in self.batches.iter().enumerate() {
             let abort = {
                 let mut state = lock(&batch.state);
@@ -94,7 +94,7 @@ impl Pool {
             if let Some(handle) = self.spawn(runner.run()) {
                 let _ = abort.set(handle);
                 // `close` may have passed by before the handle was there.
-                if self.tracker.queue.line().gate.closed {
+                if self.tracker.queue.state().limits.closed {
                     batch.abort();
                 }
             }
@@ -106,7 +106,7 @@ struct Runner {
     pool: Arc<Pool>,
     index: usize,
     /// What its drop finishes if it does not come to it itself.
-    in_hand: Vec<Arc<Joint>>,
+    in_hand: Vec<Arc<SharedEnd>>,
     /// Has left its place to the next one.
     retired: bool,
     _count: TaskCount,
@@ -117,20 +117,20 @@ impl Runner {
         let pool = Arc::clone(&self.pool);
         let batch = &pool.hooks.batch[self.index];
         while self.fill(batch.max) {
-            let gate = pool.tracker.queue.line().gate;
-            let terms = pool.terms(pool.tracker.clock.now(), &gate);
-            let event = |joint: &Arc<Joint>| {
-                joint.entry.set_ending();
-                pool.end_event(&joint.entry, joint.ending.clone(), &terms)
+            let limits = pool.tracker.queue.state().limits;
+            let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
+            let event = |shared: &Arc<SharedEnd>| {
+                shared.generation.set_end_running();
+                pool.end_event(&shared.generation, shared.ending.clone(), &call_limits)
             };
             let events = self.in_hand.iter().map(event).collect();
-            let error = call_one(&batch.hook, events, terms.expires, || {}).await;
-            for joint in std::mem::take(&mut self.in_hand) {
+            let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
+            for shared in std::mem::take(&mut self.in_hand) {
                 match &error {
-                    None => joint.part_is_over(Outcome::Ended),
+                    None => shared.complete_part(Outcome::Ended),
                     Some(error) => {
-                        pool.record(pool.failure(&joint.entry, &batch.hook.name, error.clone()));
-                        joint.part_is_over(Outcome::Failed);
+                        pool.record(pool.failure(&shared.generation, &batch.hook.name, error.clone()));
+                        shared.complete_part(Outcome::Failed);
                     }
                 }
             }
@@ -143,7 +143,7 @@ impl Runner {
         let now = self.pool.tracker.clock.now();
         let mut state = lock(&self.pool.batches[self.index].state);
         // Under the lock: whoever opens the gate afterwards finds the place empty.
-        let open = self.pool.tracker.queue.line().gate.is_open(now);
+        let open = self.pool.tracker.queue.state().limits.is_open(now);
         if open {
             let n = max.min(state.waiting.len());
             self.in_hand = state.waiting.drain(..n).collect();
@@ -162,8 +162,8 @@ impl Drop for Runner {
         if !self.retired {
             lock(&self.pool.batches[self.index].state).runner = None;
         }
-        for joint in std::mem::take(&mut self.in_hand) {
-            joint.part_is_over(Outcome::Aborted);
+        for shared in std::mem::take(&mut self.in_hand) {
+            shared.complete_part(Outcome::Aborted);
         }
     }
 }

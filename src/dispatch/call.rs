@@ -13,9 +13,10 @@ use serde::{Serialize, Serializer};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    hook::{BoxError, Hook, HookFuture, Hooks, Named, panic_message},
+    error::BoxError,
+    hook::{Hook, HookFuture, Hooks, Named, panic_message},
     observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
-    session::{EventId, SessionId},
+    session::{GenerationId, SessionId},
 };
 
 /// A hook that did not do its work: it erred, panicked, or took longer than the hook timeout.
@@ -29,7 +30,7 @@ pub struct HookFailure {
     #[serde(serialize_with = "redacted")]
     pub session_id: SessionId,
     /// Which generation's.
-    pub event_id: EventId,
+    pub generation: GenerationId,
     /// The hook, by its name or by the place where it was registered.
     pub hook: String,
     /// What happened.

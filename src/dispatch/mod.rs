@@ -24,24 +24,24 @@ use hashbrown::HashMap;
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::Instant};
 
 pub use self::call::{HookError, HookFailure};
-pub(crate) use self::recorder::{BIRTH_WAIT, Recorder};
+pub(crate) use self::recorder::{Recorder, START_WAIT};
 use self::{
-    batch::BatchLine,
-    worker::{Slot, Worker},
+    batch::BatchQueue,
+    worker::{Worker, WorkerState},
 };
 use crate::{
     hook::HookSet,
-    observability::plain,
+    observability::escape_controls,
     sync::{AtomicUsize, Mutex, Ordering, lock},
     tracker::{
         Tracker,
         clock::{Clock, NEVER, Nanos, nanos},
-        queue::{Gate, Pace},
+        queue::{Pace, RunLimits},
     },
 };
 
 /// How many hooks run at once where nobody set a limit and nobody hangs.
-const STAFF: usize = 256;
+const BASE_CONCURRENCY: usize = 256;
 
 /// How many failures a handle remembers word by word for the report of its drain.
 const REMEMBERED_FAILURES: usize = 256;
@@ -53,11 +53,11 @@ pub(crate) struct Limits {
     pub(crate) hook_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     /// Whether what is born in a stop ends without asking anybody.
-    pub(crate) ends_births: bool,
+    pub(crate) ends_late_starts: bool,
 }
 
 /// What is said to a hook about time, and what is done about it.
-struct Terms {
+struct CallLimits {
     /// When nobody waits for the hook any more.
     deadline: Option<Instant>,
     /// When it is dropped.
@@ -67,13 +67,13 @@ struct Terms {
 pub(crate) struct Pool {
     pub(crate) tracker: Tracker,
     hooks: HookSet,
-    batches: Vec<BatchLine>,
+    batches: Vec<BatchQueue>,
     /// Where there is a registry.
     pub(crate) recorder: Option<Recorder>,
     limits: Limits,
     /// The runtime that was seen last: the calls that end sessions may come from a thread that has none.
     runtime: Mutex<Option<Handle>>,
-    floor: Mutex<Floor>,
+    workers: Mutex<Workers>,
     next_slot: AtomicU64,
     /// Tasks of ours that are not gone.
     tasks: AtomicUsize,
@@ -83,8 +83,8 @@ pub(crate) struct Pool {
 
 /// The workers that there are, and the one task that watches them.
 #[derive(Default)]
-struct Floor {
-    slots: HashMap<u64, Arc<Slot>>,
+struct Workers {
+    slots: HashMap<u64, Arc<WorkerState>>,
     has_ticker: bool,
     ticker: Option<AbortHandle>,
 }
@@ -92,13 +92,18 @@ struct Floor {
 impl Pool {
     pub(crate) fn new(hooks: HookSet, limits: Limits, recorder: Option<Recorder>) -> Arc<Self> {
         Arc::new(Self {
-            tracker: Tracker::new(!hooks.start.is_empty(), hooks.has_end(), limits.ends_births, recorder.is_some()),
+            tracker: Tracker::new(
+                !hooks.start.is_empty(),
+                hooks.has_end(),
+                limits.ends_late_starts,
+                recorder.is_some(),
+            ),
             recorder,
-            batches: hooks.batch.iter().map(|_| BatchLine::default()).collect(),
+            batches: hooks.batch.iter().map(|_| BatchQueue::default()).collect(),
             hooks: hooks.measured(),
             limits,
             runtime: Mutex::new(Handle::try_current().ok()),
-            floor: Mutex::default(),
+            workers: Mutex::default(),
             next_slot: AtomicU64::new(0),
             tasks: AtomicUsize::new(0),
             gone: Notify::new(),
@@ -107,7 +112,7 @@ impl Pool {
     }
 
     /// Remembers the runtime of the caller, if it has one, for the calls that have none.
-    pub(crate) fn adopt_runtime(&self) {
+    pub(crate) fn remember_runtime(&self) {
         if let Ok(current) = Handle::try_current() {
             // What was there before is dropped after the lock.
             let _before = lock(&self.runtime).replace(current);
@@ -125,95 +130,95 @@ impl Pool {
     }
 
     /// A task was dropped before it ran: the remembered runtime is gone.
-    fn forget_runtime(&self) {
+    fn drop_runtime(&self) {
         let _before = lock(&self.runtime).take();
     }
 
     /// Hires as many workers as the queue has work for, and a writer if there is something to write. To be called after
     /// everything that may have queued a job.
-    pub(crate) fn kick(self: &Arc<Self>) {
-        self.kick_recorder_anywhere();
-        self.kick_hooks();
+    pub(crate) fn wake(self: &Arc<Self>) {
+        self.wake_writer_on_any_runtime();
+        self.wake_workers();
     }
 
-    fn kick_hooks(self: &Arc<Self>) {
+    fn wake_workers(self: &Arc<Self>) {
         if !self.tracker.queue.is_empty() {
-            self.hire(0);
+            self.spawn_workers(0);
         }
     }
 
-    /// As [`kick`](Self::kick), with at least `extra` new workers beyond the usual staff.
-    fn hire(self: &Arc<Self>, extra: usize) {
-        if self.try_hire(extra) > 0 && !self.has_runtime() {
+    /// As [`wake`](Self::kick), with at least `extra` new workers beyond the usual staff.
+    fn spawn_workers(self: &Arc<Self>, extra: usize) {
+        if self.try_spawn_workers(extra) > 0 && !self.has_runtime() {
             // The remembered runtime has gone, and the jobs are in the queue again: they go to that of the caller.
-            self.adopt_runtime();
+            self.remember_runtime();
             if self.has_runtime() {
-                self.try_hire(extra);
+                self.try_spawn_workers(extra);
             }
         }
     }
 
-    fn try_hire(self: &Arc<Self>, extra: usize) -> usize {
-        let usual = self.limits.max_concurrent_hooks.unwrap_or(STAFF);
-        let hired = {
+    fn try_spawn_workers(self: &Arc<Self>, extra: usize) -> usize {
+        let usual = self.limits.max_concurrent_hooks.unwrap_or(BASE_CONCURRENCY);
+        let spawned = {
             let now = self.tracker.clock.now();
-            let mut line = self.tracker.queue.line();
-            if !line.gate.is_open(now) {
+            let mut line = self.tracker.queue.state();
+            if !line.limits.is_open(now) {
                 return 0;
             }
             // Those that are on their way count: else each tick hires them again.
-            let extra = extra.saturating_sub(line.fresh);
-            let vacancies = usual.saturating_sub(line.staff).max(extra);
-            let hired = vacancies.min(line.jobs.len().saturating_sub(line.fresh));
-            line.staff += hired;
-            line.fresh += hired;
-            hired
+            let extra = extra.saturating_sub(line.starting);
+            let available = usual.saturating_sub(line.attached).max(extra);
+            let spawned = available.min(line.jobs.len().saturating_sub(line.starting));
+            line.attached += spawned;
+            line.starting += spawned;
+            spawned
         };
-        for _ in 0..hired {
+        for _ in 0..spawned {
             Worker::spawn(self);
         }
-        hired
+        spawned
     }
 
     /// What a stop does first: from now on the drain's deadline counts. With [`NEVER`] there is none.
     pub(crate) fn begin_drain(self: &Arc<Self>, now: Nanos, deadline: Nanos) {
-        self.adopt_runtime();
+        self.remember_runtime();
         {
-            let mut line = self.tracker.queue.line();
-            line.gate.deadline = deadline;
-            line.gate.stopping = true;
+            let mut line = self.tracker.queue.state();
+            line.limits.deadline = deadline;
+            line.limits.stopping = true;
             // All are to be started in 0.6 of the budget, which leaves the last ones time to finish.
             let span = deadline.saturating_sub(now) / 5 * 3;
             line.pace = (deadline != NEVER).then_some(Pace { begun: now, span, started: line.started });
         }
-        self.claim_withheld();
-        self.kick();
-        self.kick_batches();
+        self.reclaim_deferred();
+        self.wake();
+        self.wake_batches();
     }
 
     /// What comes after a drain: what is left, and what is born late, goes on until `deadline`.
     pub(crate) fn after_drain(self: &Arc<Self>, deadline: Nanos) {
         {
-            let mut line = self.tracker.queue.line();
-            line.gate.deadline = deadline;
+            let mut line = self.tracker.queue.state();
+            line.limits.deadline = deadline;
             line.pace = None;
         }
-        self.kick();
-        self.kick_batches();
+        self.wake();
+        self.wake_batches();
     }
 
     /// Ends every task of ours, and waits for them to be gone, but not longer than `grace`: code that blocks its
     /// thread cannot be stopped.
     pub(crate) async fn close(&self, grace: Duration) {
-        self.tracker.queue.line().gate.closed = true;
+        self.tracker.queue.state().limits.closed = true;
         // A drain that still waits, waits for what can no longer run.
-        self.tracker.quiet.notify_waiters();
+        self.tracker.drained_notify.notify_waiters();
         {
-            let floor = lock(&self.floor);
-            floor.slots.values().for_each(|slot| slot.abort());
-            floor.ticker.iter().for_each(AbortHandle::abort);
+            let workers = lock(&self.workers);
+            workers.slots.values().for_each(|slot| slot.abort());
+            workers.ticker.iter().for_each(AbortHandle::abort);
         }
-        self.batches.iter().for_each(BatchLine::abort);
+        self.batches.iter().for_each(BatchQueue::abort);
         self.recorder.iter().for_each(Recorder::abort);
         let _ = tokio::time::timeout(grace, async {
             loop {
@@ -228,11 +233,11 @@ impl Pool {
     }
 
     /// The terms for a hook that starts `now`: a stop's deadline, which it may outlive, or else the hook timeout.
-    fn terms(&self, now: Nanos, gate: &Gate) -> Terms {
-        let of_stop = gate.stopping && gate.deadline != NEVER;
-        let at = if of_stop { gate.deadline } else { Clock::add(now, self.limits.hook_timeout) };
+    fn call_limits(&self, now: Nanos, limits: &RunLimits) -> CallLimits {
+        let of_stop = limits.stopping && limits.deadline != NEVER;
+        let at = if of_stop { limits.deadline } else { Clock::add(now, self.limits.hook_timeout) };
         let deadline = self.tracker.clock.instant(at);
-        Terms { deadline, expires: deadline.filter(|_| !of_stop) }
+        CallLimits { deadline, expires: deadline.filter(|_| !of_stop) }
     }
 
     fn patience(&self) -> Nanos {
@@ -255,7 +260,7 @@ impl Pool {
     }
 
     fn record_unguarded(&self, failure: HookFailure) {
-        let stopping = self.tracker.queue.line().gate.stopping;
+        let stopping = self.tracker.queue.state().limits.stopping;
         if stopping {
             let mut failures = lock(&self.failures);
             if failures.len() >= REMEMBERED_FAILURES {
@@ -263,13 +268,13 @@ impl Pool {
             }
             failures.push(failure.clone());
         }
-        let HookFailure { session_id, event_id, hook, error } = failure;
+        let HookFailure { session_id, generation, hook, error } = failure;
         tracing::warn!(
             name: "session-hook-failed",
             session = %session_id.redacted(),
-            %event_id,
+            %generation,
             hook,
-            error = %plain(&error),
+            error = %escape_controls(&error),
             "a session hook failed",
         );
     }

@@ -13,24 +13,24 @@ use crate::{
 /// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
 pub(super) fn ensure(pool: &Arc<Pool>) {
     {
-        let mut floor = lock(&pool.floor);
-        if floor.has_ticker {
+        let mut workers = lock(&pool.workers);
+        if workers.has_ticker {
             return;
         }
-        floor.has_ticker = true;
+        workers.has_ticker = true;
     }
     let ticker = Ticker { pool: Arc::clone(pool), retired: false, _count: TaskCount::new(pool) };
     if let Some(abort) = pool.spawn(ticker.run()) {
-        lock(&pool.floor).ticker = Some(abort);
+        lock(&pool.workers).ticker = Some(abort);
     }
 }
 
 /// How many more a drain that is behind may hire at a time: more than a thread can start before the next tick.
-const EXTRA_A_TICK: usize = 8192;
+const EXTRA_PER_TICK: usize = 8192;
 
 /// The same where the tick comes late: then the threads have enough to do, and more hooks at once would only be in each
 /// other's way. Not none, because they may be busy with something else while all of ours hang.
-const EXTRA_A_LATE_TICK: usize = 512;
+const EXTRA_PER_LATE_TICK: usize = 512;
 
 struct Ticker {
     pool: Arc<Pool>,
@@ -49,8 +49,8 @@ impl Ticker {
                 return;
             }
             let is_late = now.saturating_sub(due) > nanos(period) / 8;
-            let most = if is_late { EXTRA_A_LATE_TICK } else { EXTRA_A_TICK };
-            self.pool.hire(self.behind(self.pool.tracker.clock.now()).min(most));
+            let most = if is_late { EXTRA_PER_LATE_TICK } else { EXTRA_PER_TICK };
+            self.pool.spawn_workers(self.behind(self.pool.tracker.clock.now()).min(most));
         }
     }
 
@@ -60,20 +60,20 @@ impl Ticker {
         let patience = self.pool.patience();
         let mut written_off = 0;
         {
-            let mut floor = lock(&self.pool.floor);
-            if !floor.slots.values().any(|slot| slot.is_busy()) {
+            let mut workers = lock(&self.pool.workers);
+            if !workers.slots.values().any(|slot| slot.is_busy()) {
                 // In the same critical section, so that the next worker finds the place empty.
-                floor.has_ticker = false;
+                workers.has_ticker = false;
                 self.retired = true;
                 return false;
             }
-            for slot in floor.slots.values() {
+            for slot in workers.slots.values() {
                 if adaptive && slot.is_slow(now, patience) && slot.write_off() {
                     written_off += 1;
                 }
             }
         }
-        self.pool.tracker.queue.line().staff -= written_off;
+        self.pool.tracker.queue.state().attached -= written_off;
         true
     }
 
@@ -82,7 +82,7 @@ impl Ticker {
         if self.pool.limits.max_concurrent_hooks.is_some() {
             return 0;
         }
-        let line = self.pool.tracker.queue.line();
+        let line = self.pool.tracker.queue.state();
         let Some(pace) = line.pace else { return 0 };
         let started = line.started - pace.started;
         let all = u128::from(started) + line.jobs.len() as u128;
@@ -94,7 +94,7 @@ impl Ticker {
 impl Drop for Ticker {
     fn drop(&mut self) {
         if !self.retired {
-            lock(&self.pool.floor).has_ticker = false;
+            lock(&self.pool.workers).has_ticker = false;
         }
     }
 }

@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::watch::{Verdict, Watch};
-use crate::BoxError;
+use crate::error::BoxError;
 
 /// After so many frames that were there at once we look whether the body is to end. Else one that never makes us wait would
 /// never hear of it.

@@ -11,9 +11,9 @@ use http::{HeaderMap, header::CONTENT_TYPE, response};
 use super::layer::Shared;
 use crate::{
     lifecycle::ActiveSessions,
-    protocol::{RequestInfo, Saying, SessionSignal, Spoken},
+    protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
-    tracker::{By, Entry, Load, Note, Voice},
+    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
 /// From the request's head to the response body's end. Its session is busy for so long.
@@ -21,8 +21,8 @@ pub(super) struct Exchange {
     shared: Arc<Shared>,
     /// The generation that was active when the request came, or was born in the response: what the response says about
     /// that id is about this generation alone.
-    entry: Option<Arc<Entry>>,
-    load: Load,
+    generation: Option<Arc<Generation>>,
+    activity: Activity,
 }
 
 /// The wait of a response head for the record of its session.
@@ -33,20 +33,20 @@ pub(super) struct Refused;
 
 impl Shared {
     /// The generation of an id, if it is active: busy from here on.
-    pub(super) fn take_up(&self, id: &[u8]) -> Option<Arc<Entry>> {
-        self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())
+    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        self.sessions.inner.pool.tracker.begin_activity(id, self.sessions.tick())
     }
 }
 
 impl Exchange {
     #[inline]
-    pub(super) fn begin(shared: &Arc<Shared>, entry: Option<Arc<Entry>>) -> Self {
+    pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
         shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work }
+        Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
     }
 
-    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
-        self.entry.as_ref()
+    pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
+        self.generation.as_ref()
     }
 
     pub(super) fn sessions(&self) -> &ActiveSessions {
@@ -61,13 +61,13 @@ impl Exchange {
     #[inline(always)]
     pub(super) fn may_say(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
         match &self.shared.protocol {
-            Spoken::Header(protocol) => {
+            ProtocolKind::Header(protocol) => {
                 !response.extensions.is_empty()
                     || protocol.may_say(&response.headers)
                     // Of the preset we have told only ids that are not active.
                     || (protocol.adopts() && request.is_some())
             }
-            Spoken::Other(_) => true,
+            ProtocolKind::Other(_) => true,
         }
     }
 
@@ -79,9 +79,9 @@ impl Exchange {
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<Option<Recording>, Refused> {
-        let tracked = self.entry.as_ref().map(|entry| &entry.id);
+        let tracked = self.generation.as_ref().map(|generation| &generation.id);
         // Short ways for what is said most: that the session goes on, and that one begins.
-        if let (Spoken::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
+        if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
             && let Some(id) = protocol.only_id(&response.headers)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
@@ -95,94 +95,96 @@ impl Exchange {
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
         // In this order, so that the protocol can see whether the handler said something.
         let from_protocol = match (&self.shared.protocol, request) {
-            (Spoken::Header(protocol), _) => protocol.said(request, tracked, response),
-            (Spoken::Other(protocol), Some(request)) => protocol.response(request, response),
-            (Spoken::Other(_), None) => SessionSignal::nothing(),
+            (ProtocolKind::Header(protocol), _) => protocol.said(request, tracked, response),
+            (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
+            (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
         let from_handler = match has_signal(response) {
-            true => response.extensions.remove::<SessionSignal>(),
+            true => response.extensions.remove::<SessionUpdate>(),
             false => None,
         };
-        if from_handler.is_none() && from_protocol.is_nothing() {
+        if from_handler.is_none() && from_protocol.is_empty() {
             return Ok(None);
         }
         let mut births = Vec::new();
         // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
         let mut over = Vec::new();
-        for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
+        for saying in from_handler.into_iter().flat_map(|signal| signal.changes) {
             match &saying {
-                Saying::Ended(id, _) => over.push(id.clone()),
-                Saying::Compacted(_, session) | Saying::Started(session) => over.retain(|id| *id != session.id),
+                SessionChange::Ended(id, _) => over.push(id.clone()),
+                SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
+                    over.retain(|id| *id != session.id)
+                }
             }
-            births.extend(self.say(saying, Voice::Said)?);
+            births.extend(self.say(saying, NoteSource::Update)?);
         }
-        for saying in from_protocol.sayings {
+        for saying in from_protocol.changes {
             births.extend(match saying {
-                Saying::Started(session) if over.contains(&session.id) => None,
-                Saying::Started(session) => self.see(carried.as_ref(), session)?,
-                said => self.say(said, Voice::Head)?,
+                SessionChange::Started(session) if over.contains(&session.id) => None,
+                SessionChange::Started(session) => self.see(carried.as_ref(), session)?,
+                said => self.say(said, NoteSource::ResponseHeader)?,
             });
         }
         Ok((!births.is_empty()).then(|| self.recording(births)))
     }
 
-    fn recording(&self, births: Vec<Arc<Entry>>) -> Recording {
+    fn recording(&self, births: Vec<Arc<Generation>>) -> Recording {
         Box::pin(self.sessions().clone().until_recorded(births))
     }
 
     /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.
-    fn say(&mut self, saying: Saying, voice: Voice) -> Result<Option<Arc<Entry>>, Refused> {
+    fn say(&mut self, saying: SessionChange, source: NoteSource) -> Result<Option<Arc<Generation>>, Refused> {
         let sessions = &self.shared.sessions;
-        let load = self.wanting();
+        let activity = self.wanting();
         match saying {
-            Saying::Started(session) => self.adopt(sessions.note_entry(session, voice, load)),
-            Saying::Ended(id, reason) => {
-                match self.entry.as_ref().filter(|entry| entry.id == id) {
+            SessionChange::Started(session) => self.adopt(sessions.note_session(session, source, activity)),
+            SessionChange::Ended(id, reason) => {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
                     // A later generation of the same id is not what this response is about.
-                    Some(entry) => sessions.end_entry(entry, reason, By::Host),
+                    Some(generation) => sessions.end_generation(generation, reason, EndedBy::Host),
                     None => sessions.end(id, reason),
                 };
                 Ok(None)
             }
-            Saying::Compacted(old, session) => {
-                let generation = self.entry.as_ref().filter(|entry| entry.id == old);
-                self.adopt(sessions.compact_entry(old.as_str(), generation, session, voice, load).1)
+            SessionChange::Compacted(old, session) => {
+                let only = self.generation.as_ref().filter(|generation| generation.id == old);
+                self.adopt(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
             }
         }
     }
 
     /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Entry>>, Refused> {
+    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Generation>>, Refused> {
         let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
             // Not one that a handler's word has just opened.
-            if let Some(entry) = self.entry.as_ref().filter(|entry| entry.id == session.id) {
+            if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
                 // Over by now? Then this is a late response, and revives nothing.
-                sessions.inner.pool.tracker.set_details(entry, session);
+                sessions.inner.pool.tracker.set_details(generation, session);
                 return Ok(None);
             }
             if sessions.phase() >= Phase::Closing {
                 return Ok(None);
             }
         }
-        self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
+        self.adopt(sessions.note_session(session, NoteSource::ResponseHeader, self.wanting()))
     }
 
     /// What a newcomer is to take up, if this exchange belongs to no session yet.
-    fn wanting(&self) -> Option<Load> {
-        self.entry.is_none().then_some(self.load)
+    fn wanting(&self) -> Option<Activity> {
+        self.generation.is_none().then_some(self.activity)
     }
 
     /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
-    fn adopt(&mut self, note: Option<Note>) -> Result<Option<Arc<Entry>>, Refused> {
+    fn adopt(&mut self, note: Option<Noted>) -> Result<Option<Arc<Generation>>, Refused> {
         match note {
-            Some(Note::Refused) => Err(Refused),
-            Some(Note::Born(entry) | Note::Known(entry)) => {
-                let waits = self.sessions().waits_for(&entry).then(|| Arc::clone(&entry));
-                self.entry.get_or_insert(entry);
+            Some(Noted::Closed) => Err(Refused),
+            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => {
+                let waits = self.sessions().waits_for(&generation).then(|| Arc::clone(&generation));
+                self.generation.get_or_insert(generation);
                 Ok(waits)
             }
-            Some(Note::Dead) | None => Ok(None),
+            Some(Noted::Tombstoned) | None => Ok(None),
         }
     }
 
@@ -190,21 +192,21 @@ impl Exchange {
     #[inline(never)]
     pub(super) fn listens(&mut self, headers: &HeaderMap) -> bool {
         let is_stream = is_event_stream(headers);
-        if is_stream && let Some(entry) = self.entry.clone() {
-            entry.take_up(Load::Open);
-            self.put_down(&entry);
-            self.load = Load::Open;
+        if is_stream && let Some(generation) = self.generation.clone() {
+            generation.begin_activity(Activity::Stream);
+            self.end_activity(&generation);
+            self.activity = Activity::Stream;
         }
         is_stream && self.sessions().inner.config.end_streams
     }
 
     #[inline(never)]
-    fn put_down(&self, entry: &Arc<Entry>) {
+    fn end_activity(&self, generation: &Arc<Generation>) {
         let sessions = &self.shared.sessions;
-        entry.heard_of(sessions.tick());
+        generation.touch(sessions.tick());
         // First put down, then read the phase: a drain that still found work here has stored the phase before.
-        if entry.put_down(self.load) && entry.is_active() && sessions.phase() >= Phase::Closing {
-            sessions.stop_entry(entry);
+        if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
+            sessions.drain_one(generation);
         }
     }
 }
@@ -212,8 +214,8 @@ impl Exchange {
 impl Drop for Exchange {
     #[inline]
     fn drop(&mut self) {
-        if let Some(entry) = &self.entry {
-            self.put_down(entry);
+        if let Some(generation) = &self.generation {
+            self.end_activity(generation);
         }
         self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
@@ -222,7 +224,7 @@ impl Drop for Exchange {
 /// Whether a handler has put its words into the response.
 #[inline]
 fn has_signal(response: &response::Parts) -> bool {
-    !response.extensions.is_empty() && response.extensions.get::<SessionSignal>().is_some()
+    !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

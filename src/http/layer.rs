@@ -8,7 +8,7 @@ use super::SessionService;
 use crate::{
     dispatch::Pool,
     lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, SessionProtocol, Spoken},
+    protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::Phase,
 };
 
@@ -39,7 +39,7 @@ impl ActiveSessions {
             shared: Arc::new(Shared {
                 sessions: self.clone(),
                 pool: Arc::clone(&self.inner.pool),
-                protocol: Spoken::new(protocol),
+                protocol: ProtocolKind::new(protocol),
             }),
             extractors: cfg!(feature = "axum"),
         }
@@ -61,7 +61,7 @@ pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
     /// That of the sessions, one step nearer.
     pool: Arc<Pool>,
-    pub(super) protocol: Spoken,
+    pub(super) protocol: ProtocolKind,
 }
 
 impl Shared {
@@ -100,7 +100,7 @@ impl<S> Layer<S> for SessionLayer {
     type Service = SessionService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        self.shared.sessions.inner.pool.adopt_runtime();
+        self.shared.sessions.inner.pool.remember_runtime();
         SessionService::new(inner, Arc::clone(&self.shared), self.extractors)
     }
 }

@@ -12,8 +12,8 @@ use tower_service::Service;
 
 use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, watch::Watch};
 use crate::{
-    BoxError,
-    protocol::{RequestInfo, Spoken},
+    error::BoxError,
+    protocol::{ProtocolKind, RequestInfo},
     session::{Phase, SessionId},
 };
 
@@ -49,8 +49,8 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
         let place_of_id = match &shared.protocol {
-            Spoken::Header(protocol) => protocol.place_of_id(request.headers()),
-            Spoken::Other(_) => Some(0),
+            ProtocolKind::Header(protocol) => protocol.place_of_id(request.headers()),
+            ProtocolKind::Other(_) => Some(0),
         };
         // Kept apart from the rest, because nothing here touches the request, which is large: so it is not moved about.
         if place_of_id.is_none() && !self.extractors && !shared.is_stopping() {
@@ -79,36 +79,37 @@ impl<S> SessionService<S> {
         if shared.phase() == Phase::Closed {
             return ResponseFuture::refused(version);
         }
-        let (exchange, info, may_open);
+        let (exchange, info, may_start);
         match &shared.protocol {
-            Spoken::Header(protocol) => {
+            ProtocolKind::Header(protocol) => {
                 let value = place_of_id.and_then(|place| protocol.id_at(request.headers(), place));
-                let entry = value.and_then(|value| shared.take_up(value));
+                let generation = value.and_then(|value| shared.begin_activity(value));
                 // What is tracked is known to be an id.
                 info = match value {
-                    Some(value) if entry.is_none() => stranger(request.method(), value),
+                    Some(value) if generation.is_none() => stranger(request.method(), value),
                     _ => None,
                 };
-                may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
-                exchange = Exchange::begin(shared, entry);
+                may_start = shared.refuses() && generation.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, generation);
             }
-            Spoken::Other(protocol) => {
+            ProtocolKind::Other(protocol) => {
                 let (parts, body) = request.into_parts();
                 let id = protocol.request_id(&parts);
                 // From here on the session is put down whatever happens, a panic of the protocol included.
-                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.take_up(id.as_bytes())));
-                let told = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.entry().is_some() };
-                may_open = shared.refuses() && protocol.may_open(&parts, told.tracked());
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_activity(id.as_bytes())));
+                let told =
+                    RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
+                may_start = shared.refuses() && protocol.may_start(&parts, told.tracked());
                 info = Some(told);
                 request = Request::from_parts(parts, body);
             }
         }
-        if may_open {
+        if may_start {
             return ResponseFuture::refused(version);
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
+            let id = exchange.generation().map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
             crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
         let is_get = request.method() == Method::GET;

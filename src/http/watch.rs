@@ -11,10 +11,10 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::exchange::Exchange;
-use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Entry};
+use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Generation};
 
 /// How long a stream may go on after the drain: a host that says goodbye from a task of its own needs a moment.
-const GOODBYE: Duration = Duration::from_millis(20);
+const GOODBYE_GRACE: Duration = Duration::from_millis(20);
 
 /// From the request's head to the response body's end.
 pub(super) struct Watch {
@@ -41,7 +41,7 @@ impl Watch {
 
     /// The body is an event stream: from here on it ends with its session.
     pub(super) fn listen(&mut self) {
-        let over = is_over(self.exchange.sessions().clone(), self.exchange.entry().cloned());
+        let over = is_over(self.exchange.sessions().clone(), self.exchange.generation().cloned());
         let cut = self.exchange.sessions().inner.cut.clone();
         self.verdict = Some(Box::pin(async move {
             let (mut over, mut cut) = (pin!(over), pin!(cut.cancelled()));
@@ -83,13 +83,13 @@ impl Watch {
 }
 
 /// Waits for the end of the session, or of the drain for a stream that belongs to none.
-async fn is_over(sessions: ActiveSessions, entry: Option<Arc<Entry>>) {
+async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) {
     let drained = sessions.inner.drained.clone();
-    if let Some(entry) = entry {
-        let ended = entry.listen();
-        if entry.is_active() {
+    if let Some(generation) = generation {
+        let ended = generation.listen();
+        if generation.is_active() {
             ended.cancelled().await;
-        } else if entry.is_compacted() {
+        } else if generation.is_compacted() {
             // Before we listened: whoever the successor is, the drain ends it.
             drained.cancelled().await;
         }
@@ -98,7 +98,7 @@ async fn is_over(sessions: ActiveSessions, entry: Option<Arc<Entry>>) {
     }
     if sessions.phase() >= Phase::Closing {
         drained.cancelled().await;
-        pause(GOODBYE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
+        pause(GOODBYE_GRACE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
     }
 }
 

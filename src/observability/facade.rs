@@ -1,6 +1,6 @@
 //! The `metrics` facade; without the feature, types of the same shape that are nothing and do nothing.
 
-pub(crate) use self::imp::{Counter, Gauge, Histogram, Stopwatch, Sum, counter, gauge, histogram};
+pub(crate) use self::imp::{Count, Counter, Gauge, Histogram, Stopwatch, counter, gauge, histogram};
 
 /// A label and its value. Values are few: never an id, nor anything else of a client's.
 pub(crate) type Label<'a> = (&'static str, &'a str);
@@ -47,9 +47,9 @@ mod imp {
 
     /// A number that is only there to be told.
     #[derive(Clone, Copy, Debug, Default)]
-    pub(crate) struct Sum(u32);
+    pub(crate) struct Count(u32);
 
-    impl Sum {
+    impl Count {
         pub(crate) fn add(&mut self, n: u32) {
             self.0 += n;
         }
@@ -123,9 +123,9 @@ mod imp {
     }
 
     #[derive(Clone, Copy, Debug, Default)]
-    pub(crate) struct Sum;
+    pub(crate) struct Count;
 
-    impl Sum {
+    impl Count {
         pub(crate) const fn add(&mut self, _: u32) {}
 
         pub(crate) const fn get(self) -> u64 {

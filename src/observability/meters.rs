@@ -2,30 +2,30 @@
 
 use std::time::Duration;
 
-use super::facade::{Counter, Gauge, Histogram, Stopwatch, Sum, counter, gauge, histogram};
+use super::facade::{Count, Counter, Gauge, Histogram, Stopwatch, counter, gauge, histogram};
 use crate::session::EndReason;
 
 const REASONS: usize = EndReason::ALL.len();
 
 /// How a session leaves without a `session_end` of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LetGo {
+pub(crate) enum ReleaseCause {
     Forgotten,
     Kept,
-    HeldByOthers,
-    EndedByOthers,
+    HeldElsewhere,
+    EndedElsewhere,
     HandedOver,
 }
 
-impl LetGo {
-    const ALL: [Self; 5] = [Self::Forgotten, Self::Kept, Self::HeldByOthers, Self::EndedByOthers, Self::HandedOver];
+impl ReleaseCause {
+    const ALL: [Self; 5] = [Self::Forgotten, Self::Kept, Self::HeldElsewhere, Self::EndedElsewhere, Self::HandedOver];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Forgotten => "forgotten",
             Self::Kept => "kept",
-            Self::HeldByOthers => "held_by_others",
-            Self::EndedByOthers => "ended_by_others",
+            Self::HeldElsewhere => "held_elsewhere",
+            Self::EndedElsewhere => "ended_elsewhere",
             Self::HandedOver => "handed_over",
         }
     }
@@ -33,18 +33,18 @@ impl LetGo {
 
 /// What has become of sessions in one step, until no lock is held and it can be told: a recorder is user code.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
-    births: Sum,
-    recovered: Sum,
+pub(crate) struct CounterDelta {
+    starts: Count,
+    recovered: Count,
     /// Sessions that are no longer active.
-    left: Sum,
-    ends: [Sum; REASONS],
-    let_go: [Sum; LetGo::ALL.len()],
+    left: Count,
+    ends: [Count; REASONS],
+    released: [Count; ReleaseCause::ALL.len()],
 }
 
-impl Tally {
-    pub(crate) fn born(&mut self) {
-        self.births.add(1);
+impl CounterDelta {
+    pub(crate) fn started(&mut self) {
+        self.starts.add(1);
     }
 
     pub(crate) fn recovered(&mut self) {
@@ -59,15 +59,15 @@ impl Tally {
         self.ends[usize::from(reason.code())].add(1);
     }
 
-    pub(crate) fn let_go(&mut self, how: LetGo) {
-        self.let_go[how as usize].add(1);
+    pub(crate) fn released(&mut self, cause: ReleaseCause) {
+        self.released[cause as usize].add(1);
     }
 
     /// An active session was ended by others and goes on as a new generation.
     pub(crate) fn renewed(&mut self) {
-        self.born();
+        self.started();
         self.left();
-        self.let_go(LetGo::EndedByOthers);
+        self.released(ReleaseCause::EndedElsewhere);
     }
 }
 
@@ -75,9 +75,9 @@ impl Tally {
 #[derive(Debug)]
 pub(crate) struct Meters {
     active: Gauge,
-    births: Counter,
+    starts: Counter,
     ends: [Counter; REASONS],
-    let_go: [Counter; LetGo::ALL.len()],
+    released: [Counter; ReleaseCause::ALL.len()],
     recovered: Counter,
     ignored_ids: Counter,
     drain_duration: Histogram,
@@ -90,44 +90,44 @@ impl Meters {
             let reason = EndReason::ALL[n].as_str();
             counter("session_ends_total", "Sessions whose session_end is delivered here", &[("reason", reason)])
         };
-        let let_go = |how: LetGo| {
+        let released = |cause: ReleaseCause| {
             let what = "Sessions that left without a session_end of this process";
-            counter("session_let_go_total", what, &[("how", how.as_str())])
+            counter("session_releases_total", what, &[("cause", cause.as_str())])
         };
         Self {
             active: gauge("session_active", "Sessions that are active"),
-            births: counter("session_births_total", "Sessions that were noted anew", &[]),
+            starts: counter("session_starts_total", "Sessions that were noted anew", &[]),
             ends: std::array::from_fn(ended),
-            let_go: LetGo::ALL.map(let_go),
+            released: ReleaseCause::ALL.map(released),
             recovered: counter("session_recovered_total", "Ends taken over from processes that are gone", &[]),
             ignored_ids: counter("session_ignored_ids_total", "Ids that were ignored because they are not valid", &[]),
             drain_duration: histogram("session_drain_duration_seconds", "How long a drain of all sessions took", &[]),
-            unfinished: gauge("session_unfinished", "Ends that the last report of a stop lists as unfinished"),
+            unfinished: gauge("session_unfinished_ends", "Ends that the last report of a stop lists as unfinished"),
         }
     }
 
     /// To be called with no lock held.
-    pub(crate) fn add(&self, tally: &Tally) {
-        let Tally { births, recovered, left, ends, let_go } = tally;
-        let by = |counter: &Counter, sum: Sum| {
+    pub(crate) fn add(&self, delta: &CounterDelta) {
+        let CounterDelta { starts, recovered, left, ends, released } = delta;
+        let by = |counter: &Counter, sum: Count| {
             if sum.get() > 0 {
                 counter.increment(sum.get());
             }
         };
-        by(&self.births, *births);
+        by(&self.starts, *starts);
         by(&self.recovered, *recovered);
         self.ends.iter().zip(ends).for_each(|(counter, sum)| by(counter, *sum));
-        self.let_go.iter().zip(let_go).for_each(|(counter, sum)| by(counter, *sum));
-        let (born, left) = (births.get() as f64, left.get() as f64);
-        if born > left {
-            self.active.increment(born - left);
-        } else if left > born {
-            self.active.decrement(left - born);
+        self.released.iter().zip(released).for_each(|(counter, sum)| by(counter, *sum));
+        let (started, left) = (starts.get() as f64, left.get() as f64);
+        if started > left {
+            self.active.increment(started - left);
+        } else if left > started {
+            self.active.decrement(left - started);
         }
     }
 
     /// The handle goes, and so many sessions that are active go with it.
-    pub(crate) fn is_dropped(&self, active: usize) {
+    pub(crate) fn on_handle_drop(&self, active: usize) {
         self.active.decrement(active as f64);
     }
 

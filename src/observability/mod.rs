@@ -1,7 +1,7 @@
 //! What this crate says about itself: events and spans of `tracing`, and metrics.
 //!
 //! Names and fields are stable: a change to them is a change to the API. Ids are credentials, so a log gets a
-//! [prefix](crate::SessionId::redacted) of them, and a metric nothing; `event_id` names a generation without being one.
+//! [prefix](crate::SessionId::redacted) of them, and a metric nothing; `generation` names a generation without being one.
 //! Control characters in the errors of hooks, signals and registries are escaped, so that nobody forges a line of the log
 //! through them. What such an error says otherwise is its author's choice: one that quotes an id puts it into the log.
 //!
@@ -12,29 +12,29 @@
 //!
 //! | event | level | fields | when |
 //! |---|---|---|---|
-//! | `session-start` | `DEBUG` | `session`, `event_id`, `resumed_from?` | a session was noted anew |
-//! | `session-end` | `DEBUG` | `session`, `event_id`, `reason`, `next?`, `duration_ms`, `requests` | its `session_end` is owed, and this process delivers it |
-//! | `session-let-go` | `DEBUG` | `session`, `event_id`, `how` | it left with no `session_end` of this process: `forgotten`, `kept`, `held_by_others`, `ended_by_others`, `handed_over` |
+//! | `session-start` | `DEBUG` | `session`, `generation`, `resumed_from?` | a session was noted anew |
+//! | `session-end` | `DEBUG` | `session`, `generation`, `reason`, `next?`, `duration_ms`, `requests` | its `session_end` is owed, and this process delivers it |
+//! | `session-released` | `DEBUG` | `session`, `generation`, `how` | it left with no `session_end` of this process: `forgotten`, `kept`, `held_elsewhere`, `ended_elsewhere`, `handed_over` |
 //! | `session-id-ignored` | `WARN` | | an id is not valid; said once, then counted |
-//! | `session-hook-failed` | `WARN` | `session?`, `event_id?`, `hook?`, `error?` | a hook erred, panicked, or took longer than its timeout; none of the fields if the error cannot be shown; in a drain the first 256 |
+//! | `session-hook-failed` | `WARN` | `session?`, `generation?`, `hook?`, `error?` | a hook erred, panicked, or took longer than its timeout; none of the fields if the error cannot be shown; in a drain the first 256 |
 //! | `session-keep-if-panicked` | `WARN` | `session` | the session is ended |
 //! | `session-cap-exceeded` | `WARN` | `max_sessions` | there are more, and none at rest; said once |
 //! | `session-expiry-undriven` | `WARN` | | idle expiry is on, and nobody polls a driver; said once |
 //! | `session-signal-failed` | `ERROR` | `error` | a shutdown signal erred or panicked: it stops |
 //! | `session-signal-unavailable` | `ERROR` | `signal`, `error` | a signal of the system cannot be listened to |
-//! | `session-stop` | `INFO` | `reason`, `sessions` | told to stop, with so many active |
-//! | `session-stop-cut` | `WARN` | | told a second time: nobody waits any more |
-//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `running`, `late_births`, `ended`, `failed`, `kept`, `forgotten`, `held_by_others`, `ended_by_others`, `handed_over`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
-//! | `session-finish` | `INFO`, `WARN` | `signalled`, `interrupted`, `ended`, `failed`, `unfinished`, `cut`, `open_responses`, `elapsed_ms` | a stop is over; a warning if connections were cut |
+//! | `session-shutdown` | `INFO` | `reason`, `sessions` | told to stop, with so many active |
+//! | `session-shutdown-forced` | `WARN` | | told a second time: nobody waits any more |
+//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
+//! | `session-finish` | `INFO`, `WARN` | `signalled`, `forced`, `ended`, `failed`, `unfinished`, `timed_out`, `open_responses`, `elapsed_ms` | a stop is over; a warning if connections were cut |
 //! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `given_up`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
-//! | `session-take-over` | `INFO` | `found` | ends of processes that are gone were found later |
-//! | `session-end-given-up` | `ERROR` | `session`, `event_id`, `reason` | an end was tried five times, and each time its process died |
+//! | `session-recovered` | `INFO` | `found` | ends of processes that are gone were found later |
+//! | `session-end-given-up` | `ERROR` | `session`, `generation`, `reason` | an end was tried five times, and each time its process died |
 //! | `session-registry-degraded` | `WARN` | `error` | the registry does not answer in time: on in memory |
 //! | `session-registry-restored` | `INFO` | `missed`, `dropped` | it answers again; so many changes are made up for, or are lost |
 //! | `session-registry-fenced` | `WARN` | | the lease was over, and others have ended what was held |
-//! | `session-registry-forgotten` | `WARN` | | the registry has lost its records |
+//! | `session-registry-data-lost` | `WARN` | | the registry has lost its records |
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and nobody polls a driver; said once |
-//! | `session-registry-not-left` | `WARN` | `error` | the lease could not be given back at the end |
+//! | `session-registry-lease-not-released` | `WARN` | `error` | the lease could not be given back at the end |
 //!
 //! And of the code that users bring, and of registries themselves:
 //!
@@ -53,7 +53,7 @@
 //! | span | level | fields | around |
 //! |---|---|---|---|
 //! | `session-drain` | `INFO` | `reason` | a drain, for whoever waits for it |
-//! | `session-hook` | `DEBUG` | `kind`, `hook`, `session?`, `event_id?`, `reason?`, `sessions?` | each poll of a hook: what it logs belongs to its session; of a batch there is the number of its `sessions` |
+//! | `session-hook` | `DEBUG` | `kind`, `hook`, `session?`, `generation?`, `reason?`, `sessions?` | each poll of a hook: what it logs belongs to its session; of a batch there is the number of its `sessions` |
 //!
 //! # Metrics
 //!
@@ -63,16 +63,16 @@
 //! | metric | kind | labels | what |
 //! |---|---|---|---|
 //! | `session_active` | gauge | | sessions that are active |
-//! | `session_births_total` | counter | | sessions that were noted anew |
+//! | `session_starts_total` | counter | | sessions that were noted anew |
 //! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction is the reason `evicted`, an expiry `idle` |
-//! | `session_let_go_total` | counter | `how` | sessions that left without one: `forgotten`, `kept`, `held_by_others`, `ended_by_others`, `handed_over` |
+//! | `session_releases_total` | counter | `how` | sessions that left without one: `forgotten`, `kept`, `held_elsewhere`, `ended_elsewhere`, `handed_over` |
 //! | `session_recovered_total` | counter | | ends that were taken over from processes that are gone; they count in `session_ends_total` too |
 //! | `session_given_up_total` | counter | | ends that were tried five times, and are given up |
 //! | `session_ignored_ids_total` | counter | | ids that are not valid |
 //! | `session_hook_duration_seconds` | histogram | `kind`, `hook` | calls of a hook, `kind` being `start`, `end` or `batch`; one that is not over when `finish` is counts nowhere |
 //! | `session_hook_failures_total` | counter | `kind`, `hook` | those of them that erred, panicked, or took too long |
 //! | `session_drain_duration_seconds` | histogram | | drains |
-//! | `session_unfinished` | gauge | | ends that the last report of a stop lists as unfinished |
+//! | `session_unfinished_ends` | gauge | | ends that the last report of a stop lists as unfinished |
 //! | `session_registry_degraded` | gauge | | handles that go on in memory because their registry is out of reach |
 //! | `session_registry_degradations_total` | counter | | how often it came to that |
 //!
@@ -101,15 +101,15 @@ mod text;
 
 pub(crate) use self::{
     facade::Stopwatch,
-    meters::{HookMeter, LetGo, Meters, RegistryMeter, Tally},
+    meters::{CounterDelta, HookMeter, Meters, RegistryMeter, ReleaseCause},
     spans::{HookEvent, HookSpan},
-    text::plain,
+    text::escape_controls,
 };
 
 /// An event at `INFO` if all went well, else at `WARN`.
-macro_rules! say_how {
+macro_rules! log_outcome {
     ($is_well:expr, $($event:tt)+) => {
         if $is_well { tracing::info!($($event)+) } else { tracing::warn!($($event)+) }
     };
 }
-pub(crate) use say_how;
+pub(crate) use log_outcome;

@@ -27,15 +27,15 @@ pub(crate) trait HookEvent {
 
 impl HookEvent for SessionStart {
     fn span(&self, hook: &str) -> Span {
-        let Self { session, event_id, .. } = self;
-        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %event_id)
+        let Self { session, generation, .. } = self;
+        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %generation)
     }
 }
 
 impl HookEvent for SessionEnd {
     fn span(&self, hook: &str) -> Span {
-        let Self { session, event_id, reason, .. } = self;
-        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %event_id, %reason)
+        let Self { session, generation, reason, .. } = self;
+        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %generation, %reason)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 /// Shows `text` with its control characters escaped: an error may quote what a client sent, and a line break in it would
 /// be another line of the log.
-pub(crate) fn plain<T: fmt::Display>(text: T) -> impl fmt::Display {
+pub(crate) fn escape_controls<T: fmt::Display>(text: T) -> impl fmt::Display {
     Plain(text)
 }
 
@@ -36,11 +36,11 @@ fn breaks(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::escape_controls;
 
     #[test]
     fn control_characters_are_escaped_and_all_else_is_left_alone() {
-        let shown = |text: &str| plain(text).to_string();
+        let shown = |text: &str| escape_controls(text).to_string();
         assert_eq!(shown("disk full: größer als \"1\" GB"), "disk full: größer als \"1\" GB");
         assert_eq!(shown("a\nb\r\n\u{1b}[2Jc\u{85}"), r"a\u{a}b\u{d}\u{a}\u{1b}[2Jc\u{85}");
         assert_eq!(shown("\u{2028}"), r"\u{2028}");

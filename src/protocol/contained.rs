@@ -7,7 +7,7 @@ use std::{
 
 use http::{request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal};
+use super::{RequestInfo, SessionProtocol, SessionUpdate};
 use crate::{hook::panic_message, session::SessionId};
 
 pub(super) struct Contained<P> {
@@ -41,11 +41,11 @@ impl<P: SessionProtocol> SessionProtocol for Contained<P> {
         self.contain(|protocol| protocol.request_id(request))
     }
 
-    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
-        self.contain(|protocol| protocol.may_open(request, tracked))
+    fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+        self.contain(|protocol| protocol.may_start(request, tracked))
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         self.contain(|protocol| protocol.response(request, response))
     }
 }

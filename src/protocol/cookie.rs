@@ -12,7 +12,7 @@ use http::{
     request, response,
 };
 
-use super::{RequestInfo, SessionProtocol, SessionSignal, adopted};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, adopted};
 use crate::session::{EndReason, Session, SessionId};
 
 /// Sessions in a cookie.
@@ -32,7 +32,7 @@ use crate::session::{EndReason, Session, SessionId};
 ///
 /// The id is the value as it stands in the cookie: not percent-decoded, and without a pair of quotes around it. Of a
 /// signed cookie that is the signature too, and an encrypted value is another one each time it is set, although the
-/// session is not: give such a protocol a reader, with [`id_from`](Self::id_from). A value is a credential, so no log of
+/// session is not: give such a protocol a reader, with [`id_from`](Self::id_from_value). A value is a credential, so no log of
 /// this crate shows all of it.
 ///
 /// # Cookies that come twice
@@ -91,10 +91,10 @@ impl CookieProtocol {
     /// ```
     /// # use tower_session_end::*;
     /// // `<id>.<signature>`
-    /// let protocol = CookieProtocol::new("sid").id_from(|value| Some(value.split_once('.')?.0.to_owned()));
+    /// let protocol = CookieProtocol::new("sid").id_from_value(|value| Some(value.split_once('.')?.0.to_owned()));
     /// ```
     #[must_use]
-    pub fn id_from(mut self, read: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn id_from_value(mut self, read: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
         self.read = Some(Arc::new(read));
         self
     }
@@ -104,10 +104,10 @@ impl CookieProtocol {
     ///
     /// For hosts that go on with sessions made elsewhere, or before a restart, and set no cookie again. A redirect notes
     /// nothing, because it may well lead to the login; nor does a `DELETE`, because it may well be the end; nor a response
-    /// to which a handler has attached a [`SessionSignal`], which says more.
+    /// to which a handler has attached a [`SessionUpdate`], which says more.
     ///
     /// The host has to refuse or remove ids that it does not know. If it answers 200 to anything, a client that makes
-    /// up ids makes up sessions; an [`id_from`](Self::id_from) that checks a signature keeps it from that.
+    /// up ids makes up sessions; an [`id_from`](Self::id_from_value) that checks a signature keeps it from that.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -188,19 +188,19 @@ impl SessionProtocol for CookieProtocol {
         found
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         match (self.said(&response.headers), &request.id) {
             (Said::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
-            (Said::Nothing, _) | (Said::Removed, None) => SessionSignal::nothing(),
-            (Said::Removed, Some(id)) => SessionSignal::ended(id.clone(), EndReason::Deleted),
+            (Said::Nothing, _) | (Said::Removed, None) => SessionUpdate::empty(),
+            (Said::Removed, Some(id)) => SessionUpdate::ended(id.clone(), EndReason::Deleted),
             (Said::Set(id), Some(old)) if request.is_tracked => {
                 if id == *old {
-                    SessionSignal::nothing()
+                    SessionUpdate::empty()
                 } else {
-                    SessionSignal::compacted(old.clone(), Session::new(id))
+                    SessionUpdate::compacted(old.clone(), Session::new(id))
                 }
             }
-            (Said::Set(id), _) => SessionSignal::started(Session::new(id)),
+            (Said::Set(id), _) => SessionUpdate::started(Session::new(id)),
         }
     }
 }

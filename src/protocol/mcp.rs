@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal, value::Value};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, value::Value};
 use crate::session::{EndReason, Session, SessionId};
 
 static SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -114,23 +114,23 @@ impl SessionProtocol for McpProtocol {
     }
 
     /// A `POST` without an active session, which may be an `initialize`, unless its revision has no sessions.
-    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+    fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
         tracked.is_none() && request.method == Method::POST && !is_sessionless(&request.headers)
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         let is_delete = request.method == Method::DELETE;
         if request.method.is_safe() && request.method != Method::GET {
-            return SessionSignal::nothing();
+            return SessionUpdate::empty();
         }
         if response.status.is_success() && !is_delete {
-            return self.news(request, &response.headers).map_or_else(SessionSignal::nothing, SessionSignal::started);
+            return self.news(request, &response.headers).map_or_else(SessionUpdate::empty, SessionUpdate::started);
         }
         let reason = if is_delete { EndReason::Deleted } else { EndReason::Unknown };
         let is_over = response.status.is_success() || response.status == StatusCode::NOT_FOUND;
         match &request.id {
-            Some(id) if is_over && request.is_tracked => SessionSignal::ended(id.clone(), reason),
-            Some(_) | None => SessionSignal::nothing(),
+            Some(id) if is_over && request.is_tracked => SessionUpdate::ended(id.clone(), reason),
+            Some(_) | None => SessionUpdate::empty(),
         }
     }
 }

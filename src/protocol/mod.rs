@@ -5,7 +5,7 @@ mod contained;
 mod cookie;
 mod header;
 mod mcp;
-mod signal;
+mod update;
 mod value;
 
 use std::any::Any;
@@ -15,8 +15,8 @@ use http::{Method, request, response};
 use self::contained::Contained;
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
-pub(crate) use self::signal::Saying;
-pub use self::{header::HeaderProtocol, mcp::McpProtocol, signal::SessionSignal};
+pub(crate) use self::update::SessionChange;
+pub use self::{header::HeaderProtocol, mcp::McpProtocol, update::SessionUpdate};
 use crate::session::{Session, SessionId};
 
 /// Reads a host's heads: which session a request belongs to, and what a response says about sessions.
@@ -32,7 +32,7 @@ use crate::session::{Session, SessionId};
 /// ```
 /// use http::{Method, StatusCode, header::LOCATION, request, response};
 /// use tower_session_end::{
-///     ActiveSessions, EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionSignal,
+///     ActiveSessions, EndReason, RequestInfo, Session, SessionId, SessionProtocol, SessionUpdate,
 /// };
 ///
 /// #[derive(Debug)]
@@ -43,19 +43,19 @@ use crate::session::{Session, SessionId};
 ///         request.uri.path().strip_prefix("/sessions/")?.parse().ok()
 ///     }
 ///
-///     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+///     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
 ///         match (request.method(), response.status, request.id()) {
 ///             (&Method::DELETE, status, Some(id)) if status.is_success() => {
-///                 SessionSignal::ended(id.clone(), EndReason::Deleted)
+///                 SessionUpdate::ended(id.clone(), EndReason::Deleted)
 ///             }
 ///             (&Method::POST, StatusCode::CREATED, None) => {
 ///                 let location = response.headers.get(LOCATION).and_then(|value| value.to_str().ok());
 ///                 match location.and_then(|path| path.strip_prefix("/sessions/")) {
-///                     Some(id) => SessionSignal::started(Session::from(id)),
-///                     None => SessionSignal::nothing(),
+///                     Some(id) => SessionUpdate::started(Session::from(id)),
+///                     None => SessionUpdate::empty(),
 ///                 }
 ///             }
-///             _ => SessionSignal::nothing(),
+///             _ => SessionUpdate::empty(),
 ///         }
 ///     }
 /// }
@@ -78,26 +78,26 @@ pub trait SessionProtocol: Send + Sync + 'static {
     /// Only asked where [`refuse_new_sessions`](crate::ActiveSessionsBuilder::refuse_new_sessions) is on. By default:
     /// requests with an unsafe method (not `GET`, `HEAD`, `OPTIONS` or `TRACE`) and no active session, so that
     /// probes are answered to the end.
-    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+    fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
         tracked.is_none() && !request.method.is_safe()
     }
 
     /// What the response says. Called once for each response head; an answer of
-    /// [`SessionSignal::nothing`] costs nothing.
+    /// [`SessionUpdate::empty`] costs nothing.
     ///
     /// A response that carries the id of a request whose session is [tracked](RequestInfo::is_tracked) says nothing
     /// new.
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal;
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate;
 }
 
 /// A protocol as a layer holds it. The default one reads heads where they are; any other is shown their parts, which
 /// have to be taken out for that and put back.
-pub(crate) enum Spoken {
+pub(crate) enum ProtocolKind {
     Header(HeaderProtocol),
     Other(Box<dyn SessionProtocol>),
 }
 
-impl Spoken {
+impl ProtocolKind {
     pub(crate) fn new(protocol: impl SessionProtocol) -> Self {
         match (&protocol as &dyn Any).downcast_ref::<HeaderProtocol>() {
             Some(preset) => Self::Header(preset.clone()),
@@ -145,15 +145,15 @@ impl RequestInfo {
 ///
 /// Not where a handler has said something itself, which knows more, and not for a `DELETE`, which may well have been
 /// the end of what it names.
-fn adopted(request: &RequestInfo, response: &response::Parts) -> SessionSignal {
+fn adopted(request: &RequestInfo, response: &response::Parts) -> SessionUpdate {
     match &request.id {
         Some(id)
             if !request.is_tracked
                 && request.method != Method::DELETE
-                && response.extensions.get::<SessionSignal>().is_none_or(SessionSignal::is_nothing) =>
+                && response.extensions.get::<SessionUpdate>().is_none_or(SessionUpdate::is_empty) =>
         {
-            SessionSignal::started(Session::new(id.clone()))
+            SessionUpdate::started(Session::new(id.clone()))
         }
-        _ => SessionSignal::nothing(),
+        _ => SessionUpdate::empty(),
     }
 }

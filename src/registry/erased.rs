@@ -14,42 +14,42 @@ use crate::hook::panic_message;
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
 
 /// As [`Registry`], dyn-compatible. A panic is an error like any other.
-pub(crate) trait ErasedRegistry: Send + Sync + 'static {
+pub(crate) trait DynRegistry: Send + Sync + 'static {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>>;
-    fn beat(&self) -> Answer<'_, ()>;
-    fn take_over(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
-    fn leave(&self) -> Answer<'_, ()>;
-    fn is_current(&self) -> bool;
-    fn beat_every(&self) -> Duration;
+    fn heartbeat(&self) -> Answer<'_, ()>;
+    fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
+    fn release_lease(&self) -> Answer<'_, ()>;
+    fn lease_is_valid(&self) -> bool;
+    fn heartbeat_interval(&self) -> Duration;
 }
 
-impl<R: Registry> ErasedRegistry for R {
+impl<R: Registry> DynRegistry for R {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>> {
         contained(|| Box::pin(Registry::apply(self, changes)))
     }
 
-    fn beat(&self) -> Answer<'_, ()> {
-        contained(|| Box::pin(Registry::beat(self)))
+    fn heartbeat(&self) -> Answer<'_, ()> {
+        contained(|| Box::pin(Registry::heartbeat(self)))
     }
 
-    fn take_over(&self, max: usize) -> Answer<'_, Vec<Orphan>> {
-        contained(|| Box::pin(Registry::take_over(self, max)))
+    fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>> {
+        contained(|| Box::pin(Registry::claim_orphans(self, max)))
     }
 
-    fn leave(&self) -> Answer<'_, ()> {
-        contained(|| Box::pin(Registry::leave(self)))
+    fn release_lease(&self) -> Answer<'_, ()> {
+        contained(|| Box::pin(Registry::release_lease(self)))
     }
 
-    fn is_current(&self) -> bool {
+    fn lease_is_valid(&self) -> bool {
         // Who cannot say is as one who has nothing to say: better an end too many than none.
-        catch(|| Registry::is_current(self)).unwrap_or_else(|error| {
+        catch(|| Registry::lease_is_valid(self)).unwrap_or_else(|error| {
             tracing::warn!(name: "session-registry-panicked", %error, "whether the lease runs cannot be said");
             true
         })
     }
 
-    fn beat_every(&self) -> Duration {
-        Registry::beat_every(self)
+    fn heartbeat_interval(&self) -> Duration {
+        Registry::heartbeat_interval(self)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::hook::BoxError;
+use crate::error::BoxError;
 
 /// What went wrong in a [`Registry`](super::Registry).
 #[derive(Debug)]
@@ -15,10 +15,10 @@ pub enum RegistryError {
     Fenced,
     /// The store has forgotten everything, or an unknown part of it: what is held here is to be held again, as the
     /// generations that they are, before anything that it says is believed.
-    Forgotten,
+    DataLost,
     /// The store cannot be used, and waiting will not help: damaged, of a newer version, of another kind. The text says
     /// which, and where.
-    Unusable(BoxError),
+    Invalid(BoxError),
 }
 
 impl RegistryError {
@@ -27,9 +27,9 @@ impl RegistryError {
         Self::Unavailable(error.into())
     }
 
-    /// [`Unusable`](Self::Unusable), for this reason.
-    pub fn unusable(error: impl Into<BoxError>) -> Self {
-        Self::Unusable(error.into())
+    /// [`Invalid`](Self::Invalid), for this reason.
+    pub fn invalid(error: impl Into<BoxError>) -> Self {
+        Self::Invalid(error.into())
     }
 }
 
@@ -38,8 +38,8 @@ impl fmt::Display for RegistryError {
         match self {
             Self::Unavailable(error) => write!(f, "the session registry is not available: {error}"),
             Self::Fenced => f.write_str("the lease in the session registry was over, and its sessions were taken over"),
-            Self::Forgotten => f.write_str("the session registry has lost its records"),
-            Self::Unusable(error) => write!(f, "the session registry cannot be used: {error}"),
+            Self::DataLost => f.write_str("the session registry has lost its records"),
+            Self::Invalid(error) => write!(f, "the session registry cannot be used: {error}"),
         }
     }
 }
@@ -47,8 +47,8 @@ impl fmt::Display for RegistryError {
 impl std::error::Error for RegistryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(error) | Self::Unusable(error) => Some(&**error),
-            Self::Fenced | Self::Forgotten => None,
+            Self::Unavailable(error) | Self::Invalid(error) => Some(&**error),
+            Self::Fenced | Self::DataLost => None,
         }
     }
 }

@@ -18,20 +18,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use self::erased::ErasedRegistry;
+pub(crate) use self::erased::DynRegistry;
 pub use self::error::RegistryError;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// A durable record of active sessions: which process holds which, and whose end is owed.
 ///
 /// `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`) are there; implement it for a database of
 /// your own, and try that with `registry::conformance` (feature `registry-conformance`). A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
-/// lose when its process dies, and only then (an exclusive file lock, an expiry that [`beat`](Self::beat) moves on).
-/// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
+/// lose when its process dies, and only then (an exclusive file lock, an expiry that [`heartbeat`](Self::heartbeat) moves on).
+/// What a holder without a lease held or had claimed is up to the others, by [`claim_orphans`](Self::claim_orphans).
 ///
 /// Every call may be repeated after an error, since nobody knows how far the first one came: each change has to be
 /// idempotent, for the same holder and the same event id, and so has a row of them. A call that takes longer than a
@@ -45,12 +45,12 @@ pub trait Registry: Send + Sync + 'static {
     /// [`RegistryError`]; nothing may be assumed of any of the changes then.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
 
-    /// Renews the lease. Called every [`beat_every`](Self::beat_every).
+    /// Renews the lease. Called every [`heartbeat_interval`](Self::heartbeat_interval).
     ///
     /// # Errors
     ///
     /// [`RegistryError`]. After [`Fenced`](RegistryError::Fenced) the holder has a new lease already.
-    fn beat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    fn heartbeat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
     /// Claims up to `max` ends that nobody else will deliver, for this holder, and counts one more try for each:
     ///
@@ -64,24 +64,24 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`RegistryError`].
-    fn take_over(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
+    fn claim_orphans(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
 
     /// Gives the lease back: what this holder still holds or has claimed is everybody's at once. The last call.
     ///
     /// # Errors
     ///
     /// [`RegistryError`]. Then the lease is lost like that of a dead process.
-    fn leave(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    fn release_lease(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
     /// Whether the lease certainly still runs, by a clock of this process: asked before a recorded `session_end` is
-    /// delivered. If not, the end is claimed once more after the next [`beat`](Self::beat) that succeeds, and delivered if it
+    /// delivered. If not, the end is claimed once more after the next [`heartbeat`](Self::heartbeat) that succeeds, and delivered if it
     /// is still this holder's; in a drain it is left to the others. Always, unless you say otherwise.
-    fn is_current(&self) -> bool {
+    fn lease_is_valid(&self) -> bool {
         true
     }
 
-    /// How often [`beat`](Self::beat) and [`take_over`](Self::take_over) are called. 2 s unless you say otherwise.
-    fn beat_every(&self) -> Duration {
+    /// How often [`heartbeat`](Self::heartbeat) and [`claim_orphans`](Self::claim_orphans) are called. 2 s unless you say otherwise.
+    fn heartbeat_interval(&self) -> Duration {
         Duration::from_secs(2)
     }
 }
@@ -93,7 +93,7 @@ pub struct Record {
     /// The session and its details.
     pub session: Session,
     /// The identity of the generation: what its `session_end` will carry, whoever delivers it.
-    pub event_id: EventId,
+    pub generation: GenerationId,
     /// When it was noted first.
     pub started_at: SystemTime,
 }
@@ -101,8 +101,8 @@ pub struct Record {
 impl Record {
     /// A record, for implementations and their tests.
     #[must_use]
-    pub const fn new(session: Session, event_id: EventId, started_at: SystemTime) -> Self {
-        Self { session, event_id, started_at }
+    pub const fn new(session: Session, generation: GenerationId, started_at: SystemTime) -> Self {
+        Self { session, generation, started_at }
     }
 }
 
@@ -132,53 +132,53 @@ impl EndRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// This process holds the session from now on. [`Applied::Born`] if there was no active record of the id, or the one
+    /// This process holds the session from now on. [`Applied::Created`] if there was no active record of the id, or the one
     /// there has this event id; else [`Applied::Joined`]: this holder is added to the record that is there, with its
     /// event id, its details and its start.
     Hold(Record),
-    /// The details of a session that this holder holds have changed. [`Applied::Done`], also if there is no such record.
+    /// The details of a session that this holder holds have changed. [`Applied::Ok`], also if there is no such record.
     Update(Record),
-    /// This holder lets go. [`Applied::Others`] if the session has other holders, with a lease or without; else the end is
-    /// recorded, claimed by this holder, and the answer is [`Applied::Yours`]. Where there is no active record of the id with
-    /// this event id that this holder holds: [`Applied::Yours`] if it has claimed this end before, else [`Applied::Gone`].
+    /// This holder lets go. [`Applied::HeldElsewhere`] if the session has other holders, with a lease or without; else the end is
+    /// recorded, claimed by this holder, and the answer is [`Applied::Owned`]. Where there is no active record of the id with
+    /// this event id that this holder holds: [`Applied::Owned`] if it has claimed this end before, else [`Applied::NotFound`].
     Release {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
         /// The end, if it comes to one.
         end: EndRecord,
     },
-    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Yours`]. Where there is no active
+    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Owned`]. Where there is no active
     /// record of the id with this event id: as above.
     End {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
         /// The end.
         end: EndRecord,
     },
-    /// The end that this holder had claimed is delivered, or given up: forget it. [`Applied::Done`], also if there is none.
-    Done {
+    /// The end that this holder had claimed is delivered, or given up: forget it. [`Applied::Ok`], also if there is none.
+    Delivered {
         /// The generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
     /// This holder lets go and the session outlives it: if it was the last, the record is removed, and no end is owed.
-    /// [`Applied::Done`].
+    /// [`Applied::Ok`].
     Keep {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
     /// The host has finalised the session itself: the record is removed, whoever holds it, and no end is owed.
-    /// [`Applied::Done`].
+    /// [`Applied::Ok`].
     Forget {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
 }
 
@@ -187,21 +187,21 @@ pub enum Change {
 #[non_exhaustive]
 pub enum Applied {
     /// A record was made.
-    Born,
+    Created,
     /// The session was recorded already, by this: the same generation goes on.
     Joined(Record),
     /// The end is this holder's to deliver. `requests` is the sum over all that have held the session and let go,
     /// this one included.
-    Yours {
+    Owned {
         /// Requests that carried the session's id.
         requests: u64,
     },
     /// Others still hold it.
-    Others,
+    HeldElsewhere,
     /// It was ended, or taken over, by somebody else.
-    Gone,
+    NotFound,
     /// Nothing to say.
-    Done,
+    Ok,
 }
 
 /// An end that was owed by somebody who is gone; from [`Registry::take_over`].
@@ -213,14 +213,14 @@ pub struct Orphan {
     /// The end: [`Lost`](EndReason::Lost), found out just now, or what its claimer had written down.
     pub end: EndRecord,
     /// How often it has been claimed so far by a take-over, this one included.
-    pub tries: u32,
+    pub attempts: u32,
 }
 
 impl Orphan {
     /// An orphan, for implementations and their tests.
     #[must_use]
-    pub const fn new(record: Record, end: EndRecord, tries: u32) -> Self {
-        Self { record, end, tries }
+    pub const fn new(record: Record, end: EndRecord, attempts: u32) -> Self {
+        Self { record, end, attempts }
     }
 }
 

@@ -20,36 +20,36 @@ use super::{EndReason, Session, SessionId};
 /// use tower_session_end::{Session, SessionEnd, EndReason};
 ///
 /// let end = SessionEnd::new(Session::from("abc"), EndReason::Deleted);
-/// let key = end.event_id.to_string(); // 32 hex digits, a dash, the generation
+/// let key = end.generation.to_string(); // 32 hex digits, a dash, the generation
 /// assert_eq!(key.split_once('-').unwrap().0.len(), 32);
-/// assert_eq!(key.parse(), Ok(end.event_id));
+/// assert_eq!(key.parse(), Ok(end.generation));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EventId {
+pub struct GenerationId {
     instance: u128,
     generation: u64,
 }
 
-impl EventId {
+impl GenerationId {
     pub(crate) const fn new(instance: u128, generation: u64) -> Self {
         Self { instance, generation }
     }
 }
 
-impl fmt::Display for EventId {
+impl fmt::Display for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}-{}", self.instance, self.generation)
     }
 }
 
-impl fmt::Debug for EventId {
+impl fmt::Debug for GenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EventId({self})")
+        write!(f, "GenerationId({self})")
     }
 }
 
-impl FromStr for EventId {
-    type Err = InvalidEventId;
+impl FromStr for GenerationId {
+    type Err = InvalidGenerationId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
@@ -57,23 +57,23 @@ impl FromStr for EventId {
             Some(Self::new(u128::from_str_radix(instance, 16).ok()?, generation.parse().ok()?))
         };
         // There is one way to write it, so that texts can be compared too.
-        parse().filter(|id| id.to_string() == text).ok_or(InvalidEventId(()))
+        parse().filter(|id| id.to_string() == text).ok_or(InvalidGenerationId(()))
     }
 }
 
-/// A text is no [`EventId`].
+/// A text is no [`GenerationId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidEventId(());
+pub struct InvalidGenerationId(());
 
-impl fmt::Display for InvalidEventId {
+impl fmt::Display for InvalidGenerationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event id is 32 lower-case hexadecimal digits, a dash, and a number")
     }
 }
 
-impl std::error::Error for InvalidEventId {}
+impl std::error::Error for InvalidGenerationId {}
 
-impl Serialize for EventId {
+impl Serialize for GenerationId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -90,7 +90,7 @@ pub struct SessionStart {
     /// The session that was compacted into this one.
     pub resumed_from: Option<SessionId>,
     /// The identity of this generation.
-    pub event_id: EventId,
+    pub generation: GenerationId,
 }
 
 impl SessionStart {
@@ -104,7 +104,7 @@ impl SessionStart {
     /// ```
     #[must_use]
     pub fn new(session: impl Into<Session>) -> Self {
-        Self { session: session.into(), resumed_from: None, event_id: EventId::new(0, 0) }
+        Self { session: session.into(), resumed_from: None, generation: GenerationId::new(0, 0) }
     }
 
     /// Sets [`resumed_from`](Self::resumed_from).
@@ -114,10 +114,10 @@ impl SessionStart {
         self
     }
 
-    /// Sets [`event_id`](Self::event_id).
+    /// Sets [`generation`](Self::generation).
     #[must_use]
-    pub fn with_event_id(mut self, event_id: EventId) -> Self {
-        self.event_id = event_id;
+    pub fn with_generation(mut self, generation: GenerationId) -> Self {
+        self.generation = generation;
         self
     }
 }
@@ -154,7 +154,7 @@ pub struct SessionEnd {
     /// Whether the transcript has been archived. This crate cannot know and leaves it unset.
     pub transcript_archived: Option<bool>,
     /// The identity of this generation; an idempotency key.
-    pub event_id: EventId,
+    pub generation: GenerationId,
     /// When the hook will no longer be waited for: the drain's deadline, or the hook timeout's. `None` is no limit.
     pub deadline: Option<Instant>,
 }
@@ -184,7 +184,7 @@ impl SessionEnd {
             duration: Duration::ZERO,
             requests: 0,
             transcript_archived: None,
-            event_id: EventId::new(0, 0),
+            generation: GenerationId::new(0, 0),
             deadline: None,
         }
     }
@@ -235,10 +235,10 @@ impl SessionEnd {
         self
     }
 
-    /// Sets [`event_id`](Self::event_id).
+    /// Sets [`generation`](Self::generation).
     #[must_use]
-    pub fn with_event_id(mut self, event_id: EventId) -> Self {
-        self.event_id = event_id;
+    pub fn with_generation(mut self, generation: GenerationId) -> Self {
+        self.generation = generation;
         self
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    event::{EventId, InvalidEventId, SessionEnd, SessionStart},
+    event::{GenerationId, InvalidGenerationId, SessionEnd, SessionStart},
     id::{InvalidSessionId, SessionId},
     phase::Phase,
     reason::EndReason,

@@ -19,7 +19,7 @@ macro_rules! reasons {
         /// assert_eq!("compaction".parse(), Ok(EndReason::Compaction));
         /// assert_eq!("nonsense".parse(), Ok(EndReason::Unknown));
         /// assert_eq!(EndReason::Shutdown.to_string(), "shutdown");
-        /// assert!(EndReason::Shutdown.is_detach() && !EndReason::Deleted.is_detach());
+        /// assert!(EndReason::Shutdown.may_resume() && !EndReason::Deleted.may_resume());
         /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
@@ -88,11 +88,11 @@ impl EndReason {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert!(EndReason::Restart.is_detach());
-    /// assert!(!EndReason::Reset.is_detach());
+    /// assert!(EndReason::Restart.may_resume());
+    /// assert!(!EndReason::Reset.may_resume());
     /// ```
     #[must_use]
-    pub const fn is_detach(self) -> bool {
+    pub const fn may_resume(self) -> bool {
         matches!(self, Self::Shutdown | Self::Restart)
     }
 

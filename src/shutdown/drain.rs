@@ -7,18 +7,18 @@ use tracing::Instrument;
 
 use crate::{
     lifecycle::ActiveSessions,
-    observability::say_how,
+    observability::log_outcome,
     report::{DrainReport, UnfinishedEnd},
     session::{EndReason, Phase},
-    stop::{DrainRun, Joined},
+    stop::{Drain, DrainWaiter},
     tracker::{
-        Entry, Stage, Tracker,
+        Generation, Stage, Tracker,
         clock::{Clock, NEVER},
     },
 };
 
 /// After so many claims the sweep lets others have its thread.
-const CLAIMS_A_TURN: usize = 16_384;
+const CLAIMS_PER_YIELD: usize = 16_384;
 
 impl ActiveSessions {
     /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
@@ -60,7 +60,7 @@ impl ActiveSessions {
         self.run_drain(&joined.0).instrument(span).await
     }
 
-    async fn run_drain(&self, run: &DrainRun) -> DrainReport {
+    async fn run_drain(&self, run: &Drain) -> DrainReport {
         let settle = self.inner.config.settle_timeout;
         if !settle.is_zero() {
             self.sweep(true).await;
@@ -74,12 +74,12 @@ impl ActiveSessions {
     }
 
     /// A drain that nobody waits for.
-    pub(super) fn begin_drain(&self) -> Arc<DrainRun> {
+    pub(super) fn begin_drain(&self) -> Arc<Drain> {
         let joined = self.join_drain(self.inner.pool.tracker.stop_reason());
         Arc::clone(&joined.0)
     }
 
-    fn join_drain(&self, reason: EndReason) -> Joined {
+    fn join_drain(&self, reason: EndReason) -> DrainWaiter {
         let inner = &self.inner;
         inner.stop.join(|servers| {
             let tracker = &inner.pool.tracker;
@@ -91,9 +91,9 @@ impl ActiveSessions {
             }
             let (begun, now) = (Instant::now(), tracker.clock.now());
             let deadline = Clock::add(now, inner.config.drain_timeout);
-            let before = tracker.counts_and_await_all();
+            let before = tracker.baseline_counts();
             inner.pool.begin_drain(now, deadline);
-            DrainRun::new(tracker.stop_reason(), begun, tracker.clock.instant(deadline), before)
+            Drain::new(tracker.stop_reason(), begun, tracker.clock.instant(deadline), before)
         })
     }
 
@@ -101,28 +101,28 @@ impl ActiveSessions {
     async fn sweep(&self, spare_work: bool) {
         let mut claims = 0;
         for shard in 0..Tracker::shards() {
-            claims += self.stop_shard(shard, spare_work);
-            if claims >= CLAIMS_A_TURN {
+            claims += self.drain_shard(shard, spare_work);
+            if claims >= CLAIMS_PER_YIELD {
                 claims = 0;
-                self.inner.pool.kick();
+                self.inner.pool.wake();
                 tokio::task::yield_now().await;
             }
         }
-        self.inner.pool.kick();
+        self.inner.pool.wake();
     }
 
     /// Waits for every `session_end` that is owed and not given up.
     pub(super) async fn quiet(&self, deadline: Option<Instant>) {
         let tracker = &self.inner.pool.tracker;
         // Once the pool is closed, what is left never runs.
-        self.wait_until(deadline, || tracker.awaited() == 0 || tracker.queue.line().gate.closed).await;
+        self.wait_until(deadline, || tracker.awaited() == 0 || tracker.queue.state().limits.closed).await;
     }
 
     async fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
         let tracker = &self.inner.pool.tracker;
         let quiet = async {
             loop {
-                let told = tracker.quiet.notified();
+                let told = tracker.drained_notify.notified();
                 tokio::pin!(told);
                 // First register, then look: nobody is told in between.
                 told.as_mut().enable();
@@ -138,11 +138,11 @@ impl ActiveSessions {
         }
     }
 
-    fn complete(&self, run: &DrainRun) -> DrainReport {
+    fn complete(&self, run: &Drain) -> DrainReport {
         let report = self.account(run, true);
         self.begin_connection_drain();
         self.inner.pool.tracker.meters.drained(report.elapsed, report.unfinished.len());
-        say_drain(&report);
+        log_drain(&report);
         report
     }
 
@@ -163,16 +163,17 @@ impl ActiveSessions {
     }
 
     /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
-    pub(super) fn account(&self, run: &DrainRun, give_up: bool) -> DrainReport {
+    pub(super) fn account(&self, run: &Drain, give_up: bool) -> DrainReport {
         let tracker = &self.inner.pool.tracker;
-        let (mut after, mut unfinished) = tracker.counts_and_unfinished(give_up);
+        let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
         if give_up {
             // Born late and not over: in the report of `finish`, which waits for them.
             let all = unfinished.len();
-            unfinished.retain(|(entry, _)| !tracker.is_late(entry));
-            after.births -= (all - unfinished.len()) as u64;
+            unfinished.retain(|(generation, _)| !tracker.is_late(generation));
+            after.starts -= (all - unfinished.len()) as u64;
         }
-        let unfinished: Vec<_> = unfinished.iter().map(|(entry, stage)| self.unfinished(entry, *stage)).collect();
+        let unfinished: Vec<_> =
+            unfinished.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
         let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
         let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());
         report.timed_out = time_is_over && !unfinished.is_empty();
@@ -182,30 +183,30 @@ impl ActiveSessions {
         report
     }
 
-    fn unfinished(&self, entry: &Arc<Entry>, stage: Stage) -> UnfinishedEnd {
+    fn unfinished(&self, generation: &Arc<Generation>, stage: Stage) -> UnfinishedEnd {
         UnfinishedEnd {
-            session_id: entry.id.clone(),
-            event_id: self.inner.pool.tracker.event_id(entry),
+            session_id: generation.id.clone(),
+            generation: self.inner.pool.tracker.generation_id(generation),
             stage: stage.into(),
         }
     }
 }
 
 /// Says what a drain came to; one that did not go well is a warning, and the stop goes on.
-pub(super) fn say_drain(report: &DrainReport) {
-    say_how!(
+pub(super) fn log_drain(report: &DrainReport) {
+    log_outcome!(
         report.is_clean(),
         name: "session-end-drain",
         reason = %report.reason,
         active = report.active,
-        running = report.running,
-        late_births = report.late_births,
+        already_ending = report.already_ending,
+        late_starts = report.late_starts,
         ended = report.ended,
         failed = report.failed,
         kept = report.kept,
         forgotten = report.forgotten,
-        held_by_others = report.held_by_others,
-        ended_by_others = report.ended_by_others,
+        held_elsewhere = report.held_elsewhere,
+        ended_elsewhere = report.ended_elsewhere,
         handed_over = report.handed_over,
         unfinished = report.unfinished.len(),
         timed_out = report.timed_out,

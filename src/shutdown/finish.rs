@@ -11,13 +11,13 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::drain::{grace, say_drain};
+use super::drain::{grace, log_drain};
 use crate::{
     lifecycle::ActiveSessions,
-    observability::say_how,
+    observability::log_outcome,
     report::{ConnectionReport, ShutdownReport},
     session::Phase,
-    stop::DrainRun,
+    stop::Drain,
     tracker::Tracker,
 };
 
@@ -58,14 +58,14 @@ impl ActiveSessions {
     /// # }
     /// ```
     pub fn finish<S: IntoFuture>(&self, server: S) -> impl Future<Output = Finished<S::Output>> + use<S> {
-        let place = ServerPlace::take(self.clone());
+        let place = ServerToken::take(self.clone());
         async move {
             let sessions = place.sessions.clone();
             sessions.with_lease(Self::finish_at(place, server)).await
         }
     }
 
-    async fn finish_at<S: IntoFuture>(place: ServerPlace, server: S) -> Finished<S::Output> {
+    async fn finish_at<S: IntoFuture>(place: ServerToken, server: S) -> Finished<S::Output> {
         let sessions = &place.sessions;
         let begun = Instant::now();
         let output = {
@@ -102,7 +102,7 @@ impl ActiveSessions {
                 ConnectionReport {
                     elapsed,
                     budget: sessions.inner.config.connection_drain_timeout,
-                    cut,
+                    timed_out: cut,
                     open_responses,
                 },
             ),
@@ -170,7 +170,7 @@ impl ActiveSessions {
     }
 
     /// Waits for the drain, or runs it, if the server has ended before it; not beyond a second signal.
-    async fn drain_unless_done(&self) -> std::sync::Arc<DrainRun> {
+    async fn drain_unless_done(&self) -> std::sync::Arc<Drain> {
         let progress = self.inner.stop.progress();
         // A second signal has dropped the future of the drain: the report is about that drain, not about one more.
         let is_cut = progress.is_cut() && self.inner.stop.first_run().is_some();
@@ -210,9 +210,9 @@ impl ActiveSessions {
         let tracker = &self.inner.pool.tracker;
         tracker.advance(Phase::Closed, tracker.stop_reason());
         for shard in 0..Tracker::shards() {
-            self.stop_shard(shard, false);
+            self.drain_shard(shard, false);
         }
-        self.inner.pool.kick();
+        self.inner.pool.wake();
         self.inner.closing.cancel();
         self.inner.drained.cancel();
         self.inner.cut.cancel();
@@ -232,31 +232,31 @@ impl ActiveSessions {
         self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
     }
 
-    fn shutdown_report(&self, run: &DrainRun, connections: ConnectionReport) -> ShutdownReport {
+    fn shutdown_report(&self, run: &Drain, connections: ConnectionReport) -> ShutdownReport {
         let progress = self.inner.stop.progress();
         let sessions = self.account(run, false);
         let drain = run.report.get().cloned();
         self.inner.pool.tracker.meters.reported(sessions.unfinished.len());
         if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
             // Else it has been said.
-            say_drain(&sessions);
+            log_drain(&sessions);
         }
         let report = ShutdownReport {
             signalled: progress.signals > 0,
-            interrupted: progress.cuts > 0,
+            forced: progress.cuts > 0,
             drain: drain.unwrap_or_else(|| sessions.clone()),
             sessions,
             connections,
         };
-        say_how!(
-            !report.connections.cut,
+        log_outcome!(
+            !report.connections.timed_out,
             name: "session-finish",
             signalled = report.signalled,
-            interrupted = report.interrupted,
+            forced = report.forced,
             ended = report.sessions.ended,
             failed = report.sessions.failed,
             unfinished = report.sessions.unfinished.len(),
-            cut = report.connections.cut,
+            timed_out = report.connections.timed_out,
             open_responses = report.connections.open_responses,
             elapsed_ms = report.connections.elapsed.as_millis() as u64,
             "session-finish: {report}",
@@ -266,12 +266,12 @@ impl ActiveSessions {
 }
 
 /// A server among those that the handle waits for.
-struct ServerPlace {
+struct ServerToken {
     sessions: ActiveSessions,
     left: std::sync::atomic::AtomicBool,
 }
 
-impl ServerPlace {
+impl ServerToken {
     fn take(sessions: ActiveSessions) -> Self {
         sessions.inner.stop.update(|progress| progress.servers += 1);
         Self { sessions, left: false.into() }
@@ -290,7 +290,7 @@ impl ServerPlace {
     }
 }
 
-impl Drop for ServerPlace {
+impl Drop for ServerToken {
     fn drop(&mut self) {
         self.leave();
         // Second signals know the waker of whoever polled them last, and that may have been us.

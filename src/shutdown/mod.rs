@@ -12,10 +12,10 @@ use std::{
 };
 
 pub use self::finish::Finished;
-use self::signal::Stop;
+use self::signal::ShutdownRequest;
 use crate::{
     lifecycle::ActiveSessions,
-    observability::plain,
+    observability::escape_controls,
     session::{EndReason, Phase},
 };
 
@@ -26,12 +26,12 @@ impl ActiveSessions {
     /// The phases: at the signal [`Phase::LameDuck`], for as long as the
     /// [builder](crate::ActiveSessionsBuilder::lame_duck) says (not at all by default); then [`Phase::Closing`] and the
     /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
-    /// session that is born meanwhile gets its end at once. A second signal, where the [`Stop`] has one, ends the waiting.
+    /// session that is born meanwhile gets its end at once. A second signal, where the [`ShutdownRequest`] has one, ends the waiting.
     ///
     /// It is also the driver of idle expiry, for as long as it is polled. For that alone, without a server, spawn
     /// `sessions.shutdown_on(std::future::pending::<()>())`.
     ///
-    /// Two servers on one handle work: give each its own future. The first signal drains for all, and the time of the
+    /// ShardPair servers on one handle work: give each its own future. The first signal drains for all, and the time of the
     /// connections counts from the last signal: a server that has had none by then is stopped with the others.
     ///
     /// # Examples
@@ -52,14 +52,14 @@ impl ActiveSessions {
     /// ```
     pub fn shutdown_on<F>(&self, signal: F) -> Shutdown
     where
-        F: Future<Output: Into<Stop>> + Send + 'static,
+        F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
     {
         Shutdown { stopping: Box::pin(self.clone().stop_on(signal)) }
     }
 
-    async fn stop_on<F: Future<Output: Into<Stop>>>(self, signal: F) {
-        self.inner.pool.adopt_runtime();
-        let Stop { reason, again } = tokio::select! {
+    async fn stop_on<F: Future<Output: Into<ShutdownRequest>>>(self, signal: F) {
+        self.inner.pool.remember_runtime();
+        let ShutdownRequest { reason, again } = tokio::select! {
             biased;
             stop = contained(signal) => stop,
             never = self.drive() => match never {},
@@ -68,8 +68,8 @@ impl ActiveSessions {
         self.inner.stop.update(|progress| progress.signals += 1);
         // The reason is known from here on, whatever becomes of this future.
         self.inner.pool.tracker.advance(Phase::Open, reason);
-        let mut abandoned = Abandoned(Some(&self));
-        tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
+        let mut abandoned = AbandonOnDrop(Some(&self));
+        tracing::info!(name: "session-shutdown", %reason, sessions = self.len(), "told to stop");
         tokio::select! {
             biased;
             () = self.with_lease(self.lame_duck_and_drain(reason)) => {
@@ -98,15 +98,15 @@ impl ActiveSessions {
 
     /// A second signal.
     fn cut(&self) {
-        tracing::warn!(name: "session-stop-cut", "told to stop a second time: no longer waiting");
+        tracing::warn!(name: "session-shutdown-forced", "told to stop a second time: no longer waiting");
         self.inner.stop.update(|progress| progress.cuts += 1);
     }
 }
 
 /// Says on its drop that nobody drives the stop any more, unless it was told otherwise.
-struct Abandoned<'a>(Option<&'a ActiveSessions>);
+struct AbandonOnDrop<'a>(Option<&'a ActiveSessions>);
 
-impl Drop for Abandoned<'_> {
+impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(sessions) = self.0 {
             sessions.inner.stop.update(|progress| progress.abandoned = true);
@@ -115,12 +115,12 @@ impl Drop for Abandoned<'_> {
 }
 
 /// A signal that panics stops, as one that fails does: else the server would drain its connections with no limit.
-async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
+async fn contained<F: Future<Output: Into<ShutdownRequest>>>(signal: F) -> ShutdownRequest {
     let mut signal = Box::pin(signal);
-    let catch = |f: &mut dyn FnMut() -> Poll<Stop>| {
+    let catch = |f: &mut dyn FnMut() -> Poll<ShutdownRequest>| {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| {
             signal_failed(&"it panicked");
-            Poll::Ready(Stop::new(EndReason::Shutdown))
+            Poll::Ready(ShutdownRequest::new(EndReason::Shutdown))
         })
     };
     let stop = std::future::poll_fn(|cx| catch(&mut || signal.as_mut().poll(cx).map(Into::into))).await;
@@ -133,11 +133,11 @@ async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
 }
 
 fn signal_failed(error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-failed", error = %plain(error), "the shutdown signal failed; stopping");
+    tracing::error!(name: "session-signal-failed", error = %escape_controls(error), "the shutdown signal failed; stopping");
 }
 
 fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-unavailable", signal, error = %plain(error), "cannot listen for a signal");
+    tracing::error!(name: "session-signal-unavailable", signal, error = %escape_controls(error), "cannot listen for a signal");
 }
 
 /// Resolves when the sessions have been drained, after a signal; made by [`ActiveSessions::shutdown_on`].

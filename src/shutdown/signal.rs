@@ -1,4 +1,4 @@
-//! What tells a process to stop: [`terminate`] for the usual signals, [`Stop`] for everything else.
+//! What tells a process to stop: [`terminate`] for the usual signals, [`ShutdownRequest`] for everything else.
 
 use std::{
     fmt,
@@ -10,36 +10,36 @@ use std::{
 
 use tokio::sync::oneshot::error::RecvError;
 
-use crate::{session::EndReason, stop::Again};
+use crate::{session::EndReason, stop::SecondSignal};
 
 /// A request to stop, as a signal future yields it: why, and what cuts the waiting short.
 ///
-/// Every future whose output converts into a `Stop` is a signal: `()` and `Option<_>` mean
+/// Every future whose output converts into a `ShutdownRequest` is a signal: `()` and `Option<_>` mean
 /// [`EndReason::Shutdown`]; an [`EndReason`] is the reason itself; an `io::Result<_>` (so `tokio::signal::ctrl_c()`
 /// as it is) means `Shutdown` too, and its error is logged; so does a `tokio::sync::oneshot::Receiver`.
 ///
 /// # Examples
 ///
 /// ```
-/// use tower_session_end::{ActiveSessions, EndReason, signal::Stop};
+/// use tower_session_end::{ActiveSessions, EndReason, signal::ShutdownRequest};
 ///
 /// # let sessions = ActiveSessions::builder().build().unwrap();
 /// let (restart, restarted) = tokio::sync::oneshot::channel::<()>();
 /// let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
 /// let shutdown = sessions.shutdown_on(async {
 ///     let _ = restarted.await;
-///     Stop::new(EndReason::Restart).cut_by(async {
+///     ShutdownRequest::new(EndReason::Restart).forced_by(async {
 ///         let _ = hurried.await;
 ///     })
 /// });
 /// # drop((shutdown, restart, hurry));
 /// ```
-pub struct Stop {
+pub struct ShutdownRequest {
     pub(super) reason: EndReason,
-    pub(super) again: Option<Again>,
+    pub(super) again: Option<SecondSignal>,
 }
 
-impl Stop {
+impl ShutdownRequest {
     /// A request to stop for this reason.
     #[must_use]
     pub const fn new(reason: EndReason) -> Self {
@@ -49,7 +49,7 @@ impl Stop {
     /// Lets a second signal end all waiting at once: hooks and connections that are not over then are reported as
     /// such. One that panics never comes.
     #[must_use]
-    pub fn cut_by(mut self, again: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub fn forced_by(mut self, again: impl Future<Output = ()> + Send + 'static) -> Self {
         self.again = Some(Box::pin(contained(again)));
         self
     }
@@ -76,26 +76,26 @@ async fn contained(again: impl Future<Output = ()>) {
     .await;
 }
 
-impl fmt::Debug for Stop {
+impl fmt::Debug for ShutdownRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reason, again } = self;
-        f.debug_struct("Stop").field("reason", reason).field("cut_by", &again.is_some()).finish()
+        f.debug_struct("ShutdownRequest").field("reason", reason).field("forced_by", &again.is_some()).finish()
     }
 }
 
-impl From<()> for Stop {
+impl From<()> for ShutdownRequest {
     fn from((): ()) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }
 
-impl From<EndReason> for Stop {
+impl From<EndReason> for ShutdownRequest {
     fn from(reason: EndReason) -> Self {
         Self::new(reason)
     }
 }
 
-impl<T> From<io::Result<T>> for Stop {
+impl<T> From<io::Result<T>> for ShutdownRequest {
     fn from(signal: io::Result<T>) -> Self {
         if let Err(error) = signal {
             super::signal_failed(&error);
@@ -105,13 +105,13 @@ impl<T> From<io::Result<T>> for Stop {
 }
 
 /// A `tokio::sync::oneshot::Receiver` is a signal as it is; it stops too when its sender is gone.
-impl<T> From<Result<T, RecvError>> for Stop {
+impl<T> From<Result<T, RecvError>> for ShutdownRequest {
     fn from(_: Result<T, RecvError>) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }
 
-impl<T> From<Option<T>> for Stop {
+impl<T> From<Option<T>> for ShutdownRequest {
     fn from(_: Option<T>) -> Self {
         Self::new(EndReason::Shutdown)
     }
@@ -169,16 +169,16 @@ impl Terminate {
 }
 
 impl Future for Terminate {
-    type Output = Stop;
+    type Output = ShutdownRequest;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Stop> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ShutdownRequest> {
         let reason = std::task::ready!(self.sources.poll(cx));
         // The same sources go on listening for the second signal.
         let mut sources = std::mem::take(&mut self.sources);
         let again = async move {
             let _ = std::future::poll_fn(|cx| sources.poll(cx)).await;
         };
-        Poll::Ready(Stop::new(reason).cut_by(again))
+        Poll::Ready(ShutdownRequest::new(reason).forced_by(again))
     }
 }
 

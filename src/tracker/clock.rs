@@ -10,7 +10,7 @@ pub(crate) type Nanos = u64;
 /// A coarse point, 10 ms apart, for what need not be exact. Wraps around.
 pub(crate) type Tick = u32;
 
-const NANOS_A_TICK: u64 = 10_000_000;
+const NANOS_PER_TICK: u64 = 10_000_000;
 
 /// The point that never comes.
 pub(crate) const NEVER: Nanos = Nanos::MAX;
@@ -32,12 +32,12 @@ impl Clock {
     }
 
     pub(crate) const fn tick(at: Nanos) -> Tick {
-        (at / NANOS_A_TICK) as Tick
+        (at / NANOS_PER_TICK) as Tick
     }
 
     /// A time span in ticks, rounded up.
     pub(crate) fn ticks(span: Duration) -> Tick {
-        Tick::try_from(nanos(span).div_ceil(NANOS_A_TICK)).unwrap_or(Tick::MAX)
+        Tick::try_from(nanos(span).div_ceil(NANOS_PER_TICK)).unwrap_or(Tick::MAX)
     }
 
     /// The point at `after` from `now`, or [`NEVER`] where that is out of reach.

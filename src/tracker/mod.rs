@@ -7,26 +7,25 @@
 //! A claimed generation stays findable in its shard until its hooks are over, beside the active ones, so that the next
 //! generation of the id queues behind it.
 
-mod births;
-mod chain;
-mod claims;
+mod claim;
 pub(crate) mod clock;
 mod compact;
-mod entry;
+mod effects;
+mod generation;
 #[cfg(all(test, not(shuttle)))]
-mod keyed;
-pub(crate) mod ledger;
+mod hash_flooding;
+mod note;
+mod order;
+pub(crate) mod outbox;
+mod persistence;
 pub(crate) mod queue;
-mod recording;
-#[cfg(all(test, shuttle))]
-mod schedules;
+mod recovery;
 mod shard;
-mod survey;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
+mod snapshot;
 mod sweep;
-mod taking_over;
-mod telling;
 mod tombstones;
-mod two;
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -37,14 +36,14 @@ use hashbrown::DefaultHashBuilder;
 use tokio::sync::Notify;
 
 pub(crate) use self::{
-    births::{Note, Voice},
-    chain::Outcome,
-    claims::By,
-    entry::{Ending, Entry, Load, Origin, Recorded, Scope, Stage},
-    ledger::{Ledger, Op},
+    claim::EndedBy,
+    generation::{Activity, Generation, Origin, PendingEnd, RecordState, Scope, Stage},
+    note::{NoteSource, Noted},
+    order::Outcome,
+    outbox::{Outbox, OutboxEntry},
     queue::{Job, Queue},
+    recovery::Recovery,
     shard::Counts,
-    taking_over::{NotOurs, Recovery},
 };
 use self::{
     clock::{Clock, Nanos, Tick},
@@ -52,7 +51,7 @@ use self::{
 };
 use crate::{
     observability::Meters,
-    session::{EndReason, EventId, Phase},
+    session::{EndReason, GenerationId, Phase},
     sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, RwLock, lock},
 };
 
@@ -81,18 +80,18 @@ pub(crate) struct Tracker {
     /// From this generation on the drain waits for nobody: `finish` does.
     late_from: AtomicU64,
     /// Told when `awaited` comes to zero.
-    pub(crate) quiet: Notify,
+    pub(crate) drained_notify: Notify,
     /// Compactions hold it shared, so that who holds it alone sees the old or the new, always one.
-    moving: RwLock<()>,
+    compaction_lock: RwLock<()>,
     pub(crate) queue: Queue,
     /// Where there is a registry.
-    pub(crate) ledger: Option<Ledger>,
+    pub(crate) outbox: Option<Outbox>,
     pub(crate) clock: Clock,
     pub(crate) meters: Meters,
     has_start: bool,
     has_end: bool,
     /// Whether what is born in `Closing` ends under the same lock; if not, its noter sees to it.
-    ends_births: bool,
+    ends_late_starts: bool,
 }
 
 /// What every birth and every claim writes: on a line of its own, so that those who write it do not disturb those who
@@ -107,10 +106,10 @@ struct Totals {
 }
 
 impl Tracker {
-    /// `has_start` and `has_end` say whether there is a hook to call; `ends_births`, whether whatever is born in
+    /// `has_start` and `has_end` say whether there is a hook to call; `ends_late_starts`, whether whatever is born in
     /// [`Phase::Closing`] ends at once; `is_recorded`, whether there is a registry.
-    pub(crate) fn new(has_start: bool, has_end: bool, ends_births: bool, is_recorded: bool) -> Self {
-        // Two keyed hashes of the system's randomness.
+    pub(crate) fn new(has_start: bool, has_end: bool, ends_late_starts: bool, is_recorded: bool) -> Self {
+        // ShardPair keyed hashes of the system's randomness.
         let half = || u128::from(RandomState::new().hash_one(std::process::id()));
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -124,15 +123,15 @@ impl Tracker {
             stop_reason: AtomicU8::new(EndReason::Shutdown.code()),
             awaited: AtomicUsize::new(0),
             late_from: AtomicU64::new(u64::MAX),
-            quiet: Notify::new(),
-            moving: RwLock::new(()),
+            drained_notify: Notify::new(),
+            compaction_lock: RwLock::new(()),
             queue: Queue::new(),
-            ledger: is_recorded.then(Ledger::default),
+            outbox: is_recorded.then(Outbox::default),
             clock: Clock::new(),
             meters: Meters::new(),
             has_start,
             has_end,
-            ends_births,
+            ends_late_starts,
         }
     }
 
@@ -142,8 +141,8 @@ impl Tracker {
     }
 
     #[inline]
-    fn hash_of(&self, entry: &Entry) -> u64 {
-        self.hash(entry.id.as_bytes())
+    fn hash_of(&self, generation: &Generation) -> u64 {
+        self.hash(generation.id.as_bytes())
     }
 
     /// Bits that the tables do not look at first.
@@ -155,9 +154,9 @@ impl Tracker {
         lock(&self.shards[Self::index(hash)])
     }
 
-    pub(crate) fn event_id(&self, entry: &Entry) -> EventId {
-        let elsewhere = self.ledger.as_ref().and_then(|_| entry.origin(|origin| origin.event_id));
-        elsewhere.unwrap_or(EventId::new(self.instance, entry.generation))
+    pub(crate) fn generation_id(&self, generation: &Generation) -> GenerationId {
+        let elsewhere = self.outbox.as_ref().and_then(|_| generation.origin(|origin| origin.generation));
+        elsewhere.unwrap_or(GenerationId::new(self.instance, generation.number))
     }
 
     #[inline]
@@ -195,21 +194,21 @@ impl Tracker {
         self.awaited.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn find(&self, id: &[u8]) -> Option<Arc<Entry>> {
+    pub(crate) fn find(&self, id: &[u8]) -> Option<Arc<Generation>> {
         let hash = self.hash(id);
         self.shard(hash).find_active(hash, id).cloned()
     }
 
     /// As [`find`](Self::find), for a request: the session is busy from here on. Under the lock, so that nobody finds it
     /// idle in between.
-    pub(crate) fn take_up(&self, id: &[u8], tick: Tick) -> Option<Arc<Entry>> {
+    pub(crate) fn begin_activity(&self, id: &[u8], tick: Tick) -> Option<Arc<Generation>> {
         let hash = self.hash(id);
         let shard = self.shard(hash);
-        let entry = shard.find_active(hash, id)?;
-        entry.take_up(Load::Work);
-        entry.heard_of(tick);
-        entry.count_request();
-        Some(Arc::clone(entry))
+        let generation = shard.find_active(hash, id)?;
+        generation.begin_activity(Activity::Request);
+        generation.touch(tick);
+        generation.count_request();
+        Some(Arc::clone(generation))
     }
 
     /// The coarse time, as of the last birth or the driver's last step.
@@ -227,7 +226,7 @@ impl Tracker {
         }
     }
 
-    /// True if that was the last: then tell [`quiet`](Self::quiet), once no lock is held.
+    /// True if that was the last: then tell [`drained_notify`](Self::drained_notify), once no lock is held.
     fn no_longer_awaited(&self) -> bool {
         self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
     }
@@ -235,6 +234,6 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        self.meters.is_dropped(self.len());
+        self.meters.on_handle_drop(self.len());
     }
 }

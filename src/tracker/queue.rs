@@ -6,15 +6,15 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     clock::{NEVER, Nanos},
-    entry::{Ending, Entry},
+    generation::{Generation, PendingEnd},
 };
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 
 /// A hook that is due.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Start(Arc<Entry>),
-    End(Arc<Entry>, Ending),
+    Start(Arc<Generation>),
+    End(Arc<Generation>, PendingEnd),
 }
 
 /// How many hooks a drain wants to have started by when.
@@ -23,13 +23,13 @@ pub(crate) struct Pace {
     pub(crate) begun: Nanos,
     /// The time in which all of them are to be started, in nanoseconds.
     pub(crate) span: Nanos,
-    /// [`Line::started`] when the drain began.
+    /// [`QueueState::started`] when the drain began.
     pub(crate) started: u64,
 }
 
 /// Until when hooks may be started, and how long they may take.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Gate {
+pub(crate) struct RunLimits {
     /// No hook is polled for the first time from here on.
     pub(crate) deadline: Nanos,
     /// The deadline is that of a stop, which replaces the hook timeout.
@@ -40,33 +40,33 @@ pub(crate) struct Gate {
 
 /// What the queue's lock guards.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct QueueState {
     pub(crate) jobs: VecDeque<Job>,
     /// Workers that take jobs and are not written off.
-    pub(crate) staff: usize,
+    pub(crate) attached: usize,
     /// Workers that were hired and have not taken their first job.
-    pub(crate) fresh: usize,
+    pub(crate) starting: usize,
     /// Jobs that were ever taken.
     pub(crate) started: u64,
-    pub(crate) gate: Gate,
+    pub(crate) limits: RunLimits,
     pub(crate) pace: Option<Pace>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    line: Mutex<Line>,
+    line: Mutex<QueueState>,
     /// A copy of `line.jobs.len()`, so that nobody locks an empty queue.
     len: AtomicUsize,
 }
 
 impl Queue {
     pub(super) fn new() -> Self {
-        let gate = Gate { deadline: NEVER, stopping: false, closed: false };
-        let line = Line { jobs: VecDeque::new(), staff: 0, fresh: 0, started: 0, gate, pace: None };
+        let limits = RunLimits { deadline: NEVER, stopping: false, closed: false };
+        let line = QueueState { jobs: VecDeque::new(), attached: 0, starting: 0, started: 0, limits, pace: None };
         Self { line: Mutex::new(line), len: AtomicUsize::new(0) }
     }
 
-    pub(crate) fn line(&self) -> MutexGuard<'_, Line> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, QueueState> {
         lock(&self.line)
     }
 
@@ -75,20 +75,20 @@ impl Queue {
     }
 
     pub(super) fn push(&self, job: Job) {
-        let mut line = self.line();
+        let mut line = self.state();
         line.jobs.push_back(job);
         self.len.store(line.jobs.len(), Ordering::SeqCst);
     }
 
     pub(super) fn push_all(&self, jobs: Vec<Job>) {
-        let mut line = self.line();
+        let mut line = self.state();
         line.jobs.extend(jobs);
         self.len.store(line.jobs.len(), Ordering::SeqCst);
     }
 
     /// The next job, if the gate lets it pass at `now`.
-    pub(crate) fn pop(&self, line: &mut Line, now: Nanos) -> Option<Job> {
-        if !line.gate.is_open(now) {
+    pub(crate) fn pop(&self, line: &mut QueueState, now: Nanos) -> Option<Job> {
+        if !line.limits.is_open(now) {
             return None;
         }
         let job = line.jobs.pop_front()?;
@@ -98,7 +98,7 @@ impl Queue {
     }
 }
 
-impl Gate {
+impl RunLimits {
     pub(crate) fn is_open(&self, now: Nanos) -> bool {
         !self.closed && now < self.deadline
     }

@@ -6,7 +6,7 @@ use super::{SHARDS, clock::Tick};
 const IDS: usize = 65_536;
 
 /// How many one shard remembers: twice its share.
-const IDS_A_SHARD: usize = 2 * IDS / SHARDS;
+const IDS_PER_SHARD: usize = 2 * IDS / SHARDS;
 
 /// For how long, in ticks: 30 s.
 pub(super) const TICKS: Tick = 3000;
@@ -30,12 +30,12 @@ impl Tombstones {
             self.hashes[last].1 = now;
             return;
         }
-        if self.marks.len() < IDS_A_SHARD {
+        if self.marks.len() < IDS_PER_SHARD {
             self.marks.push(mark(hash));
             self.hashes.push((hash, now));
             self.next = self.marks.len();
         } else {
-            let oldest = self.next % IDS_A_SHARD;
+            let oldest = self.next % IDS_PER_SHARD;
             (self.marks[oldest], self.hashes[oldest]) = (mark(hash), (hash, now));
             self.next = oldest + 1;
         }
@@ -77,7 +77,7 @@ mod tests {
         for hash in 0..10 * IDS as u64 {
             tombstones.set(hash, 7);
         }
-        assert_eq!((tombstones.marks.len(), tombstones.hashes.len()), (IDS_A_SHARD, IDS_A_SHARD));
+        assert_eq!((tombstones.marks.len(), tombstones.hashes.len()), (IDS_PER_SHARD, IDS_PER_SHARD));
         assert!(tombstones.has(10 * IDS as u64 - 1, 7 + TICKS) && !tombstones.has(0, 7));
         assert!(!tombstones.has(10 * IDS as u64 - 1, 8 + TICKS));
     }

@@ -62,7 +62,7 @@ async fn a_session_of_before_a_restart_is_adopted_and_ends_again_as_another_even
         assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
         ends.extend(recorder.ends());
     }
-    assert_ne!(ends[0].event_id, ends[1].event_id);
+    assert_ne!(ends[0].generation, ends[1].generation);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tower_session_end::EventId;
+use tower_session_end::GenerationId;
 
 use crate::{
     steps::{Step, name},
@@ -13,18 +13,18 @@ impl World {
     pub(crate) fn check(&self, steps: &[(usize, Step)]) {
         let log = self.log.lock().unwrap();
         let history = self.store.history();
-        let mut told = BTreeMap::<EventId, (Vec<usize>, Vec<usize>)>::new();
+        let mut told = BTreeMap::<GenerationId, (Vec<usize>, Vec<usize>)>::new();
         for told_now in log.iter() {
             let (starts, ends) = told.entry(told_now.event).or_default();
             if told_now.end.is_some() { ends.push(told_now.life) } else { starts.push(told_now.life) }
         }
         // The start of what was forgotten is nobody's to wait for.
-        let is_forgotten = |event: &EventId| {
+        let is_forgotten = |event: &GenerationId| {
             let ids: BTreeSet<_> = log.iter().filter(|told| told.event == *event).map(|told| &told.id).collect();
             self.forgotten.iter().any(|(_, id)| ids.contains(id))
         };
         let in_peace = steps.iter().all(|(_, step)| !step.is_trouble());
-        let about = |event: &EventId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
+        let about = |event: &GenerationId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
         for event in told.keys().chain(history.born.keys()) {
             let excused = history.forgotten.contains(event)
                 || history.given_up.contains(event)

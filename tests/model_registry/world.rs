@@ -16,7 +16,7 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_session_end::{ActiveSessions, DrainReport, EndReason, EventId, SessionEnd, SessionGuard, SessionStart};
+use tower_session_end::{ActiveSessions, DrainReport, EndReason, GenerationId, SessionEnd, SessionGuard, SessionStart};
 
 use crate::{
     recorder::assert_sum,
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct Told {
     pub(crate) life: usize,
     pub(crate) id: String,
-    pub(crate) event: EventId,
+    pub(crate) event: GenerationId,
     /// `None` for a start.
     pub(crate) end: Option<EndReason>,
 }
@@ -58,9 +58,9 @@ pub(crate) struct World {
     /// Those of them that went on.
     pub(crate) away: BTreeSet<usize>,
     /// Generations that died with a process that could not record them, or that the store forgot before.
-    pub(crate) lost: BTreeSet<EventId>,
+    pub(crate) lost: BTreeSet<GenerationId>,
     /// Generations whose end one that holds them was too far away to hear of, when the store forgot it.
-    pub(crate) unheard: BTreeSet<EventId>,
+    pub(crate) unheard: BTreeSet<GenerationId>,
     /// Ids that a head of a new session carried to a client, and how long the log was before.
     pub(crate) seen: Vec<(String, usize)>,
     pub(crate) number: usize,
@@ -93,7 +93,7 @@ impl World {
         self.number += 1;
         let tell = {
             let (log, is_dead) = (Arc::clone(&self.log), Arc::clone(&is_dead));
-            move |id: String, event: EventId, end| {
+            move |id: String, event: GenerationId, end| {
                 let (log, is_dead) = (Arc::clone(&log), Arc::clone(&is_dead));
                 let delay = event.to_string().bytes().map(u64::from).sum::<u64>() % 70;
                 async move {
@@ -112,8 +112,10 @@ impl World {
             .connection_drain_timeout(CONNECTIONS)
             .idle_timeout(IDLE)
             .max_sessions(self.max_sessions)
-            .on_session_start(move |start: SessionStart| tell_start(start.session.id.to_string(), start.event_id, None))
-            .on_session_end(move |end: SessionEnd| tell(end.session.id.to_string(), end.event_id, Some(end.reason)))
+            .on_session_start(move |start: SessionStart| {
+                tell_start(start.session.id.to_string(), start.generation, None)
+            })
+            .on_session_end(move |end: SessionEnd| tell(end.session.id.to_string(), end.generation, Some(end.reason)))
             .build()
             .unwrap();
         Life { number, sessions, holder, is_dead, driver: None, guards: Vec::new(), fault: Fault::None }
@@ -128,7 +130,7 @@ impl World {
         match step {
             Step::Note(id) => drop(life.sessions.note(name(id))),
             Step::Durable(id) => {
-                let noted = life.sessions.note(name(id)).durable();
+                let noted = life.sessions.note(name(id)).recorded();
                 tokio::time::timeout(Duration::from_secs(30), noted).await.expect("an answer about the record");
             }
             Step::Head(id) => self.head(slot, id).await,
@@ -172,7 +174,7 @@ impl World {
                 let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
                 let on_record = self.store.events();
                 // Of the dead nobody is left to record it again; and after a fault, whoever had joined may not know.
-                let goes_on = |event: &EventId, id: &String| {
+                let goes_on = |event: &GenerationId, id: &String| {
                     let log = self.log.lock().unwrap();
                     let starter = log.iter().find(|told| told.event == *event && told.end.is_none());
                     let starter = starter.and_then(|told| self.lives.iter().find(|life| life.number == told.life));
@@ -222,7 +224,7 @@ impl World {
         let (on_record, history) = (self.store.events(), self.store.history());
         let forgotten = &history.forgotten;
         let log = self.log.lock().unwrap();
-        let ended = |event: EventId| log.iter().any(|told| told.event == event && told.end.is_some());
+        let ended = |event: GenerationId| log.iter().any(|told| told.event == event && told.end.is_some());
         for told in log.iter().filter(|told| told.end.is_none()) {
             let is_forgotten =
                 forgotten.contains(&told.event) || self.forgotten.contains(&(told.life, told.id.clone()));
@@ -231,7 +233,7 @@ impl World {
             }
         }
         // It had joined, and the store has been emptied since; or its end had just been claimed, and nobody else has it.
-        let had = |(event, id): &(&EventId, &String)| {
+        let had = |(event, id): &(&GenerationId, &String)| {
             let nobody_has_it = || !self.lives.iter().any(|life| life.sessions.contains(id));
             history.wiped.contains(event)
                 && !on_record.contains(event)
@@ -267,7 +269,7 @@ impl World {
     /// What a stop could not deliver, and could not write down either: it has said so.
     fn mourn(&mut self, report: &DrainReport) {
         let on_record = self.store.events();
-        self.lost.extend(report.unfinished.iter().map(|end| end.event_id).filter(|event| !on_record.contains(event)));
+        self.lost.extend(report.unfinished.iter().map(|end| end.generation).filter(|event| !on_record.contains(event)));
         if report.handed_over > 0 {
             // To nobody, where the store has been emptied and could not be filled again.
             let wiped = self.store.history().wiped;

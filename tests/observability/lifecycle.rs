@@ -9,8 +9,8 @@ use std::{
 
 use tokio::time::sleep;
 use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, EndReason, Session, SessionEnd, SessionSignal,
-    signal::{SignalKind, Stop, terminate},
+    ActiveSessions, ActiveSessionsBuilder, EndReason, Session, SessionEnd, SessionUpdate,
+    signal::{ShutdownRequest, SignalKind, terminate},
 };
 
 use crate::{
@@ -85,7 +85,7 @@ async fn births_and_ends() {
     say(&layer, &[("x-session-id", &header)], &[("x-session-id", &header)]).await;
     say(&layer, &[("x-session-id", &header)], &[("x-session-end", "deleted")]).await;
     let mut signalled = answer(200, &[]);
-    SessionSignal::started(Session::from(secret("signal")).with_key("telegram:42")).attach(&mut signalled);
+    SessionUpdate::started(Session::from(secret("signal")).with_key("telegram:42")).insert_into(&mut signalled);
     let _ = exchange(&layer, ask(&[]), signalled).await;
     for bad in BAD_IDS {
         assert!(!sessions.note(bad).is_new());
@@ -139,7 +139,7 @@ async fn stop() {
         pending::<()>().await;
     };
     let report = sessions.finish(server).await.report;
-    assert!(report.connections.cut && !report.is_clean());
+    assert!(report.connections.timed_out && !report.is_clean());
     assert_eq!((report.sessions.kept, report.sessions.unfinished.len()), (1, 1), "{report}");
 }
 
@@ -156,8 +156,8 @@ async fn second_signal() {
     let _impossible = terminate().on(SignalKind::from_raw(9), EndReason::Restart);
     let sessions = ActiveSessions::builder().on_session_end(|_| pending::<()>()).build().unwrap();
     sessions.note(secret("hangs"));
-    sessions.shutdown_on(ready(Stop::new(EndReason::Restart).cut_by(sleep(SECOND)))).await;
-    assert!(sessions.finish(pending::<()>()).await.report.interrupted);
+    sessions.shutdown_on(ready(ShutdownRequest::new(EndReason::Restart).forced_by(sleep(SECOND)))).await;
+    assert!(sessions.finish(pending::<()>()).await.report.forced);
     let sessions = quiet();
     let shutdown = sessions.shutdown_on(ready(()));
     assert!(sessions.finish(shutdown).await.report.is_clean());
@@ -186,24 +186,24 @@ async fn registry() {
     let (store, elsewhere) = (Store::default(), Store::default());
     let holder = store.holder();
     let sessions = recorded(&holder, |_| false).build().unwrap();
-    assert!(sessions.note(secret("record")).durable().await);
+    assert!(sessions.note(secret("record")).recorded().await);
     holder.set(Fault::Down);
-    assert!(!sessions.note(secret("again")).durable().await);
+    assert!(!sessions.note(secret("again")).recorded().await);
     assert!(sessions.is_degraded());
     holder.set(Fault::None);
     for n in 0..4 {
         sleep(10 * SECOND).await;
-        assert!(sessions.note(secret(&format!("again{n}"))).durable().await);
+        assert!(sessions.note(secret(&format!("again{n}"))).recorded().await);
     }
     store.flush();
-    assert!(sessions.note(secret("late")).durable().await);
+    assert!(sessions.note(secret("late")).recorded().await);
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
-    sessions.note(secret("fenced")).durable().await;
+    sessions.note(secret("fenced")).recorded().await;
     holder.kill();
     sleep(5 * SECOND).await;
     // Somebody else's process dies while this one serves.
     let dead = store.holder();
-    assert!(recorded(&dead, |_| false).build().unwrap().note(secret("lost")).durable().await);
+    assert!(recorded(&dead, |_| false).build().unwrap().note(secret("lost")).recorded().await);
     dead.kill();
     sleep(5 * SECOND).await;
     assert!(!store.active().contains(&secret("lost")));
@@ -224,12 +224,12 @@ async fn replicas() {
     let store = Store::default();
     let [one, two] = [(); 2].map(|()| recorded(&store.holder(), |_| false).build().unwrap());
     for sessions in [&one, &two] {
-        assert!(sessions.note(secret("shared")).durable().await);
-        assert!(sessions.note(secret("again")).durable().await);
+        assert!(sessions.note(secret("shared")).recorded().await);
+        assert!(sessions.note(secret("again")).recorded().await);
     }
     assert!(one.end(secret("again"), EndReason::Deleted));
-    assert_eq!(one.drain(EndReason::Restart).await.held_by_others, 1);
-    assert_eq!(two.drain(EndReason::Restart).await.ended_by_others, 1);
+    assert_eq!(one.drain(EndReason::Restart).await.held_elsewhere, 1);
+    assert_eq!(two.drain(EndReason::Restart).await.ended_elsewhere, 1);
 }
 
 /// An end on which one process after the other dies.
@@ -239,7 +239,7 @@ async fn given_up() {
         let holder = store.holder();
         let sessions = recorded(&holder, |_| true).recovery_timeout(SECOND).build().unwrap();
         if n == 0 {
-            assert!(sessions.note(secret("given-up")).durable().await);
+            assert!(sessions.note(secret("given-up")).recorded().await);
         }
         let _ = sessions.recover().await;
         let _ = sessions.drain(EndReason::Shutdown).await;

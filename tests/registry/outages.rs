@@ -20,7 +20,7 @@ async fn a_store_that_was_emptied_is_filled_again_before_it_is_believed() {
     replica.note("b").await;
     store.flush();
     let report = replica.sessions.drain(EndReason::Shutdown).await;
-    assert_eq!((report.ended, report.ended_by_others), (2, 0), "{report}");
+    assert_eq!((report.ended, report.ended_elsewhere), (2, 0), "{report}");
     assert_eq!(replica.recorder.order("a"), "+-");
     assert!(store.active().is_empty() && store.owed().is_empty());
 
@@ -76,7 +76,7 @@ async fn g17_a_known_session_never_touches_the_registry() {
     let store = Store::default();
     let replica = Replica::new(&store);
     birth(&replica.sessions, "a").await;
-    replica.sessions.note(Session::from("b").with_key("k")).durable().await;
+    replica.sessions.note(Session::from("b").with_key("k")).recorded().await;
     let before = replica.holder.calls.load(Ordering::SeqCst);
     for _ in 0..100 {
         birth(&replica.sessions, "a").await;
@@ -151,7 +151,7 @@ async fn g17_an_end_whose_record_was_written_and_whose_answer_was_lost_keeps_its
 #[tokio::test(start_paused = true)]
 async fn g17_with_hand_over_off_everything_ends_here() {
     let store = Store::default();
-    let replica = Replica::with(&store, |builder| builder.hand_over(false));
+    let replica = Replica::with(&store, |builder| builder.hand_over_on_outage(false));
     replica.note("recorded").await;
     replica.holder.set(Fault::Down);
     let report = replica.sessions.drain(EndReason::Shutdown).await;

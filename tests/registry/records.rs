@@ -25,7 +25,7 @@ async fn g15_a_birth_and_an_end_are_written_and_nothing_is_left_behind() {
     assert!(replica.sessions.end("a", EndReason::Reset));
     let report = replica.sessions.drain(EndReason::Shutdown).await;
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.ended, report.active, report.running), (2, 1, 1));
+    assert_eq!((report.ended, report.active, report.already_ending), (2, 1, 1));
     assert_sum(&report);
     assert_eq!(replica.recorder.order("a"), "+-");
     assert_eq!(replica.recorder.order("b"), "+-");
@@ -50,7 +50,7 @@ async fn g15_the_start_hook_follows_the_record_and_the_end_hook_its_own() {
         })
         .build()
         .unwrap();
-    sessions.note("a").durable().await;
+    sessions.note("a").recorded().await;
     sessions.end("a", EndReason::Deleted);
     assert!(sessions.drain(EndReason::Shutdown).await.is_clean());
     assert_eq!(*seen.lock().unwrap(), ["start, [\"a\"] on record", "end, [Deleted] owed"]);
@@ -60,7 +60,7 @@ async fn g15_the_start_hook_follows_the_record_and_the_end_hook_its_own() {
 async fn g15_the_next_start_ends_what_a_killed_process_held_as_lost() {
     let store = Store::default();
     let killed = Replica::new(&store);
-    killed.sessions.note(Session::from("a").with_attribute("tenant", "acme")).durable().await;
+    killed.sessions.note(Session::from("a").with_attribute("tenant", "acme")).recorded().await;
     killed.note("b").await;
     killed.holder.kill();
 
@@ -74,7 +74,7 @@ async fn g15_the_next_start_ends_what_a_killed_process_held_as_lost() {
     let lost = next.recorder.ends().into_iter().find(|end| end.session.id == "a").unwrap();
     assert_eq!(lost.session.attributes["tenant"], "acme");
     let first = killed.recorder.starts().into_iter().find(|start| start.session.id == "a").unwrap();
-    assert_eq!(lost.event_id, first.event_id);
+    assert_eq!(lost.generation, first.generation);
     let _ = next.sessions.drain(EndReason::Shutdown).await;
     assert!(store.active().is_empty() && store.owed().is_empty());
 }
@@ -88,7 +88,7 @@ async fn g15_an_end_that_a_drain_could_not_finish_is_delivered_later_with_its_fi
         .on_session_end(|_: SessionEnd| pending::<()>())
         .build()
         .unwrap();
-    sessions.note("hangs").durable().await;
+    sessions.note("hangs").recorded().await;
     let report = sessions.drain(EndReason::Restart).await;
     assert_eq!(report.unfinished.len(), 1);
     holder.kill();
@@ -96,7 +96,7 @@ async fn g15_an_end_that_a_drain_could_not_finish_is_delivered_later_with_its_fi
     let next = Replica::new(&store);
     assert_eq!(next.sessions.recover().await.ended, 1);
     assert_eq!(next.ends(), [ended("hangs", EndReason::Restart)]);
-    assert_eq!(next.recorder.ends()[0].event_id, report.unfinished[0].event_id);
+    assert_eq!(next.recorder.ends()[0].generation, report.unfinished[0].generation);
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,7 +118,7 @@ async fn g15_an_end_whose_hook_errs_is_delivered_and_failed_and_one_that_never_e
             .registry(holder.clone())
             .recovery_timeout(Duration::from_millis(100))
             .on_session_end(move |end: SessionEnd| {
-                calls.lock().unwrap().push(end.event_id);
+                calls.lock().unwrap().push(end.generation);
                 pending::<()>()
             })
             .build()
@@ -126,7 +126,7 @@ async fn g15_an_end_whose_hook_errs_is_delivered_and_failed_and_one_that_never_e
         (sessions, holder)
     };
     let (sessions, holder) = hanging();
-    sessions.note("hangs").durable().await;
+    sessions.note("hangs").recorded().await;
     let _ = sessions.drain(EndReason::Shutdown).await;
     holder.kill();
     let mut given_up = 0;
@@ -162,7 +162,7 @@ async fn g15_a_lost_end_comes_before_the_next_start_of_its_session() {
     assert!(recovering.await.unwrap().is_clean());
     assert!(sessions.drain(EndReason::Shutdown).await.is_clean());
     assert_eq!(recorder.order("a"), "-+-");
-    let events: Vec<_> = recorder.ends().iter().map(|end| end.event_id).collect();
+    let events: Vec<_> = recorder.ends().iter().map(|end| end.generation).collect();
     assert_ne!(events[0], events[1]);
 }
 
@@ -220,6 +220,6 @@ async fn finish_gives_the_lease_back() {
     one.note("a").await;
     let finished = one.sessions.finish(ready(std::io::Result::Ok(()))).await;
     assert!(finished.report.is_clean(), "{}", finished.report);
-    assert!(!tower_session_end::registry::Registry::is_current(&one.holder));
+    assert!(!tower_session_end::registry::Registry::lease_is_valid(&one.holder));
     assert_eq!(survivor.sessions.recover().await.found, 0);
 }

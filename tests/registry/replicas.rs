@@ -28,14 +28,14 @@ async fn g16_a_session_of_two_replicas_ends_with_the_last_that_lets_go() {
 
     let report = one.sessions.drain(EndReason::Restart).await;
     assert!(report.is_clean(), "{report}");
-    assert_eq!((report.ended, report.held_by_others), (0, 1));
+    assert_eq!((report.ended, report.held_elsewhere), (0, 1));
     assert_sum(&report);
     assert!(one.ends().is_empty());
 
     let report = two.sessions.drain(EndReason::Shutdown).await;
-    assert_eq!((report.ended, report.held_by_others), (1, 0));
+    assert_eq!((report.ended, report.held_elsewhere), (1, 0));
     assert_eq!(two.ends(), [ended("a", EndReason::Shutdown)]);
-    assert_eq!(two.recorder.ends()[0].event_id, one.recorder.starts()[0].event_id);
+    assert_eq!(two.recorder.ends()[0].generation, one.recorder.starts()[0].generation);
     assert!(store.active().is_empty() && store.owed().is_empty());
 }
 
@@ -48,7 +48,7 @@ async fn g16_an_explicit_end_on_one_is_an_end_for_all() {
     two.sessions.end("a", EndReason::Deleted);
     assert_eq!(two.sessions.drain(EndReason::Shutdown).await.ended, 1);
     let report = one.sessions.drain(EndReason::Shutdown).await;
-    assert_eq!((report.ended, report.ended_by_others), (0, 1));
+    assert_eq!((report.ended, report.ended_elsewhere), (0, 1));
     assert_sum(&report);
     assert!(one.ends().is_empty());
     assert_eq!(two.ends(), [ended("a", EndReason::Deleted)]);
@@ -95,7 +95,7 @@ async fn g16_a_replica_that_was_away_beyond_its_lease_goes_on_with_new_generatio
     let (lost, own) = (&survivor.recorder.ends(), &away.recorder.ends());
     assert_eq!((lost.len(), own.len()), (2, 2));
     for end in own {
-        assert!(lost.iter().all(|lost| lost.event_id != end.event_id), "a new generation has a name of its own");
+        assert!(lost.iter().all(|lost| lost.generation != end.generation), "a new generation has a name of its own");
     }
     assert!(store.active().is_empty() && store.owed().is_empty());
 }
@@ -121,7 +121,7 @@ async fn g16_an_end_is_not_delivered_once_the_lease_is_over() {
         .build()
         .unwrap();
     for id in ["a", "b", "c"] {
-        sessions.note(id).durable().await;
+        sessions.note(id).recorded().await;
     }
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!((report.ended, report.handed_over), (1, 2), "{report}");
@@ -132,5 +132,5 @@ async fn g16_an_end_is_not_delivered_once_the_lease_is_over() {
     let reasons: Vec<_> = survivor.ends().into_iter().map(|(_, reason)| reason).collect();
     // The first one was delivered and its record could not be removed any more: it comes again, under the same name.
     assert_eq!(reasons, [EndReason::Shutdown; 3]);
-    assert!(survivor.recorder.ends().iter().any(|end| end.event_id == recorder.ends()[0].event_id));
+    assert!(survivor.recorder.ends().iter().any(|end| end.generation == recorder.ends()[0].generation));
 }

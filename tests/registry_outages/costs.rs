@@ -30,16 +30,16 @@ impl Registry for Counted {
         self.0.apply(changes).await
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.0.beat().await
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.0.heartbeat().await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.0.take_over(max).await
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.0.claim_orphans(max).await
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.0.leave().await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.0.release_lease().await
     }
 }
 
@@ -54,7 +54,7 @@ async fn drain_10_000(recorder: &Recorder, sessions: &ActiveSessions) {
     for n in 0..SESSIONS {
         sessions.note(format!("session-{n}"));
     }
-    assert!(sessions.note("last").durable().await);
+    assert!(sessions.note("last").recorded().await);
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!((report.ended, report.unfinished.len()), (SESSIONS as u64 + 1, 0), "{report}");
     println!("{SESSIONS} sessions drained in {:.0?}", report.elapsed);

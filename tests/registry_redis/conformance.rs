@@ -45,15 +45,15 @@ async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
     let witness = holders.holder().await;
     let beats = async {
         loop {
-            tokio::time::sleep(witness.beat_every()).await;
-            witness.beat().await.unwrap();
+            tokio::time::sleep(witness.heartbeat_interval()).await;
+            witness.heartbeat().await.unwrap();
         }
     };
     tokio::select! {
         () = conformance::check(&holders) => {}
         () = beats => {}
     }
-    witness.leave().await.unwrap();
+    witness.release_lease().await.unwrap();
     assert_eq!(server.keys(), [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:inc")]);
 }
 

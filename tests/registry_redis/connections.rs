@@ -11,7 +11,7 @@ use crate::support::{LONG, RedisServer, YOURS, builder, hold, holder, lazy_manag
 /// The text of an error that waiting does not help.
 fn unusable<T>(answer: Result<T, RegistryError>) -> String {
     match answer {
-        Err(RegistryError::Unusable(error)) => error.to_string(),
+        Err(RegistryError::Invalid(error)) => error.to_string(),
         Err(error) => panic!("another error: {error:?}"),
         Ok(_) => panic!("it went well"),
     }
@@ -34,11 +34,11 @@ async fn g17_a_server_that_is_down_at_start_fails_connect_and_degrades_lazy() {
     let record = record("a");
     let error = holder.apply(vec![hold(&record)]).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
-    assert!(!holder.is_current());
+    assert!(!holder.lease_is_valid());
     server.start_again();
     // Nothing was recorded before, so nothing was lost: the first call that gets through is answered.
-    assert_eq!(reach(&holder, &[hold(&record)]).await.unwrap(), [Applied::Born]);
-    assert!(holder.is_current());
+    assert_eq!(reach(&holder, &[hold(&record)]).await.unwrap(), [Applied::Created]);
+    assert!(holder.lease_is_valid());
     assert_eq!(one(&holder, release(&record, 0)).await, YOURS);
 }
 
@@ -50,7 +50,7 @@ async fn a_wrong_or_missing_password_is_named_at_start() {
         says(&unusable(builder(&url).connect().await), part);
     }
     let holder = holder(&server).await;
-    assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Born);
+    assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Created);
 }
 
 #[tokio::test]
@@ -72,10 +72,10 @@ async fn a_user_that_may_not_ask_about_the_server_can_use_it() {
     let url = format!("redis://bob:secret@127.0.0.1:{}/", server.port());
     let holder = builder(&url).connect().await.unwrap();
     let record = record("a");
-    assert_eq!(one(&holder, hold(&record)).await, Applied::Born);
+    assert_eq!(one(&holder, hold(&record)).await, Applied::Created);
     assert_eq!(one(&holder, release(&record, 0)).await, YOURS);
-    assert!(holder.take_over(1).await.unwrap().is_empty());
-    holder.leave().await.unwrap();
+    assert!(holder.claim_orphans(1).await.unwrap().is_empty());
+    holder.release_lease().await.unwrap();
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn a_server_that_evicts_our_keys_is_refused() {
     let server = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
     says(&unusable(builder(&server.url()).connect().await), "allkeys-lru");
     server.ask("CONFIG SET maxmemory-policy volatile-lru");
-    holder(&server).await.leave().await.unwrap();
+    holder(&server).await.release_lease().await.unwrap();
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn a_server_that_is_no_redis_fails_connect() {
         }
     });
     let error = builder(&url).connect().await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unusable(_) | RegistryError::Unavailable(_)), "{error:?}");
+    assert!(matches!(error, RegistryError::Invalid(_) | RegistryError::Unavailable(_)), "{error:?}");
     serving.abort();
 }
 
@@ -122,7 +122,7 @@ async fn settings_out_of_bounds_are_named() {
     says(&unusable(builder(&url).command_timeout(Duration::ZERO).connect().await), "timeout");
     says(&unusable(builder(&url).command_timeout(LONG).connect().await), "timeout");
     // Where nothing is asked at start, the calls say it.
-    says(&unusable(builder(&url).prefix("}").lazy().beat().await), "brace");
+    says(&unusable(builder(&url).prefix("}").lazy().heartbeat().await), "brace");
     assert!(server.keys().is_empty());
 }
 
@@ -141,7 +141,7 @@ async fn a_deployment_lives_in_one_slot_of_a_cluster() {
     let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
     let holder = RedisRegistry::builder(connection).prefix("a-deployment").lease(LONG).connect().await.unwrap();
     let (held, ended) = (record("{another}slot"), record("{}"));
-    assert_eq!(holder.apply(vec![hold(&held), hold(&ended)]).await.unwrap(), [Applied::Born, Applied::Born]);
+    assert_eq!(holder.apply(vec![hold(&held), hold(&ended)]).await.unwrap(), [Applied::Created, Applied::Created]);
     assert_eq!(one(&holder, release(&ended, 0)).await, YOURS);
     let keys = server.keys();
     assert_eq!(keys.len(), 7, "{keys:?}");
@@ -156,7 +156,7 @@ async fn a_multiplexed_connection_with_the_third_protocol_serves_too() {
     let connection = client.get_multiplexed_async_connection().await.unwrap();
     let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
     let held = record("a");
-    assert_eq!(one(&holder, hold(&held)).await, Applied::Born);
+    assert_eq!(one(&holder, hold(&held)).await, Applied::Created);
     assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Joined(held));
     assert_eq!(holder.instance().len(), 32);
     assert!(server.keys().contains(&format!("{{tower-session-end}}:i:{}:0", holder.instance())));

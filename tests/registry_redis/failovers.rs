@@ -35,20 +35,20 @@ async fn g16_a_failover_to_a_replica_that_lagged_behind_is_noticed() {
     catch_up(&master, &replica);
     // From here on the replica hears nothing.
     replica.ask("REPLICAOF NO ONE");
-    assert_eq!(one(&a, hold(&late)).await, Applied::Born);
+    assert_eq!(one(&a, hold(&late)).await, Applied::Created);
     assert_eq!(one(&b, hold(&record("shared"))).await, Applied::Joined(shared.clone()));
     way.lead_to(replica.port());
 
     // To the replica, `late` never was, and `shared` has one holder: neither answer is given.
     forgotten(&reach(&a, &[release(&late, 0), release(&shared, 1)]).await);
     forgotten(&reach(&b, &[release(&shared, 2)]).await);
-    assert_eq!(a.apply(vec![hold(&early), hold(&late), hold(&shared)]).await.unwrap(), vec![Applied::Born; 3]);
-    assert_eq!(one(&b, hold(&shared)).await, Applied::Born);
+    assert_eq!(a.apply(vec![hold(&early), hold(&late), hold(&shared)]).await.unwrap(), vec![Applied::Created; 3]);
+    assert_eq!(one(&b, hold(&shared)).await, Applied::Created);
     assert_eq!(
         a.apply(vec![release(&late, 0), release(&early, 0), release(&shared, 1)]).await.unwrap(),
-        [YOURS, YOURS, Applied::Others],
+        [YOURS, YOURS, Applied::HeldElsewhere],
     );
-    assert_eq!(one(&b, release(&shared, 2)).await, Applied::Yours { requests: 3 });
+    assert_eq!(one(&b, release(&shared, 2)).await, Applied::Owned { requests: 3 });
     drop(master);
 }
 
@@ -59,16 +59,16 @@ async fn g16_what_another_has_ended_is_not_revived_by_a_failover() {
     let (shared, own) = (record("shared"), record("own"));
     a.apply(vec![hold(&shared), hold(&own)]).await.unwrap();
     assert_eq!(one(&b, end(&shared)).await, YOURS);
-    assert_eq!(one(&b, done(&shared)).await, Applied::Done);
+    assert_eq!(one(&b, done(&shared)).await, Applied::Ok);
     catch_up(&master, &replica);
     replica.ask("REPLICAOF NO ONE");
     way.lead_to(replica.port());
     forgotten(&reach(&a, &[release(&own, 0)]).await);
     // It is known to have held this generation, and the generation is over: until it lets go.
-    assert_eq!(a.apply(vec![hold(&shared), hold(&own)]).await.unwrap(), [Applied::Gone, Applied::Born]);
-    assert_eq!(one(&a, hold(&shared)).await, Applied::Gone);
-    assert_eq!(one(&a, release(&shared, 0)).await, Applied::Gone);
-    assert_eq!(one(&a, hold(&record("shared"))).await, Applied::Born);
+    assert_eq!(a.apply(vec![hold(&shared), hold(&own)]).await.unwrap(), [Applied::NotFound, Applied::Created]);
+    assert_eq!(one(&a, hold(&shared)).await, Applied::NotFound);
+    assert_eq!(one(&a, release(&shared, 0)).await, Applied::NotFound);
+    assert_eq!(one(&a, hold(&record("shared"))).await, Applied::Created);
 }
 
 #[tokio::test]

@@ -9,13 +9,13 @@ use crate::support::{
     take_over_so_many, with_lease,
 };
 
-const OTHERS: Applied = Applied::Others;
-const YOURS_3: Applied = Applied::Yours { requests: 3 };
+const OTHERS: Applied = Applied::HeldElsewhere;
+const YOURS_3: Applied = Applied::Owned { requests: 3 };
 
 /// An answer that says so, and no other.
 #[track_caller]
 pub(crate) fn forgotten<T: std::fmt::Debug>(answer: &Result<T, RegistryError>) {
-    assert!(matches!(answer, Err(RegistryError::Forgotten)), "{answer:?}");
+    assert!(matches!(answer, Err(RegistryError::DataLost)), "{answer:?}");
 }
 
 #[tokio::test]
@@ -31,15 +31,15 @@ async fn g15_a_server_that_is_killed_and_has_it_on_disk_loses_nothing() {
     for holder in [&a, &b] {
         forgotten(&reach(holder, &[release(&shared, 1)]).await);
     }
-    assert_eq!(a.apply(vec![hold(&alone), hold(&shared)]).await.unwrap(), [Applied::Born, Applied::Born]);
-    assert_eq!(one(&b, hold(&shared)).await, Applied::Born);
+    assert_eq!(a.apply(vec![hold(&alone), hold(&shared)]).await.unwrap(), [Applied::Created, Applied::Created]);
+    assert_eq!(one(&b, hold(&shared)).await, Applied::Created);
     assert_eq!(one(&a, release(&ended, 3)).await, YOURS_3);
     assert_eq!(one(&a, release(&shared, 1)).await, OTHERS);
     assert_eq!(one(&b, release(&shared, 2)).await, YOURS_3);
     assert_eq!(one(&a, release(&alone, 3)).await, YOURS_3);
     a.apply(vec![done(&ended), done(&alone)]).await.unwrap();
     b.apply(vec![done(&shared)]).await.unwrap();
-    a.leave().await.unwrap();
+    a.release_lease().await.unwrap();
     assert!(take_over(&b).await.is_empty());
 }
 
@@ -57,11 +57,11 @@ async fn g16_a_server_that_comes_back_empty_is_told_everything_again() {
             server.start_again();
         }
         forgotten(&reach(&b, &[release(&shared, 3)]).await);
-        assert_eq!(b.apply(vec![hold(&shared)]).await.unwrap(), [Applied::Born]);
+        assert_eq!(b.apply(vec![hold(&shared)]).await.unwrap(), [Applied::Created]);
         forgotten(&reach(&a, &[release(&alone, 3)]).await);
-        assert_eq!(a.apply(vec![hold(&alone), hold(&shared)]).await.unwrap(), [Applied::Born, Applied::Born]);
+        assert_eq!(a.apply(vec![hold(&alone), hold(&shared)]).await.unwrap(), [Applied::Created, Applied::Created]);
     }
-    assert!(a.is_current() && b.is_current());
+    assert!(a.lease_is_valid() && b.lease_is_valid());
     assert_eq!(one(&b, release(&shared, 3)).await, OTHERS);
     assert_eq!(a.apply(vec![release(&shared, 0), release(&alone, 0)]).await.unwrap(), [YOURS_3, YOURS]);
 }
@@ -71,22 +71,22 @@ async fn a_loss_is_told_once_and_by_whichever_call_meets_it() {
     let server = RedisServer::start();
     let holder = holder(&server).await;
     server.ask("FLUSHALL");
-    forgotten(&holder.beat().await);
-    holder.beat().await.unwrap();
+    forgotten(&holder.heartbeat().await);
+    holder.heartbeat().await.unwrap();
     server.ask("FLUSHALL");
-    forgotten(&holder.take_over(10).await);
-    assert!(holder.take_over(10).await.unwrap().is_empty());
+    forgotten(&holder.claim_orphans(10).await);
+    assert!(holder.claim_orphans(10).await.unwrap().is_empty());
     // Also where there is no way back in at once.
     server.ask("FLUSHALL");
     server.ask("CONFIG SET maxmemory 1");
-    let answer = holder.beat().await;
+    let answer = holder.heartbeat().await;
     assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{answer:?}");
     server.ask("CONFIG SET maxmemory 0");
     forgotten(&holder.apply(vec![]).await.and(holder.apply(vec![hold(&record("a"))]).await));
-    holder.beat().await.unwrap();
+    holder.heartbeat().await.unwrap();
     server.ask("FLUSHALL");
-    forgotten(&holder.leave().await);
-    let error = holder.beat().await.unwrap_err();
+    forgotten(&holder.release_lease().await);
+    let error = holder.heartbeat().await.unwrap_err();
     assert!(error.to_string().contains("has left"), "{error}");
     assert!(server.keys().is_empty());
 }
@@ -99,9 +99,9 @@ async fn g16_a_lease_that_was_deleted_is_no_fence() {
     holder.apply(vec![hold(&held)]).await.unwrap();
     server.ask("DEL {tower-session-end}:lease");
     forgotten(&holder.apply(vec![release(&held, 0)]).await);
-    assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Born, YOURS]);
+    assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Created, YOURS]);
     holder.apply(vec![done(&held)]).await.unwrap();
-    holder.leave().await.unwrap();
+    holder.release_lease().await.unwrap();
     assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
 }
 
@@ -124,10 +124,10 @@ async fn g16_a_call_that_waited_while_the_loss_was_found_is_not_answered_gone() 
     let held = record("a");
     holder.apply(vec![hold(&held)]).await.unwrap();
     server.ask("FLUSHALL");
-    let (beat, waiting) = tokio::join!(holder.beat(), holder.apply(vec![release(&held, 0)]));
+    let (beat, waiting) = tokio::join!(holder.heartbeat(), holder.apply(vec![release(&held, 0)]));
     forgotten(&beat);
     forgotten(&waiting);
-    assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Born, YOURS]);
+    assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Created, YOURS]);
 }
 
 #[tokio::test]
@@ -144,17 +144,17 @@ async fn g17_a_server_that_refuses_to_write_is_unavailable_and_does_nothing_by_h
         let keys = server.keys();
         for answer in [
             holder.apply(vec![release(&before, 0), hold(&during)]).await.map(drop),
-            holder.beat().await,
-            holder.take_over(1).await.map(drop),
+            holder.heartbeat().await,
+            holder.claim_orphans(1).await.map(drop),
         ] {
             assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{refuse}: {answer:?}");
         }
         assert_eq!(server.keys(), keys, "{refuse}");
         server.ask(accept);
-        holder.beat().await.unwrap();
+        holder.heartbeat().await.unwrap();
     }
     let answers = holder.apply(vec![release(&before, 0), hold(&during)]).await.unwrap();
-    assert_eq!(answers, [YOURS, Applied::Born]);
+    assert_eq!(answers, [YOURS, Applied::Created]);
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn g17_a_paused_server_is_unavailable_within_the_timeout_and_counts_nothin
     server.ask("CLIENT UNPAUSE");
     assert_eq!(reach(&holder, &changes).await.unwrap(), [YOURS_3, YOURS_3]);
     holder.apply(vec![done(&first), done(&second)]).await.unwrap();
-    holder.leave().await.unwrap();
+    holder.release_lease().await.unwrap();
     assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
 }
 
@@ -187,7 +187,7 @@ async fn g17_a_server_that_is_slow_but_in_time_is_waited_for() {
     let holder = holder(&server).await;
     for n in 0..5 {
         server.ask("CLIENT PAUSE 100 ALL");
-        assert_eq!(one(&holder, hold(&record(&n.to_string()))).await, Applied::Born);
+        assert_eq!(one(&holder, hold(&record(&n.to_string()))).await, Applied::Created);
     }
 }
 
@@ -202,21 +202,21 @@ async fn g16_an_outage_that_is_longer_than_the_lease_takes_it_from_nobody_alive(
     drop(dead);
     server.kill();
     tokio::time::sleep(SHORT * 2).await;
-    assert!(!a.is_current() && !b.is_current());
+    assert!(!a.lease_is_valid() && !b.lease_is_valid());
     server.start_again();
     // By its clock all leases are over. The first one that is back claims nothing yet ...
     forgotten(&reach(&a, &[]).await.and(reach(&a, &[hold(&record("a"))]).await));
-    a.beat().await.unwrap();
+    a.heartbeat().await.unwrap();
     assert_eq!(take_over(&a).await, []);
     // ... so that the others still have theirs ...
     forgotten(&reach(&b, &[hold(&of_b)]).await);
-    b.beat().await.unwrap();
-    assert!(b.is_current());
+    b.heartbeat().await.unwrap();
+    assert!(b.lease_is_valid());
     // ... and only what nobody comes back for is taken over.
     let (orphans, ()) = tokio::join!(take_over_so_many(&a, 1), async {
         for _ in 0..20 {
-            tokio::time::sleep(b.beat_every()).await;
-            b.beat().await.unwrap();
+            tokio::time::sleep(b.heartbeat_interval()).await;
+            b.heartbeat().await.unwrap();
         }
     });
     assert_eq!(orphans.iter().map(|orphan| &orphan.record).collect::<Vec<_>>(), [&of_dead]);

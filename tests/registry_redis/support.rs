@@ -10,7 +10,7 @@ use redis::{
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use tower_session_end::{
-    EndReason, EventId, Session, SessionId,
+    EndReason, GenerationId, Session, SessionId,
     registry::{
         Applied, Change, EndRecord, Orphan, Record, RedisRegistry, RedisRegistryBuilder, Registry, RegistryError,
     },
@@ -68,10 +68,10 @@ pub(crate) async fn one(holder: &RedisRegistry, change: Change) -> Applied {
 }
 
 /// Everything that there is to take over by now.
-pub(crate) async fn take_over(holder: &RedisRegistry) -> Vec<Orphan> {
+pub(crate) async fn claim_orphans(holder: &RedisRegistry) -> Vec<Orphan> {
     let mut all = Vec::new();
     loop {
-        let some = holder.take_over(1000).await.unwrap();
+        let some = holder.claim_orphans(1000).await.unwrap();
         if some.is_empty() {
             return all;
         }
@@ -85,14 +85,14 @@ pub(crate) async fn take_over_so_many(holder: &RedisRegistry, count: usize) -> V
     let mut all = Vec::new();
     while all.len() < count {
         assert!(start.elapsed() < PATIENCE, "only {} of {count} ends were there to take over", all.len());
-        holder.beat().await.unwrap();
+        holder.heartbeat().await.unwrap();
         all.extend(take_over(holder).await);
-        tokio::time::sleep(holder.beat_every() / 2).await;
+        tokio::time::sleep(holder.heartbeat_interval() / 2).await;
     }
     all
 }
 
-fn event_id() -> EventId {
+fn generation() -> GenerationId {
     static GENERATION: AtomicU64 = AtomicU64::new(1);
     format!("{:032x}-{}", std::process::id(), GENERATION.fetch_add(1, Ordering::Relaxed)).parse().unwrap()
 }
@@ -102,7 +102,7 @@ pub(crate) fn record(id: &str) -> Record {
     // Records come back in milliseconds.
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
     let started_at = SystemTime::UNIX_EPOCH + Duration::from_millis(since.try_into().unwrap());
-    Record::new(Session::new(SessionId::new(id).unwrap()).with_key("key"), event_id(), started_at)
+    Record::new(Session::new(SessionId::new(id).unwrap()).with_key("key"), generation(), started_at)
 }
 
 pub(crate) fn records(count: usize) -> Vec<Record> {
@@ -115,16 +115,16 @@ pub(crate) fn hold(record: &Record) -> Change {
 
 pub(crate) fn release(record: &Record, requests: u64) -> Change {
     let end = EndRecord::new(EndReason::Shutdown, None, SystemTime::now(), requests);
-    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::Release { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 pub(crate) fn end(record: &Record) -> Change {
     let end = EndRecord::new(EndReason::Deleted, None, SystemTime::now(), 0);
-    Change::End { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::End { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 pub(crate) fn done(record: &Record) -> Change {
-    Change::Done { event_id: record.event_id }
+    Change::Delivered { generation: record.generation }
 }
 
-pub(crate) const YOURS: Applied = Applied::Yours { requests: 0 };
+pub(crate) const YOURS: Applied = Applied::Owned { requests: 0 };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tower_session_end::{
-    EndReason, EventId,
+    EndReason, GenerationId,
     registry::{
         Applied, Change, Orphan, Registry, RegistryError,
         conformance::{Store, check},
@@ -35,7 +35,7 @@ struct Broken {
     fault: Fault,
     /// What somebody was told before.
     told: Arc<Mutex<Vec<Orphan>>>,
-    ended: Mutex<BTreeSet<EventId>>,
+    ended: Mutex<BTreeSet<GenerationId>>,
 }
 
 impl Broken {
@@ -70,22 +70,22 @@ impl Registry for Broken {
         }
         for (change, answer) in changes.iter().zip(&mut answers) {
             if self.fault == Fault::RepeatsAreGone
-                && let Change::End { event_id, .. } | Change::Release { event_id, .. } = change
-                && matches!(answer, Applied::Yours { .. })
-                && !self.ended.lock().unwrap().insert(*event_id)
+                && let Change::End { generation, .. } | Change::Release { generation, .. } = change
+                && matches!(answer, Applied::Owned { .. })
+                && !self.ended.lock().unwrap().insert(*generation)
             {
-                *answer = Applied::Gone;
+                *answer = Applied::NotFound;
             }
         }
         Ok(answers)
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.inner.beat().await
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.inner.heartbeat().await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        let orphans = self.inner.take_over(if self.fault == Fault::IgnoresMax { 1000 } else { max }).await?;
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        let orphans = self.inner.claim_orphans(if self.fault == Fault::IgnoresMax { 1000 } else { max }).await?;
         match self.fault {
             Fault::ClaimsTwice => {
                 let mut told = self.told.lock().unwrap();
@@ -97,7 +97,7 @@ impl Registry for Broken {
                 });
             }
             Fault::ClaimsDieWithTheClaimer => {
-                let done = orphans.iter().map(|orphan| Change::Done { event_id: orphan.record.event_id });
+                let done = orphans.iter().map(|orphan| Change::Delivered { generation: orphan.record.generation });
                 self.inner.apply(done.collect()).await?;
             }
             Fault::LosesUntoldClaims => tokio::time::sleep(Duration::from_millis(5)).await,
@@ -106,12 +106,12 @@ impl Registry for Broken {
         Ok(orphans)
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.inner.leave().await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.inner.release_lease().await
     }
 
-    fn beat_every(&self) -> Duration {
-        self.inner.beat_every()
+    fn heartbeat_interval(&self) -> Duration {
+        self.inner.heartbeat_interval()
     }
 }
 

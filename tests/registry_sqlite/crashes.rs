@@ -7,7 +7,7 @@ use std::{
 };
 
 use tower_session_end::{
-    EndReason, EventId,
+    EndReason, GenerationId,
     registry::{Orphan, Registry},
 };
 
@@ -31,7 +31,7 @@ async fn g15_a_survivor_finds_what_a_killed_process_owed() {
     let survivor = dir.open();
     let mut process = Process::start("hold", &dir.file());
     process.expect("holds");
-    assert_eq!(survivor.take_over(100).await.unwrap(), [], "its process lives");
+    assert_eq!(survivor.claim_orphans(100).await.unwrap(), [], "its process lives");
     process.kill();
     let orphans = take_over_all(&survivor).await;
     assert_eq!(by_reason(&orphans), BTreeMap::from([(EndReason::Lost, 10), (EndReason::Restart, 5)]));
@@ -51,26 +51,26 @@ async fn g15_the_next_start_finds_what_a_killed_process_owed() {
 /// What the process had said before it was killed.
 #[derive(Default)]
 struct Said {
-    by_word: BTreeMap<String, BTreeSet<EventId>>,
+    by_word: BTreeMap<String, BTreeSet<GenerationId>>,
 }
 
 impl Said {
     fn new(lines: &[String]) -> Self {
         let mut said = Self::default();
         for line in lines {
-            let (word, event_id) = line.split_once(' ').unwrap();
-            said.by_word.entry(word.to_owned()).or_default().insert(event_id.parse().unwrap());
+            let (word, generation) = line.split_once(' ').unwrap();
+            said.by_word.entry(word.to_owned()).or_default().insert(generation.parse().unwrap());
         }
         said
     }
 
-    fn contains(&self, word: &str, event_id: EventId) -> bool {
-        self.by_word.get(word).is_some_and(|ids| ids.contains(&event_id))
+    fn contains(&self, word: &str, generation: GenerationId) -> bool {
+        self.by_word.get(word).is_some_and(|ids| ids.contains(&generation))
     }
 
     /// What a survivor may find of the event; none if it may be that there is nothing to find.
-    fn check(&self, event_id: EventId, found: Option<EndReason>) {
-        let is = |word| self.contains(word, event_id);
+    fn check(&self, generation: GenerationId, found: Option<EndReason>) {
+        let is = |word| self.contains(word, generation);
         let allowed: &[Option<EndReason>] = if is("delivered") {
             &[None]
         } else if is("delivering") {
@@ -84,7 +84,7 @@ impl Said {
         } else {
             &[None, Some(EndReason::Lost)]
         };
-        assert!(allowed.contains(&found), "{event_id}: {found:?}, and allowed were {allowed:?}");
+        assert!(allowed.contains(&found), "{generation}: {found:?}, and allowed were {allowed:?}");
     }
 }
 
@@ -106,13 +106,13 @@ async fn g15_sigkill_under_load_loses_nothing_that_was_answered() {
         let said = Said::new(&lines);
         let mut found = BTreeMap::new();
         for orphan in &orphans {
-            assert_eq!(orphan.tries, 1);
-            let event_id = orphan.record.event_id;
-            assert!(said.contains("holding", event_id), "it was somebody else's: {orphan:?}");
-            assert!(found.insert(event_id, orphan.end.reason).is_none(), "twice: {orphan:?}");
+            assert_eq!(orphan.attempts, 1);
+            let generation = orphan.record.generation;
+            assert!(said.contains("holding", generation), "it was somebody else's: {orphan:?}");
+            assert!(found.insert(generation, orphan.end.reason).is_none(), "twice: {orphan:?}");
         }
-        for &event_id in &said.by_word["holding"] {
-            said.check(event_id, found.get(&event_id).copied());
+        for &generation in &said.by_word["holding"] {
+            said.check(generation, found.get(&generation).copied());
         }
         drop(living);
     }
@@ -172,13 +172,13 @@ async fn g15_what_a_killed_recoverer_had_claimed_is_found_again() {
     let claimed = claims(&mut recoverer, 3);
     assert_eq!(claimed.len(), 9);
     let survivor = dir.open();
-    assert_eq!(survivor.take_over(100).await.unwrap(), [], "it is being recovered");
+    assert_eq!(survivor.claim_orphans(100).await.unwrap(), [], "it is being recovered");
     recoverer.kill();
     let orphans = take_over_all(&survivor).await;
     assert_eq!(by_reason(&orphans), BTreeMap::from([(EndReason::Lost, 10), (EndReason::Restart, 5)]));
     for orphan in orphans {
-        let before = format!("{}={}=1", orphan.record.event_id, orphan.end.reason);
-        assert_eq!(orphan.tries, 1 + u32::from(claimed.contains(&before)), "{orphan:?}");
+        let before = format!("{}={}=1", orphan.record.generation, orphan.end.reason);
+        assert_eq!(orphan.attempts, 1 + u32::from(claimed.contains(&before)), "{orphan:?}");
     }
 }
 
@@ -223,7 +223,7 @@ mod unix {
         let mut process = Process::start("hold", &dir.file());
         process.expect("holds");
         signal("-STOP", &process.id().to_string());
-        assert_eq!(survivor.take_over(100).await.unwrap(), []);
+        assert_eq!(survivor.claim_orphans(100).await.unwrap(), []);
         process.kill();
         assert_eq!(take_over_all(&survivor).await.len(), 15);
     }

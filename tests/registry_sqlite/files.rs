@@ -17,7 +17,7 @@ use crate::{
 #[track_caller]
 fn unusable(path: &Path, why: &str) {
     match SqliteRegistry::open(path) {
-        Err(error @ RegistryError::Unusable(_)) => says(&error, path, why),
+        Err(error @ RegistryError::Invalid(_)) => says(&error, path, why),
         other => panic!("{other:?}, and not `{why}`"),
     }
 }
@@ -69,7 +69,7 @@ async fn a_newer_version_is_refused_and_left_as_it_is() {
     let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
     dir.look().execute_batch("PRAGMA user_version = 1").unwrap();
-    assert_eq!(dir.open().take_over(10).await.unwrap().len(), 1);
+    assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ fn what_is_not_a_file_is_refused() {
     unusable(dir.path(), "is a directory");
     unavailable(&dir.path().join("no such directory/sessions.db"), "its directory cannot be found");
     unusable(Path::new("/"), "is a directory");
-    assert!(matches!(SqliteRegistry::open(""), Err(RegistryError::Unusable(_))));
+    assert!(matches!(SqliteRegistry::open(""), Err(RegistryError::Invalid(_))));
     #[cfg(unix)]
     {
         unusable(Path::new("/dev/null"), "is not a regular file");
@@ -105,7 +105,7 @@ async fn a_link_leads_to_the_same_leases() {
     std::os::unix::fs::symlink(dir.file(), &link).unwrap();
     let other = SqliteRegistry::open(&link).unwrap();
     assert_eq!(other.path(), dir.file());
-    assert_eq!(other.take_over(10).await.unwrap(), [], "its holder lives");
+    assert_eq!(other.claim_orphans(10).await.unwrap(), [], "its holder lives");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_truncated_or_damaged_file_is_refused_or_does_no_harm() {
         match SqliteRegistry::open(&file) {
             Err(error) => {
                 says(&error, &file, "");
-                assert!(matches!(error, RegistryError::Unusable(_)), "{round}: {error:?}");
+                assert!(matches!(error, RegistryError::Invalid(_)), "{round}: {error:?}");
                 refused += 1;
             }
             Ok(registry) => {
@@ -176,15 +176,15 @@ async fn use_it(round: u64, registry: &SqliteRegistry) {
     let new = record("new");
     let _ = registry.apply(holds(std::slice::from_ref(&new))).await.map_err(sane);
     for _ in 0..500 {
-        match registry.take_over(64).await.map_err(sane) {
+        match registry.claim_orphans(64).await.map_err(sane) {
             Ok(orphans) if !orphans.is_empty() => {
-                let done = orphans.iter().map(|orphan| Change::Done { event_id: orphan.record.event_id });
+                let done = orphans.iter().map(|orphan| Change::Delivered { generation: orphan.record.generation });
                 let _ = registry.apply(done.collect()).await.map_err(sane);
             }
             _ => break,
         }
     }
-    let _ = registry.beat().await.map_err(sane);
+    let _ = registry.heartbeat().await.map_err(sane);
 }
 
 fn aside(dir: &Dir) -> Vec<PathBuf> {
@@ -203,8 +203,8 @@ async fn a_damaged_file_is_set_aside_on_request_and_a_new_one_is_begun() {
     assert_eq!(aside(&dir), [] as [PathBuf; 0]);
 
     let registry = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap();
-    assert_eq!(registry.take_over(10).await.unwrap(), []);
-    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Born]);
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
     let aside = aside(&dir);
     assert_eq!(aside.len(), 1);
     assert!(fs::read(&aside[0]).unwrap() == bad, "the damaged file is kept");
@@ -230,12 +230,12 @@ async fn who_has_the_damaged_file_open_goes_on_in_the_new_one() {
     }
     assert_eq!(aside.len(), suffixes.len());
 
-    assert!(matches!(living.beat().await, Err(RegistryError::Forgotten)));
-    assert_eq!(living.apply(holds(&held)).await.unwrap(), vec![Applied::Born; 3]);
-    living.beat().await.unwrap();
-    assert_eq!(starter.take_over(10).await.unwrap(), [], "it lives");
-    living.leave().await.unwrap();
-    assert_eq!(starter.take_over(10).await.unwrap().len(), 3);
+    assert!(matches!(living.heartbeat().await, Err(RegistryError::DataLost)));
+    assert_eq!(living.apply(holds(&held)).await.unwrap(), vec![Applied::Created; 3]);
+    living.heartbeat().await.unwrap();
+    assert_eq!(starter.claim_orphans(10).await.unwrap(), [], "it lives");
+    living.release_lease().await.unwrap();
+    assert_eq!(starter.claim_orphans(10).await.unwrap().len(), 3);
 }
 
 #[test]

@@ -26,7 +26,7 @@ async fn g15_10_000_births_and_a_drain_are_a_few_commits() {
     for n in 1..SESSIONS {
         sessions.note(format!("s{n}"));
     }
-    assert!(sessions.note("last").durable().await);
+    assert!(sessions.note("last").recorded().await);
     let born = commits.count();
     let report = sessions.drain(EndReason::Shutdown).await;
     println!("{report}");
@@ -42,7 +42,7 @@ async fn g15_10_000_births_and_a_drain_are_a_few_commits() {
 async fn g17_a_file_that_is_locked_across_the_drain_hands_over_to_the_next_start() {
     let dir = Dir::new();
     let (recorder, sessions) = replica(&dir);
-    assert!(sessions.note("a").durable().await && sessions.note("b").durable().await);
+    assert!(sessions.note("a").recorded().await && sessions.note("b").recorded().await);
     let mut operator = dir.look();
     let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     let report = sessions.drain(EndReason::Shutdown).await;
@@ -64,12 +64,12 @@ async fn g17_a_file_that_is_locked_across_the_drain_hands_over_to_the_next_start
 async fn g16_an_overlapping_restart_ends_nothing_that_goes_on() {
     let dir = Dir::new();
     let (of_old, old) = replica(&dir);
-    assert!(old.note("a").durable().await && old.note("b").durable().await);
+    assert!(old.note("a").recorded().await && old.note("b").recorded().await);
     let (of_new, new) = replica(&dir);
     println!("{}", new.recover().await);
-    assert!(new.note("a").durable().await);
+    assert!(new.note("a").recorded().await);
     let report = old.drain(EndReason::Restart).await;
-    assert_eq!((report.ended, report.held_by_others), (1, 1), "{report}");
+    assert_eq!((report.ended, report.held_elsewhere), (1, 1), "{report}");
     assert_eq!(of_old.ends().len(), 1);
     println!("{}", new.recover().await);
     let report = new.drain(EndReason::Shutdown).await;

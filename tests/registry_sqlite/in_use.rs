@@ -31,8 +31,8 @@ async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {
     registry.apply(all.iter().map(deleted).collect()).await.unwrap();
     assert_eq!(commits.count() - before, 2, "1,000 ends");
     for _ in 0..10 {
-        registry.beat().await.unwrap();
-        assert_eq!(registry.take_over(100).await.unwrap(), []);
+        registry.heartbeat().await.unwrap();
+        assert_eq!(registry.claim_orphans(100).await.unwrap(), []);
     }
     assert_eq!(commits.count() - before, 2, "nothing was found");
 }
@@ -52,7 +52,7 @@ async fn calls_that_wait_together_share_a_commit() {
     }
     drop(lock);
     for call in calls {
-        assert_eq!(call.await.unwrap(), vec![Applied::Born; 5]);
+        assert_eq!(call.await.unwrap(), vec![Applied::Created; 5]);
     }
     let commits = commits.count() - before;
     assert!(commits == 1 || commits == 2, "20 calls made {commits} commits");
@@ -71,7 +71,7 @@ async fn a_call_that_was_given_up_stands_in_nobodys_way() {
         assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
     }
     drop(lock);
-    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Born; 3]);
+    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Created; 3]);
     let sessions: i32 = operator.query_row("SELECT count(*) FROM sessions", (), |row| row.get(0)).unwrap();
     assert_eq!(sessions, 3);
 }
@@ -86,10 +86,10 @@ async fn a_file_that_somebody_keeps_locked_is_unavailable_for_so_long() {
     assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
     assert!(error.to_string().contains("sessions.db: database is locked"), "{error}");
     // Reading goes on.
-    registry.beat().await.unwrap();
-    assert_eq!(registry.take_over(10).await.unwrap(), []);
+    registry.heartbeat().await.unwrap();
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
     drop(lock);
-    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Born]);
+    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
 }
 
 #[tokio::test]
@@ -99,12 +99,12 @@ async fn leases_that_somebody_keeps_locked_are_unavailable_for_so_long() {
     let _other = dir.open();
     let lock = fs::File::open(dir.leases().join("LOCK")).unwrap();
     lock.lock().unwrap();
-    let error = registry.take_over(10).await.unwrap_err();
+    let error = registry.claim_orphans(10).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
     assert!(error.to_string().contains("does not let go of `LOCK`"), "{error}");
-    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Born]);
+    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
     lock.unlock().unwrap();
-    assert_eq!(registry.take_over(10).await.unwrap(), []);
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -113,9 +113,9 @@ async fn a_lease_that_was_removed_is_replaced() {
     let (registry, other) = (dir.open(), dir.open());
     registry.apply(holds(&[record("a")])).await.unwrap();
     fs::remove_dir_all(dir.leases()).unwrap();
-    registry.beat().await.unwrap();
-    other.beat().await.unwrap();
-    assert_eq!(other.take_over(10).await.unwrap(), []);
+    registry.heartbeat().await.unwrap();
+    other.heartbeat().await.unwrap();
+    assert_eq!(other.claim_orphans(10).await.unwrap(), []);
     assert_eq!(dir.lease_files().iter().filter(|lease| is_locked(lease)).count(), 2);
 }
 
@@ -160,14 +160,14 @@ async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     registry.apply(holds(std::slice::from_ref(&held))).await.unwrap();
     // Both leases: the other one is at it first.
     fs::remove_dir_all(dir.leases()).unwrap();
-    assert_eq!(other.take_over(10).await.unwrap().len(), 1);
+    assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
     assert!(matches!(registry.apply(holds(&[record("b")])).await, Err(RegistryError::Fenced)));
-    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Born]);
-    registry.beat().await.unwrap();
+    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
+    registry.heartbeat().await.unwrap();
     fs::remove_dir_all(dir.leases()).unwrap();
-    assert_eq!(other.take_over(10).await.unwrap().len(), 1);
-    assert!(matches!(registry.beat().await, Err(RegistryError::Fenced)));
-    registry.beat().await.unwrap();
+    assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
+    assert!(matches!(registry.heartbeat().await, Err(RegistryError::Fenced)));
+    registry.heartbeat().await.unwrap();
 }
 
 #[cfg(unix)]
@@ -180,10 +180,10 @@ async fn who_has_lost_the_file_records_everything_anew() {
     for of_it in ["", "-wal", "-shm"] {
         fs::remove_file(dir.path().join(format!("sessions.db{of_it}"))).unwrap();
     }
-    assert!(matches!(registry.beat().await, Err(RegistryError::Forgotten)));
-    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Born; 3]);
-    registry.beat().await.unwrap();
-    registry.leave().await.unwrap();
+    assert!(matches!(registry.heartbeat().await, Err(RegistryError::DataLost)));
+    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Created; 3]);
+    registry.heartbeat().await.unwrap();
+    registry.release_lease().await.unwrap();
     assert_eq!(take_over_all(&dir.open()).await.len(), 3);
 }
 
@@ -195,11 +195,11 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
     registry.apply(holds(&held)).await.unwrap();
     let ends = held[3..].iter().map(|record| end(record, EndRecord::new(EndReason::Idle, None, SystemTime::now(), 7)));
     registry.apply(ends.collect()).await.unwrap();
-    registry.leave().await.unwrap();
+    registry.release_lease().await.unwrap();
     dir.look()
         .execute_batch(
             "UPDATE sessions SET details = '{\"sessionId\":' WHERE id = 'a0';
-             UPDATE sessions SET event_id = 'nonsense' WHERE id = 'a1';
+             UPDATE sessions SET generation = 'nonsense' WHERE id = 'a1';
              UPDATE ends SET details = x'ff', next = 'nonsense', reason = 'nonsense' WHERE id = 'a3';
              UPDATE ends SET id = 'two words', tries = -3 WHERE id = 'a4';
              UPDATE ends SET tries = 99999999999 WHERE id = 'a5';",
@@ -207,7 +207,7 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
         .unwrap();
     let registry = dir.open();
     let mut orphans = take_over_all(&registry).await;
-    orphans.sort_by_key(|orphan| orphan.record.event_id);
+    orphans.sort_by_key(|orphan| orphan.record.generation);
     let found: Vec<_> = orphans.iter().map(|orphan| (orphan.record.session.id.as_str(), orphan.end.reason)).collect();
     let expected =
         [("a0", EndReason::Lost), ("a2", EndReason::Lost), ("a3", EndReason::Unknown), ("a5", EndReason::Idle)];
@@ -220,8 +220,8 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
     assert_eq!(take_over_all(&registry).await, [] as [Orphan; 0]);
     // One that is active and in the way of a new one.
     registry.apply(holds(&[record("b")])).await.unwrap();
-    dir.look().execute_batch("UPDATE sessions SET event_id = 'nonsense' WHERE id = 'b'").unwrap();
-    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Born]);
+    dir.look().execute_batch("UPDATE sessions SET generation = 'nonsense' WHERE id = 'b'").unwrap();
+    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
 }
 
 #[tokio::test]
@@ -230,12 +230,12 @@ async fn after_a_leave_there_is_nobody_to_call() {
     let registry = dir.open();
     let ended = record("a");
     registry.apply(holds(std::slice::from_ref(&ended))).await.unwrap();
-    registry.apply(vec![Change::Forget { id: ended.session.id.clone(), event_id: ended.event_id }]).await.unwrap();
-    registry.leave().await.unwrap();
+    registry.apply(vec![Change::Forget { id: ended.session.id.clone(), generation: ended.generation }]).await.unwrap();
+    registry.release_lease().await.unwrap();
     assert_eq!(dir.lease_files(), [] as [std::path::PathBuf; 0]);
     let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
     assert_eq!(holders, 0, "it owed nothing, and nothing of it is left");
-    let error = registry.beat().await.unwrap_err();
+    let error = registry.heartbeat().await.unwrap_err();
     assert!(error.to_string().contains("has left"), "{error}");
 }
 
@@ -266,7 +266,7 @@ fn several_threads_may_use_it_at_once() {
             scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 let born = runtime.block_on(registry.apply(holds(&records(&format!("{n}-"), 50)))).unwrap();
-                assert_eq!(born, vec![Applied::Born; 50]);
+                assert_eq!(born, vec![Applied::Created; 50]);
             });
         }
     });

@@ -53,12 +53,12 @@ async fn an_operator_sees_what_is_active_since_when_and_who_holds_it() {
     let (one, two) = (dir.open(), dir.open());
     let noon = std::time::UNIX_EPOCH + Duration::from_millis(1_795_521_600_250);
     let session = Session::from("4711").with_key("telegram:42").with_agent_id("main").with_attribute("tenant", "acme");
-    let shared = Record::new(session, record("4711").event_id, noon);
+    let shared = Record::new(session, record("4711").generation, noon);
     one.apply(holds(&[shared.clone(), record("alone")])).await.unwrap();
     two.apply(holds(&[record("4711")])).await.unwrap();
-    let (me, event_id) = (me(), shared.event_id);
+    let (me, generation) = (me(), shared.generation);
     let details = r#"{"sessionId":"4711","sessionKey":"telegram:42","agentId":"main","attributes":{"tenant":"acme"}}"#;
-    let expected = format!("4711|2026-11-24 12:00:00.250 UTC|{me}, {me}|telegram:42|main|{event_id}|{details}");
+    let expected = format!("4711|2026-11-24 12:00:00.250 UTC|{me}, {me}|telegram:42|main|{generation}|{details}");
     assert_eq!(ask(&dir, "select * from active_sessions where id = '4711'"), [expected]);
     assert_eq!(ask(&dir, "select held_by from active_sessions where id = 'alone'"), [me]);
 }
@@ -72,13 +72,13 @@ async fn an_operator_sees_what_is_ending_and_why_and_how_often_it_was_tried() {
     let at = std::time::UNIX_EPOCH + Duration::from_millis(1_795_521_600_999);
     let compaction = EndRecord::new(EndReason::Compaction, Some(new.session.clone()), at, 12);
     one.apply(vec![end(&old, compaction), Change::Hold(new)]).await.unwrap();
-    let sql = "select id, reason, ended_at, claimed_by, tries, requests, next, event_id from ending_sessions";
-    let (me, event_id) = (me(), old.event_id);
-    let expected = |tries| format!("old|compaction|2026-11-24 12:00:00.999 UTC|{me}|{tries}|12|new|{event_id}");
+    let sql = "select id, reason, ended_at, claimed_by, tries, requests, next, generation from ending_sessions";
+    let (me, generation) = (me(), old.generation);
+    let expected = |tries| format!("old|compaction|2026-11-24 12:00:00.999 UTC|{me}|{tries}|12|new|{generation}");
     assert_eq!(ask(&dir, sql), [expected(0)]);
-    one.leave().await.unwrap();
+    one.release_lease().await.unwrap();
     let two = SqliteRegistry::open(dir.file()).unwrap();
-    assert_eq!(two.take_over(10).await.unwrap().len(), 2);
+    assert_eq!(two.claim_orphans(10).await.unwrap().len(), 2);
     let ending = ask(&dir, sql);
     assert_eq!(ending[0], expected(1));
     assert!(ending[1].starts_with("new|lost|"), "{ending:?}");

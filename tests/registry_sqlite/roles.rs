@@ -64,7 +64,7 @@ async fn hold(registry: &SqliteRegistry) {
         let restart = EndRecord::new(EndReason::Restart, None, SystemTime::now(), 3);
         registry.apply(vec![end(record, restart)]).await.unwrap();
     }
-    let done = records[..5].iter().map(|record| Change::Done { event_id: record.event_id });
+    let done = records[..5].iter().map(|record| Change::Delivered { generation: record.generation });
     registry.apply(done.collect()).await.unwrap();
     say("holds");
     wait();
@@ -76,30 +76,30 @@ async fn churn(registry: &SqliteRegistry) {
     for round in 0.. {
         let born = records(&format!("{}-{round}-", std::process::id()), 1 + round % 8);
         for record in &born {
-            say(format!("holding {}", record.event_id));
+            say(format!("holding {}", record.generation));
         }
         let answers = registry.apply(holds(&born)).await.unwrap();
-        assert!(answers.iter().all(|answer| *answer == Applied::Born), "{answers:?}");
+        assert!(answers.iter().all(|answer| *answer == Applied::Created), "{answers:?}");
         for record in &born {
-            say(format!("held {}", record.event_id));
+            say(format!("held {}", record.generation));
         }
         active.extend(born);
         let over: Vec<_> = active.drain(..active.len() / 2).collect();
         for record in &over {
-            say(format!("ending {}", record.event_id));
+            say(format!("ending {}", record.generation));
         }
         let deleted = |record| end(record, EndRecord::new(EndReason::Deleted, None, SystemTime::now(), 1));
         registry.apply(over.iter().map(deleted).collect()).await.unwrap();
         for record in &over {
-            say(format!("ended {}", record.event_id));
+            say(format!("ended {}", record.generation));
         }
         for record in over.iter().step_by(2) {
-            say(format!("delivering {}", record.event_id));
+            say(format!("delivering {}", record.generation));
         }
-        let done = over.iter().step_by(2).map(|record| Change::Done { event_id: record.event_id });
+        let done = over.iter().step_by(2).map(|record| Change::Delivered { generation: record.generation });
         registry.apply(done.collect()).await.unwrap();
         for record in over.iter().step_by(2) {
-            say(format!("delivered {}", record.event_id));
+            say(format!("delivered {}", record.generation));
         }
     }
 }
@@ -109,12 +109,12 @@ async fn recover(registry: &SqliteRegistry) {
     say("ready");
     loop {
         wait();
-        let orphans = registry.take_over(3).await.unwrap();
+        let orphans = registry.claim_orphans(3).await.unwrap();
         if orphans.is_empty() {
             say("nothing");
         }
         let claim = |orphan: &tower_session_end::registry::Orphan| {
-            format!("{}={}={}", orphan.record.event_id, orphan.end.reason, orphan.tries)
+            format!("{}={}={}", orphan.record.generation, orphan.end.reason, orphan.attempts)
         };
         if !orphans.is_empty() {
             say(orphans.iter().map(claim).collect::<Vec<_>>().join(" "));
@@ -149,7 +149,7 @@ async fn grow(registry: &SqliteRegistry) -> usize {
             Err(error) => {
                 say(format!("{error:?}"));
                 // It is no reason to be taken for dead.
-                registry.beat().await.unwrap();
+                registry.heartbeat().await.unwrap();
                 say(written);
                 return written;
             }
@@ -201,7 +201,7 @@ async fn serve_on_a_full_disk(file: &Path) {
     while sessions.is_degraded() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    say(format!("back, and durable: {}", sessions.note("late").durable().await));
+    say(format!("back, and durable: {}", sessions.note("late").recorded().await));
     driver.abort();
     let report = sessions.drain(EndReason::Shutdown).await;
     say(format!("clean: {}", report.is_clean()));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tower_session_end::{
-    EventId, Session,
+    GenerationId, Session,
     registry::{
         Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError, SqliteRegistry, conformance::Store,
     },
@@ -111,9 +111,9 @@ pub(crate) fn is_locked(path: &Path) -> bool {
 pub(crate) fn record(id: &str) -> Record {
     static GENERATION: AtomicU64 = AtomicU64::new(1);
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    let event_id: EventId = format!("{:032x}-{generation}", std::process::id()).parse().unwrap();
+    let generation: GenerationId = format!("{:032x}-{generation}", std::process::id()).parse().unwrap();
     let now = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + generation);
-    Record::new(Session::from(id).with_key(format!("key of {id}")), event_id, now)
+    Record::new(Session::from(id).with_key(format!("key of {id}")), generation, now)
 }
 
 pub(crate) fn records(prefix: &str, count: usize) -> Vec<Record> {
@@ -125,7 +125,7 @@ pub(crate) fn holds(records: &[Record]) -> Vec<Change> {
 }
 
 pub(crate) fn end(record: &Record, end: EndRecord) -> Change {
-    Change::End { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::End { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 /// A holder whose lease is known.
@@ -139,19 +139,19 @@ impl Registry for Held {
         self.registry.apply(changes).await
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.registry.beat().await
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.registry.heartbeat().await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.registry.take_over(max).await
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.registry.claim_orphans(max).await
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.registry.leave().await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.registry.release_lease().await
     }
 
-    fn beat_every(&self) -> Duration {
+    fn heartbeat_interval(&self) -> Duration {
         // Much more often than anybody would.
         Duration::from_millis(20)
     }
@@ -176,13 +176,13 @@ impl Store for Dir {
 
 pub(crate) fn release(record: &Record, requests: u64) -> Change {
     let end = EndRecord::new(tower_session_end::EndReason::Shutdown, None, std::time::SystemTime::now(), requests);
-    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::Release { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
     let mut all = Vec::new();
     loop {
-        let some = registry.take_over(64).await.unwrap();
+        let some = registry.claim_orphans(64).await.unwrap();
         if some.is_empty() {
             return all;
         }
@@ -194,5 +194,5 @@ pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
 pub(crate) async fn filled(dir: &Dir, count: usize) {
     let registry = dir.open();
     registry.apply(holds(&records("filled-", count))).await.unwrap();
-    registry.leave().await.unwrap();
+    registry.release_lease().await.unwrap();
 }

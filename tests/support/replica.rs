@@ -29,7 +29,7 @@ impl Replica {
     }
 
     pub(crate) async fn note(&self, id: &str) -> bool {
-        self.sessions.note(id).durable().await
+        self.sessions.note(id).recorded().await
     }
 
     pub(crate) fn ends(&self) -> Vec<(String, EndReason)> {

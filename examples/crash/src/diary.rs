@@ -58,7 +58,7 @@ impl Diary {
     ///
     /// The file cannot be written.
     pub fn start(&self, start: &SessionStart) -> io::Result<()> {
-        self.line("start", start.session.id.as_str(), &start.event_id.to_string(), "-")
+        self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-")
     }
 
     /// Writes down an end.
@@ -67,7 +67,7 @@ impl Diary {
     ///
     /// The file cannot be written.
     pub fn end(&self, end: &SessionEnd) -> io::Result<()> {
-        self.line("end", end.session.id.as_str(), &end.event_id.to_string(), end.reason.as_str())
+        self.line("end", end.session.id.as_str(), &end.generation.to_string(), end.reason.as_str())
     }
 
     /// In one write, so that the lines of several processes never mix.

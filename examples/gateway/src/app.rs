@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionUpdate};
 
 use crate::agent::{Agent, Conversation};
 
@@ -52,12 +52,12 @@ fn main_key() -> String {
 async fn open(
     State(agent): State<Agent>,
     body: Option<Json<Open>>,
-) -> (StatusCode, SessionSignal, Header, Json<Value>) {
+) -> (StatusCode, SessionUpdate, Header, Json<Value>) {
     let Json(Open { key }) = body.unwrap_or_default();
     let conversation = agent.open(key);
     (
         StatusCode::CREATED,
-        SessionSignal::started(session(&conversation)),
+        SessionUpdate::started(session(&conversation)),
         id_header(&conversation),
         body_of(&conversation),
     )
@@ -69,18 +69,18 @@ async fn chat(State(agent): State<Agent>, id: SessionId, message: String) -> Res
 }
 
 /// A signal is a list: a reset is an end and a start.
-async fn reset(State(agent): State<Agent>, old: SessionId) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+async fn reset(State(agent): State<Agent>, old: SessionId) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let next = agent.reset(&old).ok_or(NO_SUCH_SESSION)?;
-    let signal = SessionSignal::ended(old, EndReason::Reset).and(SessionSignal::started(session(&next)));
+    let signal = SessionUpdate::ended(old, EndReason::Reset).and(SessionUpdate::started(session(&next)));
     Ok((signal, id_header(&next), body_of(&next)))
 }
 
 async fn compact(
     State(agent): State<Agent>,
     old: SessionId,
-) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let next = agent.compact(&old).ok_or(NO_SUCH_SESSION)?;
-    Ok((SessionSignal::compacted(old, session(&next)), id_header(&next), body_of(&next)))
+    Ok((SessionUpdate::compacted(old, session(&next)), id_header(&next), body_of(&next)))
 }
 
 /// The other way to say it: the layer reads headers too, and needs nothing else from a host.

@@ -39,7 +39,7 @@ async fn run(config: Config) -> Result<ShutdownReport, BoxError> {
 
     let (starts, ends, memory) = (store.clone(), store, agent.clone());
     let sessions = ActiveSessions::builder()
-        .lame_duck(config.lame_duck)
+        .lame_duck_timeout(config.lame_duck)
         .drain_timeout(config.drain_timeout)
         .connection_drain_timeout(config.connection_drain_timeout)
         .on_session_start(move |start| starts.clone().insert(start))

@@ -10,11 +10,11 @@ use std::{
 use rusqlite::{Connection, Transaction, named_params};
 use tower_session_end::{BoxError, SessionEnd, SessionStart};
 
-/// `event_id` is the key, not the session's id: an id may come again, and each time it is owed an end of its own.
+/// `generation` is the key, not the session's id: an id may come again, and each time it is owed an end of its own.
 /// `end_count` counts instead of remembering that there was one, so that a second end would show.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS sessions (
-        event_id        TEXT PRIMARY KEY,
+        generation        TEXT PRIMARY KEY,
         session_id      TEXT NOT NULL,
         session_key     TEXT,
         resumed_from    TEXT,
@@ -32,11 +32,11 @@ const SCHEMA: &str = "
 
 /// An upsert: if the start could not be written, the end still is.
 const COMPLETE: &str = "
-    INSERT INTO sessions (event_id, session_id, session_key, status, started_at, ended_at, reason, next_session_id,
+    INSERT INTO sessions (generation, session_id, session_key, status, started_at, ended_at, reason, next_session_id,
                           message_count, end_count)
-    VALUES (:event_id, :session_id, :session_key, 'completed', :started_at, :ended_at, :reason, :next_session_id,
+    VALUES (:generation, :session_id, :session_key, 'completed', :started_at, :ended_at, :reason, :next_session_id,
             :message_count, 1)
-    ON CONFLICT (event_id) DO UPDATE SET
+    ON CONFLICT (generation) DO UPDATE SET
         status = 'completed', ended_at = :ended_at, reason = :reason, next_session_id = :next_session_id,
         message_count = :message_count, end_count = end_count + 1
 ";
@@ -70,12 +70,12 @@ impl Store {
     pub(crate) async fn insert(self, start: SessionStart) -> Result<(), BoxError> {
         self.transaction(move |transaction| {
             let mut insert = transaction.prepare_cached(
-                "INSERT INTO sessions (event_id, session_id, session_key, resumed_from, status, started_at, start_count)
-                 VALUES (:event_id, :session_id, :session_key, :resumed_from, 'active', :started_at, 1)
-                 ON CONFLICT (event_id) DO UPDATE SET start_count = start_count + 1",
+                "INSERT INTO sessions (generation, session_id, session_key, resumed_from, status, started_at, start_count)
+                 VALUES (:generation, :session_id, :session_key, :resumed_from, 'active', :started_at, 1)
+                 ON CONFLICT (generation) DO UPDATE SET start_count = start_count + 1",
             )?;
             insert.execute(named_params! {
-                ":event_id": start.event_id.to_string(),
+                ":generation": start.generation.to_string(),
                 ":session_id": start.session.id.as_str(),
                 ":session_key": start.session.key,
                 ":resumed_from": start.resumed_from.as_ref().map(|id| id.as_str()),
@@ -94,7 +94,7 @@ impl Store {
             let mut complete = transaction.prepare_cached(COMPLETE)?;
             for end in ends {
                 complete.execute(named_params! {
-                    ":event_id": end.event_id.to_string(),
+                    ":generation": end.generation.to_string(),
                     ":session_id": end.session.id.as_str(),
                     ":session_key": end.session.key,
                     ":started_at": unix_millis(end.started_at),

@@ -15,7 +15,7 @@ use tonic::{
     Request, Response, Status, async_trait,
     metadata::{Ascii, MetadataValue},
 };
-use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionUpdate};
 
 use crate::{Agent, ChatReply, ChatRequest, Empty, OpenRequest, Tick};
 
@@ -63,7 +63,7 @@ impl Agent for SmallAgent {
         self.conversations().insert(id.clone(), 0);
         let mut response = Response::new(Empty {});
         response.metadata_mut().insert(SESSION_ID, metadata(&id)?);
-        response.extensions_mut().insert(SessionSignal::started(Session::new(id).with_key(key)));
+        response.extensions_mut().insert(SessionUpdate::started(Session::new(id).with_key(key)));
         Ok(response)
     }
 

@@ -29,7 +29,7 @@ use rmcp::{
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, EventId, McpProtocol, SessionEnd, SessionHook, SessionStart, signal,
+    ActiveSessions, BoxError, EndReason, GenerationId, McpProtocol, SessionEnd, SessionHook, SessionStart, signal,
 };
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -117,7 +117,7 @@ fn raise_sigterm() -> io::Result<()> {
 #[derive(Clone, Default)]
 struct Journal {
     /// How often each generation has started and ended.
-    seen: Arc<Mutex<HashMap<EventId, (u32, u32)>>>,
+    seen: Arc<Mutex<HashMap<GenerationId, (u32, u32)>>>,
     reasons: watch::Sender<Vec<EndReason>>,
 }
 
@@ -125,20 +125,20 @@ impl SessionHook for Journal {
     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
         // The ids are credentials.
         println!("session_start  {}", start.session.id.redacted());
-        self.count(start.event_id, |(starts, _)| *starts += 1);
+        self.count(start.generation, |(starts, _)| *starts += 1);
         Ok(())
     }
 
     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
         println!("session_end    {}  {}", end.session.id.redacted(), end.reason);
-        self.count(end.event_id, |(_, ends)| *ends += 1);
+        self.count(end.generation, |(_, ends)| *ends += 1);
         self.reasons.send_modify(|reasons| reasons.push(end.reason));
         Ok(())
     }
 }
 
 impl Journal {
-    fn count(&self, event: EventId, add: impl FnOnce(&mut (u32, u32))) {
+    fn count(&self, event: GenerationId, add: impl FnOnce(&mut (u32, u32))) {
         add(self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(event).or_default());
     }
 

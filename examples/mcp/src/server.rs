@@ -14,7 +14,7 @@ use rmcp::{
 };
 use tokio::{net::TcpListener, time::sleep};
 use tower::Layer;
-use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::Stop};
+use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::ShutdownRequest};
 
 /// Where rmcp's service is put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub async fn serve<H, M, S>(
 where
     H: ServerHandler + Send + 'static,
     M: SessionManager,
-    S: Future<Output: Into<Stop>> + Send + 'static,
+    S: Future<Output: Into<ShutdownRequest>> + Send + 'static,
 {
     // The order of a stop. The sessions come first: `shutdown_on` is over when every one has had its end, and calls that
     // were under way have had `settle_timeout`. Then rmcp may let go: its token ends what streams are left, and the

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionSignal, ShutdownReport, signal::Terminate,
+    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionUpdate, ShutdownReport, signal::Terminate,
 };
 
 use crate::plugin::{MemoryPlugin, PROJECT, PROMPT};
@@ -101,7 +101,7 @@ async fn chat(
     sessions: ActiveSessions,
     id: Option<SessionId>,
     Json(Chat { message, project }): Json<Chat>,
-) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let is_active = id.as_ref().is_some_and(|id| sessions.contains(id));
     let mut conversations = agent.conversations();
     let id = match id {
@@ -114,17 +114,17 @@ async fn chat(
     };
     let conversation = conversations.get_mut(&id).ok_or(NO_SUCH_SESSION)?;
     conversation.messages += 1;
-    let signal = if is_active { SessionSignal::nothing() } else { SessionSignal::started(conversation.session(&id)) };
+    let signal = if is_active { SessionUpdate::empty() } else { SessionUpdate::started(conversation.session(&id)) };
     let reply = json!({ "reply": format!("you said: {message}"), "messages": conversation.messages });
     Ok((signal, [("x-session-id", id.to_string())], Json(reply)))
 }
 
 /// Goes on under a new id.
-async fn compact(State(agent): State<Agent>, old: SessionId) -> Result<(SessionSignal, Header), Rejection> {
+async fn compact(State(agent): State<Agent>, old: SessionId) -> Result<(SessionUpdate, Header), Rejection> {
     let new = new_id();
     let mut conversations = agent.conversations();
     let conversation = conversations.remove(&old).ok_or(NO_SUCH_SESSION)?;
-    let signal = SessionSignal::compacted(old, conversation.session(&new));
+    let signal = SessionUpdate::compacted(old, conversation.session(&new));
     let header = [("x-session-id", new.to_string())];
     conversations.insert(new, conversation);
     Ok((signal, header))

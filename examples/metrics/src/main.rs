@@ -29,7 +29,7 @@ use metrics_example::{
 use reqwest::Client;
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, Session, SessionEnd, SessionHook, SessionId, SessionSignal, SessionStart,
+    ActiveSessions, BoxError, EndReason, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
     signal,
 };
 use tracing_subscriber::filter::LevelFilter;
@@ -59,7 +59,7 @@ impl SessionHook for Archive {
 /// Everybody who says hello gets a session.
 async fn hello(Path(who): Path<String>) -> impl IntoResponse {
     let id = uuid::Uuid::new_v4().to_string();
-    (SessionSignal::started(Session::from(id.clone()).with_key(who)), AppendHeaders([("x-session-id", id)]))
+    (SessionUpdate::started(Session::from(id.clone()).with_key(who)), AppendHeaders([("x-session-id", id)]))
 }
 
 /// The session that the request carries is used.
@@ -68,15 +68,15 @@ async fn say(id: SessionId) -> impl IntoResponse {
 }
 
 /// It is over.
-async fn end(id: SessionId, Path(reason): Path<String>) -> SessionSignal {
+async fn end(id: SessionId, Path(reason): Path<String>) -> SessionUpdate {
     let Ok(reason) = reason.parse::<EndReason>();
-    SessionSignal::ended(id, reason)
+    SessionUpdate::ended(id, reason)
 }
 
 /// It goes on under another id.
 async fn compact(id: SessionId) -> impl IntoResponse {
     let new = uuid::Uuid::new_v4().to_string();
-    (SessionSignal::compacted(id, new.clone()), AppendHeaders([("x-session-id", new)]))
+    (SessionUpdate::compacted(id, new.clone()), AppendHeaders([("x-session-id", new)]))
 }
 
 /// The host has finalised it by itself.
@@ -192,13 +192,13 @@ const ARCHIVED: &str = r#"session_hook_duration_seconds_count{kind="end",hook="a
 
 const BEFORE: [(&str, f64); 13] = [
     ("session_active", 3.0),
-    ("session_births_total", 11.0),
+    ("session_starts_total", 11.0),
     (r#"session_ends_total{reason="reset"}"#, 1.0),
     (r#"session_ends_total{reason="compaction"}"#, 1.0),
     (r#"session_ends_total{reason="deleted"}"#, 4.0),
     (r#"session_ends_total{reason="evicted"}"#, 1.0),
     (r#"session_ends_total{reason="shutdown"}"#, 0.0),
-    (r#"session_let_go_total{how="forgotten"}"#, 1.0),
+    (r#"session_releases_total{how="forgotten"}"#, 1.0),
     (r#"session_hook_duration_seconds_count{kind="start",hook="archive"}"#, 11.0),
     (ARCHIVED, 7.0),
     // Erin's and frank's.
@@ -209,14 +209,14 @@ const BEFORE: [(&str, f64); 13] = [
 
 const AFTER: [(&str, f64); 12] = [
     ("session_active", 0.0),
-    ("session_births_total", 11.0),
+    ("session_starts_total", 11.0),
     (r#"session_ends_total{reason="shutdown"}"#, 2.0),
-    (r#"session_let_go_total{how="kept"}"#, 1.0),
+    (r#"session_releases_total{how="kept"}"#, 1.0),
     // Grace's is never over.
     (ARCHIVED, 8.0),
     (r#"session_hook_failures_total{kind="start",hook="archive"}"#, 0.0),
     (r#"session_hook_failures_total{kind="end",hook="archive"}"#, 2.0),
-    ("session_unfinished", 1.0),
+    ("session_unfinished_ends", 1.0),
     // The drain has waited for it.
     ("session_drain_duration_seconds_count", 1.0),
     (r#"session_drain_duration_seconds_bucket{le="0.1"}"#, 0.0),

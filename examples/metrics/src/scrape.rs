@@ -52,8 +52,8 @@ impl Scrape {
     ///
     /// If it is not.
     pub fn balances(&self) -> Result<(), BoxError> {
-        let came = self.sum("session_births_total") + self.sum("session_recovered_total");
-        let went = self.sum("session_ends_total") + self.sum("session_let_go_total");
+        let came = self.sum("session_starts_total") + self.sum("session_recovered_total");
+        let went = self.sum("session_ends_total") + self.sum("session_releases_total");
         let active = self.sum("session_active");
         if came == active + went { Ok(()) } else { Err(format!("{came} came, {went} went, {active} active").into()) }
     }

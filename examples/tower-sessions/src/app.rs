@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use tower_session_end::{
-    ActiveSessions, CookieProtocol, EndReason, RequestInfo, SessionId, SessionProtocol, SessionSignal,
+    ActiveSessions, CookieProtocol, EndReason, RequestInfo, SessionId, SessionProtocol, SessionUpdate,
 };
 use tower_sessions::{
     Expiry, Session, SessionManagerLayer, SessionStore,
@@ -60,8 +60,8 @@ impl SessionProtocol for Announced {
         request.extensions.get::<Session>()?.id()?.to_string().parse().ok()
     }
 
-    fn response(&self, _: &RequestInfo, _: &mut response::Parts) -> SessionSignal {
-        SessionSignal::nothing()
+    fn response(&self, _: &RequestInfo, _: &mut response::Parts) -> SessionUpdate {
+        SessionUpdate::empty()
     }
 }
 
@@ -75,14 +75,14 @@ async fn announce(session: Session, request: Request, next: Next) -> Result<Resp
     }
     let id = |id: Id| id.to_string();
     let signal = match (before.map(id), session.id().map(id)) {
-        (None, Some(new)) => SessionSignal::started(new),
+        (None, Some(new)) => SessionUpdate::started(new),
         (Some(old), Some(new)) if old != new => {
-            SessionId::new(old).map_or(SessionSignal::nothing(), |old| SessionSignal::compacted(old, new))
+            SessionId::new(old).map_or(SessionUpdate::empty(), |old| SessionUpdate::compacted(old, new))
         }
         (Some(old), None) => {
-            SessionId::new(old).map_or(SessionSignal::nothing(), |old| SessionSignal::ended(old, EndReason::Deleted))
+            SessionId::new(old).map_or(SessionUpdate::empty(), |old| SessionUpdate::ended(old, EndReason::Deleted))
         }
-        (Some(_), Some(_)) | (None, None) => SessionSignal::nothing(),
+        (Some(_), Some(_)) | (None, None) => SessionUpdate::empty(),
     };
     Ok((signal, response).into_response())
 }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tower_session_end::{BoxError, EventId, SessionEnd, SessionHook, SessionStart};
+use tower_session_end::{BoxError, GenerationId, SessionEnd, SessionHook, SessionStart};
 
 /// Every event, in the order in which the hooks were called. All clones are the same journal.
 #[derive(Clone, Debug, Default)]
@@ -60,9 +60,9 @@ impl Journal {
     ///
     /// Names the first generation of which that is not so.
     pub fn check(&self) -> Result<(), BoxError> {
-        let mut seen: HashMap<EventId, (u32, u32)> = HashMap::new();
-        self.starts().iter().for_each(|start| seen.entry(start.event_id).or_default().0 += 1);
-        self.ends().iter().for_each(|end| seen.entry(end.event_id).or_default().1 += 1);
+        let mut seen: HashMap<GenerationId, (u32, u32)> = HashMap::new();
+        self.starts().iter().for_each(|start| seen.entry(start.generation).or_default().0 += 1);
+        self.ends().iter().for_each(|end| seen.entry(end.generation).or_default().1 += 1);
         match seen.iter().find(|(_, counts)| **counts != (1, 1)) {
             Some((event, (starts, ends))) => {
                 Err(format!("generation {event} had {starts} session_start and {ends} session_end").into())

@@ -71,10 +71,10 @@ async fn run(dir: &Path) -> Result<(), BoxError> {
     })
     .await?;
     ensure(after.journal.summary() == "deleted 1, shutdown 1", "alice goes on, and carol logs out")?;
-    let seen: HashSet<_> = before.journal.ends().into_iter().map(|end| end.event_id).collect();
+    let seen: HashSet<_> = before.journal.ends().into_iter().map(|end| end.generation).collect();
     for end in after.journal.ends() {
         ensure(ended.contains(&end.session.id.to_string()), "a session of before")?;
-        ensure(!seen.contains(&end.event_id), "an event of its own")?;
+        ensure(!seen.contains(&end.generation), "an event of its own")?;
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ struct Browsers {
 }
 
 async fn first_visit(address: SocketAddr) -> Result<Browsers, BoxError> {
-    // Noted; used; compacted into a new id; used.
+    // NoteOutcome; used; compacted into a new id; used.
     let alice = Visitor::new(address)?;
     alice.post("/login/alice").await?;
     alice.post("/say").await?;
@@ -135,7 +135,7 @@ async fn first_visit(address: SocketAddr) -> Result<Browsers, BoxError> {
     ensure(alice.cookie()? != before, "a new id is another cookie")?;
     answers(alice.post("/say").await?, 200, "alice 2")?;
 
-    // Noted from a redirect; ended when the cookie is removed.
+    // NoteOutcome from a redirect; ended when the cookie is removed.
     let bob = Visitor::new(address)?;
     answers(bob.post("/login/bob/redirect").await?, 200, "bob")?;
     bob.post("/logout").await?;

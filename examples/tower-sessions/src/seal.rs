@@ -41,10 +41,10 @@ impl Seal {
         match self.clone() {
             Self::Plain => protocol,
             Self::Signed(key) => {
-                protocol.id_from(move |value| Some(jar(value).signed(&key).get(COOKIE)?.value().into()))
+                protocol.id_from_value(move |value| Some(jar(value).signed(&key).get(COOKIE)?.value().into()))
             }
             Self::Private(key) => {
-                protocol.id_from(move |value| Some(jar(value).private(&key).get(COOKIE)?.value().into()))
+                protocol.id_from_value(move |value| Some(jar(value).private(&key).get(COOKIE)?.value().into()))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The recorder: writes the ledger into the registry, group by group, and keeps the lease.
+//! The recorder: writes the outbox into the registry, group by group, and keeps the lease.
 //!
 //! * **One at a time**: every call of the registry is made under one lock, so what an error means for the sessions is
 //!   settled before the next call.
@@ -21,17 +21,17 @@ use tokio::{sync::Notify, task::AbortHandle, time::timeout};
 use self::writer::Writer;
 use super::Pool;
 use crate::{
-    observability::{RegistryMeter, plain},
-    registry::{Durability, ErasedRegistry, RegistryError},
+    observability::{RegistryMeter, ReleaseCause, escape_controls},
+    registry::{Durability, DynRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock},
     tracker::{
-        Ending, Entry, NotOurs, Op, Recorded,
+        Generation, OutboxEntry, PendingEnd, RecordState,
         clock::{Clock, Nanos},
     },
 };
 
 /// How long a birth waits for its record.
-pub(crate) const BIRTH_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const START_WAIT: Duration = Duration::from_millis(250);
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,15 +40,15 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// For how long a registry that is down is left alone: at first, and at most.
-const PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const RETRY_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(5);
 
 /// How many missed changes, and how many withheld ends, are remembered for when the registry is back.
 const BACKLOG: usize = 65_536;
 
 pub(crate) struct Recorder {
-    registry: Box<dyn ErasedRegistry>,
-    beat_every: Duration,
+    registry: Box<dyn DynRegistry>,
+    heartbeat_interval: Duration,
     pub(crate) durability: Durability,
     /// What is on record when the registry is out of reach in a drain is left to whoever comes after us.
     hands_over: bool,
@@ -60,11 +60,11 @@ pub(crate) struct Recorder {
     pub(crate) degradations: AtomicU64,
     meter: RegistryMeter,
     /// When the lease was last seen to.
-    tended: AtomicU64,
+    last_heartbeat: AtomicU64,
     /// It was said that nobody sees to it.
     warned: Once,
     /// Ends that are on record, and came due while the lease may have been over.
-    withheld: Mutex<Vec<(Arc<Entry>, Ending)>>,
+    withheld: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
     /// Told when there is nothing left to write.
     idle: Notify,
 }
@@ -74,29 +74,29 @@ struct Breaker {
     /// Until then it is left alone.
     retry_at: Option<Nanos>,
     pause: Duration,
-    tries_in_a_drain: u32,
+    attempts_in_drain: u32,
     /// What it has missed.
-    backlog: VecDeque<Op>,
+    backlog: VecDeque<OutboxEntry>,
     dropped: u64,
     /// How much it was when it was last made up for.
     missed: usize,
 }
 
 impl Recorder {
-    pub(crate) fn new(registry: Box<dyn ErasedRegistry>, durability: Durability, hands_over: bool) -> Self {
+    pub(crate) fn new(registry: Box<dyn DynRegistry>, durability: Durability, hands_over: bool) -> Self {
         let io = Breaker {
             retry_at: None,
-            pause: PAUSE,
-            tries_in_a_drain: 0,
+            pause: RETRY_BACKOFF,
+            attempts_in_drain: 0,
             backlog: VecDeque::new(),
             dropped: 0,
             missed: 0,
         };
         // Asked once: what is called later may not panic.
-        let beat_every = registry.beat_every().max(Duration::from_millis(10));
+        let heartbeat_interval = registry.heartbeat_interval().max(Duration::from_millis(10));
         Self {
             registry,
-            beat_every,
+            heartbeat_interval,
             durability,
             hands_over,
             io: tokio::sync::Mutex::new(io),
@@ -104,15 +104,15 @@ impl Recorder {
             degraded: AtomicU8::new(0),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
-            tended: AtomicU64::new(0),
+            last_heartbeat: AtomicU64::new(0),
             warned: Once::new(),
             withheld: Mutex::default(),
             idle: Notify::new(),
         }
     }
 
-    pub(crate) const fn beat_every(&self) -> Duration {
-        self.beat_every
+    pub(crate) const fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
     }
 
     pub(crate) fn is_degraded(&self) -> bool {
@@ -126,14 +126,14 @@ impl Recorder {
             self.meter.degraded();
             tracing::warn!(
                 name: "session-registry-degraded",
-                error = %plain(why),
+                error = %escape_controls(why),
                 "the session registry does not answer in time: going on in memory until it does",
             );
         }
     }
 
     fn restored(&self, io: &mut Breaker) {
-        (io.retry_at, io.pause) = (None, PAUSE);
+        (io.retry_at, io.pause) = (None, RETRY_BACKOFF);
         if self.degraded.swap(0, Ordering::SeqCst) != 0 {
             self.meter.restored();
             let (missed, dropped) = (std::mem::take(&mut io.missed), std::mem::take(&mut io.dropped));
@@ -142,11 +142,11 @@ impl Recorder {
     }
 
     /// Whether the end of this generation may be delivered: it is not on record, or the lease runs.
-    fn may_deliver(&self, entry: &Entry) -> bool {
-        match entry.recorded() {
-            Recorded::Taken => false,
-            Recorded::Held => self.registry.is_current(),
-            Recorded::Not | Recorded::Pending | Recorded::Doubtful | Recorded::Apart => true,
+    fn lease_allows_delivery(&self, generation: &Generation) -> bool {
+        match generation.recorded() {
+            RecordState::TakenOver => false,
+            RecordState::Held => self.registry.lease_is_valid(),
+            RecordState::None | RecordState::Pending | RecordState::Uncertain | RecordState::Detached => true,
         }
     }
 
@@ -180,10 +180,10 @@ impl Breaker {
 
     fn trip(&mut self, now: Nanos) {
         self.retry_at = Some(Clock::add(now, self.pause));
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause = (self.pause * 2).min(MAX_RETRY_BACKOFF);
     }
 
-    fn miss(&mut self, op: Op) {
+    fn miss(&mut self, op: OutboxEntry) {
         if self.backlog.len() == BACKLOG {
             // The worst of it: an end is delivered once more, with the same event id, when this process is gone.
             self.backlog.pop_front();
@@ -195,14 +195,14 @@ impl Breaker {
 
 impl Pool {
     /// Sees to it that somebody writes what there is to write.
-    pub(super) fn kick_recorder(self: &Arc<Self>) {
-        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
-        if ledger.is_empty() {
+    pub(super) fn wake_writer(self: &Arc<Self>) {
+        let (Some(recorder), Some(outbox)) = (&self.recorder, &self.tracker.outbox) else { return };
+        if outbox.is_empty() {
             return;
         }
         let abort = {
             let mut writer = lock(&recorder.writer);
-            if ledger.is_empty() || writer.is_some() {
+            if outbox.is_empty() || writer.is_some() {
                 return;
             }
             Arc::clone(writer.insert(Arc::default()))
@@ -211,70 +211,70 @@ impl Pool {
         if let Some(handle) = self.spawn(Writer::new(self).run()) {
             let _ = abort.set(handle);
             // `close` may have passed by before the handle was there.
-            if self.tracker.queue.line().gate.closed {
+            if self.tracker.queue.state().limits.closed {
                 recorder.abort();
             }
         }
     }
 
-    /// As [`kick_recorder`](Self::kick_recorder); if the remembered runtime has gone, with that of the caller.
-    pub(super) fn kick_recorder_anywhere(self: &Arc<Self>) {
-        self.kick_recorder();
+    /// As [`wake_writer`](Self::wake_writer); if the remembered runtime has gone, with that of the caller.
+    pub(super) fn wake_writer_on_any_runtime(self: &Arc<Self>) {
+        self.wake_writer();
         if self.recorder.is_some() && !self.has_runtime() {
-            self.adopt_runtime();
+            self.remember_runtime();
             if self.has_runtime() {
-                self.kick_recorder();
+                self.wake_writer();
             }
         }
     }
 
     /// Whether this end is not to be delivered, because the lease is over or may be. If so, the registry is asked again
     /// once it has answered; in a stop there is no time for that, and it is left to whoever comes after us.
-    pub(super) fn withholds(&self, entry: &Arc<Entry>, ending: &Ending) -> bool {
+    pub(super) fn defer_if_lease_uncertain(&self, generation: &Arc<Generation>, ending: &PendingEnd) -> bool {
         let Some(recorder) = &self.recorder else { return false };
-        if recorder.may_deliver(entry) {
+        if recorder.lease_allows_delivery(generation) {
             return false;
         }
         {
             let mut withheld = lock(&recorder.withheld);
-            let may_wait = entry.recorded() == Recorded::Held && withheld.len() < BACKLOG;
+            let may_wait = generation.recorded() == RecordState::Held && withheld.len() < BACKLOG;
             // Looked at under the lock: the stop empties the list after it has begun.
             if may_wait && !self.is_stopping() {
-                withheld.push((Arc::clone(entry), ending.clone()));
+                withheld.push((Arc::clone(generation), ending.clone()));
                 return true;
             }
         }
-        self.tracker.is_not_ours(entry, NotOurs::HandedOver);
+        self.tracker.resolve_released(generation, ReleaseCause::HandedOver);
         true
     }
 
     /// Puts what the registry has missed before everything else, in its order.
-    fn make_up(&self, io: &mut Breaker) {
-        self.claim_withheld();
-        if let Some(ledger) = &self.tracker.ledger {
-            ledger.put_back(std::mem::take(&mut io.backlog));
+    fn replay_backlog(&self, io: &mut Breaker) {
+        self.reclaim_deferred();
+        if let Some(outbox) = &self.tracker.outbox {
+            outbox.put_back(std::mem::take(&mut io.backlog));
         }
     }
 
     /// Asks the registry about what was withheld.
-    pub(super) fn claim_withheld(&self) {
-        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
+    pub(super) fn reclaim_deferred(&self) {
+        let (Some(recorder), Some(outbox)) = (&self.recorder, &self.tracker.outbox) else { return };
         let withheld = std::mem::take(&mut *lock(&recorder.withheld));
-        ledger.put_back(withheld.into_iter().map(|(entry, ending)| Op::Claimed(entry, ending)));
+        outbox.put_back(withheld.into_iter().map(|(generation, ending)| OutboxEntry::End(generation, ending)));
     }
 
     /// Waits until everything is written, or nothing can be any more; bounded by whoever calls.
     pub(crate) async fn until_written(self: &Arc<Self>) {
-        let (Some(recorder), Some(ledger)) = (&self.recorder, &self.tracker.ledger) else { return };
+        let (Some(recorder), Some(outbox)) = (&self.recorder, &self.tracker.outbox) else { return };
         loop {
             let idle = recorder.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            let is_written = ledger.is_empty() && lock(&recorder.writer).is_none();
-            if is_written || self.tracker.queue.line().gate.closed {
+            let is_written = outbox.is_empty() && lock(&recorder.writer).is_none();
+            if is_written || self.tracker.queue.state().limits.closed {
                 return;
             }
-            self.kick_recorder();
+            self.wake_writer();
             idle.await;
         }
     }

@@ -2,27 +2,27 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Breaker, CALL_TIMEOUT, Recorder, tend::SETBACKS};
+use super::{Breaker, CALL_TIMEOUT, Recorder, tend::MAX_LEASE_RETRIES};
 use crate::{
     dispatch::{Pool, TaskCount},
     registry::{Applied, Change, RegistryError},
     sync::{Ordering, lock},
-    tracker::{Op, clock::NEVER},
+    tracker::{OutboxEntry, clock::NEVER},
 };
 
 /// Changes that go into one group, at most.
 const GROUP: usize = 1000;
 
 /// How often a group is tried in a drain, before the registry counts as out of reach.
-const TRIES_IN_A_DRAIN: u32 = 3;
+const ATTEMPTS_IN_DRAIN: u32 = 3;
 
 pub(super) struct Writer {
     pool: Arc<Pool>,
     /// What its drop puts back if it does not come to it.
-    in_hand: Vec<Op>,
+    in_hand: Vec<OutboxEntry>,
     retired: bool,
     /// It has not run yet.
-    is_fresh: bool,
+    is_starting: bool,
     _count: TaskCount,
 }
 
@@ -32,27 +32,27 @@ impl Writer {
             pool: Arc::clone(pool),
             in_hand: Vec::new(),
             retired: false,
-            is_fresh: true,
+            is_starting: true,
             _count: TaskCount::new(pool),
         }
     }
 
     pub(super) async fn run(mut self) {
-        self.is_fresh = false;
+        self.is_starting = false;
         let pool = Arc::clone(&self.pool);
         let Some(recorder) = &pool.recorder else { return };
         while self.take(recorder) {
-            pool.tend_if_overdue().await;
+            pool.heartbeat_if_overdue().await;
             self.write(&mut *recorder.io.lock().await).await;
-            pool.kick_hooks();
+            pool.wake_workers();
         }
     }
 
     /// The next group; false if there is none.
     fn take(&mut self, recorder: &Recorder) -> bool {
         let mut writer = lock(&recorder.writer);
-        if let Some(ledger) = &self.pool.tracker.ledger {
-            self.in_hand = ledger.take(GROUP);
+        if let Some(outbox) = &self.pool.tracker.outbox {
+            self.in_hand = outbox.take(GROUP);
         }
         if self.in_hand.is_empty() {
             // In the same critical section, so that who writes something down later finds the place empty.
@@ -69,10 +69,10 @@ impl Writer {
         if io.retry_at.is_some() {
             let restored = pool.may_try(io) && pool.try_again(io).await.is_ok();
             if !restored {
-                return self.go_on_without(recorder, io, false);
+                return self.apply_degraded(recorder, io, false);
             }
             // What it has missed comes first, and has been put before this.
-            return self.put_back_behind_the_backlog(io);
+            return self.requeue_after_backlog(io);
         }
         let mut tries = 0;
         loop {
@@ -89,15 +89,15 @@ impl Writer {
             };
             tries += 1;
             match error {
-                RegistryError::Fenced if tries < SETBACKS => pool.fenced(),
-                RegistryError::Forgotten if tries < SETBACKS => pool.forgotten(),
-                RegistryError::Unavailable(_) if tries < TRIES_IN_A_DRAIN && pool.time_for_io().is_some() => {
+                RegistryError::Fenced if tries < MAX_LEASE_RETRIES => pool.fenced(),
+                RegistryError::DataLost if tries < MAX_LEASE_RETRIES => pool.forgotten(),
+                RegistryError::Unavailable(_) if tries < ATTEMPTS_IN_DRAIN && pool.time_for_io().is_some() => {
                     tokio::time::sleep(Duration::from_millis(10 << tries)).await;
                 }
                 error => {
                     recorder.degrade(&error);
                     io.trip(pool.tracker.clock.now());
-                    return self.go_on_without(recorder, io, true);
+                    return self.apply_degraded(recorder, io, true);
                 }
             }
         }
@@ -138,31 +138,31 @@ impl Writer {
         }
     }
 
-    fn go_on_without(&mut self, recorder: &Recorder, io: &mut Breaker, tried: bool) {
+    fn apply_degraded(&mut self, recorder: &Recorder, io: &mut Breaker, tried: bool) {
         for op in std::mem::take(&mut self.in_hand) {
-            self.pool.go_on_without(recorder, io, op, tried);
+            self.pool.apply_degraded(recorder, io, op, tried);
         }
     }
 
-    fn put_back_behind_the_backlog(&mut self, io: &mut Breaker) {
-        if let Some(ledger) = &self.pool.tracker.ledger {
-            ledger.put_back(std::mem::take(&mut self.in_hand));
+    fn requeue_after_backlog(&mut self, io: &mut Breaker) {
+        if let Some(outbox) = &self.pool.tracker.outbox {
+            outbox.put_back(std::mem::take(&mut self.in_hand));
         }
-        self.pool.make_up(io);
+        self.pool.replay_backlog(io);
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let (Some(recorder), Some(ledger)) = (&self.pool.recorder, &self.pool.tracker.ledger) else { return };
+        let (Some(recorder), Some(outbox)) = (&self.pool.recorder, &self.pool.tracker.outbox) else { return };
         if !self.retired {
             let mut writer = lock(&recorder.writer);
-            ledger.put_back(std::mem::take(&mut self.in_hand));
+            outbox.put_back(std::mem::take(&mut self.in_hand));
             *writer = None;
             recorder.idle.notify_waiters();
         }
-        if self.is_fresh {
-            self.pool.forget_runtime();
+        if self.is_starting {
+            self.pool.drop_runtime();
         }
     }
 }
@@ -171,19 +171,19 @@ impl Pool {
     /// In a drain, how long one call of the registry may take: so that a registry which does not answer leaves time
     /// for the hooks.
     pub(super) fn time_for_io(&self) -> Option<Duration> {
-        let gate = self.tracker.queue.line().gate;
-        if !gate.stopping || gate.deadline == NEVER {
+        let limits = self.tracker.queue.state().limits;
+        if !limits.stopping || limits.deadline == NEVER {
             return None;
         }
-        let left = Duration::from_nanos(gate.deadline.saturating_sub(self.tracker.clock.now()));
+        let left = Duration::from_nanos(limits.deadline.saturating_sub(self.tracker.clock.now()));
         Some((left / 4).clamp(Duration::from_millis(10), CALL_TIMEOUT))
     }
 
     /// Whether the registry has been left alone for long enough. In a drain there is no time for that.
     fn may_try(&self, io: &mut Breaker) -> bool {
-        let in_a_hurry = self.time_for_io().is_some() && io.tries_in_a_drain < TRIES_IN_A_DRAIN;
+        let in_a_hurry = self.time_for_io().is_some() && io.attempts_in_drain < ATTEMPTS_IN_DRAIN;
         if in_a_hurry {
-            io.tries_in_a_drain += 1;
+            io.attempts_in_drain += 1;
         }
         in_a_hurry && io.retry_at != Some(NEVER) || !io.is_shut(self.tracker.clock.now())
     }
@@ -195,18 +195,18 @@ impl Pool {
             "the lease in the session registry was over, and others have ended the sessions that this process held; \
              what is active goes on as new generations",
         );
-        self.tracker.renew_all();
+        self.tracker.restart_all();
     }
 
     /// The registry has lost what it knew.
     pub(super) fn forgotten(&self) {
         tracing::warn!(
-            name: "session-registry-forgotten",
+            name: "session-registry-data-lost",
             "the session registry has lost its records; what is active here is recorded again",
         );
-        self.tracker.doubt_all();
+        self.tracker.mark_records_uncertain();
         if let Some(recorder) = &self.recorder {
-            recorder.tended.store(0, Ordering::SeqCst);
+            recorder.last_heartbeat.store(0, Ordering::SeqCst);
         }
     }
 }

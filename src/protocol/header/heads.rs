@@ -2,9 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, response};
 
-use super::{COMPACTED_FROM, END, HeaderProtocol, ID, may_open};
+use super::{COMPACTED_FROM, END, HeaderProtocol, ID, may_start};
 use crate::{
-    protocol::{RequestInfo, SessionSignal, adopted, value::Value},
+    protocol::{RequestInfo, SessionUpdate, adopted, value::Value},
     session::SessionId,
 };
 
@@ -91,16 +91,16 @@ impl HeaderProtocol {
         request: Option<&RequestInfo>,
         tracked: Option<&SessionId>,
         response: &mut response::Parts,
-    ) -> SessionSignal {
+    ) -> SessionUpdate {
         let said = Said::read(self, &response.headers);
         if let Said { id: Value::None, end: Value::None, compacted_from: Value::None } = said {
             return match request {
-                Some(request) if self.adopt && may_open(response) => adopted(request, response),
-                Some(_) | None => SessionSignal::nothing(),
+                Some(request) if self.adopt && may_start(response) => adopted(request, response),
+                Some(_) | None => SessionUpdate::empty(),
             };
         }
         let carried = request.map_or(tracked, RequestInfo::id);
-        let signal = self.sayings(carried, tracked.is_some(), response, &said);
+        let signal = self.changes(carried, tracked.is_some(), response, &said);
         if self.strip && !matches!((said.end, said.compacted_from), (Value::None, Value::None)) {
             response.headers.remove(&self.end);
             response.headers.remove(&self.compacted_from);
@@ -128,7 +128,7 @@ impl HeaderProtocol {
 
     /// The session that begins in a response with this [`only_id`](Self::only_id), if it is an id.
     pub(crate) fn begun(&self, id: &[u8], response: &response::Parts) -> Option<SessionId> {
-        if may_open(response) { SessionId::from_bytes(id, self.max_id_len).ok() } else { None }
+        if may_start(response) { SessionId::from_bytes(id, self.max_id_len).ok() } else { None }
     }
 }
 

@@ -5,7 +5,7 @@ mod heads;
 use http::{HeaderName, StatusCode, request, response};
 
 use self::heads::Said;
-use super::{RequestInfo, SessionProtocol, SessionSignal, value::Value};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, value::Value};
 use crate::session::{EndReason, SessionId};
 
 // As constants, and not only as fields, because the compiler then knows what there is to compare.
@@ -134,7 +134,7 @@ impl HeaderProtocol {
     ///
     /// For hosts that go on with sessions made elsewhere, or before a restart, and answer without repeating the id. A
     /// `DELETE` notes nothing, because it may well be the end; nor does a response to which a handler has attached a
-    /// [`SessionSignal`], which says more.
+    /// [`SessionUpdate`], which says more.
     ///
     /// The host has to refuse ids that it does not know. If it answers 200 to anything, a client that makes up ids
     /// makes up sessions.
@@ -149,32 +149,32 @@ impl HeaderProtocol {
         self
     }
 
-    fn sayings(
+    fn changes(
         &self,
         carried: Option<&SessionId>,
         is_tracked: bool,
         response: &response::Parts,
         said: &Said<'_>,
-    ) -> SessionSignal {
+    ) -> SessionUpdate {
         let session = said.id.session(self.max_id_len);
-        let mut signal = SessionSignal::nothing();
+        let mut signal = SessionUpdate::empty();
         if let Value::One(reason) = said.end {
             let ended = carried.or(session.as_ref().map(|session| &session.id));
             if let Some(id) = ended.filter(|id| id.is_valid()) {
                 let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
-                signal = SessionSignal::ended(id.clone(), reason);
+                signal = SessionUpdate::ended(id.clone(), reason);
                 if session.as_ref().is_some_and(|session| session.id == *id) {
                     return signal;
                 }
             }
         }
-        let Some(session) = session.filter(|_| may_open(response)) else { return signal };
+        let Some(session) = session.filter(|_| may_start(response)) else { return signal };
         match said.compacted_from.session(self.max_id_len) {
-            Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
+            Some(old) if old.id.is_valid() => signal.and(SessionUpdate::compacted(old.id, session)),
             // Counted, like any id that is none; the successor is a session all the same.
-            Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
+            Some(invalid) => signal.and(SessionUpdate::started(invalid)).and(SessionUpdate::started(session)),
             None if is_tracked && carried == Some(&session.id) => signal,
-            None => signal.and(SessionSignal::started(session)),
+            None => signal.and(SessionUpdate::started(session)),
         }
     }
 }
@@ -185,7 +185,7 @@ fn reason_of(word: &str) -> EndReason {
 
 /// A redirect or an upgrade may carry a new id, an error never does. A gRPC error has status 200, and says what it is in
 /// a header of its own; where the call succeeded, or goes on, that is 0 or absent.
-fn may_open(response: &response::Parts) -> bool {
+fn may_start(response: &response::Parts) -> bool {
     let status = response.status;
     (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
         // Hardly any response has one: the names are looked at more quickly than one is looked up.
@@ -199,11 +199,11 @@ impl SessionProtocol for HeaderProtocol {
         SessionId::from_bytes(id, self.max_id_len).ok()
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         if !(self.adopt || self.may_say(&response.headers))
             || request.tracked().is_some_and(|id| self.only_id(&response.headers) == Some(id.as_bytes()))
         {
-            return SessionSignal::nothing();
+            return SessionUpdate::empty();
         }
         self.said(Some(request), request.tracked(), response)
     }

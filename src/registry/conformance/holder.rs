@@ -19,8 +19,8 @@ impl<R: Registry> Holder<R> {
         let mut beating = JoinSet::new();
         beating.spawn(async move {
             loop {
-                tokio::time::sleep(beats.beat_every()).await;
-                if let Err(error) = beats.beat().await {
+                tokio::time::sleep(beats.heartbeat_interval()).await;
+                if let Err(error) = beats.heartbeat().await {
                     panic!("a beat failed: {error}");
                 }
             }
@@ -34,7 +34,7 @@ impl<R: Registry> Holder<R> {
 
     /// One call, and its answers.
     pub(super) async fn apply(&self, changes: Vec<Change>) -> Vec<Applied> {
-        assert!(self.registry.is_current(), "`is_current` says no to a holder that beats");
+        assert!(self.registry.lease_is_valid(), "`lease_is_valid` says no to a holder that beats");
         let count = changes.len();
         match self.registry.apply(changes).await {
             Ok(applied) => {
@@ -56,13 +56,13 @@ impl<R: Registry> Holder<R> {
     }
 
     /// One call.
-    pub(super) async fn take_over(&self, max: usize) -> Vec<Orphan> {
-        match self.registry.take_over(max).await {
+    pub(super) async fn claim_orphans(&self, max: usize) -> Vec<Orphan> {
+        match self.registry.claim_orphans(max).await {
             Ok(orphans) => {
                 assert!(orphans.len() <= max, "`take_over({max})` claimed {}", orphans.len());
                 orphans
             }
-            Err(error) => panic!("`take_over` failed: {error}"),
+            Err(error) => panic!("`claim_orphans` failed: {error}"),
         }
     }
 
@@ -70,9 +70,9 @@ impl<R: Registry> Holder<R> {
     pub(super) async fn take_over_all(&self) -> Vec<Orphan> {
         let mut all = Vec::new();
         loop {
-            let some = self.take_over(7).await;
+            let some = self.claim_orphans(7).await;
             if some.is_empty() {
-                all.sort_by_key(|orphan: &Orphan| orphan.record.event_id);
+                all.sort_by_key(|orphan: &Orphan| orphan.record.generation);
                 return all;
             }
             all.extend(some);
@@ -82,11 +82,11 @@ impl<R: Registry> Holder<R> {
     /// Ends the ends.
     pub(super) async fn deliver(&self, orphans: &[Orphan]) {
         let changes = orphans.iter().map(|orphan| done(&orphan.record)).collect();
-        self.expect_all("to have done it", changes, vec![Applied::Done; orphans.len()]).await;
+        self.expect_all("to have done it", changes, vec![Applied::Ok; orphans.len()]).await;
     }
 
-    pub(super) async fn leave(self) {
-        if let Err(error) = self.into_inner().await.leave().await {
+    pub(super) async fn release_lease(self) {
+        if let Err(error) = self.into_inner().await.release_lease().await {
             panic!("`leave` failed: {error}");
         }
     }

@@ -6,7 +6,7 @@
 //! deaths take to be seen.
 //!
 //! Where the promises leave room the kit is content with either reading: the answer to a release that is repeated
-//! after [`Others`](super::Applied::Others) may be [`Gone`](super::Applied::Gone), and times need to be kept to the
+//! after [`Others`](super::Applied::HeldElsewhere) may be [`Gone`](super::Applied::NotFound), and times need to be kept to the
 //! millisecond only.
 
 mod changes;
@@ -26,7 +26,7 @@ use std::{
 
 use self::holder::Holder;
 use super::{Applied, Change, EndRecord, Orphan, Record, Registry};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// What the kit has to know of an implementation: how its holders live and die.
 pub trait Store: Sync {
@@ -58,9 +58,9 @@ pub trait Store: Sync {
 /// # impl MyRegistry { async fn connect(_: &str) -> Self { Self } }
 /// # impl Registry for MyRegistry {
 /// #     async fn apply(&self, _: Vec<Change>) -> Result<Vec<Applied>, RegistryError> { unimplemented!() }
-/// #     async fn beat(&self) -> Result<(), RegistryError> { unimplemented!() }
-/// #     async fn take_over(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
-/// #     async fn leave(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn heartbeat(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
+/// #     async fn release_lease(&self) -> Result<(), RegistryError> { unimplemented!() }
 /// # }
 ///
 /// struct MyStore;
@@ -132,22 +132,22 @@ impl<S: Store> Kit<'_, S> {
     /// The end of each part: everything was delivered or given up, so nobody finds anything.
     async fn nothing_is_owed(&self, holders: impl IntoIterator<Item = Holder<S::Holder>>) {
         for holder in holders {
-            holder.leave().await;
+            holder.release_lease().await;
         }
         let last = self.holder().await;
         same_all("with everything done, what is left to take over", &last.take_over_all().await, &[]);
-        last.leave().await;
+        last.release_lease().await;
     }
 
-    fn event_id(&self) -> EventId {
-        EventId::new(self.instance, self.generation.fetch_add(1, Ordering::Relaxed))
+    fn generation(&self) -> GenerationId {
+        GenerationId::new(self.instance, self.generation.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A generation of a session that nobody knows yet.
     fn record(&self) -> Record {
-        let event_id = self.event_id();
-        let id = SessionId::with_max_len(format!("session-{event_id}"), usize::MAX).expect("visible ASCII");
-        self.again(&id, event_id)
+        let generation = self.generation();
+        let id = SessionId::with_max_len(format!("session-{generation}"), usize::MAX).expect("visible ASCII");
+        self.again(&id, generation)
     }
 
     /// `count` of them.
@@ -157,12 +157,13 @@ impl<S: Store> Kit<'_, S> {
 
     /// Another generation of a session.
     fn next(&self, record: &Record) -> Record {
-        self.again(&record.session.id, self.event_id())
+        self.again(&record.session.id, self.generation())
     }
 
-    fn again(&self, id: &SessionId, event_id: EventId) -> Record {
-        let session = Session::new(id.clone()).with_key(format!("key of {event_id}")).with_attribute("tenant", "acme");
-        Record::new(session, event_id, now())
+    fn again(&self, id: &SessionId, generation: GenerationId) -> Record {
+        let session =
+            Session::new(id.clone()).with_key(format!("key of {generation}")).with_attribute("tenant", "acme");
+        Record::new(session, generation, now())
     }
 }
 
@@ -182,7 +183,7 @@ fn hold(record: &Record) -> Change {
 
 fn release(record: &Record, requests: u64) -> Change {
     let end = ended(EndReason::Shutdown, requests);
-    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::Release { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 fn end(record: &Record, requests: u64) -> Change {
@@ -190,19 +191,19 @@ fn end(record: &Record, requests: u64) -> Change {
 }
 
 fn end_as(record: &Record, end: EndRecord) -> Change {
-    Change::End { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::End { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 fn keep(record: &Record) -> Change {
-    Change::Keep { id: record.session.id.clone(), event_id: record.event_id }
+    Change::Keep { id: record.session.id.clone(), generation: record.generation }
 }
 
 fn forget(record: &Record) -> Change {
-    Change::Forget { id: record.session.id.clone(), event_id: record.event_id }
+    Change::Forget { id: record.session.id.clone(), generation: record.generation }
 }
 
 fn done(record: &Record) -> Change {
-    Change::Done { event_id: record.event_id }
+    Change::Delivered { generation: record.generation }
 }
 
 #[track_caller]

@@ -7,38 +7,38 @@ pub(super) async fn births_and_ends<S: Store>(kit: &Kit<'_, S>) {
     let record = kit.record();
     let joining = kit.next(&record);
     for what in ["a hold", "the same hold again"] {
-        a.expect(what, hold(&record), Applied::Born).await;
+        a.expect(what, hold(&record), Applied::Created).await;
     }
     for what in ["a second holder", "the same second holder again"] {
         b.expect(what, hold(&joining), Applied::Joined(record.clone())).await;
     }
-    a.expect("a release by one of two", release(&record, 2), Applied::Others).await;
+    a.expect("a release by one of two", release(&record, 2), Applied::HeldElsewhere).await;
     let again = a.apply(vec![release(&record, 2)]).await;
-    assert!(matches!(again[..], [Applied::Others | Applied::Gone]), "the same release again: {again:?}");
+    assert!(matches!(again[..], [Applied::HeldElsewhere | Applied::NotFound]), "the same release again: {again:?}");
     for what in ["a release by the last, with nothing counted twice", "the same release by the last again"] {
-        b.expect(what, release(&record, 3), Applied::Yours { requests: 5 }).await;
+        b.expect(what, release(&record, 3), Applied::Owned { requests: 5 }).await;
     }
     for what in ["a delivered end", "the same delivered end again"] {
-        b.expect(what, done(&record), Applied::Done).await;
+        b.expect(what, done(&record), Applied::Ok).await;
     }
 
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     for what in ["an end", "the same end again"] {
-        a.expect(what, end(&record, 4), Applied::Yours { requests: 4 }).await;
+        a.expect(what, end(&record, 4), Applied::Owned { requests: 4 }).await;
     }
-    b.expect("another's end", end(&record, 4), Applied::Gone).await;
-    a.expect("a delivered end", done(&record), Applied::Done).await;
+    b.expect("another's end", end(&record, 4), Applied::NotFound).await;
+    a.expect("a delivered end", done(&record), Applied::Ok).await;
 
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     for what in ["one of two keeps it", "the same again"] {
-        a.expect(what, keep(&record), Applied::Done).await;
+        a.expect(what, keep(&record), Applied::Ok).await;
     }
-    b.expect("the other holds it still", release(&record, 1), Applied::Yours { requests: 1 }).await;
-    b.expect("a delivered end", done(&record), Applied::Done).await;
+    b.expect("the other holds it still", release(&record, 1), Applied::Owned { requests: 1 }).await;
+    b.expect("a delivered end", done(&record), Applied::Ok).await;
     kit.nothing_is_owed([a, b]).await;
 }
 
@@ -48,7 +48,7 @@ pub(super) async fn batches<S: Store>(kit: &Kit<'_, S>) {
     let (first, next) = (kit.record(), kit.record());
     let second = kit.next(&first);
     let third = kit.next(&first);
-    let (yours, born) = (Applied::Yours { requests: 3 }, Applied::Born);
+    let (yours, born) = (Applied::Owned { requests: 3 }, Applied::Created);
     let batches = [
         ("born and ended", vec![hold(&first), end(&first, 3)], vec![born.clone(), yours.clone()]),
         ("born once more", vec![end(&first, 3), hold(&second)], vec![yours.clone(), born.clone()]),
@@ -57,9 +57,9 @@ pub(super) async fn batches<S: Store>(kit: &Kit<'_, S>) {
             vec![hold(&second), end(&second, 3), hold(&third), end(&third, 3), hold(&next)],
             vec![born.clone(), yours.clone(), born.clone(), yours.clone(), born.clone()],
         ),
-        ("all done", vec![done(&first), done(&second), done(&third)], vec![Applied::Done; 3]),
-        ("kept, and back", vec![keep(&next), hold(&first)], vec![Applied::Done, born.clone()]),
-        ("forgotten", vec![forget(&first), hold(&next), forget(&next)], vec![Applied::Done, born, Applied::Done]),
+        ("all done", vec![done(&first), done(&second), done(&third)], vec![Applied::Ok; 3]),
+        ("kept, and back", vec![keep(&next), hold(&first)], vec![Applied::Ok, born.clone()]),
+        ("forgotten", vec![forget(&first), hold(&next), forget(&next)], vec![Applied::Ok, born, Applied::Ok]),
     ];
     for (what, changes, expected) in batches {
         for time in ["", ", the same batch again"] {

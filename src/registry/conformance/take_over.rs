@@ -17,7 +17,7 @@ fn lost(what: &str, orphans: &[Orphan], expected: &[(&Record, u64, u32)]) {
     }
     let found: Vec<_> = orphans
         .iter()
-        .map(|orphan| (&orphan.record, orphan.end.requests, orphan.tries, orphan.end.reason, &orphan.end.next))
+        .map(|orphan| (&orphan.record, orphan.end.requests, orphan.attempts, orphan.end.reason, &orphan.end.next))
         .collect();
     let expected: Vec<_> =
         expected.iter().map(|&(record, requests, tries)| (record, requests, tries, EndReason::Lost, &None)).collect();
@@ -27,11 +27,11 @@ fn lost(what: &str, orphans: &[Orphan], expected: &[(&Record, u64, u32)]) {
 pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let records = kit.records(3);
-    a.expect_all("three are born", records.iter().map(hold).collect(), vec![Applied::Born; 3]).await;
-    a.expect("and one is ended", end(&records[2], 0), Applied::Yours { requests: 0 }).await;
-    a.expect("and done", done(&records[2]), Applied::Done).await;
+    a.expect_all("three are born", records.iter().map(hold).collect(), vec![Applied::Created; 3]).await;
+    a.expect("and one is ended", end(&records[2], 0), Applied::Owned { requests: 0 }).await;
+    a.expect("and done", done(&records[2]), Applied::Ok).await;
     let living = kit.record();
-    b.expect("one of the living", hold(&living), Applied::Born).await;
+    b.expect("one of the living", hold(&living), Applied::Created).await;
     same_all("what another living holder holds, taken over", &b.take_over_all().await, &[]);
     same_all("what it holds itself, taken over", &a.take_over_all().await, &[]);
 
@@ -40,12 +40,12 @@ pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
     lost("sessions of a dead holder", &orphans, &[(&records[0], 0, 1), (&records[1], 0, 1)]);
     same_all("a second take-over", &b.take_over_all().await, &[]);
     let next = kit.next(&records[0]);
-    b.expect("a hold of what was taken over", hold(&next), Applied::Born).await;
+    b.expect("a hold of what was taken over", hold(&next), Applied::Created).await;
     let other = kit.holder().await;
-    other.expect("an end of what was taken over", end(&records[0], 1), Applied::Gone).await;
-    other.leave().await;
-    b.expect("the next generation ends by itself", release(&next, 1), Applied::Yours { requests: 1 }).await;
-    b.expect("a delivered end", done(&next), Applied::Done).await;
+    other.expect("an end of what was taken over", end(&records[0], 1), Applied::NotFound).await;
+    other.release_lease().await;
+    b.expect("the next generation ends by itself", release(&next, 1), Applied::Owned { requests: 1 }).await;
+    b.expect("a delivered end", done(&next), Applied::Ok).await;
     b.deliver(&orphans[..1]).await;
 
     // The recoverer dies too, and the next one as well.
@@ -68,27 +68,27 @@ pub(super) async fn of_the_dead<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn beside_the_living<S: Store>(kit: &Kit<'_, S>) {
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     let shared = kit.records(5);
-    a.expect_all("five are born", shared.iter().map(hold).collect(), vec![Applied::Born; 5]).await;
+    a.expect_all("five are born", shared.iter().map(hold).collect(), vec![Applied::Created; 5]).await;
     let joining = shared.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = shared.iter().map(|record| Applied::Joined(record.clone())).collect();
     b.expect_all("and shared", joining, joined).await;
     kit.kill(a).await;
     let early = b.apply(vec![release(&shared[0], 6)]).await;
-    same_all("the last living one lets go, before a take-over", &early, &[Applied::Others]);
+    same_all("the last living one lets go, before a take-over", &early, &[Applied::HeldElsewhere]);
     let orphans = b.take_over_all().await;
     lost("of the shared sessions, the one that nobody living holds", &orphans, &[(&shared[0], 6, 1)]);
     b.deliver(&orphans).await;
-    b.expect("a release after the take-over", release(&shared[1], 2), Applied::Yours { requests: 2 }).await;
-    b.expect("an end after the take-over", end(&shared[2], 3), Applied::Yours { requests: 3 }).await;
-    b.expect_all("both done", vec![done(&shared[1]), done(&shared[2])], vec![Applied::Done; 2]).await;
-    b.expect("kept after the take-over", keep(&shared[3]), Applied::Done).await;
-    c.expect("a hold of what was kept", hold(&kit.next(&shared[3])), Applied::Born).await;
+    b.expect("a release after the take-over", release(&shared[1], 2), Applied::Owned { requests: 2 }).await;
+    b.expect("an end after the take-over", end(&shared[2], 3), Applied::Owned { requests: 3 }).await;
+    b.expect_all("both done", vec![done(&shared[1]), done(&shared[2])], vec![Applied::Ok; 2]).await;
+    b.expect("kept after the take-over", keep(&shared[3]), Applied::Ok).await;
+    c.expect("a hold of what was kept", hold(&kit.next(&shared[3])), Applied::Created).await;
     c.expect("still shared", hold(&kit.next(&shared[4])), Applied::Joined(shared[4].clone())).await;
-    c.expect("its host has finalised it", forget(&shared[4]), Applied::Done).await;
+    c.expect("its host has finalised it", forget(&shared[4]), Applied::Ok).await;
 
     // All that are left die, one after the other.
     let record = kit.record();
-    b.expect("a hold", hold(&record), Applied::Born).await;
+    b.expect("a hold", hold(&record), Applied::Created).await;
     c.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     kit.kill(b).await;
     same_all("one of two is dead", &c.take_over_all().await, &[]);
@@ -109,33 +109,33 @@ pub(super) async fn of_claims<S: Store>(kit: &Kit<'_, S>) {
         let (record, next) = (kit.record(), kit.record().session);
         let next = (reason == EndReason::Compaction).then_some(next);
         let end = EndRecord::new(reason, next, now() - Duration::from_secs(3600), 7);
-        a.expect("a hold", hold(&record), Applied::Born).await;
-        a.expect("an end", end_as(&record, end.clone()), Applied::Yours { requests: 7 }).await;
+        a.expect("a hold", hold(&record), Applied::Created).await;
+        a.expect("an end", end_as(&record, end.clone()), Applied::Owned { requests: 7 }).await;
         expected.push(Orphan::new(record, end, 1));
     }
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    b.expect("one of two lets go", release(&record, 3), Applied::Others).await;
+    b.expect("one of two lets go", release(&record, 3), Applied::HeldElsewhere).await;
     let last = EndRecord::new(EndReason::Restart, None, now(), 4);
-    let change = Change::Release { id: record.session.id.clone(), event_id: record.event_id, end: last.clone() };
-    a.expect("the last lets go", change, Applied::Yours { requests: 7 }).await;
+    let change = Change::Release { id: record.session.id.clone(), generation: record.generation, end: last.clone() };
+    a.expect("the last lets go", change, Applied::Owned { requests: 7 }).await;
     expected.push(Orphan::new(record.clone(), EndRecord::new(EndReason::Restart, None, last.ended_at, 7), 1));
     same_all("claims of the living, taken over by another", &b.take_over_all().await, &[]);
     same_all("claims of the living, taken over by themselves", &a.take_over_all().await, &[]);
     // A next generation has a life of its own.
     let next = kit.next(&record);
-    b.expect("a hold of an id whose end is claimed", hold(&next), Applied::Born).await;
+    b.expect("a hold of an id whose end is claimed", hold(&next), Applied::Created).await;
 
     kit.kill(a).await;
     same_all("claims of a dead holder", &b.take_over_all().await, &expected);
     same_all("a second take-over", &b.take_over_all().await, &[]);
-    b.expect("the next generation", release(&next, 1), Applied::Yours { requests: 1 }).await;
-    b.expect("a delivered end", done(&next), Applied::Done).await;
+    b.expect("the next generation", release(&next, 1), Applied::Owned { requests: 1 }).await;
+    b.expect("a delivered end", done(&next), Applied::Ok).await;
     kit.kill(b).await;
     let c = kit.holder().await;
     for orphan in &mut expected {
-        orphan.tries = 2;
+        orphan.attempts = 2;
     }
     let orphans = c.take_over_all().await;
     same_all("claims of a dead recoverer, with their first reasons", &orphans, &expected);
@@ -147,15 +147,15 @@ pub(super) async fn of_claims<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn in_portions<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let records = kit.records(20);
-    a.expect_all("twenty are born", records.iter().map(hold).collect(), vec![Applied::Born; 20]).await;
+    a.expect_all("twenty are born", records.iter().map(hold).collect(), vec![Applied::Created; 20]).await;
     let ends = records[10..].iter().map(|record| end(record, 0)).collect();
-    a.expect_all("ten are ended", ends, vec![Applied::Yours { requests: 0 }; 10]).await;
+    a.expect_all("ten are ended", ends, vec![Applied::Owned { requests: 0 }; 10]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
-    same_all("a take-over of none at all", &b.take_over(0).await, &[]);
+    same_all("a take-over of none at all", &b.claim_orphans(0).await, &[]);
     let mut all = Vec::new();
     for _ in 0..2 {
-        let some = b.take_over(3).await;
+        let some = b.claim_orphans(3).await;
         assert!(!some.is_empty(), "there is more, and `take_over(3)` said that there was nothing");
         all.extend(some);
     }
@@ -167,7 +167,7 @@ pub(super) async fn in_portions<S: Store>(kit: &Kit<'_, S>) {
     same_all("everything, by the next one", &found, &records.iter().collect::<Vec<_>>());
     for orphan in &orphans {
         let before = all.iter().any(|other| other.record == orphan.record);
-        same("tries", &orphan.tries, &(1 + u32::from(before)));
+        same("tries", &orphan.attempts, &(1 + u32::from(before)));
     }
     c.deliver(&orphans).await;
     kit.nothing_is_owed([c]).await;
@@ -177,17 +177,17 @@ pub(super) async fn in_portions<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn after_a_leave<S: Store>(kit: &Kit<'_, S>) {
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     let records = kit.records(3);
-    a.expect_all("three are born", records.iter().map(hold).collect(), vec![Applied::Born; 3]).await;
+    a.expect_all("three are born", records.iter().map(hold).collect(), vec![Applied::Created; 3]).await;
     b.expect("one is shared", hold(&kit.next(&records[2])), Applied::Joined(records[2].clone())).await;
     let claimed = ended(EndReason::Restart, 3);
-    a.expect("one is ended", end_as(&records[1], claimed.clone()), Applied::Yours { requests: 3 }).await;
-    a.leave().await;
+    a.expect("one is ended", end_as(&records[1], claimed.clone()), Applied::Owned { requests: 3 }).await;
+    a.release_lease().await;
     let orphans = c.take_over_all().await;
     same("what a holder that left had held or claimed", &orphans.len(), &2);
     lost("what it had held", &orphans[..1], &[(&records[0], 0, 1)]);
     same("what it had claimed", &orphans[1], &Orphan::new(records[1].clone(), claimed, 1));
     c.deliver(&orphans).await;
-    b.expect("what it had shared", release(&records[2], 1), Applied::Yours { requests: 1 }).await;
-    b.expect("a delivered end", done(&records[2]), Applied::Done).await;
+    b.expect("what it had shared", release(&records[2], 1), Applied::Owned { requests: 1 }).await;
+    b.expect("a delivered end", done(&records[2]), Applied::Ok).await;
     kit.nothing_is_owed([b, c]).await;
 }

@@ -13,16 +13,16 @@ use super::{Applied, Kit, Registry, Store, done, end, hold, same, same_all};
 pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let records = kit.records(1000);
-    a.expect_all("1,000 are born", records.iter().map(hold).collect(), vec![Applied::Born; 1000]).await;
+    a.expect_all("1,000 are born", records.iter().map(hold).collect(), vec![Applied::Created; 1000]).await;
     let again = records.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = records.iter().map(|record| Applied::Joined(record.clone())).collect();
     b.expect_all("1,000 are shared", again, joined).await;
     let ends = records.iter().zip(0..).map(|(record, requests)| end(record, requests)).collect();
-    let yours = (0..1000).map(|requests| Applied::Yours { requests }).collect();
+    let yours = (0..1000).map(|requests| Applied::Owned { requests }).collect();
     a.expect_all("1,000 are ended", ends, yours).await;
     let gone = records.iter().map(|record| end(record, 0)).collect();
-    b.expect_all("1,000 are gone", gone, vec![Applied::Gone; 1000]).await;
-    a.expect_all("1,000 are done", records.iter().map(done).collect(), vec![Applied::Done; 1000]).await;
+    b.expect_all("1,000 are gone", gone, vec![Applied::NotFound; 1000]).await;
+    a.expect_all("1,000 are done", records.iter().map(done).collect(), vec![Applied::Ok; 1000]).await;
     kit.nothing_is_owed([a, b]).await;
 }
 
@@ -30,21 +30,22 @@ pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn two_recoverers<S: Store>(kit: &Kit<'_, S>) {
     let dead = kit.holder().await;
     let records = kit.records(300);
-    dead.expect_all("300 are born", records.iter().map(hold).collect(), vec![Applied::Born; 300]).await;
+    dead.expect_all("300 are born", records.iter().map(hold).collect(), vec![Applied::Created; 300]).await;
     let ends = records[..150].iter().map(|record| end(record, 0)).collect();
-    dead.expect_all("150 are ended", ends, vec![Applied::Yours { requests: 0 }; 150]).await;
+    dead.expect_all("150 are ended", ends, vec![Applied::Owned { requests: 0 }; 150]).await;
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     kit.kill(dead).await;
     let (of_a, of_b, of_c) = tokio::join!(a.take_over_all(), b.take_over_all(), c.take_over_all());
-    let mut found: Vec<_> = [&of_a, &of_b, &of_c].into_iter().flatten().map(|orphan| orphan.record.event_id).collect();
+    let mut found: Vec<_> =
+        [&of_a, &of_b, &of_c].into_iter().flatten().map(|orphan| orphan.record.generation).collect();
     // One may have been told "nothing" while another was at it: there is nothing now.
     let rest = a.take_over_all().await;
-    found.extend(rest.iter().map(|orphan| orphan.record.event_id));
+    found.extend(rest.iter().map(|orphan| orphan.record.generation));
     found.sort();
-    let expected: Vec<_> = records.iter().map(|record| record.event_id).collect();
+    let expected: Vec<_> = records.iter().map(|record| record.generation).collect();
     same_all("what several recoverers claimed together", &found, &expected);
     for (holder, orphans) in [(&a, &of_a), (&b, &of_b), (&c, &of_c), (&a, &rest)] {
-        assert!(orphans.iter().all(|orphan| orphan.tries == 1), "each was claimed once: {orphans:?}");
+        assert!(orphans.iter().all(|orphan| orphan.attempts == 1), "each was claimed once: {orphans:?}");
         holder.deliver(orphans).await;
     }
     kit.nothing_is_owed([a, b, c]).await;
@@ -77,18 +78,18 @@ pub(super) async fn dropped_applies<S: Store>(kit: &Kit<'_, S>) {
     let (again, rest) = batches.split_at(20);
     for batch in again {
         let changes = batch.iter().map(hold).collect();
-        a.expect_all("a call that was given up, repeated", changes, vec![Applied::Born; 4]).await;
+        a.expect_all("a call that was given up, repeated", changes, vec![Applied::Created; 4]).await;
     }
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
-    let found: BTreeSet<_> = orphans.iter().map(|orphan| orphan.record.event_id).collect();
+    let found: BTreeSet<_> = orphans.iter().map(|orphan| orphan.record.generation).collect();
     same("no orphan twice", &found.len(), &orphans.len());
     for batch in again {
-        assert!(batch.iter().all(|record| found.contains(&record.event_id)), "a call that was repeated is lost");
+        assert!(batch.iter().all(|record| found.contains(&record.generation)), "a call that was repeated is lost");
     }
     for batch in rest {
-        let there = batch.iter().filter(|record| found.contains(&record.event_id)).count();
+        let there = batch.iter().filter(|record| found.contains(&record.generation)).count();
         assert!(there == 0 || there == batch.len(), "of a call that was given up, {there} of 4 changes were applied");
     }
     b.deliver(&orphans).await;
@@ -99,18 +100,18 @@ pub(super) async fn dropped_applies<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn dropped_take_overs<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let records = kit.records(60);
-    a.expect_all("60 are born", records.iter().map(hold).collect(), vec![Applied::Born; 60]).await;
+    a.expect_all("60 are born", records.iter().map(hold).collect(), vec![Applied::Created; 60]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let mut found = Vec::new();
     for polls in (0..10).chain(0..10) {
-        if let Some(Ok(in_time)) = give_up(b.registry().take_over(3), polls).await {
+        if let Some(Ok(in_time)) = give_up(b.registry().claim_orphans(3), polls).await {
             found.extend(in_time);
         }
-        found.extend(b.take_over(1).await);
+        found.extend(b.claim_orphans(1).await);
     }
     found.extend(b.take_over_all().await);
-    found.sort_by_key(|orphan| orphan.record.event_id);
+    found.sort_by_key(|orphan| orphan.record.generation);
     let told: Vec<_> = found.iter().map(|orphan| &orphan.record).collect();
     same_all("each once, after take-overs that were given up", &told, &records.iter().collect::<Vec<_>>());
     b.deliver(&found).await;

@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    Applied, EndRecord, EventId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release, same_all,
+    Applied, EndRecord, GenerationId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release,
+    same_all,
 };
 use crate::EndReason;
 
@@ -28,14 +29,14 @@ pub(super) async fn ids<S: Store>(kit: &Kit<'_, S>) {
     all.push(id(format!("{}-", visible.repeat(60 * 1024 / visible.len()))));
     all.sort();
     all.dedup();
-    let records: Vec<_> = all.iter().map(|id| kit.again(id, kit.event_id())).collect();
+    let records: Vec<_> = all.iter().map(|id| kit.again(id, kit.generation())).collect();
     let holds = records.iter().map(hold).collect();
-    a.expect_all("sessions of every id are different ones", holds, vec![Applied::Born; records.len()]).await;
+    a.expect_all("sessions of every id are different ones", holds, vec![Applied::Created; records.len()]).await;
     let again = records.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = records.iter().map(|record| Applied::Joined(record.clone())).collect();
     a.expect_all("sessions of every id come back as they are", again, joined).await;
     let ends = records.iter().map(|record| release(record, 1)).collect();
-    a.expect_all("sessions of every id end", ends, vec![Applied::Yours { requests: 1 }; records.len()]).await;
+    a.expect_all("sessions of every id end", ends, vec![Applied::Owned { requests: 1 }; records.len()]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
@@ -75,14 +76,14 @@ pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     for session in sessions {
         let next = Session { id: kit.record().session.id, ..session.clone() };
         let end = EndRecord::new(EndReason::Compaction, Some(next), now(), 1);
-        expected.push(Orphan::new(Record::new(session, kit.event_id(), now()), end, 1));
+        expected.push(Orphan::new(Record::new(session, kit.generation(), now()), end, 1));
     }
     let records = || expected.iter().map(|orphan| &orphan.record);
-    a.expect_all("holds", records().map(hold).collect(), vec![Applied::Born; expected.len()]).await;
+    a.expect_all("holds", records().map(hold).collect(), vec![Applied::Created; expected.len()]).await;
     let again = records().map(|record| hold(&kit.next(record))).collect();
     a.expect_all("details as they are", again, records().cloned().map(Applied::Joined).collect()).await;
     let ends = expected.iter().map(|orphan| end_as(&orphan.record, orphan.end.clone())).collect();
-    a.expect_all("ends", ends, vec![Applied::Yours { requests: 1 }; expected.len()]).await;
+    a.expect_all("ends", ends, vec![Applied::Owned { requests: 1 }; expected.len()]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.take_over_all().await;
@@ -99,12 +100,12 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
     let ids = [(0, 0), (1, u64::MAX), (u128::MAX, 0), (u128::MAX, 1 << 63), (u128::MAX, u64::MAX)];
     let mut expected = Vec::new();
     for (i, (time, (instance, generation))) in times.into_iter().zip(ids).enumerate() {
-        let record = Record::new(kit.record().session, EventId::new(instance, generation), time);
-        a.expect("a hold", hold(&record), Applied::Born).await;
+        let record = Record::new(kit.record().session, GenerationId::new(instance, generation), time);
+        a.expect("a hold", hold(&record), Applied::Created).await;
         a.expect("times as they are", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
         let reason = EndReason::ALL[i];
         let end = EndRecord::new(reason, None, time, requests[i]);
-        a.expect("an end", end_as(&record, end.clone()), Applied::Yours { requests: requests[i] }).await;
+        a.expect("an end", end_as(&record, end.clone()), Applied::Owned { requests: requests[i] }).await;
         expected.push(Orphan::new(record, end, 1));
     }
     kit.kill(a).await;

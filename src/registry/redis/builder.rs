@@ -27,7 +27,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 ///     .lease(Duration::from_secs(20))
 ///     .command_timeout(Duration::from_millis(150))
 ///     .lazy();
-/// assert_eq!(registry.beat_every(), Duration::from_secs(5));
+/// assert_eq!(registry.heartbeat_interval(), Duration::from_secs(5));
 /// # Ok(())
 /// # }
 /// ```
@@ -93,7 +93,7 @@ where
     /// # Errors
     ///
     /// [`Unavailable`](RegistryError::Unavailable) if there is no answer within two seconds, or one that waiting can
-    /// help. [`Unusable`](RegistryError::Unusable) if it cannot: a password is missing or wrong, the user may not run
+    /// help. [`Unusable`](RegistryError::Invalid) if it cannot: a password is missing or wrong, the user may not run
     /// scripts, the server is older than 6.0 or evicts keys that have no expiry, the keys under this prefix are
     /// something else's, or a setting of this builder is out of its bounds.
     pub async fn connect(self) -> Result<RedisRegistry, RegistryError> {
@@ -112,23 +112,23 @@ where
 
 impl Settings {
     /// How often the lease is renewed.
-    pub(super) fn beat_every(&self) -> Duration {
+    pub(super) fn heartbeat_interval(&self) -> Duration {
         self.lease / 4
     }
 
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         let Self { prefix, lease, command_timeout } = self;
         if prefix.is_empty() || prefix.contains(['{', '}']) {
-            return Err(RegistryError::unusable(format!("the prefix {prefix:?} is empty or has a brace in it")));
+            return Err(RegistryError::invalid(format!("the prefix {prefix:?} is empty or has a brace in it")));
         }
         if *lease < SHORTEST_LEASE || *lease > LONGEST_LEASE {
             let text = format!("a lease of {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");
-            return Err(RegistryError::unusable(text));
+            return Err(RegistryError::invalid(text));
         }
         if command_timeout.is_zero() || command_timeout >= lease {
             let text =
                 format!("a command timeout of {command_timeout:?} is zero, or not less than the lease, {lease:?}");
-            return Err(RegistryError::unusable(text));
+            return Err(RegistryError::invalid(text));
         }
         Ok(())
     }

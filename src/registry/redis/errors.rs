@@ -17,9 +17,9 @@ const FOR_GOOD: [&str; 6] = [
 
 pub(super) fn from_redis(error: RedisError) -> RegistryError {
     if wants_a_password(&error) {
-        return RegistryError::unusable(format!("the server wants a password: {error}"));
+        return RegistryError::invalid(format!("the server wants a password: {error}"));
     }
-    if is_for_good(&error) { RegistryError::unusable(error) } else { RegistryError::unavailable(error) }
+    if is_for_good(&error) { RegistryError::invalid(error) } else { RegistryError::unavailable(error) }
 }
 
 fn is_for_good(error: &RedisError) -> bool {

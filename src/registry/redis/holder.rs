@@ -94,12 +94,12 @@ impl Holder {
             }
             Reply::Lost => {}
             Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
-            Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-            Reply::Fenced => return Err(RegistryError::unusable("an answer that only an enter has")),
+            Reply::Unusable(why) => return Err(RegistryError::invalid(why)),
+            Reply::Fenced => return Err(RegistryError::invalid("an answer that only an enter has")),
         }
         place.lease.lost();
         self.standing = Standing::Outside(Some(Loss::Forgotten));
-        Err(self.stand(place, place.settings.command_timeout).await.err().unwrap_or(RegistryError::Forgotten))
+        Err(self.stand(place, place.settings.command_timeout).await.err().unwrap_or(RegistryError::DataLost))
     }
 
     /// Takes a lease if there is none.
@@ -123,7 +123,7 @@ impl Holder {
                         Some(Loss::Fenced) => return Err(RegistryError::Fenced),
                         Some(Loss::Forgotten) => {
                             place.forgotten.fetch_add(1, Ordering::Relaxed);
-                            return Err(RegistryError::Forgotten);
+                            return Err(RegistryError::DataLost);
                         }
                     }
                 }
@@ -132,8 +132,8 @@ impl Holder {
                     self.epoch += 1;
                     self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));
                 }
-                Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-                Reply::Lost | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
+                Reply::Unusable(why) => return Err(RegistryError::invalid(why)),
+                Reply::Lost | Reply::Stale => return Err(RegistryError::invalid("an answer that no enter has")),
             }
         }
     }
@@ -147,7 +147,7 @@ impl Holder {
             return Ok(());
         }
         match self.ask(place, &LEAVE, Call::default(), place.settings.command_timeout).await? {
-            Reply::Lost => Err(RegistryError::Forgotten),
+            Reply::Lost => Err(RegistryError::DataLost),
             _ => Ok(()),
         }
     }
@@ -181,7 +181,7 @@ impl Holder {
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let [incarnation, history] = &texts[..] else {
-            return Err(RegistryError::unusable("an answer that no enter has"));
+            return Err(RegistryError::invalid("an answer that no enter has"));
         };
         if history == "-" && self.history != "-" {
             tracing::warn!(

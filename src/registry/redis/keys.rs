@@ -1,6 +1,6 @@
 //! How our keys are called.
 
-use crate::session::{EventId, SessionId};
+use crate::session::{GenerationId, SessionId};
 
 /// The keys of one deployment. The prefix stands in braces: all of them are in one slot of a cluster, where one script
 /// can change them together.
@@ -41,7 +41,7 @@ impl Keys {
     }
 
     /// An end that is claimed and not done.
-    pub(super) fn ending(&self, event_id: EventId) -> String {
-        format!("{}x:{event_id}", self.root)
+    pub(super) fn ending(&self, generation: GenerationId) -> String {
+        format!("{}x:{generation}", self.root)
     }
 }

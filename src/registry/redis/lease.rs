@@ -42,7 +42,7 @@ impl Lease {
     }
 
     /// True if a lease of this length is not over yet, with a tenth of it to spare: no two clocks go alike.
-    pub(super) fn is_current(&self, length: Duration) -> bool {
+    pub(super) fn lease_is_valid(&self, length: Duration) -> bool {
         let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.is_some_and(|asked| asked.elapsed() < length - length / 10)
     }

@@ -59,20 +59,20 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// of one holder wait for each other.
 ///
 /// Nobody is told when a session ends elsewhere: the others learn it when they let go
-/// ([`Gone`](Applied::Gone)).
+/// ([`Gone`](Applied::NotFound)).
 ///
 /// # When something fails
 ///
 /// * **A holder is silent beyond its lease** (by the server's clock): the others take over what it holds and has
 ///   claimed. When it is back it is [`Fenced`](RegistryError::Fenced), and none of its changes since has been carried
-///   out. [`is_current`](Registry::is_current) is false before that, by its own clocks.
+///   out. [`lease_is_valid`](Registry::lease_is_valid) is false before that, by its own clocks.
 /// * **The server is away**, for however long: calls are [`Unavailable`](RegistryError::Unavailable) within the
 ///   command timeout. Whoever reaches it first afterwards sees that nobody was heard for half a lease, and takes nobody's lease
 ///   before another whole one has passed. So does a single process that starts long after its predecessor died: it finds what
 ///   that left one lease later.
 /// * **It comes back empty, or another one takes its place** (a restart, a failover, a flush): the next call is
-///   [`Forgotten`](RegistryError::Forgotten), whether or not something is missing. What is then held again has its old
-///   event ids; a [`Hold`](Change::Hold) that is answered [`Gone`](Applied::Gone) is of a generation that this holder
+///   [`Forgotten`](RegistryError::DataLost), whether or not something is missing. What is then held again has its old
+///   event ids; a [`Hold`](Change::Hold) that is answered [`Gone`](Applied::NotFound) is of a generation that this holder
 ///   did hold, by the record, and that another has ended since.
 /// * **A call arrives late**, over a connection that was given up: later calls have been carried out, and it is not.
 ///
@@ -128,7 +128,7 @@ impl RedisRegistry {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
     /// let registry = RedisRegistry::builder(connection).lazy();
-    /// assert!(!registry.is_current()); // nothing was asked yet, so there is no lease
+    /// assert!(!registry.lease_is_valid()); // nothing was asked yet, so there is no lease
     /// # Ok(())
     /// # }
     /// ```
@@ -181,7 +181,7 @@ impl RedisRegistry {
         let before = self.forgotten.load(Ordering::Relaxed);
         let holder = self.holder.lock().await;
         // The lock orders these; the counter changes under it only.
-        if self.forgotten.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::Forgotten) }
+        if self.forgotten.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
     }
 
     async fn enter_at_start(&self) -> Result<(), RegistryError> {
@@ -203,7 +203,7 @@ impl Registry for RedisRegistry {
         for batch in batches(&changes, &self.keys)? {
             let answers = holder.run(&self.place(), &APPLY, batch.call).await?;
             if answers.len() != batch.len {
-                return Err(RegistryError::unusable("the server answered another number of changes"));
+                return Err(RegistryError::invalid("the server answered another number of changes"));
             }
             for (answer, change) in answers.into_iter().zip(&changes[applied.len()..]) {
                 applied.push(reply::applied(answer, change)?);
@@ -212,11 +212,11 @@ impl Registry for RedisRegistry {
         Ok(applied)
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
         self.lock().await?.run(&self.place(), &BEAT, Call::default()).await.map(drop)
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         let mut holder = self.lock().await?;
         let (this, begun) = (holder.next_seq(), Instant::now());
         let mut orphans = Vec::new();
@@ -241,16 +241,16 @@ impl Registry for RedisRegistry {
         Ok(orphans)
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
+    async fn release_lease(&self) -> Result<(), RegistryError> {
         self.holder.lock().await.leave(&self.place()).await
     }
 
-    fn is_current(&self) -> bool {
-        self.lease.is_current(self.settings.lease)
+    fn lease_is_valid(&self) -> bool {
+        self.lease.lease_is_valid(self.settings.lease)
     }
 
-    fn beat_every(&self) -> Duration {
-        self.settings.beat_every()
+    fn heartbeat_interval(&self) -> Duration {
+        self.settings.heartbeat_interval()
     }
 }
 

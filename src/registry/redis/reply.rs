@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redis::Value;
 
 use super::super::{Applied, Change, EndRecord, Orphan, Record, RegistryError};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// What became of a call.
 #[derive(Debug)]
@@ -40,13 +40,13 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
 }
 
 fn unexpected(what: &str) -> RegistryError {
-    RegistryError::unusable(format!("a server that is no Redis, or has other scripts: it answered {what}"))
+    RegistryError::invalid(format!("a server that is no Redis, or has other scripts: it answered {what}"))
 }
 
 pub(super) fn text(value: Value) -> Result<String, RegistryError> {
     match value {
         Value::BulkString(bytes) => {
-            String::from_utf8(bytes).map_err(|error| RegistryError::unusable(format!("an answer is no text: {error}")))
+            String::from_utf8(bytes).map_err(|error| RegistryError::invalid(format!("an answer is no text: {error}")))
         }
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(text),
         Value::Okay => Ok("OK".to_owned()),
@@ -68,23 +68,23 @@ pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, Registry
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     match (&texts[..], change) {
-        (["B"], _) => Ok(Applied::Born),
-        (&["J", event_id, session, started], Change::Hold(own)) => {
-            let event_id = event_id.parse().map_err(RegistryError::unusable)?;
-            Ok(Applied::Joined(Record::new(details(session, &own.session, event_id), event_id, time(started))))
+        (["B"], _) => Ok(Applied::Created),
+        (&["J", generation, session, started], Change::Hold(own)) => {
+            let generation = generation.parse().map_err(RegistryError::invalid)?;
+            Ok(Applied::Joined(Record::new(details(session, &own.session, generation), generation, time(started))))
         }
-        (&["Y", requests], _) => Ok(Applied::Yours { requests: requests.parse().unwrap_or_default() }),
-        (["O"], _) => Ok(Applied::Others),
-        (["G"], _) => Ok(Applied::Gone),
-        (["D"], _) => Ok(Applied::Done),
+        (&["Y", requests], _) => Ok(Applied::Owned { requests: requests.parse().unwrap_or_default() }),
+        (["O"], _) => Ok(Applied::HeldElsewhere),
+        (["G"], _) => Ok(Applied::NotFound),
+        (["D"], _) => Ok(Applied::Ok),
         _ => Err(unexpected("with an unknown letter")),
     }
 }
 
 /// Whatever happened to the details: the session is there, and its end is owed.
-fn details(json: &str, instead: &Session, event_id: EventId) -> Session {
+fn details(json: &str, instead: &Session, generation: GenerationId) -> Session {
     serde_json::from_str(json).unwrap_or_else(|error| {
-        tracing::warn!(name: "session-registry-details-lost", %error, %event_id, "the details of a session in the registry cannot be read");
+        tracing::warn!(name: "session-registry-details-lost", %error, %generation, "the details of a session in the registry cannot be read");
         instead.clone()
     })
 }
@@ -93,18 +93,18 @@ fn details(json: &str, instead: &Session, event_id: EventId) -> Session {
 pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let [event_id, id, session, started, reason, next, ended, requests, tries] = texts[..] else {
+    let [generation, id, session, started, reason, next, ended, requests, tries] = texts[..] else {
         return Err(unexpected("an end with other fields"));
     };
-    let (Ok(event_id), Ok(id)) = (event_id.parse(), SessionId::with_max_len(id, usize::MAX)) else {
-        tracing::warn!(name: "session-registry-unreadable", event_id, "an end in the session registry cannot be read, and is left there");
+    let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) else {
+        tracing::warn!(name: "session-registry-unreadable", generation, "an end in the session registry cannot be read, and is left there");
         return Ok(None);
     };
-    let session = details(session, &Session::new(id), event_id);
+    let session = details(session, &Session::new(id), generation);
     let reason: EndReason = reason.parse().unwrap_or(EndReason::Unknown);
     let end =
         EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
-    let record = Record::new(session, event_id, time(started));
+    let record = Record::new(session, generation, time(started));
     Ok(Some(Orphan::new(record, end, tries.parse().unwrap_or(1))))
 }
 

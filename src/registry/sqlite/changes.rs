@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 use super::rows::{self, Read, json, signed, to_ms};
 use crate::{
     registry::{Applied, Change, EndRecord, Record},
-    session::{EventId, SessionId},
+    session::{GenerationId, SessionId},
 };
 
 /// An active record, as far as a change needs it.
@@ -25,37 +25,36 @@ impl Changes<'_> {
         match change {
             Change::Hold(record) => self.hold(record),
             Change::Update(record) => self.update(record),
-            Change::Release { id, event_id, end } => self.release(id, *event_id, end),
-            Change::End { id, event_id, end } => self.end(id, *event_id, end),
-            Change::Done { event_id } => {
-                self.run("DELETE FROM ends WHERE event_id = ?1 AND holder = ?2", (event_id.to_string(), self.me))
+            Change::Release { id, generation, end } => self.release(id, *generation, end),
+            Change::End { id, generation, end } => self.end(id, *generation, end),
+            Change::Delivered { generation } => {
+                self.run("DELETE FROM ends WHERE generation = ?1 AND holder = ?2", (generation.to_string(), self.me))
             }
-            Change::Keep { id, event_id } => self.keep(id, *event_id),
-            Change::Forget { id, event_id } => {
-                self.run("DELETE FROM sessions WHERE id = ?1 AND event_id = ?2", (id.as_str(), event_id.to_string()))
-            }
+            Change::Keep { id, generation } => self.keep(id, *generation),
+            Change::Forget { id, generation } => self
+                .run("DELETE FROM sessions WHERE id = ?1 AND generation = ?2", (id.as_str(), generation.to_string())),
         }
     }
 
     fn hold(&self, record: &Record) -> Result<Applied> {
-        let event_id = record.event_id.to_string();
-        if self.claimed(record.event_id)?.is_some() {
+        let generation = record.generation.to_string();
+        if self.claimed(record.generation)?.is_some() {
             // An earlier call did it all, and this one is its repeat.
-            return Ok(Applied::Born);
+            return Ok(Applied::Created);
         }
         let (id, details) = (record.session.id.as_str(), json(&record.session)?);
         let Some((n, there)) = self.there(id)? else {
-            let sql = "INSERT INTO sessions (id, event_id, details, started_at, requests) VALUES (?1, ?2, ?3, ?4, 0)";
-            self.run(sql, params![id, event_id, details, to_ms(record.started_at)])?;
+            let sql = "INSERT INTO sessions (id, generation, details, started_at, requests) VALUES (?1, ?2, ?3, ?4, 0)";
+            self.run(sql, params![id, generation, details, to_ms(record.started_at)])?;
             self.add_holder(self.tx.last_insert_rowid())?;
-            return Ok(Applied::Born);
+            return Ok(Applied::Created);
         };
         self.add_holder(n)?;
-        if there.event_id != record.event_id {
+        if there.generation != record.generation {
             return Ok(Applied::Joined(there));
         }
         self.run("UPDATE sessions SET details = ?2 WHERE n = ?1", params![n, details])?;
-        Ok(Applied::Born)
+        Ok(Applied::Created)
     }
 
     /// The active record of the id.
@@ -78,18 +77,18 @@ impl Changes<'_> {
     }
 
     fn update(&self, record: &Record) -> Result<Applied> {
-        let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND event_id = ?3
+        let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND generation = ?3
              AND EXISTS (SELECT 1 FROM holds WHERE session = n AND holder = ?4 AND NOT released)";
-        let event_id = record.event_id.to_string();
-        self.run(sql, params![json(&record.session)?, record.session.id.as_str(), event_id, self.me])
+        let generation = record.generation.to_string();
+        self.run(sql, params![json(&record.session)?, record.session.id.as_str(), generation, self.me])
     }
 
-    fn release(&self, id: &SessionId, event_id: EventId, end: &EndRecord) -> Result<Applied> {
-        let Some(active) = self.active(id, event_id)? else { return self.ended_before(event_id) };
-        let Some(released) = self.released(active.n)? else { return Ok(Applied::Gone) };
+    fn release(&self, id: &SessionId, generation: GenerationId, end: &EndRecord) -> Result<Applied> {
+        let Some(active) = self.active(id, generation)? else { return self.ended_before(generation) };
+        let Some(released) = self.released(active.n)? else { return Ok(Applied::NotFound) };
         if released {
             // A repeat: its requests are counted.
-            return Ok(Applied::Others);
+            return Ok(Applied::HeldElsewhere);
         }
         if !self.has_others(active.n)? {
             return self.end_active(&active, end);
@@ -97,20 +96,20 @@ impl Changes<'_> {
         self.run("UPDATE holds SET released = 1 WHERE session = ?1 AND holder = ?2", (active.n, self.me))?;
         let requests = active.requests.saturating_add(end.requests);
         self.run("UPDATE sessions SET requests = ?2 WHERE n = ?1", (active.n, signed(requests)))?;
-        Ok(Applied::Others)
+        Ok(Applied::HeldElsewhere)
     }
 
-    fn end(&self, id: &SessionId, event_id: EventId, end: &EndRecord) -> Result<Applied> {
-        match self.active(id, event_id)? {
+    fn end(&self, id: &SessionId, generation: GenerationId, end: &EndRecord) -> Result<Applied> {
+        match self.active(id, generation)? {
             Some(active) => self.end_active(&active, end),
-            None => self.ended_before(event_id),
+            None => self.ended_before(generation),
         }
     }
 
-    fn keep(&self, id: &SessionId, event_id: EventId) -> Result<Applied> {
-        let Some(active) = self.active(id, event_id)? else { return Ok(Applied::Done) };
+    fn keep(&self, id: &SessionId, generation: GenerationId) -> Result<Applied> {
+        let Some(active) = self.active(id, generation)? else { return Ok(Applied::Ok) };
         if self.released(active.n)? != Some(false) {
-            return Ok(Applied::Done);
+            return Ok(Applied::Ok);
         }
         if self.has_others(active.n)? {
             return self.run("DELETE FROM holds WHERE session = ?1 AND holder = ?2", (active.n, self.me));
@@ -118,10 +117,10 @@ impl Changes<'_> {
         self.run("DELETE FROM sessions WHERE n = ?1", [active.n])
     }
 
-    fn active(&self, id: &SessionId, event_id: EventId) -> Result<Option<Active>> {
-        let sql = "SELECT n, requests FROM sessions WHERE id = ?1 AND event_id = ?2";
+    fn active(&self, id: &SessionId, generation: GenerationId) -> Result<Option<Active>> {
+        let sql = "SELECT n, requests FROM sessions WHERE id = ?1 AND generation = ?2";
         let active = |row: &Row<'_>| Ok(Active { n: row.get(0)?, requests: unsigned(row.get(1)?) });
-        self.tx.prepare_cached(sql)?.query_row((id.as_str(), event_id.to_string()), active).optional()
+        self.tx.prepare_cached(sql)?.query_row((id.as_str(), generation.to_string()), active).optional()
     }
 
     /// Whether this holder has let go already; none if it never held it.
@@ -138,24 +137,24 @@ impl Changes<'_> {
     fn end_active(&self, active: &Active, end: &EndRecord) -> Result<Applied> {
         let requests = active.requests.saturating_add(end.requests);
         end_session(self.tx, active.n, &EndRecord { requests, ..end.clone() }, self.me, 0)?;
-        Ok(Applied::Yours { requests })
+        Ok(Applied::Owned { requests })
     }
 
     /// There is no such active record: an earlier call of this holder may have done it.
-    fn ended_before(&self, event_id: EventId) -> Result<Applied> {
-        Ok(self.claimed(event_id)?.map_or(Applied::Gone, |requests| Applied::Yours { requests }))
+    fn ended_before(&self, generation: GenerationId) -> Result<Applied> {
+        Ok(self.claimed(generation)?.map_or(Applied::NotFound, |requests| Applied::Owned { requests }))
     }
 
     /// The requests of an end that this holder has claimed.
-    fn claimed(&self, event_id: EventId) -> Result<Option<u64>> {
-        let sql = "SELECT requests FROM ends WHERE event_id = ?1 AND holder = ?2";
+    fn claimed(&self, generation: GenerationId) -> Result<Option<u64>> {
+        let sql = "SELECT requests FROM ends WHERE generation = ?1 AND holder = ?2";
         let requests = |row: &Row<'_>| Ok(unsigned(row.get(0)?));
-        self.tx.prepare_cached(sql)?.query_row((event_id.to_string(), self.me), requests).optional()
+        self.tx.prepare_cached(sql)?.query_row((generation.to_string(), self.me), requests).optional()
     }
 
     fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<Applied> {
         self.tx.prepare_cached(sql)?.execute(params)?;
-        Ok(Applied::Done)
+        Ok(Applied::Ok)
     }
 }
 
@@ -163,8 +162,8 @@ impl Changes<'_> {
 pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, tries: u32) -> Result<()> {
     let next = end.next.as_ref().map(json).transpose()?;
     let sql = "INSERT OR REPLACE INTO ends
-             (event_id, id, details, started_at, requests, reason, next, ended_at, holder, tries)
-         SELECT event_id, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE n = ?1";
+             (generation, id, details, started_at, requests, reason, next, ended_at, holder, tries)
+         SELECT generation, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE n = ?1";
     let (requests, ended_at) = (signed(end.requests), to_ms(end.ended_at));
     tx.prepare_cached(sql)?.execute(params![n, requests, end.reason.as_str(), next, ended_at, claimer, tries])?;
     tx.prepare_cached("DELETE FROM sessions WHERE n = ?1")?.execute([n])?;

@@ -21,9 +21,9 @@ impl From<Failure> for RegistryError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Unavailable(text) => Self::unavailable(text),
-            Failure::Unusable(text) | Failure::Damaged(text) => Self::unusable(text),
+            Failure::Unusable(text) | Failure::Damaged(text) => Self::invalid(text),
             Failure::Fenced => Self::Fenced,
-            Failure::Forgotten => Self::Forgotten,
+            Failure::Forgotten => Self::DataLost,
         }
     }
 }

@@ -62,7 +62,7 @@ impl Holder {
     }
 
     /// The lease needs no renewal; but whoever tidies up may have removed what it rests on.
-    pub(super) fn beat(&mut self) -> Result<(), Failure> {
+    pub(super) fn heartbeat(&mut self) -> Result<(), Failure> {
         if self.file.is_some() && file_id(&self.settings.path) != self.file {
             self.start_again()?;
             return Err(Failure::Forgotten);

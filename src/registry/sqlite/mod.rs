@@ -62,8 +62,8 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// | view | columns |
 /// |---|---|
-/// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `event_id`, `details` (JSON) |
-/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `tries`, `requests`, `since`, `next`, `event_id`, `details` |
+/// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `generation`, `details` (JSON) |
+/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `tries`, `requests`, `since`, `next`, `generation`, `details` |
 ///
 /// # When the file is no good
 ///
@@ -87,7 +87,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// # let file = dir.join("sessions.db");
 /// let sessions = ActiveSessions::builder().registry(SqliteRegistry::open(&file)?).build()?;
 /// println!("{}", sessions.recover().await);
-/// assert!(sessions.note("4711").durable().await); // on the disk
+/// assert!(sessions.note("4711").recorded().await); // on the disk
 /// # sessions.forget("4711");
 /// # drop(sessions);
 /// # std::fs::remove_dir_all(dir)?;
@@ -97,7 +97,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 pub struct SqliteRegistry {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
-    beat_every: Duration,
+    heartbeat_interval: Duration,
 }
 
 impl SqliteRegistry {
@@ -110,7 +110,7 @@ impl SqliteRegistry {
     ///
     /// * [`Unavailable`](RegistryError::Unavailable): the directory is missing, may not be written, or is full; other
     ///   processes have kept it locked for too long.
-    /// * [`Unusable`](RegistryError::Unusable): the file is damaged, of a newer version, or something else.
+    /// * [`Unusable`](RegistryError::Invalid): the file is damaged, of a newer version, or something else.
     ///
     /// The text names the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RegistryError> {
@@ -122,7 +122,7 @@ impl SqliteRegistry {
         SqliteRegistryBuilder {
             path: path.as_ref().to_owned(),
             busy_timeout: Duration::from_millis(750),
-            beat_every: Duration::from_secs(2),
+            heartbeat_interval: Duration::from_secs(2),
             set_aside_damaged: false,
         }
     }
@@ -147,27 +147,30 @@ impl Registry for SqliteRegistry {
     }
 
     /// Sees to it that nobody has removed what the lease rests on.
-    async fn beat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
         self.call(Job::Beat).await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.call(|reply| Job::TakeOver(max, reply)).await.map(Handed::take)
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
+    async fn release_lease(&self) -> Result<(), RegistryError> {
         self.call(Job::Leave).await
     }
 
-    fn beat_every(&self) -> Duration {
-        self.beat_every
+    fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
     }
 }
 
 impl fmt::Debug for SqliteRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { jobs: _, path, beat_every } = self;
-        f.debug_struct("SqliteRegistry").field("path", path).field("beat_every", beat_every).finish_non_exhaustive()
+        let Self { jobs: _, path, heartbeat_interval } = self;
+        f.debug_struct("SqliteRegistry")
+            .field("path", path)
+            .field("heartbeat_interval", heartbeat_interval)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,7 +180,7 @@ impl fmt::Debug for SqliteRegistry {
 pub struct SqliteRegistryBuilder {
     path: PathBuf,
     busy_timeout: Duration,
-    beat_every: Duration,
+    heartbeat_interval: Duration,
     set_aside_damaged: bool,
 }
 
@@ -201,11 +204,11 @@ impl SqliteRegistryBuilder {
     /// ```no_run
     /// # use std::time::Duration;
     /// # use tower_session_end::registry::SqliteRegistry;
-    /// let registry = SqliteRegistry::builder("sessions.db").beat_every(Duration::from_millis(500)).open()?;
+    /// let registry = SqliteRegistry::builder("sessions.db").heartbeat_interval(Duration::from_millis(500)).open()?;
     /// # Ok::<(), tower_session_end::registry::RegistryError>(())
     /// ```
-    pub fn beat_every(mut self, every: Duration) -> Self {
-        self.beat_every = every;
+    pub fn heartbeat_interval(mut self, every: Duration) -> Self {
+        self.heartbeat_interval = every;
         self
     }
 
@@ -231,7 +234,7 @@ impl SqliteRegistryBuilder {
     ///
     /// As [`SqliteRegistry::open`].
     pub fn open(self) -> Result<SqliteRegistry, RegistryError> {
-        let Self { path, busy_timeout, beat_every, set_aside_damaged } = self;
+        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged } = self;
         let path = open::resolve(&path)?;
         let holder = Holder::open(Settings { path: path.clone(), busy_timeout, set_aside_damaged })?;
         let (jobs, queue) = mpsc::channel();
@@ -239,6 +242,6 @@ impl SqliteRegistryBuilder {
             .name("session-registry".to_owned())
             .spawn(move || thread::run(holder, &queue))
             .map_err(RegistryError::unavailable)?;
-        Ok(SqliteRegistry { jobs, path, beat_every })
+        Ok(SqliteRegistry { jobs, path, heartbeat_interval })
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The columns of a record, in the order that [`record`] expects.
-pub(super) const RECORD: &str = "id, event_id, details, started_at";
+pub(super) const RECORD: &str = "id, generation, details, started_at";
 
 /// What a row came to.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
     let parse = || {
         let id: String = row.get(0)?;
         let id = SessionId::with_max_len(id, usize::MAX).map_err(invalid)?;
-        let event_id = row.get_ref(1)?.as_str()?.parse().map_err(invalid)?;
+        let generation = row.get_ref(1)?.as_str()?.parse().map_err(invalid)?;
         // Without its details, a session can still be ended.
         let details = row.get_ref(2)?.as_str().map(serde_json::from_str::<Session>);
         let session = match details {
@@ -43,13 +43,13 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
                 tracing::error!(
                     name: "session-registry-details-lost",
                     session = %id.redacted(),
-                    %event_id,
+                    %generation,
                     "the recorded details of a session cannot be read; it goes on without",
                 );
                 Session::new(id)
             }
         };
-        Ok(Record::new(session, event_id, from_ms(row.get(3)?)))
+        Ok(Record::new(session, generation, from_ms(row.get(3)?)))
     };
     read(parse())
 }

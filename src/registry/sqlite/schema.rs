@@ -22,7 +22,7 @@ CREATE TABLE holders (
 CREATE TABLE sessions (
     n INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
-    event_id TEXT NOT NULL,
+    generation TEXT NOT NULL,
     details TEXT NOT NULL,
     started_at INTEGER NOT NULL,
     -- Of those that have let go.
@@ -37,7 +37,7 @@ CREATE TABLE holds (
 ) WITHOUT ROWID;
 CREATE INDEX holds_by_holder ON holds (holder);
 CREATE TABLE ends (
-    event_id TEXT NOT NULL PRIMARY KEY,
+    generation TEXT NOT NULL PRIMARY KEY,
     id TEXT NOT NULL,
     details TEXT NOT NULL,
     started_at INTEGER NOT NULL,
@@ -57,7 +57,7 @@ SELECT s.id,
         WHERE h.session = s.n AND NOT h.released) AS held_by,
     CASE WHEN json_valid(s.details) THEN json_extract(s.details, '$.sessionKey') END AS key,
     CASE WHEN json_valid(s.details) THEN json_extract(s.details, '$.agentId') END AS agent,
-    s.event_id,
+    s.generation,
     s.details
 FROM sessions s ORDER BY s.started_at, s.n;
 CREATE VIEW ending_sessions AS
@@ -69,7 +69,7 @@ SELECT e.id,
     e.requests,
     strftime('%Y-%m-%d %H:%M:%f UTC', e.started_at / 1000.0, 'unixepoch') AS since,
     CASE WHEN json_valid(e.next) THEN json_extract(e.next, '$.sessionId') END AS next,
-    e.event_id,
+    e.generation,
     e.details
-FROM ends e LEFT JOIN holders o ON o.n = e.holder ORDER BY e.ended_at, e.event_id;
+FROM ends e LEFT JOIN holders o ON o.n = e.holder ORDER BY e.ended_at, e.generation;
 ";

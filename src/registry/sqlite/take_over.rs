@@ -51,7 +51,7 @@ impl Drop for Handed {
 }
 
 impl Holder {
-    pub(super) fn take_over(&mut self, max: usize) -> Result<Handed, Failure> {
+    pub(super) fn claim_orphans(&mut self, max: usize) -> Result<Handed, Failure> {
         let mut handed = Handed { orphans: Vec::new(), back: Arc::clone(&self.undelivered) };
         if max == 0 {
             return Ok(handed);

@@ -37,8 +37,8 @@ pub(super) fn run(mut holder: Holder, jobs: &Receiver<Job>) {
         // That nobody waits any more is no news to anybody.
         match job {
             Job::Apply(changes, reply) => next = apply(&mut holder, jobs, changes, reply),
-            Job::Beat(reply) => drop(reply.send(holder.beat().map_err(Into::into))),
-            Job::TakeOver(max, reply) => drop(reply.send(holder.take_over(max).map_err(Into::into))),
+            Job::Beat(reply) => drop(reply.send(holder.heartbeat().map_err(Into::into))),
+            Job::TakeOver(max, reply) => drop(reply.send(holder.claim_orphans(max).map_err(Into::into))),
             Job::Leave(reply) => {
                 drop(reply.send(holder.leave().map_err(Into::into)));
                 return;

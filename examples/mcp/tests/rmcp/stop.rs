@@ -104,7 +104,7 @@ async fn g10_without_the_token_such_a_call_holds_the_connections_until_they_are_
     stop.send(()).unwrap();
     let report = within("finish", finish).await.unwrap().report;
     // Bounded, and every session had its end; but not clean.
-    assert!(report.connections.cut && report.sessions.is_clean(), "{report}");
+    assert!(report.connections.timed_out && report.sessions.is_clean(), "{report}");
     assert_eq!(report.sessions.ended, 1);
     answer.abort();
 }
@@ -129,7 +129,7 @@ async fn g08_a_session_that_is_born_while_the_others_drain_has_its_end_too() {
         assert_eq!(late.status, 200, "{}", late.body);
         let id = late.id.unwrap();
         let (recorder, report) = host.stopped().await;
-        assert_eq!(report.sessions.late_births, 1, "{report}");
+        assert_eq!(report.sessions.late_starts, 1, "{report}");
         assert!(recorder.ended().contains(&format!("{id} shutdown")), "{:?}", recorder.ended());
     }
 }

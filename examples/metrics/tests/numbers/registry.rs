@@ -27,7 +27,7 @@ async fn a_registry_that_is_out_of_reach_is_seen_as_long_as_it_is() {
     let [first, second] = [&one, &two].map(|holder| exporter.build(on(holder)));
     for (sessions, holder) in [(&first, &one), (&second, &two)] {
         holder.set(Fault::Down);
-        assert!(!sessions.note("a").durable().await);
+        assert!(!sessions.note("a").recorded().await);
     }
     let scrape = exporter.scrape().await;
     assert_eq!(scrape.value("session_registry_degraded"), 2.0);
@@ -48,16 +48,16 @@ async fn recovered_ends_are_counted() {
     let dead = store.holder();
     let sessions = on(&dead).build().unwrap();
     for id in ["a", "b"] {
-        assert!(sessions.note(id).durable().await);
+        assert!(sessions.note(id).recorded().await);
     }
     dead.kill();
     let heir = exporter.build(on(&store.holder()));
-    heir.note("c").durable().await;
+    heir.note("c").recorded().await;
     assert_eq!(heir.recover().await.ended, 2);
     let scrape = exporter.scrape().await;
     assert_eq!(scrape.value("session_recovered_total"), 2.0);
     assert_eq!(scrape.value(&ends("lost")), 2.0);
-    assert_eq!((scrape.value("session_births_total"), scrape.value("session_active")), (1.0, 1.0));
+    assert_eq!((scrape.value("session_starts_total"), scrape.value("session_active")), (1.0, 1.0));
     scrape.balances().unwrap();
 }
 
@@ -74,7 +74,7 @@ async fn an_end_on_which_every_process_dies_is_given_up_and_counted() {
         let sessions = exporter.build(on(&holder).on_session_end(hangs).recovery_timeout(Duration::from_millis(200)));
         let before = calls.load(Ordering::SeqCst);
         let found = if life == 0 {
-            assert!(sessions.note("a").durable().await);
+            assert!(sessions.note("a").recorded().await);
             assert!(sessions.end("a", EndReason::Daily));
             1
         } else {
@@ -108,19 +108,19 @@ async fn sessions_that_leave_without_an_end_of_this_process_say_how() {
     let measured = exporter.build(on(&one).keep_if(|session, _| session.id == "kept"));
     let other = on(&two).build().unwrap();
     for id in ["shared", "ended", "forgotten", "kept", "mine"] {
-        assert!(measured.note(id).durable().await);
+        assert!(measured.note(id).recorded().await);
     }
     for id in ["shared", "ended"] {
-        assert!(other.note(id).durable().await);
+        assert!(other.note(id).recorded().await);
     }
     assert!(other.end("ended", EndReason::Deleted));
     assert!(other.drain(EndReason::Restart).await.is_clean());
-    assert!(on(&store.holder()).build().unwrap().note("shared").durable().await);
+    assert!(on(&store.holder()).build().unwrap().note("shared").recorded().await);
     assert!(measured.forget("forgotten"));
     let report = measured.drain(EndReason::Restart).await;
     assert!(report.is_clean(), "{report}");
     let scrape = exporter.scrape().await;
-    for how in ["forgotten", "kept", "held_by_others", "ended_by_others"] {
+    for how in ["forgotten", "kept", "held_elsewhere", "ended_elsewhere"] {
         assert_eq!(scrape.value(&let_go(how)), 1.0, "{how}");
     }
     assert_eq!((scrape.value(&ends("restart")), scrape.value("session_active")), (1.0, 0.0));
@@ -131,7 +131,7 @@ async fn sessions_that_leave_without_an_end_of_this_process_say_how() {
 async fn what_a_stop_hands_over_is_no_end_of_this_process() {
     let (exporter, holder) = (Exporter::serve().await, Store::default().holder());
     let sessions = exporter.build(on(&holder));
-    assert!(sessions.note("a").durable().await);
+    assert!(sessions.note("a").recorded().await);
     holder.set(Fault::Down);
     let report = sessions.finish(ready(())).await.report;
     assert_eq!(report.sessions.handed_over, 1, "{report}");
@@ -145,10 +145,10 @@ async fn what_a_stop_hands_over_is_no_end_of_this_process() {
 async fn a_lease_that_was_over_makes_new_generations_of_the_old() {
     let (exporter, holder) = (Exporter::serve().await, Store::default().holder());
     let sessions = exporter.build(on(&holder));
-    assert!(sessions.note("a").durable().await);
+    assert!(sessions.note("a").recorded().await);
     holder.kill();
-    assert!(sessions.note("b").durable().await);
-    let scrape = exporter.until(&let_go("ended_by_others"), 1.0).await;
-    assert_eq!((scrape.value("session_births_total"), scrape.value("session_active")), (3.0, 2.0));
+    assert!(sessions.note("b").recorded().await);
+    let scrape = exporter.until(&let_go("ended_elsewhere"), 1.0).await;
+    assert_eq!((scrape.value("session_starts_total"), scrape.value("session_active")), (3.0, 2.0));
     scrape.balances().unwrap();
 }

@@ -45,7 +45,7 @@ impl Exporter {
 }
 
 pub(crate) fn let_go(how: &str) -> String {
-    format!("session_let_go_total{{how=\"{how}\"}}")
+    format!("session_releases_total{{how=\"{how}\"}}")
 }
 
 pub(crate) fn ends(reason: &str) -> String {

@@ -57,10 +57,10 @@ async fn handles_add_up_and_one_that_goes_takes_its_sessions_along() {
     two.note("a");
     two.note("a"); // known, and no birth
     let scrape = exporter.scrape().await;
-    assert_eq!((scrape.value("session_active"), scrape.value("session_births_total")), (4.0, 4.0));
+    assert_eq!((scrape.value("session_active"), scrape.value("session_starts_total")), (4.0, 4.0));
     drop(one);
     let scrape = exporter.scrape().await;
-    assert_eq!((scrape.value("session_active"), scrape.value("session_births_total")), (1.0, 4.0));
+    assert_eq!((scrape.value("session_active"), scrape.value("session_starts_total")), (1.0, 4.0));
     assert!(two.end("a", EndReason::Daily));
     assert!(!two.end("a", EndReason::Daily));
     let scrape = exporter.scrape().await;

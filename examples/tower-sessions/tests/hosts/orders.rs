@@ -44,7 +44,7 @@ async fn in_either_order_the_events_are_the_same(home: &Home) {
             let requests: Vec<_> = journal
                 .starts()
                 .iter()
-                .map(|start| journal.ends().iter().find(|end| end.event_id == start.event_id).unwrap().requests)
+                .map(|start| journal.ends().iter().find(|end| end.generation == start.generation).unwrap().requests)
                 .collect();
             // Alice before and after, Bob, Carol, and the failed login.
             assert_eq!(requests, [2, 1, 2, 0, 0], "{seal:?}");

@@ -15,11 +15,11 @@ use crate::support::{Home, Host, cookie, do_post, every_seal, get, post};
 
 /// Each of these sessions ended in both lives, by two events.
 fn assert_ended_in_both(before: &Journal, after: &Journal) {
-    let events: HashSet<_> = before.ends().iter().map(|end| end.event_id).collect();
+    let events: HashSet<_> = before.ends().iter().map(|end| end.generation).collect();
     for end in after.ends() {
         let id = end.session.id.as_str();
         assert_eq!(before.reasons(id), ["shutdown"], "{id}");
-        assert!(!events.contains(&end.event_id), "{id}");
+        assert!(!events.contains(&end.generation), "{id}");
     }
 }
 
@@ -55,7 +55,7 @@ async fn with_adopt_a_session_is_noted_again_and_ended_again() {
         let resumed = after.starts()[0].session.id.clone();
         assert_eq!(before.reasons(resumed.as_str()), ["shutdown"]);
         assert_eq!(after.reasons(resumed.as_str()), ["compaction"]);
-        assert_ne!(before.ends()[0].event_id, after.ends()[0].event_id);
+        assert_ne!(before.ends()[0].generation, after.ends()[0].generation);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shuttle::{sync::Mutex, thread};
 
-use super::{By, Job, Load, Note, Outcome, Tracker, Voice, clock::NEVER};
+use super::{Activity, EndedBy, Job, NoteSource, Noted, Outcome, Tracker, clock::NEVER};
 use crate::{
     session::{EndReason, Phase, Session},
     sync::{AtomicUsize, Ordering},
@@ -56,7 +56,10 @@ impl World {
     }
 
     fn note(&self, id: &str) {
-        assert!(matches!(self.tracker.note(Session::from(id), Voice::Host, None), Note::Born(_) | Note::Known(_)));
+        assert!(matches!(
+            self.tracker.note(Session::from(id), NoteSource::Handle, None),
+            Noted::Started(_) | Noted::AlreadyActive(_)
+        ));
     }
 
     fn end(&self, id: &str) -> bool {
@@ -83,24 +86,24 @@ impl World {
     fn work(&self) {
         loop {
             let job = {
-                let mut line = self.tracker.queue.line();
+                let mut line = self.tracker.queue.state();
                 self.tracker.queue.pop(&mut line, NEVER - 1)
             };
-            let log = |entry: &super::Entry, step| {
-                self.log.lock().unwrap().push((entry.id.to_string(), entry.generation, step));
+            let log = |generation: &super::Generation, step| {
+                self.log.lock().unwrap().push((generation.id.to_string(), generation.number, step));
             };
             match job {
-                Some(Job::Start(entry)) => {
-                    log(&entry, Step::StartBegins);
+                Some(Job::Start(generation)) => {
+                    log(&generation, Step::StartBegins);
                     thread::yield_now();
-                    log(&entry, Step::StartOver);
-                    self.tracker.started(&entry);
+                    log(&generation, Step::StartOver);
+                    self.tracker.started(&generation);
                 }
-                Some(Job::End(entry, _)) => {
-                    log(&entry, Step::EndBegins);
+                Some(Job::End(generation, _)) => {
+                    log(&generation, Step::EndBegins);
                     thread::yield_now();
-                    log(&entry, Step::EndOver);
-                    self.tracker.ended(&entry, Outcome::Ended);
+                    log(&generation, Step::EndOver);
+                    self.tracker.ended(&generation, Outcome::Ended);
                 }
                 None if self.busy.load(Ordering::SeqCst) == 0 && self.tracker.awaited() == 0 => break,
                 None => thread::yield_now(),
@@ -109,7 +112,7 @@ impl World {
     }
 
     /// Runs two workers to the end, and checks the log.
-    fn check(self: &Arc<Self>, births: u64) {
+    fn check(self: &Arc<Self>, starts: u64) {
         let other = Arc::clone(self);
         let second = thread::spawn(move || other.work());
         self.work();
@@ -131,9 +134,9 @@ impl World {
                 seen += 1;
             }
         }
-        assert_eq!(seen, births, "{by_id:?}");
-        let (counts, unfinished) = self.tracker.counts_and_unfinished(false);
-        assert_eq!((counts.births, counts.ended), (births, births));
+        assert_eq!(seen, starts, "{by_id:?}");
+        let (counts, unfinished) = self.tracker.collect_unfinished(false);
+        assert_eq!((counts.starts, counts.ended), (starts, starts));
         assert_eq!((counts.active, counts.owed, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
         assert!(self.tracker.queue.is_empty());
     }
@@ -154,9 +157,9 @@ fn g02_two_generations_of_one_id_never_overlap() {
         let second = thread::spawn(move || other.work());
         world.work();
         second.join().unwrap();
-        let births = world.tracker.counts_and_unfinished(false).0.births;
-        assert!((1..=2).contains(&births));
-        world.check(births);
+        let starts = world.tracker.collect_unfinished(false).0.starts;
+        assert!((1..=2).contains(&starts));
+        world.check(starts);
     });
 }
 
@@ -193,7 +196,7 @@ fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
         let world = World::new();
         world.note("old");
         world.spawn(|world| {
-            world.tracker.compact(b"old", None, Session::from("new"), Voice::Host, None);
+            world.tracker.compact(b"old", None, Session::from("new"), NoteSource::Handle, None);
         });
         world.spawn(|world| {
             world.end("old");
@@ -208,11 +211,11 @@ fn g09_a_request_that_is_over_while_the_drain_spares_work_ends_its_session_once(
     explore(|| {
         let world = World::new();
         world.note("a");
-        let entry = world.tracker.take_up(b"a", 0).unwrap();
+        let generation = world.tracker.begin_activity(b"a", 0).unwrap();
         world.spawn(move |world| {
             // As an exchange does at its end: first put down, then read the phase.
-            if entry.put_down(Load::Work) && world.tracker.phase() >= Phase::Closing {
-                world.tracker.claim(&entry, EndReason::Shutdown, By::Us);
+            if generation.end_activity(Activity::Request) && world.tracker.phase() >= Phase::Closing {
+                world.tracker.claim(&generation, EndReason::Shutdown, EndedBy::Policy);
             }
         });
         // As a drain does: first the phase, then the sweep. Nobody sweeps again.
@@ -232,12 +235,14 @@ fn g13_an_eviction_that_races_with_a_request_ends_nobody_who_is_busy() {
         let world = World::new();
         world.note("a");
         world.note("b");
-        let Note::Born(newcomer) = world.tracker.note(Session::from("c"), Voice::Host, None) else { panic!() };
+        let Noted::Started(newcomer) = world.tracker.note(Session::from("c"), NoteSource::Handle, None) else {
+            panic!()
+        };
         world.spawn(|world| {
-            if let Some(entry) = world.tracker.take_up(b"a", 1) {
+            if let Some(generation) = world.tracker.begin_activity(b"a", 1) {
                 thread::yield_now();
-                assert!(entry.is_active(), "evicted while it was busy");
-                entry.put_down(Load::Work);
+                assert!(generation.is_active(), "evicted while it was busy");
+                generation.end_activity(Activity::Request);
             }
         });
         world.spawn(move |world| {
@@ -260,17 +265,17 @@ fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
         world.note("a");
         world.note("b");
         world.spawn(|world| {
-            world.tracker.compact(b"a", None, Session::from("b"), Voice::Host, None);
+            world.tracker.compact(b"a", None, Session::from("b"), NoteSource::Handle, None);
         });
         world.spawn(|world| {
-            world.tracker.compact(b"b", None, Session::from("a"), Voice::Host, None);
+            world.tracker.compact(b"b", None, Session::from("a"), NoteSource::Handle, None);
         });
         let other = Arc::clone(&world);
         let second = thread::spawn(move || other.work());
         world.work();
         second.join().unwrap();
         world.sweep();
-        let births = world.tracker.counts_and_unfinished(false).0.births;
-        world.check(births);
+        let starts = world.tracker.collect_unfinished(false).0.starts;
+        world.check(starts);
     });
 }

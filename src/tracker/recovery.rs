@@ -6,38 +6,16 @@ use tokio::sync::Notify;
 
 use super::{
     Tracker,
-    chain::{Outcome, Released},
-    entry::{Claim, Due, Ending, Entry, Recorded, Scope, Stage},
-    ledger::Op,
+    generation::{AfterStart, Claim, Generation, PendingEnd, RecordState, Scope, Stage},
+    order::{AfterUnlock, Outcome},
+    outbox::OutboxEntry,
     shard::Shard,
 };
 use crate::{
-    observability::LetGo,
     registry::Orphan,
-    session::{EventId, Phase, SessionId},
+    session::{GenerationId, Phase, SessionId},
     sync::{AtomicUsize, Ordering},
 };
-
-/// Why a claimed end is not delivered here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotOurs {
-    /// Other replicas still hold the session.
-    Others,
-    /// Somebody else has ended it.
-    Gone,
-    /// The registry is out of reach: whoever comes after us finds it there.
-    HandedOver,
-}
-
-impl NotOurs {
-    pub(super) const fn how(self) -> LetGo {
-        match self {
-            Self::Others => LetGo::HeldByOthers,
-            Self::Gone => LetGo::EndedByOthers,
-            Self::HandedOver => LetGo::HandedOver,
-        }
-    }
-}
 
 /// How the ends that one recovery has found come out.
 #[derive(Debug, Default)]
@@ -75,7 +53,7 @@ impl Recovery {
         self.over.notify_waiters();
     }
 
-    pub(super) fn is_elsewhere(&self) {
+    pub(super) fn count_released(&self) {
         self.count(Outcome::Aborted);
     }
 }
@@ -87,18 +65,18 @@ impl Tracker {
         let hash = self.hash(record.session.id.as_bytes());
         let now = self.clock.now();
         let ending =
-            Ending { reason: end.reason, next: end.next.clone().map(Box::new), at: now, scope: Scope::Everywhere };
-        let mut released = Released::default();
+            PendingEnd { reason: end.reason, next: end.next.clone().map(Box::new), at: now, scope: Scope::Everywhere };
+        let mut after = AfterUnlock::default();
         {
             let mut shard = self.shard(hash);
-            let is_it = |entry: &&Arc<Entry>| self.event_id(entry) == record.event_id;
+            let is_it = |generation: &&Arc<Generation>| self.generation_id(generation) == record.generation;
             let own = shard.generations(hash, &record.session.id).find(is_it).cloned();
-            let (entry, is_joined) = match own {
+            let (generation, is_joined) = match own {
                 // It goes on here, and a holder that is gone has ended it for all.
                 Some(own) if own.is_active() => {
-                    self.leave(&mut shard, hash, &own, Claim::Owed, now, &mut released);
+                    self.leave(&mut shard, hash, &own, Claim::Owed, now, &mut after);
                     shard.counts.owed += 1;
-                    own.set_recorded(Recorded::Held);
+                    own.set_recorded(RecordState::Held);
                     let is_joined = own.is_joined();
                     (own, is_joined)
                 }
@@ -106,49 +84,49 @@ impl Tracker {
                 Some(own) if own.is_owed_here() => return,
                 // We have let go of it ourselves, and are not through with its start.
                 own => {
-                    let generation = self.number();
+                    let number = self.next_number();
                     // Whoever has claimed the last one meanwhile may have seen one more.
-                    released.quiet |= self.phase() >= Phase::Closing && self.len() == 0;
-                    let entry = Arc::new(Entry::orphan(record.session.clone(), generation, now));
+                    after.quiet |= self.phase() >= Phase::Closing && self.len() == 0;
+                    let generation = Arc::new(Generation::orphan(record.session.clone(), number, now));
                     if let Some(own) = own {
-                        own.precede(&entry);
-                        entry.set_stage(Stage::Waiting);
+                        own.add_successor(&generation);
+                        generation.set_stage(Stage::Waiting);
                     }
-                    shard.adopt(hash, &entry, |entry| self.hash_of(entry));
-                    (entry, true)
+                    shard.adopt(hash, &generation, |generation| self.hash_of(generation));
+                    (generation, true)
                 }
             };
-            entry.end_elsewhere(&record, &end, is_joined, Arc::clone(recovery));
+            generation.end_elsewhere(&record, &end, is_joined, Arc::clone(recovery));
             recovery.found.fetch_add(1, Ordering::SeqCst);
-            if !entry.is_given_up() {
+            if !generation.is_given_up() {
                 self.awaited.fetch_add(1, Ordering::SeqCst);
             }
-            released.telling.recovered();
-            released.telling.ended(&entry, &ending);
-            self.finish_or_park(&mut shard, &entry, Due::End(ending), &mut released);
+            after.effects.recovered();
+            after.effects.ended(&generation, &ending);
+            self.complete_or_defer(&mut shard, &generation, AfterStart::RunEnd(ending), &mut after);
         }
-        self.release(released);
+        self.apply_deferred(after);
     }
 
     /// Whether this generation is one of ours that is not over.
-    pub(crate) fn has(&self, id: &SessionId, event_id: EventId) -> bool {
+    pub(crate) fn has(&self, id: &SessionId, generation_id: GenerationId) -> bool {
         let hash = self.hash(id.as_bytes());
-        self.shard(hash).generations(hash, id).any(|entry| self.event_id(entry) == event_id)
+        self.shard(hash).generations(hash, id).any(|generation| self.generation_id(generation) == generation_id)
     }
 
     /// It was tried often enough.
     pub(crate) fn forget_orphan(&self, orphan: &Orphan) {
-        if let Some(ledger) = &self.ledger {
-            ledger.push(Op::GivenUp(orphan.record.session.id.clone(), orphan.record.event_id));
+        if let Some(outbox) = &self.outbox {
+            outbox.push(OutboxEntry::Abandon(orphan.record.session.id.clone(), orphan.record.generation));
         }
     }
 }
 
 impl Shard {
     /// Takes in a generation that is owed already. It comes before the next generation of its id, if there is none yet.
-    fn adopt(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        self.counts.births += 1;
+    fn adopt(&mut self, hash: u64, generation: &Arc<Generation>, rehash: impl Fn(&Arc<Generation>) -> u64) {
+        self.counts.starts += 1;
         self.counts.owed += 1;
-        self.insert_owed(hash, entry, rehash);
+        self.insert_owed(hash, generation, rehash);
     }
 }

@@ -1,4 +1,4 @@
-//! Schedules with a ledger: a writer that answers late, beside notes, ends, sweeps, lost leases and lost records.
+//! Schedules with a outbox: a writer that answers late, beside notes, ends, sweeps, lost leases and lost records.
 //!
 //! What must hold in each: nothing is left active, owed, queued or unwritten; no start and no end comes twice or out of
 //! order, but where a lost lease makes a new generation of an old one.
@@ -10,13 +10,13 @@ use shuttle::thread;
 use super::{Step, World, explore};
 use crate::{
     registry::Record,
-    session::{EventId, Phase, Session},
+    session::{GenerationId, Phase, Session},
     sync::{AtomicUsize, Mutex, Ordering, lock},
-    tracker::{Counts, Entry, NotOurs, Op, Recorded, Tracker, Voice},
+    tracker::{Counts, Generation, NoteSource, OutboxEntry, RecordState, ReleaseCause, Tracker},
 };
 
 /// What the registry says to a change; `false` for the answer that everybody gets.
-type Answer = fn(&Tracker, &Op) -> bool;
+type Answer = fn(&Tracker, &OutboxEntry) -> bool;
 
 const USUAL: Answer = |_, _| false;
 
@@ -47,21 +47,21 @@ impl Desk {
 
     fn write_some(&self) -> bool {
         let tracker = &self.world.tracker;
-        let ops = tracker.ledger.as_ref().unwrap().take(2);
+        let ops = tracker.outbox.as_ref().unwrap().take(2);
         let _io = lock(&self.io);
         for op in &ops {
-            if matches!(op, Op::Claimed(..)) {
+            if matches!(op, OutboxEntry::End(..)) {
                 self.claims.fetch_add(1, Ordering::SeqCst);
             }
             if (self.answer)(tracker, op) {
                 continue;
             }
             match op {
-                Op::Hold(entry) => tracker.held(entry, Recorded::Held, None),
-                Op::Claimed(entry, _) if entry.recorded() == Recorded::Taken => {
-                    tracker.is_not_ours(entry, NotOurs::Gone);
+                OutboxEntry::Hold(generation) => tracker.held(generation, RecordState::Held, None),
+                OutboxEntry::End(generation, _) if generation.recorded() == RecordState::TakenOver => {
+                    tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
                 }
-                Op::Claimed(entry, ending) => tracker.is_ours(entry, ending.clone()),
+                OutboxEntry::End(generation, ending) => tracker.resolve_owned(generation, ending.clone()),
                 _ => {}
             }
         }
@@ -82,15 +82,15 @@ impl Desk {
 
     fn fence(&self) {
         let _io = lock(&self.io);
-        self.world.tracker.renew_all();
+        self.world.tracker.restart_all();
     }
 
     fn forget(&self) {
         let _io = lock(&self.io);
-        self.world.tracker.doubt_all();
+        self.world.tracker.mark_records_uncertain();
     }
 
-    /// Two workers and a writer, until all is over; then the balance.
+    /// ShardPair workers and a writer, until all is over; then the balance.
     fn check(self: &Arc<Self>) -> Counts {
         let desk = Arc::clone(self);
         let writer = thread::spawn(move || desk.write());
@@ -102,7 +102,7 @@ impl Desk {
         // What only these last changes have set free.
         self.write_some();
         self.world.work();
-        let (counts, unfinished) = self.world.tracker.counts_and_unfinished(false);
+        let (counts, unfinished) = self.world.tracker.collect_unfinished(false);
         assert_eq!((counts.active, counts.owed, unfinished.len(), self.world.tracker.len()), (0, 0, 0, 0));
         assert_eq!(counts.births, counts.ended + counts.others + counts.gone + counts.handed_over + counts.forgotten);
         assert!(self.world.tracker.queue.is_empty());
@@ -118,8 +118,8 @@ impl Desk {
         }
         for (id, steps) in &by_id {
             assert!(steps.is_sorted_by_key(|(generation, _)| *generation), "{id}: {steps:?}");
-            for entry in steps.chunk_by(|one, other| one.0 == other.0) {
-                let pairs: Vec<_> = entry.chunks(2).map(|pair| (pair[0].1, pair[1].1)).collect();
+            for generation in steps.chunk_by(|one, other| one.0 == other.0) {
+                let pairs: Vec<_> = generation.chunks(2).map(|pair| (pair[0].1, pair[1].1)).collect();
                 let (last, before) = pairs.split_last().unwrap();
                 let is_start = |pair: &(Step, Step)| *pair == (Step::StartBegins, Step::StartOver);
                 assert!(before.iter().all(is_start), "{id}: {steps:?}");
@@ -175,9 +175,10 @@ fn g02_generations_of_one_id_do_not_overlap_while_their_records_are_late() {
 fn g16_a_session_that_was_there_already_has_no_start_here_and_one_end() {
     explore(|| {
         let desk = Desk::new(|tracker, op| {
-            let Op::Hold(entry) = op else { return false };
-            let record = Record::new(Session::new(entry.id.clone()), EventId::new(7, 7), SystemTime::UNIX_EPOCH);
-            tracker.held(entry, Recorded::Held, Some(&record));
+            let OutboxEntry::Hold(generation) = op else { return false };
+            let record =
+                Record::new(Session::new(generation.id.clone()), GenerationId::new(7, 7), SystemTime::UNIX_EPOCH);
+            tracker.held(generation, RecordState::Held, Some(&record));
             true
         });
         desk.spawn(|desk| desk.world.note("a"));
@@ -195,8 +196,8 @@ fn g16_a_session_that_was_there_already_has_no_start_here_and_one_end() {
 fn g16_what_others_still_hold_has_its_start_here_and_no_end() {
     explore(|| {
         let desk = Desk::new(|tracker, op| {
-            let Op::Claimed(entry, _) = op else { return false };
-            tracker.is_not_ours(entry, NotOurs::Others);
+            let OutboxEntry::End(generation, _) = op else { return false };
+            tracker.resolve_released(generation, ReleaseCause::HeldElsewhere);
             true
         });
         desk.spawn(|desk| desk.world.note("a"));
@@ -225,7 +226,7 @@ fn g16_a_lease_that_is_lost_beside_notes_and_ends_leaves_nothing_behind() {
         desk.spawn(Desk::fence);
         desk.spawn(|desk| {
             desk.write_some();
-            desk.world.tracker.compact(b"b", None, Session::from("c"), Voice::Host, None);
+            desk.world.tracker.compact(b"b", None, Session::from("c"), NoteSource::Handle, None);
         });
         desk.spawn(sweep);
         let counts = desk.check();
@@ -257,15 +258,15 @@ fn g17_a_birth_that_is_given_up_and_recorded_later_starts_once() {
     explore(|| {
         // Nothing is recorded until somebody asks again.
         let desk = Desk::new(|tracker, op| {
-            let Op::Hold(entry) = op else { return false };
-            let is_first = entry.recorded() == Recorded::Pending;
-            tracker.held(entry, if is_first { Recorded::Not } else { Recorded::Held }, None);
+            let OutboxEntry::Hold(generation) = op else { return false };
+            let is_first = generation.recorded() == RecordState::Pending;
+            tracker.held(generation, if is_first { RecordState::None } else { RecordState::Held }, None);
             true
         });
         desk.world.note("a");
         desk.spawn(|desk| {
             let _io = lock(&desk.io);
-            desk.world.tracker.hold_the_rest();
+            desk.world.tracker.rehold_unrecorded();
         });
         desk.spawn(|desk| desk.world.note("b"));
         desk.spawn(sweep);
@@ -280,8 +281,8 @@ fn g16_an_end_for_all_that_a_dead_holder_left_behind_is_delivered_once() {
     explore(|| {
         let desk = Desk::new(USUAL);
         desk.hold("a");
-        let entry: Arc<Entry> = desk.world.tracker.find(b"a").unwrap();
-        let record = desk.world.tracker.record_of(&entry);
+        let generation: Arc<Generation> = desk.world.tracker.find(b"a").unwrap();
+        let record = desk.world.tracker.record_of(&generation);
         let end = crate::registry::EndRecord::new(crate::EndReason::Deleted, None, SystemTime::UNIX_EPOCH, 0);
         desk.spawn(move |desk| {
             let _io = lock(&desk.io);

@@ -8,58 +8,59 @@ use std::{
     sync::Arc,
 };
 
-use super::entry::{Ending, Entry};
+use super::generation::{Generation, PendingEnd};
 use crate::{
+    observability::ReleaseCause,
     registry::Record,
-    session::{EventId, SessionId},
+    session::{GenerationId, SessionId},
     sync::{AtomicUsize, Mutex, Ordering, lock},
 };
 
 /// Something to write.
 #[derive(Debug)]
-pub(crate) enum Op {
+pub(crate) enum OutboxEntry {
     /// A generation is to be held, or held again.
-    Hold(Arc<Entry>),
+    Hold(Arc<Generation>),
     /// Its details have changed.
-    Update(Arc<Entry>),
+    Update(Arc<Generation>),
     /// It was claimed; whether its end is ours to deliver, the registry says.
-    Claimed(Arc<Entry>, Ending),
+    End(Arc<Generation>, PendingEnd),
     /// It was claimed, and its end was delivered while the registry was out of reach.
-    Late(Arc<Entry>, Ending),
-    /// It was claimed silently; `true` if it outlives the process.
-    Disowned(Arc<Entry>, bool),
+    EndDeliveredOffline(Arc<Generation>, PendingEnd),
+    /// It was claimed silently.
+    Release(Arc<Generation>, ReleaseCause),
     /// Its end is delivered.
-    Over(Arc<Entry>),
+    Delivered(Arc<Generation>),
     /// We have become a holder of a generation that is not ours.
-    Part(Box<Record>),
+    LeaveForeign(Box<Record>),
     /// An end was tried often enough.
-    GivenUp(SessionId, EventId),
+    Abandon(SessionId, GenerationId),
 }
 
-impl Op {
+impl OutboxEntry {
     fn id(&self) -> &SessionId {
         match self {
-            Self::Hold(entry)
-            | Self::Update(entry)
-            | Self::Claimed(entry, _)
-            | Self::Late(entry, _)
-            | Self::Disowned(entry, _)
-            | Self::Over(entry) => &entry.id,
-            Self::Part(record) => &record.session.id,
-            Self::GivenUp(id, _) => id,
+            Self::Hold(generation)
+            | Self::Update(generation)
+            | Self::End(generation, _)
+            | Self::EndDeliveredOffline(generation, _)
+            | Self::Release(generation, _)
+            | Self::Delivered(generation) => &generation.id,
+            Self::LeaveForeign(record) => &record.session.id,
+            Self::Abandon(id, _) => id,
         }
     }
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    line: Mutex<VecDeque<Op>>,
+pub(crate) struct Outbox {
+    line: Mutex<VecDeque<OutboxEntry>>,
     /// A copy of the line's length, so that nobody locks an empty one.
     len: AtomicUsize,
 }
 
-impl Ledger {
-    pub(super) fn push(&self, op: Op) {
+impl Outbox {
+    pub(super) fn push(&self, op: OutboxEntry) {
         let mut line = lock(&self.line);
         line.push_back(op);
         self.len.store(line.len(), Ordering::SeqCst);
@@ -70,7 +71,7 @@ impl Ledger {
     }
 
     /// Puts back what was taken, or comes before everything else, in its order.
-    pub(crate) fn put_back(&self, ops: impl IntoIterator<Item = Op, IntoIter: DoubleEndedIterator>) {
+    pub(crate) fn put_back(&self, ops: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
         let mut line = lock(&self.line);
         ops.into_iter().rev().for_each(|op| line.push_front(op));
         self.len.store(line.len(), Ordering::SeqCst);
@@ -79,7 +80,7 @@ impl Ledger {
     /// The next ones that can be written in one go. The answer to a hold, or to a claim that has to be held first, decides
     /// how the changes after it are to be written, so those of the same id wait for the next time; changes of different
     /// ids may pass each other.
-    pub(crate) fn take(&self, max: usize) -> Vec<Op> {
+    pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
         let mut line = lock(&self.line);
         let n = max.min(line.len());
         let mut held = HashSet::new();
@@ -89,7 +90,7 @@ impl Ledger {
                 later.push(op);
                 continue;
             }
-            if matches!(op, Op::Hold(_) | Op::Part(_) | Op::Claimed(..)) {
+            if matches!(op, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
                 held.insert(op.id().clone());
             }
             taken.push(op);

@@ -8,13 +8,13 @@ use std::{
 
 use tracing::level_filters::LevelFilter;
 
-use super::{Ending, Entry, Tracker};
-use crate::observability::{LetGo, Tally};
+use super::{Generation, PendingEnd, Tracker};
+use crate::observability::{CounterDelta, ReleaseCause};
 
 /// What there is to say.
 #[derive(Debug, Default)]
-pub(super) struct Telling {
-    tally: Tally,
+pub(super) struct Effects {
+    delta: CounterDelta,
     is_counted: bool,
     /// Only where somebody listens at `DEBUG`.
     events: Vec<Event>,
@@ -22,52 +22,52 @@ pub(super) struct Telling {
 
 #[derive(Debug)]
 enum Event {
-    Born(Arc<Entry>),
-    Ended(Arc<Entry>, Ending),
-    LetGo(Arc<Entry>, LetGo),
+    Started(Arc<Generation>),
+    Ended(Arc<Generation>, PendingEnd),
+    Released(Arc<Generation>, ReleaseCause),
 }
 
-impl Telling {
-    pub(super) fn born(&mut self, entry: &Arc<Entry>) {
-        self.count(Tally::born);
-        self.say(|| Event::Born(Arc::clone(entry)));
+impl Effects {
+    pub(super) fn started(&mut self, generation: &Arc<Generation>) {
+        self.count(CounterDelta::started);
+        self.say(|| Event::Started(Arc::clone(generation)));
     }
 
     /// It is no longer active.
     pub(super) fn left(&mut self) {
-        self.count(Tally::left);
+        self.count(CounterDelta::left);
     }
 
     /// Its `session_end` is ours to deliver.
-    pub(super) fn ended(&mut self, entry: &Arc<Entry>, ending: &Ending) {
-        self.count(|tally| tally.ended(ending.reason));
-        self.say(|| Event::Ended(Arc::clone(entry), ending.clone()));
+    pub(super) fn ended(&mut self, generation: &Arc<Generation>, ending: &PendingEnd) {
+        self.count(|delta| delta.ended(ending.reason));
+        self.say(|| Event::Ended(Arc::clone(generation), ending.clone()));
     }
 
     /// There is none, or it is not ours.
-    pub(super) fn let_go(&mut self, entry: &Arc<Entry>, how: LetGo) {
-        self.count(|tally| tally.let_go(how));
-        self.say(|| Event::LetGo(Arc::clone(entry), how));
+    pub(super) fn released(&mut self, generation: &Arc<Generation>, cause: ReleaseCause) {
+        self.count(|delta| delta.released(cause));
+        self.say(|| Event::Released(Arc::clone(generation), cause));
     }
 
     /// Others have left it behind.
     pub(super) fn recovered(&mut self) {
-        self.count(Tally::recovered);
+        self.count(CounterDelta::recovered);
     }
 
     /// Others have ended it, and it goes on.
     pub(super) fn renewed(&mut self) {
-        self.count(Tally::renewed);
+        self.count(CounterDelta::renewed);
     }
 
     #[inline]
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         !self.is_counted && self.events.is_empty()
     }
 
-    fn count(&mut self, count: impl FnOnce(&mut Tally)) {
+    fn count(&mut self, count: impl FnOnce(&mut CounterDelta)) {
         self.is_counted |= cfg!(feature = "metrics");
-        count(&mut self.tally);
+        count(&mut self.delta);
     }
 
     fn say(&mut self, event: impl FnOnce() -> Event) {
@@ -81,38 +81,38 @@ impl Telling {
 impl Tracker {
     /// To be called with no lock held. Contained: a listener that panics keeps no session from its end.
     #[inline]
-    pub(super) fn tell(&self, telling: &Telling) {
-        if !telling.is_nothing() {
+    pub(super) fn tell(&self, effects: &Effects) {
+        if !effects.is_empty() {
             // The panic hook has said it.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_unguarded(telling)));
+            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_unguarded(effects)));
         }
     }
 
     #[inline(never)]
-    fn tell_unguarded(&self, telling: &Telling) {
-        let Telling { tally, is_counted: _, events } = telling;
-        self.meters.add(tally);
+    fn tell_unguarded(&self, effects: &Effects) {
+        let Effects { delta, is_counted: _, events } = effects;
+        self.meters.add(delta);
         events.iter().for_each(|event| self.say(event));
     }
 
     fn say(&self, event: &Event) {
         match event {
-            Event::Born(entry) => {
-                let resumed_from = entry.resumed_from();
+            Event::Started(generation) => {
+                let resumed_from = generation.resumed_from();
                 tracing::debug!(
                     name: "session-start",
-                    session = %entry.id.redacted(),
-                    event_id = %self.event_id(entry),
+                    session = %generation.id.redacted(),
+                    generation = %self.generation_id(generation),
                     resumed_from = resumed_from.as_ref().map(|old| tracing::field::display(old.redacted())),
                     "a session began",
                 );
             }
-            Event::Ended(entry, ending) => {
-                let (_, duration, requests) = self.life_of(entry, ending);
+            Event::Ended(generation, ending) => {
+                let (_, duration, requests) = self.life_of(generation, ending);
                 tracing::debug!(
                     name: "session-end",
-                    session = %entry.id.redacted(),
-                    event_id = %self.event_id(entry),
+                    session = %generation.id.redacted(),
+                    generation = %self.generation_id(generation),
                     reason = %ending.reason,
                     next = ending.next.as_ref().map(|next| tracing::field::display(next.id.redacted())),
                     duration_ms = millis(duration),
@@ -120,11 +120,11 @@ impl Tracker {
                     "a session ended",
                 );
             }
-            Event::LetGo(entry, how) => tracing::debug!(
-                name: "session-let-go",
-                session = %entry.id.redacted(),
-                event_id = %self.event_id(entry),
-                how = how.as_str(),
+            Event::Released(generation, cause) => tracing::debug!(
+                name: "session-after",
+                session = %generation.id.redacted(),
+                generation = %self.generation_id(generation),
+                cause = cause.as_str(),
                 "a session left without a session_end of this process",
             ),
         }

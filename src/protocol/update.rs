@@ -1,4 +1,4 @@
-//! [`SessionSignal`]: one vocabulary for protocols and handlers.
+//! [`SessionUpdate`]: one vocabulary for protocols and handlers.
 
 use http::Response;
 
@@ -12,45 +12,45 @@ use crate::session::{EndReason, Session, SessionId};
 /// # Examples
 ///
 /// ```
-/// use tower_session_end::{EndReason, Session, SessionId, SessionSignal};
+/// use tower_session_end::{EndReason, Session, SessionId, SessionUpdate};
 ///
 /// // A reset: the old one ends, a new one starts.
 /// let old = SessionId::new("old")?;
-/// let signal = SessionSignal::ended(old, EndReason::Reset).and(SessionSignal::started("new"));
+/// let signal = SessionUpdate::ended(old, EndReason::Reset).and(SessionUpdate::started("new"));
 ///
 /// // For an axum handler it is a response, or a part of one; for others:
 /// let mut response = http::Response::new("reset");
-/// signal.attach(&mut response);
+/// signal.insert_into(&mut response);
 /// # Ok::<(), tower_session_end::InvalidSessionId>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "a signal does nothing until it is part of a response"]
-pub struct SessionSignal {
-    pub(crate) sayings: Vec<Saying>,
+pub struct SessionUpdate {
+    pub(crate) changes: Vec<SessionChange>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Saying {
+pub(crate) enum SessionChange {
     Started(Session),
     Ended(SessionId, EndReason),
     Compacted(SessionId, Session),
 }
 
-impl SessionSignal {
+impl SessionUpdate {
     /// Nothing is said.
-    pub const fn nothing() -> Self {
-        Self { sayings: Vec::new() }
+    pub const fn empty() -> Self {
+        Self { changes: Vec::new() }
     }
 
     /// A session started.
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let signal = SessionSignal::started(Session::from("4711").with_key("chat"));
-    /// assert!(!signal.is_nothing());
+    /// let signal = SessionUpdate::started(Session::from("4711").with_key("chat"));
+    /// assert!(!update.is_empty());
     /// ```
     pub fn started(session: impl Into<Session>) -> Self {
-        Self { sayings: vec![Saying::Started(session.into())] }
+        Self { changes: vec![SessionChange::Started(session.into())] }
     }
 
     /// A session ended.
@@ -58,11 +58,11 @@ impl SessionSignal {
     /// ```
     /// # use tower_session_end::*;
     /// let id = SessionId::new("4711")?;
-    /// let signal = SessionSignal::ended(id, EndReason::Deleted);
+    /// let signal = SessionUpdate::ended(id, EndReason::Deleted);
     /// # Ok::<(), InvalidSessionId>(())
     /// ```
     pub fn ended(id: SessionId, reason: EndReason) -> Self {
-        Self { sayings: vec![Saying::Ended(id, reason)] }
+        Self { changes: vec![SessionChange::Ended(id, reason)] }
     }
 
     /// `old` was compacted into `session`.
@@ -70,16 +70,16 @@ impl SessionSignal {
     /// ```
     /// # use tower_session_end::*;
     /// let old = SessionId::new("4711")?;
-    /// let signal = SessionSignal::compacted(old, "4712");
+    /// let signal = SessionUpdate::compacted(old, "4712");
     /// # Ok::<(), InvalidSessionId>(())
     /// ```
     pub fn compacted(old: SessionId, session: impl Into<Session>) -> Self {
-        Self { sayings: vec![Saying::Compacted(old, session.into())] }
+        Self { changes: vec![SessionChange::Compacted(old, session.into())] }
     }
 
     /// Both, this one first.
     pub fn and(mut self, other: Self) -> Self {
-        self.sayings.extend(other.sayings);
+        self.changes.extend(other.changes);
         self
     }
 
@@ -87,19 +87,19 @@ impl SessionSignal {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert!(SessionSignal::nothing().is_nothing());
+    /// assert!(SessionUpdate::empty().is_empty());
     /// ```
     #[must_use]
-    pub fn is_nothing(&self) -> bool {
-        self.sayings.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
     }
 
     /// Puts the signal into a response, behind one that is there already.
-    pub fn attach<B>(self, response: &mut Response<B>) {
-        self.attach_to(response.extensions_mut());
+    pub fn insert_into<B>(self, response: &mut Response<B>) {
+        self.insert_into_extensions(response.extensions_mut());
     }
 
-    pub(crate) fn attach_to(self, extensions: &mut http::Extensions) {
+    pub(crate) fn insert_into_extensions(self, extensions: &mut http::Extensions) {
         let before = extensions.remove::<Self>().unwrap_or_default();
         extensions.insert(before.and(self));
     }

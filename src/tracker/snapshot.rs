@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{Counts, Entry, Stage, Tracker};
+use super::{Counts, Generation, Stage, Tracker};
 use crate::{
     session::Session,
     sync::{Ordering, lock},
@@ -11,22 +11,22 @@ use crate::{
 impl Tracker {
     /// A copy of what is active at one moment.
     pub(crate) fn snapshot(&self) -> Vec<Session> {
-        let _still = self.moving.write().unwrap_or_else(PoisonError::into_inner);
+        let _still = self.compaction_lock.write().unwrap_or_else(PoisonError::into_inner);
         let mut sessions = Vec::with_capacity(self.len());
         for shard in &self.shards {
-            sessions.extend(lock(shard).active().map(|entry| entry.session()));
+            sessions.extend(lock(shard).active().map(|generation| generation.session()));
         }
         sessions
     }
 
     /// The sum of all shards' counts: each shard balances at the moment it is read, and so does the sum. From now on
     /// somebody waits for every end that is owed.
-    pub(crate) fn counts_and_await_all(&self) -> Counts {
+    pub(crate) fn baseline_counts(&self) -> Counts {
         let mut sum = Counts::default();
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
-            let adopted = shard.owed().filter(|entry| entry.set_given_up(false)).count();
+            let adopted = shard.owed().filter(|generation| generation.set_given_up(false)).count();
             self.awaited.fetch_add(adopted, Ordering::SeqCst);
         }
         sum
@@ -36,32 +36,33 @@ impl Tracker {
     pub(crate) fn await_late(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
-            let adopted = shard.owed().filter(|entry| self.is_late(entry) && entry.set_given_up(false)).count();
+            let adopted =
+                shard.owed().filter(|generation| self.is_late(generation) && generation.set_given_up(false)).count();
             self.awaited.fetch_add(adopted, Ordering::SeqCst);
         }
     }
 
     /// The sum of all shards' counts, with every generation whose end is not over. With `give_up`, nobody waits for those
     /// any more.
-    pub(crate) fn counts_and_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Entry>, Stage)>) {
+    pub(crate) fn collect_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Generation>, Stage)>) {
         let mut sum = Counts::default();
         let mut unfinished = Vec::new();
         let mut quiet = false;
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
-            for entry in shard.owed() {
-                if give_up && entry.set_given_up(true) {
+            for generation in shard.owed() {
+                if give_up && generation.set_given_up(true) {
                     quiet |= self.no_longer_awaited();
                 }
-                unfinished.push((Arc::clone(entry), entry.stage()));
+                unfinished.push((Arc::clone(generation), generation.stage()));
             }
-            unfinished.extend(shard.aborted.iter().map(|entry| (Arc::clone(entry), Stage::Ending)));
+            unfinished.extend(shard.aborted.iter().map(|generation| (Arc::clone(generation), Stage::EndRunning)));
             // No sweep has come to it, or the user is still being asked about it.
-            unfinished.extend(shard.active().map(|entry| (Arc::clone(entry), Stage::Started)));
+            unfinished.extend(shard.active().map(|generation| (Arc::clone(generation), Stage::Started)));
         }
         if quiet {
-            self.quiet.notify_waiters();
+            self.drained_notify.notify_waiters();
         }
         (sum, unfinished)
     }

@@ -1,0 +1,201 @@
+//! What the registry's answers come to: a recorded birth goes on to its start, a recorded claim to its end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    Tracker,
+    effects::Effects,
+    generation::{AfterStart, Claim, Generation, PendingEnd, RecordState, Stage},
+    order::{AfterUnlock, Outcome},
+    outbox::OutboxEntry,
+    shard::Shard,
+};
+use crate::{
+    observability::ReleaseCause,
+    registry::{EndRecord, Record},
+    session::GenerationId,
+    sync::lock,
+};
+
+impl Tracker {
+    /// To be called under the lock, for a newcomer: its start waits for the record.
+    pub(super) fn record_start(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            generation.wait_for_record();
+            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+        }
+    }
+
+    /// To be called under the lock.
+    pub(super) fn record_details(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            outbox.push(OutboxEntry::Update(Arc::clone(generation)));
+        }
+    }
+
+    /// A hold is written, or given up: `state` says which. With `joined`, an older generation goes on here.
+    pub(crate) fn held(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
+        let mut after = AfterUnlock::default();
+        {
+            let mut shard = self.shard(self.hash_of(generation));
+            let waited = generation.set_recorded(state) == RecordState::Pending;
+            if let Some(record) = joined {
+                generation.join(record);
+            }
+            if waited && generation.release_predecessor() {
+                self.begin(&mut shard, generation, &mut after);
+            }
+        }
+        generation.tell_recorded();
+        self.apply_deferred(after);
+    }
+
+    /// The end of a claimed generation is ours to deliver.
+    pub(crate) fn resolve_owned(&self, generation: &Arc<Generation>, ending: PendingEnd) {
+        self.resolve(generation, AfterStart::RunEnd(ending));
+    }
+
+    /// It is not: nothing is delivered here. A start that is under way is awaited all the same.
+    pub(crate) fn resolve_released(&self, generation: &Arc<Generation>, cause: ReleaseCause) {
+        self.resolve(generation, AfterStart::Release(cause));
+    }
+
+    fn resolve(&self, generation: &Arc<Generation>, due: AfterStart) {
+        let mut after = AfterUnlock::default();
+        if let AfterStart::RunEnd(ending) = &due {
+            after.effects.ended(generation, ending);
+        }
+        self.complete_or_defer(&mut self.shard(self.hash_of(generation)), generation, due, &mut after);
+        self.apply_deferred(after);
+    }
+
+    pub(super) fn count_released(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        cause: ReleaseCause,
+        after: &mut AfterUnlock,
+    ) {
+        let counts = &mut shard.counts;
+        counts.owed -= 1;
+        counts.release(cause);
+        if !generation.is_given_up() {
+            after.quiet |= self.no_longer_awaited();
+        }
+        generation.set_claim(Claim::Forgotten);
+        after.effects.released(generation, cause);
+        if let Some(recovery) = generation.recovery() {
+            recovery.count_released();
+        }
+        self.over(shard, generation, after);
+    }
+
+    pub(super) fn record_over(&self, generation: &Arc<Generation>, outcome: Outcome) {
+        if let Some(outbox) = &self.outbox {
+            if let Some(recovery) = generation.recovery() {
+                recovery.count(outcome);
+            }
+            // One that was torn from the middle is delivered again, by whoever comes after us.
+            if outcome != Outcome::Aborted {
+                outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
+            }
+        }
+    }
+
+    /// The lease was over, and others have ended what was held: what is active goes on as new generations. What may
+    /// never have come to the registry has been ended by nobody: it is held again, under its own name.
+    pub(crate) fn restart_all(&self) {
+        let now = self.clock.wall(self.clock.now());
+        let mut effects = Effects::default();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.owed().filter(|generation| generation.recorded() == RecordState::Held).for_each(|generation| {
+                generation.set_recorded(RecordState::TakenOver);
+            });
+            let active: Vec<_> =
+                shard.active().filter(|generation| generation.recorded() == RecordState::Held).cloned().collect();
+            for generation in &active {
+                shard.counts.starts += 1;
+                shard.counts.ended_elsewhere += 1;
+                effects.renewed();
+                self.renew(generation, now);
+            }
+        }
+        self.tell(&effects);
+    }
+
+    fn renew(&self, generation: &Arc<Generation>, now: SystemTime) {
+        let number = self.next_number();
+        generation.renew(GenerationId::new(self.instance, number), now);
+        if generation.stage() == Stage::Starting {
+            // Its start is under way, and is the start of this one too.
+            generation.set_recorded(RecordState::None);
+            self.rehold(generation);
+        } else {
+            generation.set_stage(Stage::Waiting);
+            self.record_start(generation);
+        }
+    }
+
+    /// The registry has lost its memory: everything is to be held again before it is believed.
+    pub(crate) fn mark_records_uncertain(&self) {
+        for shard in &self.shards {
+            let shard = lock(shard);
+            for generation in
+                shard.active().chain(shard.owed()).filter(|generation| generation.recorded() == RecordState::Held)
+            {
+                generation.set_recorded(RecordState::Uncertain);
+            }
+        }
+        self.rehold_unrecorded();
+    }
+
+    /// Holds whatever is active and not on record.
+    pub(crate) fn rehold_unrecorded(&self) {
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let missing = |generation: &&Arc<Generation>| {
+                matches!(generation.recorded(), RecordState::None | RecordState::Uncertain)
+            };
+            shard.active().filter(missing).for_each(|generation| self.rehold(generation));
+        }
+    }
+
+    fn rehold(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+        }
+    }
+
+    /// What is to be written of this generation.
+    pub(crate) fn record_of(&self, generation: &Generation) -> Record {
+        let started_at =
+            generation.origin(|origin| origin.started_at).unwrap_or_else(|| self.clock.wall(generation.started_at));
+        Record::new(generation.session(), self.generation_id(generation), started_at)
+    }
+
+    pub(crate) fn end_record_of(&self, generation: &Generation, ending: &PendingEnd) -> EndRecord {
+        let next = ending.next.as_deref().cloned();
+        EndRecord::new(ending.reason, next, self.clock.wall(ending.at), generation.requests())
+    }
+
+    /// When a generation began, how long it lasted, and how many requests it saw.
+    pub(crate) fn life_of(&self, generation: &Generation, ending: &PendingEnd) -> (SystemTime, Duration, u64) {
+        let started_here = || {
+            let duration = Duration::from_nanos(ending.at.saturating_sub(generation.started_at));
+            (self.clock.wall(generation.started_at), duration, generation.requests())
+        };
+        if self.outbox.is_none() {
+            return started_here();
+        }
+        let elsewhere = generation.origin(|origin| {
+            let ended_at = origin.ended_at.unwrap_or_else(|| self.clock.wall(ending.at));
+            let duration = ended_at.duration_since(origin.started_at).unwrap_or_default();
+            (origin.started_at, duration, origin.requests.unwrap_or_else(|| generation.requests()))
+        });
+        elsewhere.unwrap_or_else(started_here)
+    }
+}
