@@ -8,7 +8,7 @@ use http::{Extensions, StatusCode, request::Parts};
 
 use std::{convert::Infallible, fmt};
 
-use crate::{lifecycle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
+use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
 
 /// What the layer leaves in a request's extensions.
 #[derive(Clone)]

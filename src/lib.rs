@@ -57,7 +57,7 @@
 //!
 //! | | default | bounds |
 //! |---|---|---|
-//! | [`lame_duck`](ActiveSessionsBuilder::lame_duck) | 0 | from the signal, while readiness probes say no |
+//! | [`lame_duck_timeout`](ActiveSessionsBuilder::lame_duck_timeout) | 0 | from the signal, while readiness probes say no |
 //! | [`drain_timeout`](ActiveSessionsBuilder::drain_timeout) | 2 s | all `session_end` hooks, settling included |
 //! | [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout) | 10 s | requests and streams that go on |
 //!
@@ -141,47 +141,45 @@
 //! * `full`: all of them.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod builder;
-mod dispatch;
-mod durable;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
-mod guard;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-mod hook;
+mod handle;
+mod hooks;
+mod housekeeper;
 mod http;
-mod lifecycle;
 pub mod observability;
 mod panic;
+mod persist;
 mod protocol;
 pub mod registry;
-mod report;
 mod session;
 mod shutdown;
-mod stop;
 mod sync;
+mod tasks;
 mod tracker;
-mod upkeep;
 
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
 #[cfg(feature = "cookie")]
 pub use self::protocol::CookieProtocol;
 pub use self::{
-    builder::{ActiveSessionsBuilder, BuildError},
-    dispatch::{HookError, HookFailure},
     error::BoxError,
-    guard::{Closing, SessionGuard},
-    hook::{HookOutput, SessionHook},
+    handle::{
+        ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, NoteOutcome, RecoveryReport, SessionGuard,
+    },
+    hooks::{HookError, HookFailure, HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    lifecycle::{ActiveSessions, NoteOutcome},
     protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
-    report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
     session::{
         EndReason, GenerationId, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd,
         SessionId, SessionStart,
     },
-    shutdown::{Finished, Shutdown, signal},
+    shutdown::{
+        FinishOutput, ShutdownFuture,
+        report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
+        signal,
+    },
 };

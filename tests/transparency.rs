@@ -20,8 +20,8 @@ use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, BuildError, Closing, ConnectionReport, DrainReport, EndReason, Finished,
-    GenerationId, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, NoteOutcome, Phase,
+    ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, ConnectionReport, DrainReport, EndReason,
+    Finished, GenerationId, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, NoteOutcome, Phase,
     RecoveryReport, RequestInfo, ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId,
     SessionIdRejection, SessionLayer, SessionProtocol, SessionService, SessionStart, SessionUpdate, Shutdown,
     ShutdownReport, UnfinishedEnd, signal,
@@ -254,8 +254,8 @@ fn public_types_are_what_an_async_program_needs() {
         SessionEnd: send_sync clone unpin fixed debug;
         SessionUpdate: send_sync clone unpin fixed debug;
         SessionGuard: send_sync unpin fixed debug;
-        Closing: send_sync fixed debug;
-        Shutdown: send unpin fixed debug;
+        ClosingFuture: send_sync fixed debug;
+        ShutdownFuture: send unpin fixed debug;
         signal::Terminate: send unpin fixed;
         signal::ShutdownRequest: send unpin fixed debug;
         NoteOutcome: send_sync clone unpin fixed debug;
@@ -268,7 +268,7 @@ fn public_types_are_what_an_async_program_needs() {
         ConnectionReport: send_sync clone unpin fixed debug;
         UnfinishedEnd: send_sync clone unpin fixed debug;
         HookFailure: send_sync clone unpin fixed debug;
-        Finished<std::io::Result<()>>: send_sync unpin fixed debug;
+        FinishOutput<std::io::Result<()>>: send_sync unpin fixed debug;
         EndReason: send_sync clone unpin fixed debug;
         GenerationId: send_sync clone unpin fixed debug;
         Phase: send_sync clone unpin fixed debug;

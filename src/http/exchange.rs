@@ -10,7 +10,7 @@ use http::{HeaderMap, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
-    lifecycle::ActiveSessions,
+    handle::ActiveSessions,
     protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
@@ -34,14 +34,14 @@ pub(super) struct Refused;
 impl Shared {
     /// The generation of an id, if it is active: busy from here on.
     pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        self.sessions.inner.pool.tracker.begin_activity(id, self.sessions.tick())
+        self.sessions.inner.tracker.begin_activity(id, self.sessions.inner.housekeeper.tick())
     }
 }
 
 impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
-        shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
+        shared.sessions.inner.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
         Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
     }
 
@@ -129,7 +129,12 @@ impl Exchange {
     }
 
     fn recording(&self, births: Vec<Arc<Generation>>) -> Recording {
-        Box::pin(self.sessions().clone().until_recorded(births))
+        let persister = self.sessions().inner.persister.clone();
+        Box::pin(async move {
+            if let Some(persister) = persister {
+                persister.until_recorded(&births).await;
+            }
+        })
     }
 
     /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.
@@ -160,7 +165,7 @@ impl Exchange {
             // Not one that a handler's word has just opened.
             if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
                 // Over by now? Then this is a late response, and revives nothing.
-                sessions.inner.pool.tracker.set_details(generation, session);
+                sessions.inner.tracker.set_details(generation, session);
                 return Ok(None);
             }
             if sessions.phase() >= Phase::Closing {
@@ -168,6 +173,10 @@ impl Exchange {
             }
         }
         self.adopt(sessions.note_session(session, NoteSource::ResponseHeader, self.wanting()))
+    }
+
+    fn delays_head(&self, generation: &Generation) -> bool {
+        self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
     /// What a newcomer is to take up, if this exchange belongs to no session yet.
@@ -180,7 +189,7 @@ impl Exchange {
         match note {
             Some(Noted::Closed) => Err(Refused),
             Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => {
-                let waits = self.sessions().waits_for(&generation).then(|| Arc::clone(&generation));
+                let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
                 self.generation.get_or_insert(generation);
                 Ok(waits)
             }
@@ -197,16 +206,16 @@ impl Exchange {
             self.end_activity(&generation);
             self.activity = Activity::Stream;
         }
-        is_stream && self.sessions().inner.config.end_streams
+        is_stream && self.sessions().inner.end_streams
     }
 
     #[inline(never)]
     fn end_activity(&self, generation: &Arc<Generation>) {
         let sessions = &self.shared.sessions;
-        generation.touch(sessions.tick());
+        generation.touch(sessions.inner.housekeeper.tick());
         // First put down, then read the phase: a drain that still found work here has stored the phase before.
         if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
-            sessions.drain_one(generation);
+            sessions.inner.housekeeper.drain_one(generation);
         }
     }
 }
@@ -217,7 +226,7 @@ impl Drop for Exchange {
         if let Some(generation) = &self.generation {
             self.end_activity(generation);
         }
-        self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
+        self.shared.sessions.inner.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

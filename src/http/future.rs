@@ -138,7 +138,11 @@ impl<F, B> ResponseFuture<F, B> {
         B: Body,
     {
         let this = self.as_mut().project();
-        let cut = this.watch.as_ref().map(|watch| watch.exchange.sessions().inner.cut.clone()).unwrap_or_default();
+        let cut = this
+            .watch
+            .as_ref()
+            .map(|watch| watch.exchange.sessions().inner.shutdown.closed.clone())
+            .unwrap_or_default();
         // Its session is at work until the head has left, though nothing may come after it.
         let response = if body.is_end_stream() || is_plain(&body) {
             Response::from_parts(parts, SessionBody::new(body, this.watch.take()))

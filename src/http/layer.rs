@@ -6,10 +6,10 @@ use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
-    dispatch::Pool,
-    lifecycle::ActiveSessions,
+    handle::ActiveSessions,
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::Phase,
+    tracker::Tracker,
 };
 
 impl ActiveSessions {
@@ -38,7 +38,7 @@ impl ActiveSessions {
         SessionLayer {
             shared: Arc::new(Shared {
                 sessions: self.clone(),
-                pool: Arc::clone(&self.inner.pool),
+                tracker: Arc::clone(&self.inner.tracker),
                 protocol: ProtocolKind::new(protocol),
             }),
             extractors: cfg!(feature = "axum"),
@@ -59,15 +59,15 @@ pub struct SessionLayer {
 /// What every clone of a service shares.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    /// That of the sessions, one step nearer.
-    pool: Arc<Pool>,
+    /// The tracker of `sessions`; saves one pointer hop for each request.
+    tracker: Arc<Tracker>,
     pub(super) protocol: ProtocolKind,
 }
 
 impl Shared {
     #[inline]
     pub(super) fn phase(&self) -> Phase {
-        self.pool.tracker.phase()
+        self.tracker.phase()
     }
 
     #[inline]
@@ -78,7 +78,7 @@ impl Shared {
     /// Whether requests that may open a session are refused by now.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
-        self.sessions.inner.config.refuse_new_sessions && self.is_stopping()
+        self.sessions.inner.refuse_new_sessions && self.is_stopping()
     }
 }
 
@@ -100,7 +100,7 @@ impl<S> Layer<S> for SessionLayer {
     type Service = SessionService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        self.shared.sessions.inner.pool.remember_runtime();
+        self.shared.sessions.inner.tasks.remember_runtime();
         SessionService::new(inner, Arc::clone(&self.shared), self.extractors)
     }
 }

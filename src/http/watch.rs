@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::exchange::Exchange;
-use crate::{lifecycle::ActiveSessions, session::Phase, tracker::Generation};
+use crate::{handle::ActiveSessions, session::Phase, tracker::Generation};
 
 /// How long a stream may go on after the drain: a host that says goodbye from a task of its own needs a moment.
 const GOODBYE_GRACE: Duration = Duration::from_millis(20);
@@ -42,7 +42,7 @@ impl Watch {
     /// The body is an event stream: from here on it ends with its session.
     pub(super) fn listen(&mut self) {
         let over = is_over(self.exchange.sessions().clone(), self.exchange.generation().cloned());
-        let cut = self.exchange.sessions().inner.cut.clone();
+        let cut = self.exchange.sessions().inner.shutdown.closed.clone();
         self.verdict = Some(Box::pin(async move {
             let (mut over, mut cut) = (pin!(over), pin!(cut.cancelled()));
             // Not by `select!`, which looks at neither once the host has used up its task's budget: as one does that waits
@@ -58,7 +58,7 @@ impl Watch {
     /// To be polled whenever the host has made us wait. No more after a verdict, unless it is let pass.
     #[inline(never)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
-        let cut = &self.exchange.sessions().inner.cut;
+        let cut = &self.exchange.sessions().inner.shutdown.closed;
         let verdict = self.verdict.get_or_insert_with(|| {
             let cut = cut.clone();
             Box::pin(async move {
@@ -84,7 +84,7 @@ impl Watch {
 
 /// Waits for the end of the session, or of the drain for a stream that belongs to none.
 async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) {
-    let drained = sessions.inner.drained.clone();
+    let drained = sessions.inner.shutdown.drained.clone();
     if let Some(generation) = generation {
         let ended = generation.listen();
         if generation.is_active() {
@@ -98,7 +98,7 @@ async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) 
     }
     if sessions.phase() >= Phase::Closing {
         drained.cancelled().await;
-        pause(GOODBYE_GRACE.min(sessions.inner.config.connection_drain_timeout / 4)).await;
+        pause(GOODBYE_GRACE.min(sessions.inner.shutdown.config.connection_drain_timeout / 4)).await;
     }
 }
 

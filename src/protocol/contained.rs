@@ -1,14 +1,11 @@
 //! A protocol that is user code: a panic in it is no panic of the request.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Once,
-};
+use std::sync::Once;
 
 use http::{request, response};
 
 use super::{RequestInfo, SessionProtocol, SessionUpdate};
-use crate::{hook::panic_message, session::SessionId};
+use crate::{panic::catch, session::SessionId};
 
 pub(super) struct Contained<P> {
     protocol: P,
@@ -22,11 +19,11 @@ impl<P> Contained<P> {
 
     /// What the protocol says, or that it says nothing.
     fn contain<T: Default>(&self, ask: impl FnOnce(&P) -> T) -> T {
-        catch_unwind(AssertUnwindSafe(|| ask(&self.protocol))).unwrap_or_else(|payload| {
+        catch(|| ask(&self.protocol)).unwrap_or_else(|panic| {
             self.warned.call_once(|| {
                 tracing::warn!(
                     name: "session-protocol-panicked",
-                    message = panic_message(&*payload),
+                    message = panic.into_message(),
                     "a session protocol panicked; the exchange goes on as if nothing was said of sessions. \
                      This is said once",
                 );

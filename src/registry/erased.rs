@@ -2,14 +2,13 @@
 
 use std::{
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
 use super::{Applied, Change, Orphan, Registry, RegistryError};
-use crate::hook::panic_message;
+use crate::panic;
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
 
@@ -54,8 +53,7 @@ impl<R: Registry> DynRegistry for R {
 }
 
 fn catch<T>(f: impl FnOnce() -> T) -> Result<T, RegistryError> {
-    catch_unwind(AssertUnwindSafe(f))
-        .map_err(|payload| RegistryError::unavailable(format!("panicked: {}", panic_message(&*payload))))
+    panic::catch(f).map_err(|panic| RegistryError::unavailable(format!("panicked: {panic}")))
 }
 
 fn contained<'a, T: Send + 'a>(call: impl FnOnce() -> Answer<'a, T>) -> Answer<'a, T> {

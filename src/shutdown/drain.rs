@@ -2,56 +2,31 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::{
-    lifecycle::ActiveSessions,
-    observability::log_outcome,
+use super::{
+    Shutdown,
     report::{DrainReport, UnfinishedEnd},
+    state::{Drain, DrainWaiter},
+};
+use crate::{
+    observability::log_outcome,
     session::{EndReason, Phase},
-    stop::{Drain, DrainWaiter},
+    sync::wait_for,
     tracker::{
         Generation, Stage, Tracker,
         clock::{Clock, NEVER},
     },
 };
 
-/// After so many claims the sweep lets others have its thread.
+/// After this many claims the sweep yields.
 const CLAIMS_PER_YIELD: usize = 16_384;
 
-impl ActiveSessions {
-    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
-    /// but not longer than [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
-    ///
-    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway with no server to drain after it. It is
-    /// terminal: the handle is [`Phase::Closing`] from here on, and a session that is noted later ends at once.
-    ///
-    /// A drain that overlaps another shares its outcome, with the reason of the first; a later one fires nothing twice,
-    /// and waits again for what is unfinished. Dropping the future half-way loses nothing: the hooks go on, and the next
-    /// drain ends the rest.
-    ///
-    /// A hook that waits for a drain waits for itself, and so for the whole budget: spawn it instead.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let report = sessions.drain(EndReason::Restart).await;
-    /// assert_eq!(report.ended, 1);
-    /// assert!(sessions.is_empty());
-    /// # }
-    /// ```
-    pub async fn drain(&self, reason: EndReason) -> DrainReport {
-        self.with_lease(self.drain_once(reason)).await
+impl Shutdown {
+    /// Ends every active session and waits for the hooks, within the drain's budget. Renews the lease meanwhile.
+    pub(crate) async fn drain(&self, reason: EndReason) -> DrainReport {
+        self.with_heartbeat(self.drain_once(reason)).await
     }
 
     async fn drain_once(&self, reason: EndReason) -> DrainReport {
@@ -61,39 +36,44 @@ impl ActiveSessions {
     }
 
     async fn run_drain(&self, run: &Drain) -> DrainReport {
-        let settle = self.inner.config.settle_timeout;
+        let settle = self.config.settle_timeout;
         if !settle.is_zero() {
             self.sweep(true).await;
-            let settled = run.begun.checked_add(settle).into_iter().chain(run.deadline).min();
-            self.wait_until(settled, || self.is_empty()).await;
+            let settled = run.began.checked_add(settle).into_iter().chain(run.deadline).min();
+            wait_for(&self.tracker.drained, settled, || self.tracker.len() == 0).await;
         }
         self.sweep(false).await;
-        self.quiet(run.deadline).await;
+        self.wait_for_hooks(run.deadline).await;
         self.until_written(run.deadline).await;
         run.report.get_or_init(|| self.complete(run)).clone()
     }
 
     /// A drain that nobody waits for.
     pub(super) fn begin_drain(&self) -> Arc<Drain> {
-        let joined = self.join_drain(self.inner.pool.tracker.stop_reason());
+        let joined = self.join_drain(self.tracker.shutdown_reason());
         Arc::clone(&joined.0)
     }
 
     fn join_drain(&self, reason: EndReason) -> DrainWaiter {
-        let inner = &self.inner;
-        inner.stop.join(|servers| {
-            let tracker = &inner.pool.tracker;
+        self.state.join(|servers| {
+            let tracker = &self.tracker;
             // First the phase, then the sweep: a note that no sweep has seen sees the phase.
             tracker.advance(Phase::Closing, reason);
-            inner.closing.cancel();
+            self.closing.cancel();
             if servers > 0 {
-                tracker.begin_late();
+                tracker.expect_late_starts();
             }
-            let (begun, now) = (Instant::now(), tracker.clock.now());
-            let deadline = Clock::add(now, inner.config.drain_timeout);
+            let (began, now) = (Instant::now(), tracker.clock.now());
+            let deadline = Clock::add(now, self.config.drain_timeout);
             let before = tracker.baseline_counts();
-            inner.pool.begin_drain(now, deadline);
-            Drain::new(tracker.stop_reason(), begun, tracker.clock.instant(deadline), before)
+            self.tasks.remember_runtime();
+            self.pool.begin_drain(now, deadline);
+            if let Some(persister) = &self.persister {
+                persister.reclaim_deferred();
+            }
+            self.pool.wake();
+            self.pool.wake_batches();
+            Drain::new(tracker.shutdown_reason(), began, tracker.clock.instant(deadline), before)
         })
     }
 
@@ -101,47 +81,28 @@ impl ActiveSessions {
     async fn sweep(&self, spare_work: bool) {
         let mut claims = 0;
         for shard in 0..Tracker::shards() {
-            claims += self.drain_shard(shard, spare_work);
+            claims += self.housekeeper.drain_shard(shard, spare_work);
             if claims >= CLAIMS_PER_YIELD {
                 claims = 0;
-                self.inner.pool.wake();
+                self.pool.wake();
                 tokio::task::yield_now().await;
             }
         }
-        self.inner.pool.wake();
+        self.pool.wake();
     }
 
     /// Waits for every `session_end` that is owed and not given up.
-    pub(super) async fn quiet(&self, deadline: Option<Instant>) {
-        let tracker = &self.inner.pool.tracker;
+    pub(super) async fn wait_for_hooks(&self, deadline: Option<Instant>) {
+        let tracker = &self.tracker;
         // Once the pool is closed, what is left never runs.
-        self.wait_until(deadline, || tracker.awaited() == 0 || tracker.queue.state().limits.closed).await;
-    }
-
-    async fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
-        let tracker = &self.inner.pool.tracker;
-        let quiet = async {
-            loop {
-                let told = tracker.drained_notify.notified();
-                tokio::pin!(told);
-                // First register, then look: nobody is told in between.
-                told.as_mut().enable();
-                if condition() {
-                    break;
-                }
-                told.await;
-            }
-        };
-        match deadline {
-            Some(deadline) => drop(timeout_at(deadline, quiet).await),
-            None => quiet.await,
-        }
+        let is_over = || tracker.awaited() == 0 || tracker.queue.state().limits.closed;
+        wait_for(&tracker.drained, deadline, is_over).await;
     }
 
     fn complete(&self, run: &Drain) -> DrainReport {
         let report = self.account(run, true);
         self.begin_connection_drain();
-        self.inner.pool.tracker.meters.drained(report.elapsed, report.unfinished.len());
+        self.tracker.meters.drained(report.elapsed, report.unfinished.len());
         log_drain(&report);
         report
     }
@@ -150,21 +111,23 @@ impl ActiveSessions {
     pub(super) fn begin_connection_drain(&self) {
         let now = Instant::now();
         let mut servers = 0;
-        self.inner.stop.update(|progress| {
+        self.state.update(|progress| {
             progress.drained_at = Some(now);
             servers = progress.servers;
         });
         let next = match servers {
             0 => NEVER,
-            _ => Clock::add(self.inner.pool.tracker.clock.now(), self.inner.config.connection_drain_timeout),
+            _ => Clock::add(self.tracker.clock.now(), self.config.connection_drain_timeout),
         };
-        self.inner.pool.after_drain(next);
-        self.inner.drained.cancel();
+        self.pool.end_drain(next);
+        self.pool.wake();
+        self.pool.wake_batches();
+        self.drained.cancel();
     }
 
     /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
     pub(super) fn account(&self, run: &Drain, give_up: bool) -> DrainReport {
-        let tracker = &self.inner.pool.tracker;
+        let tracker = &self.tracker;
         let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
         if give_up {
             // Born late and not over: in the report of `finish`, which waits for them.
@@ -174,19 +137,19 @@ impl ActiveSessions {
         }
         let unfinished: Vec<_> =
             unfinished.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
-        let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
+        let mut report = DrainReport::empty(run.reason, self.config.drain_timeout);
         let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());
         report.timed_out = time_is_over && !unfinished.is_empty();
         report.count(&run.before, &after, unfinished);
-        report.failures = self.inner.pool.failures();
-        report.elapsed = run.begun.elapsed();
+        report.failures = self.pool.failures();
+        report.elapsed = run.began.elapsed();
         report
     }
 
     fn unfinished(&self, generation: &Arc<Generation>, stage: Stage) -> UnfinishedEnd {
         UnfinishedEnd {
             session_id: generation.id.clone(),
-            generation: self.inner.pool.tracker.generation_id(generation),
+            generation: self.tracker.generation_id(generation),
             stage: stage.into(),
         }
     }

@@ -4,104 +4,80 @@ use std::{
     future::{IntoFuture, poll_fn},
     io,
     pin::pin,
-    sync::{PoisonError, atomic::Ordering},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
 
-use super::drain::{grace, log_drain};
-use crate::{
-    lifecycle::ActiveSessions,
-    observability::log_outcome,
+use super::{
+    Shutdown,
+    drain::{grace, log_drain},
     report::{ConnectionReport, ShutdownReport},
-    session::Phase,
-    stop::Drain,
-    tracker::Tracker,
+    state::Drain,
 };
+use crate::{observability::log_outcome, session::Phase, tracker::Tracker};
 
-impl ActiveSessions {
-    /// Runs the server to its end, bounds its connection drain, and returns the report of the stop.
-    ///
-    /// From the signal on it takes at most [`lame_duck`](crate::ActiveSessionsBuilder::lame_duck) +
-    /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) +
-    /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout), whatever the connections
-    /// do. What is open then is cut: a request without an answer gets 503 and `connection: close`, an unfinished body
-    /// ends with an error. Sessions that are born while the connections drain get their end too, and hooks that the
-    /// drain left unfinished go on meanwhile; what still runs when this future is over is dropped.
-    ///
-    /// A server that ends without a signal is drained here. Any `IntoFuture` is a server; several on one handle work,
-    /// each with its own `finish`, polled together: the handle closes with the last of them.
-    ///
-    /// Code inside `spawn_blocking` cannot be stopped, and a runtime that is dropped waits for it: end `main` with
-    /// [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or `std::process::exit` if your
-    /// hooks use it.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> std::io::Result<()> {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let server = async { std::io::Result::Ok(()) }; // ends at once, with no signal
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// assert!(!report.signalled && report.is_clean());
-    /// assert_eq!(report.sessions.ended, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn finish<S: IntoFuture>(&self, server: S) -> impl Future<Output = Finished<S::Output>> + use<S> {
-        let place = ServerToken::take(self.clone());
+impl Shutdown {
+    pub(crate) fn finish<S: IntoFuture>(
+        self: &Arc<Self>,
+        server: S,
+    ) -> impl Future<Output = FinishOutput<S::Output>> + use<S> {
+        // Counted before the first poll: a drain that begins earlier knows of this server.
+        let token = ServerToken::new(self);
         async move {
-            let sessions = place.sessions.clone();
-            sessions.with_lease(Self::finish_at(place, server)).await
+            let shutdown = Arc::clone(&token.shutdown);
+            shutdown.with_heartbeat(Self::finish_with(token, server)).await
         }
     }
 
-    async fn finish_at<S: IntoFuture>(place: ServerToken, server: S) -> Finished<S::Output> {
-        let sessions = &place.sessions;
-        let begun = Instant::now();
+    async fn finish_with<S: IntoFuture>(token: ServerToken, server: S) -> FinishOutput<S::Output> {
+        let shutdown = &token.shutdown;
+        let began = Instant::now();
         let output = {
             let mut server = pin!(server.into_future());
             tokio::select! {
                 biased;
                 output = &mut server => Some(output),
-                () = sessions.connections_are_due(begun) => None,
+                () = shutdown.connections_are_due(began) => None,
             }
         };
-        let run = sessions.drain_unless_done().await;
+        let run = shutdown.drain_unless_done().await;
         let cut = output.is_none();
-        let elapsed = sessions.connections_began(begun).map(|at| at.elapsed()).unwrap_or_default();
-        let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
-        let is_last = place.leave();
+        let elapsed = shutdown.connections_began(began).map(|at| at.elapsed()).unwrap_or_default();
+        let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
+        let is_last = token.leave();
         if is_last {
-            sessions.close();
+            shutdown.close();
         }
         tokio::select! {
             biased;
-            () = sessions.late_sessions(begun, cut) => {}
-            () = sessions.until_cut() => {}
+            () = shutdown.late_sessions(began, cut) => {}
+            () = shutdown.forced() => {}
         }
         if is_last {
             // What is delivered by now is not to be delivered again by whoever comes after us.
-            sessions.until_written(Some(Instant::now() + sessions.time_left(begun))).await;
-            sessions.inner.pool.close(sessions.remaining_grace(begun)).await;
-            sessions.leave_registry(sessions.time_left(begun)).await;
+            shutdown.until_written(Some(Instant::now() + shutdown.time_left(began))).await;
+            shutdown.pool.close();
+            if let Some(persister) = &shutdown.persister {
+                persister.abort_writer();
+            }
+            shutdown.tasks.wait(shutdown.remaining_grace(began)).await;
+            if let Some(persister) = &shutdown.persister {
+                persister.release_lease(shutdown.time_left(began)).await;
+            }
         }
-        Finished {
+        FinishOutput {
             output,
-            report: sessions.shutdown_report(
+            report: shutdown.shutdown_report(
                 &run,
                 ConnectionReport {
                     elapsed,
-                    budget: sessions.inner.config.connection_drain_timeout,
+                    budget: shutdown.config.connection_drain_timeout,
                     timed_out: cut,
                     open_responses,
                 },
@@ -110,25 +86,25 @@ impl ActiveSessions {
     }
 
     /// When the connections have had their time, less the grace for what is cut.
-    fn connection_deadline(&self, begun: Instant) -> Option<Instant> {
-        let timeout = self.inner.config.connection_drain_timeout;
-        self.connections_began(begun)?.checked_add(timeout.saturating_sub(grace(timeout)))
+    fn connection_deadline(&self, began: Instant) -> Option<Instant> {
+        let timeout = self.config.connection_drain_timeout;
+        self.connections_began(began)?.checked_add(timeout.saturating_sub(grace(timeout)))
     }
 
-    /// Since when the connections drain: since the drain was over, if this `finish` had begun by then.
-    fn connections_began(&self, begun: Instant) -> Option<Instant> {
-        Some(self.inner.stop.progress().drained_at?.max(begun))
+    /// Since when the connections drain: since the drain was over, if this `finish` had began by then.
+    fn connections_began(&self, began: Instant) -> Option<Instant> {
+        Some(self.state.progress().drained_at?.max(began))
     }
 
-    async fn connections_are_due(&self, begun: Instant) {
+    async fn connections_are_due(&self, began: Instant) {
         let deadline = async {
-            self.inner.stop.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
-            if self.inner.stop.progress().drained_at.is_none() {
-                let _ = self.drain(self.inner.pool.tracker.stop_reason()).await;
+            self.state.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
+            if self.state.progress().drained_at.is_none() {
+                let _ = self.drain(self.tracker.shutdown_reason()).await;
             }
             // Another signal may have moved it meanwhile.
             loop {
-                match self.connection_deadline(begun) {
+                match self.connection_deadline(began) {
                     Some(deadline) if deadline <= Instant::now() => break,
                     Some(deadline) => sleep_until(deadline).await,
                     None => std::future::pending().await,
@@ -137,113 +113,113 @@ impl ActiveSessions {
         };
         tokio::select! {
             () = deadline => {}
-            () = self.until_cut() => {}
+            () = self.forced() => {}
         }
     }
 
     /// Waits until everybody who got a signal got a second one.
-    async fn until_cut(&self) {
-        let mut change = Box::pin(self.inner.stop.changed());
+    async fn forced(&self) {
+        let mut change = Box::pin(self.state.changed());
         poll_fn(|cx| {
             loop {
                 // What is not polled goes back; who finds nothing here is woken when the others are put back.
-                let again = || self.inner.stop.again.lock().unwrap_or_else(PoisonError::into_inner);
+                let again = || self.state.again.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut waiting = std::mem::take(&mut *again());
                 waiting.retain_mut(|signal| {
                     let has_come = signal.as_mut().poll(cx).is_ready();
                     if has_come {
-                        self.cut();
+                        self.force();
                     }
                     !has_come
                 });
                 again().append(&mut waiting);
-                if self.inner.stop.progress().is_cut() {
+                if self.state.progress().is_forced() {
                     return Poll::Ready(());
                 }
                 if change.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                change = Box::pin(self.inner.stop.changed());
+                change = Box::pin(self.state.changed());
             }
         })
         .await;
     }
 
     /// Waits for the drain, or runs it, if the server has ended before it; not beyond a second signal.
-    async fn drain_unless_done(&self) -> std::sync::Arc<Drain> {
-        let progress = self.inner.stop.progress();
+    async fn drain_unless_done(&self) -> Arc<Drain> {
+        let progress = self.state.progress();
         // A second signal has dropped the future of the drain: the report is about that drain, not about one more.
-        let is_cut = progress.is_cut() && self.inner.stop.first_run().is_some();
-        if progress.drained_at.is_none() && !is_cut {
+        let is_forced = progress.is_forced() && self.state.first_run().is_some();
+        if progress.drained_at.is_none() && !is_forced {
             tokio::select! {
                 biased;
-                _ = self.drain(self.inner.pool.tracker.stop_reason()) => {}
-                () = self.until_cut() => {}
+                _ = self.drain(self.tracker.shutdown_reason()) => {}
+                () = self.forced() => {}
             }
         }
-        // Cut in the lame duck: nothing was begun, and the sessions are owed their ends all the same.
-        self.inner.stop.first_run().unwrap_or_else(|| self.begin_drain())
+        // Cut in the lame duck: nothing was began, and the sessions are owed their ends all the same.
+        self.state.first_run().unwrap_or_else(|| self.begin_drain())
     }
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn late_sessions(&self, begun: Instant, cut: bool) {
-        self.inner.pool.tracker.await_late();
+    async fn late_sessions(&self, began: Instant, cut: bool) {
+        self.tracker.await_late();
         // Without a limit for the connections, that for a hook is left: those of the drain have no other.
-        let hook_timeout = self.inner.config.hook_timeout;
-        self.quiet(self.connection_deadline(begun).or_else(|| Instant::now().checked_add(hook_timeout))).await;
+        let hook_timeout = self.config.hook_timeout;
+        self.wait_for_hooks(self.connection_deadline(began).or_else(|| Instant::now().checked_add(hook_timeout))).await;
         // What was cut says so to its client.
-        while cut && self.inner.open_responses.load(Ordering::SeqCst) > 0 {
-            let Some(end) = self.final_deadline(begun).filter(|end| *end > Instant::now()) else { break };
-            sleep_until(end.min(Instant::now() + std::time::Duration::from_millis(1))).await;
+        while cut && self.open_responses.load(Ordering::SeqCst) > 0 {
+            let Some(end) = self.final_deadline(began).filter(|end| *end > Instant::now()) else { break };
+            sleep_until(end.min(Instant::now() + Duration::from_millis(1))).await;
         }
     }
 
     /// What is left for the registry.
-    fn time_left(&self, begun: Instant) -> Duration {
+    fn time_left(&self, began: Instant) -> Duration {
         let most = Duration::from_secs(1);
-        let left = self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now()));
+        let left = self.final_deadline(began).map_or(most, |end| end.saturating_duration_since(Instant::now()));
         left.clamp(Duration::from_millis(10), most)
     }
 
     /// First the phase, then the sweep, then the cut: no head with a new id leaves after it.
     fn close(&self) {
-        let tracker = &self.inner.pool.tracker;
-        tracker.advance(Phase::Closed, tracker.stop_reason());
+        let tracker = &self.tracker;
+        tracker.advance(Phase::Closed, tracker.shutdown_reason());
         for shard in 0..Tracker::shards() {
-            self.drain_shard(shard, false);
+            self.housekeeper.drain_shard(shard, false);
         }
-        self.inner.pool.wake();
-        self.inner.closing.cancel();
-        self.inner.drained.cancel();
-        self.inner.cut.cancel();
+        self.pool.wake();
+        self.closing.cancel();
+        self.drained.cancel();
+        self.closed.cancel();
     }
 
     /// When `finish` has to be over.
-    fn final_deadline(&self, begun: Instant) -> Option<Instant> {
-        if self.inner.stop.progress().is_cut() {
+    fn final_deadline(&self, began: Instant) -> Option<Instant> {
+        if self.state.progress().is_forced() {
             return Some(Instant::now());
         }
-        self.connections_began(begun)?.checked_add(self.inner.config.connection_drain_timeout)
+        self.connections_began(began)?.checked_add(self.config.connection_drain_timeout)
     }
 
-    fn remaining_grace(&self, begun: Instant) -> std::time::Duration {
-        let least = std::time::Duration::from_millis(10);
-        let most = std::time::Duration::from_millis(50);
-        self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
+    fn remaining_grace(&self, began: Instant) -> Duration {
+        let least = Duration::from_millis(10);
+        let most = Duration::from_millis(50);
+        self.final_deadline(began).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
     }
 
     fn shutdown_report(&self, run: &Drain, connections: ConnectionReport) -> ShutdownReport {
-        let progress = self.inner.stop.progress();
+        let progress = self.state.progress();
         let sessions = self.account(run, false);
         let drain = run.report.get().cloned();
-        self.inner.pool.tracker.meters.reported(sessions.unfinished.len());
+        self.tracker.meters.reported(sessions.unfinished.len());
         if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
             // Else it has been said.
             log_drain(&sessions);
         }
         let report = ShutdownReport {
             signalled: progress.signals > 0,
-            forced: progress.cuts > 0,
+            forced: progress.forced > 0,
             drain: drain.unwrap_or_else(|| sessions.clone()),
             sessions,
             connections,
@@ -265,23 +241,23 @@ impl ActiveSessions {
     }
 }
 
-/// A server among those that the handle waits for.
+/// One of the servers that the handle waits for.
 struct ServerToken {
-    sessions: ActiveSessions,
-    left: std::sync::atomic::AtomicBool,
+    shutdown: Arc<Shutdown>,
+    left: AtomicBool,
 }
 
 impl ServerToken {
-    fn take(sessions: ActiveSessions) -> Self {
-        sessions.inner.stop.update(|progress| progress.servers += 1);
-        Self { sessions, left: false.into() }
+    fn new(shutdown: &Arc<Shutdown>) -> Self {
+        shutdown.state.update(|progress| progress.servers += 1);
+        Self { shutdown: Arc::clone(shutdown), left: false.into() }
     }
 
     /// True if it was the last.
     fn leave(&self) -> bool {
         let mut is_last = false;
         if !self.left.swap(true, Ordering::SeqCst) {
-            self.sessions.inner.stop.update(|progress| {
+            self.shutdown.state.update(|progress| {
                 progress.servers -= 1;
                 is_last = progress.servers == 0;
             });
@@ -293,8 +269,8 @@ impl ServerToken {
 impl Drop for ServerToken {
     fn drop(&mut self) {
         self.leave();
-        // Second signals know the waker of whoever polled them last, and that may have been us.
-        self.sessions.inner.stop.update(|_| {});
+        // The second-signal futures may hold the waker of this `finish`: the others are woken to poll them again.
+        self.shutdown.state.update(|_| {});
     }
 }
 
@@ -302,14 +278,14 @@ impl Drop for ServerToken {
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
-pub struct Finished<T> {
+pub struct FinishOutput<T> {
     /// What the server returned; `None` if it was cut off.
     pub output: Option<T>,
     /// What the stop came to.
     pub report: ShutdownReport,
 }
 
-impl<T, E> Finished<Result<T, E>> {
+impl<T, E> FinishOutput<Result<T, E>> {
     /// The report, or the server's error.
     ///
     /// # Errors
@@ -323,7 +299,7 @@ impl<T, E> Finished<Result<T, E>> {
     }
 }
 
-impl Finished<()> {
+impl FinishOutput<()> {
     /// The report, for a server that cannot fail.
     ///
     /// # Errors

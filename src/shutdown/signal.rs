@@ -10,7 +10,8 @@ use std::{
 
 use tokio::sync::oneshot::error::RecvError;
 
-use crate::{session::EndReason, stop::SecondSignal};
+use super::state::SecondSignal;
+use crate::{panic::CatchPanic, session::EndReason};
 
 /// A request to stop, as a signal future yields it: why, and what cuts the waiting short.
 ///
@@ -50,30 +51,21 @@ impl ShutdownRequest {
     /// such. One that panics never comes.
     #[must_use]
     pub fn forced_by(mut self, again: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.again = Some(Box::pin(contained(again)));
+        self.again = Some(Box::pin(unless_it_panics(again)));
         self
     }
 }
 
-/// `finish` polls it, and is to go on whatever it does.
-async fn contained(again: impl Future<Output = ()>) {
-    let mut again = std::pin::pin!(again);
-    let mut has_panicked = false;
-    std::future::poll_fn(|cx| {
-        if has_panicked {
-            return Poll::Pending;
-        }
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.as_mut().poll(cx))).unwrap_or_else(|_| {
-            tracing::error!(
-                name: "session-signal-failed",
-                error = "it panicked",
-                "the second shutdown signal failed; it is not waited for",
-            );
-            has_panicked = true;
-            Poll::Pending
-        })
-    })
-    .await;
+/// One that panics never resolves: `finish` polls it, and goes on.
+async fn unless_it_panics(again: impl Future<Output = ()> + Send) {
+    if CatchPanic::new(Box::pin(again)).await.is_err() {
+        tracing::error!(
+            name: "session-signal-failed",
+            error = "it panicked",
+            "the second shutdown signal failed; it is not waited for",
+        );
+        std::future::pending().await
+    }
 }
 
 impl fmt::Debug for ShutdownRequest {

@@ -13,7 +13,7 @@ fn unkeyed(id: &str) -> u64 {
 }
 
 fn tracker() -> Tracker {
-    Tracker::new(false, false, true, false)
+    Tracker::new(false, false, true, None)
 }
 
 #[test]

@@ -74,18 +74,18 @@ pub(crate) struct Tracker {
     next_to_evict: AtomicUsize,
     phase: AtomicU8,
     /// The reason that what is born in `Closing` ends with.
-    stop_reason: AtomicU8,
+    shutdown_reason: AtomicU8,
     /// Ends that are owed, not over, and that no report has given up.
     awaited: AtomicUsize,
     /// From this generation on the drain waits for nobody: `finish` does.
     late_from: AtomicU64,
     /// Told when `awaited` comes to zero.
-    pub(crate) drained_notify: Notify,
+    pub(crate) drained: Notify,
     /// Compactions hold it shared, so that who holds it alone sees the old or the new, always one.
     compaction_lock: RwLock<()>,
     pub(crate) queue: Queue,
     /// Where there is a registry.
-    pub(crate) outbox: Option<Outbox>,
+    outbox: Option<Arc<Outbox>>,
     pub(crate) clock: Clock,
     pub(crate) meters: Meters,
     has_start: bool,
@@ -108,7 +108,7 @@ struct Totals {
 impl Tracker {
     /// `has_start` and `has_end` say whether there is a hook to call; `ends_late_starts`, whether whatever is born in
     /// [`Phase::Closing`] ends at once; `is_recorded`, whether there is a registry.
-    pub(crate) fn new(has_start: bool, has_end: bool, ends_late_starts: bool, is_recorded: bool) -> Self {
+    pub(crate) fn new(has_start: bool, has_end: bool, ends_late_starts: bool, outbox: Option<Arc<Outbox>>) -> Self {
         // ShardPair keyed hashes of the system's randomness.
         let half = || u128::from(RandomState::new().hash_one(std::process::id()));
         Self {
@@ -120,13 +120,13 @@ impl Tracker {
             next_to_expire: AtomicUsize::new(0),
             next_to_evict: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Open.code()),
-            stop_reason: AtomicU8::new(EndReason::Shutdown.code()),
+            shutdown_reason: AtomicU8::new(EndReason::Shutdown.code()),
             awaited: AtomicUsize::new(0),
             late_from: AtomicU64::new(u64::MAX),
-            drained_notify: Notify::new(),
+            drained: Notify::new(),
             compaction_lock: RwLock::new(()),
             queue: Queue::new(),
-            outbox: is_recorded.then(Outbox::default),
+            outbox: outbox,
             clock: Clock::new(),
             meters: Meters::new(),
             has_start,
@@ -167,13 +167,13 @@ impl Tracker {
     /// Moves on to `phase`; what is born from `Closing` on ends with `reason`. Never moves back.
     pub(crate) fn advance(&self, phase: Phase, reason: EndReason) {
         if self.phase() < Phase::Closing {
-            self.stop_reason.store(reason.code(), Ordering::SeqCst);
+            self.shutdown_reason.store(reason.code(), Ordering::SeqCst);
         }
         self.phase.fetch_max(phase.code(), Ordering::SeqCst);
     }
 
-    pub(crate) fn stop_reason(&self) -> EndReason {
-        EndReason::from_code(self.stop_reason.load(Ordering::SeqCst))
+    pub(crate) fn shutdown_reason(&self) -> EndReason {
+        EndReason::from_code(self.shutdown_reason.load(Ordering::SeqCst))
     }
 
     #[inline]
@@ -226,7 +226,7 @@ impl Tracker {
         }
     }
 
-    /// True if that was the last: then tell [`drained_notify`](Self::drained_notify), once no lock is held.
+    /// True if that was the last: then tell [`drained`](Self::drained), once no lock is held.
     fn no_longer_awaited(&self) -> bool {
         self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
     }

@@ -135,7 +135,7 @@ impl Tracker {
                 generation.set_given_up(true);
             }
             if self.ends_late_starts {
-                let ending = self.ending(self.stop_reason(), Scope::Here);
+                let ending = self.ending(self.shutdown_reason(), Scope::Here);
                 self.claim_with_end(shard, hash, generation, ending, after);
             }
         }
@@ -149,7 +149,7 @@ impl Tracker {
     }
 
     /// What is born from now on is not the drain's to wait for.
-    pub(crate) fn begin_late(&self) {
+    pub(crate) fn expect_late_starts(&self) {
         let next = 1 + self.totals.generations.load(Ordering::SeqCst);
         let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }

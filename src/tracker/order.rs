@@ -33,7 +33,7 @@ pub(super) struct AfterUnlock {
     /// Streams that waited for a claim.
     pub(super) streams: Vec<CancellationToken>,
     /// Whoever waits for the end of it all has to look.
-    pub(super) quiet: bool,
+    pub(super) drained: bool,
     /// What has happened.
     pub(super) effects: Effects,
 }
@@ -41,7 +41,7 @@ pub(super) struct AfterUnlock {
 impl AfterUnlock {
     #[inline]
     fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.streams.is_empty() && !self.quiet && self.effects.is_empty()
+        self.entries.is_empty() && self.streams.is_empty() && !self.drained && self.effects.is_empty()
     }
 }
 
@@ -170,7 +170,7 @@ impl Tracker {
             }
         }
         self.totals.claimed.fetch_add(1, Ordering::SeqCst);
-        after.quiet |= stops && self.len() == 0;
+        after.drained |= stops && self.len() == 0;
         if is_over {
             self.shrink(shard);
         }
@@ -222,7 +222,7 @@ impl Tracker {
         }
         self.record_over(generation, outcome);
         if !generation.is_given_up() {
-            after.quiet |= self.no_longer_awaited();
+            after.drained |= self.no_longer_awaited();
         }
         self.over(shard, generation, after);
     }
@@ -259,8 +259,8 @@ impl Tracker {
         }
         // After all of it: where nobody is to be told, a start and an end are over at once.
         after.streams.drain(..).for_each(|stream| stream.cancel());
-        if after.quiet {
-            self.drained_notify.notify_waiters();
+        if after.drained {
+            self.drained.notify_waiters();
         }
         self.tell(&after.effects);
         any

@@ -37,7 +37,7 @@ impl Tracker {
     }
 
     /// A hold is written, or given up: `state` says which. With `joined`, an older generation goes on here.
-    pub(crate) fn held(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
+    pub(crate) fn on_hold_recorded(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
         let mut after = AfterUnlock::default();
         {
             let mut shard = self.shard(self.hash_of(generation));
@@ -83,7 +83,7 @@ impl Tracker {
         counts.owed -= 1;
         counts.release(cause);
         if !generation.is_given_up() {
-            after.quiet |= self.no_longer_awaited();
+            after.drained |= self.no_longer_awaited();
         }
         generation.set_claim(Claim::Forgotten);
         after.effects.released(generation, cause);

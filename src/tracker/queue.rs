@@ -33,7 +33,7 @@ pub(crate) struct RunLimits {
     /// No hook is polled for the first time from here on.
     pub(crate) deadline: Nanos,
     /// The deadline is that of a stop, which replaces the hook timeout.
-    pub(crate) stopping: bool,
+    pub(crate) draining: bool,
     /// Nothing starts any more.
     pub(crate) closed: bool,
 }
@@ -54,20 +54,20 @@ pub(crate) struct QueueState {
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    line: Mutex<QueueState>,
-    /// A copy of `line.jobs.len()`, so that nobody locks an empty queue.
+    state: Mutex<QueueState>,
+    /// A copy of `state.jobs.len()`, so that nobody locks an empty queue.
     len: AtomicUsize,
 }
 
 impl Queue {
     pub(super) fn new() -> Self {
-        let limits = RunLimits { deadline: NEVER, stopping: false, closed: false };
-        let line = QueueState { jobs: VecDeque::new(), attached: 0, starting: 0, started: 0, limits, pace: None };
-        Self { line: Mutex::new(line), len: AtomicUsize::new(0) }
+        let limits = RunLimits { deadline: NEVER, draining: false, closed: false };
+        let state = QueueState { jobs: VecDeque::new(), attached: 0, starting: 0, started: 0, limits, pace: None };
+        Self { state: Mutex::new(state), len: AtomicUsize::new(0) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, QueueState> {
-        lock(&self.line)
+        lock(&self.state)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -75,25 +75,25 @@ impl Queue {
     }
 
     pub(super) fn push(&self, job: Job) {
-        let mut line = self.state();
-        line.jobs.push_back(job);
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let mut state = self.state();
+        state.jobs.push_back(job);
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
     pub(super) fn push_all(&self, jobs: Vec<Job>) {
-        let mut line = self.state();
-        line.jobs.extend(jobs);
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let mut state = self.state();
+        state.jobs.extend(jobs);
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
     /// The next job, if the gate lets it pass at `now`.
-    pub(crate) fn pop(&self, line: &mut QueueState, now: Nanos) -> Option<Job> {
-        if !line.limits.is_open(now) {
+    pub(crate) fn pop(&self, state: &mut QueueState, now: Nanos) -> Option<Job> {
+        if !state.limits.is_open(now) {
             return None;
         }
-        let job = line.jobs.pop_front()?;
-        line.started += 1;
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let job = state.jobs.pop_front()?;
+        state.started += 1;
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
         Some(job)
     }
 }

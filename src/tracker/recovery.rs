@@ -28,7 +28,7 @@ pub(crate) struct Recovery {
     /// Let go of: whoever comes after us delivers them.
     elsewhere: AtomicUsize,
     /// Told when one more is over.
-    pub(crate) over: Notify,
+    pub(crate) progress: Notify,
 }
 
 impl Recovery {
@@ -50,7 +50,7 @@ impl Recovery {
             Outcome::Aborted => &self.elsewhere,
         }
         .fetch_add(1, Ordering::SeqCst);
-        self.over.notify_waiters();
+        self.progress.notify_waiters();
     }
 
     pub(super) fn count_released(&self) {
@@ -86,7 +86,7 @@ impl Tracker {
                 own => {
                     let number = self.next_number();
                     // Whoever has claimed the last one meanwhile may have seen one more.
-                    after.quiet |= self.phase() >= Phase::Closing && self.len() == 0;
+                    after.drained |= self.phase() >= Phase::Closing && self.len() == 0;
                     let generation = Arc::new(Generation::orphan(record.session.clone(), number, now));
                     if let Some(own) = own {
                         own.add_successor(&generation);
@@ -115,7 +115,7 @@ impl Tracker {
     }
 
     /// It was tried often enough.
-    pub(crate) fn forget_orphan(&self, orphan: &Orphan) {
+    pub(crate) fn abandon(&self, orphan: &Orphan) {
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Abandon(orphan.record.session.id.clone(), orphan.record.generation));
         }

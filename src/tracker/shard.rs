@@ -279,7 +279,7 @@ mod tests {
         assert!(shard.table.num_buckets().max(shard.claimed.num_buckets()) <= SMALL);
     }
 
-    fn entry(number: u64) -> Arc<Generation> {
+    fn generation(number: u64) -> Arc<Generation> {
         Arc::new(Generation::new(Session::from(number.to_string()), number, 0, None))
     }
 

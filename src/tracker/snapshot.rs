@@ -47,13 +47,13 @@ impl Tracker {
     pub(crate) fn collect_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Generation>, Stage)>) {
         let mut sum = Counts::default();
         let mut unfinished = Vec::new();
-        let mut quiet = false;
+        let mut drained = false;
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
             for generation in shard.owed() {
                 if give_up && generation.set_given_up(true) {
-                    quiet |= self.no_longer_awaited();
+                    drained |= self.no_longer_awaited();
                 }
                 unfinished.push((Arc::clone(generation), generation.stage()));
             }
@@ -61,8 +61,8 @@ impl Tracker {
             // No sweep has come to it, or the user is still being asked about it.
             unfinished.extend(shard.active().map(|generation| (Arc::clone(generation), Stage::Started)));
         }
-        if quiet {
-            self.drained_notify.notify_waiters();
+        if drained {
+            self.drained.notify_waiters();
         }
         (sum, unfinished)
     }

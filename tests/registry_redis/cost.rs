@@ -5,7 +5,7 @@ use tower_session_end::{
     registry::{Applied, Record, Registry},
 };
 
-use crate::support::{RedisServer, YOURS, done, hold, holder, one, record, records, release, take_over};
+use crate::support::{RedisServer, YOURS, claim_orphans, done, hold, holder, one, record, records, release};
 
 #[tokio::test]
 async fn g17_ten_thousand_releases_are_forty_scripts() {
@@ -42,13 +42,13 @@ async fn a_take_over_is_a_script_for_256_and_leaves_nothing() {
     dead.apply(records.iter().map(hold).collect()).await.unwrap();
     dead.release_lease().await.unwrap();
     let before = server.calls("evalsha");
-    let orphans = take_over(&other).await;
+    let orphans = claim_orphans(&other).await;
     assert_eq!(orphans.len(), 2560);
     let scripts = server.calls("evalsha") - before;
     // Three calls with a portion of their own each, and a last one that finds nothing; more where a slow call is cut.
     assert!((10..20).contains(&scripts), "{scripts} scripts");
     other.apply(orphans.iter().map(|orphan| done(&orphan.record)).collect()).await.unwrap();
-    assert!(take_over(&other).await.is_empty());
+    assert!(claim_orphans(&other).await.is_empty());
     other.release_lease().await.unwrap();
     assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
 }
@@ -72,7 +72,7 @@ async fn big_details_go_in_smaller_batches() {
     let scripts = server.calls("evalsha") - before;
     assert!((16..=64).contains(&scripts), "{scripts} scripts for 13 MB");
     dead.release_lease().await.unwrap();
-    let mut found: Vec<_> = take_over(&other).await.into_iter().map(|orphan| orphan.record).collect();
+    let mut found: Vec<_> = claim_orphans(&other).await.into_iter().map(|orphan| orphan.record).collect();
     found.sort_by_key(|record| record.generation);
     assert!(found[0] == first && found[1..] == big[..], "they came back otherwise");
 }

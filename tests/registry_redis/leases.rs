@@ -9,8 +9,8 @@ use tower_session_end::{
 
 use crate::{
     support::{
-        LONG, RedisServer, SHORT, YOURS, builder, done, end, hold, holder, lazy_manager, one, reach, record, records,
-        release, take_over, take_over_so_many, with_lease,
+        LONG, RedisServer, SHORT, YOURS, builder, claim_orphans, done, end, hold, holder, lazy_manager, one, reach,
+        record, records, release, take_over_so_many, with_lease,
     },
     way::Way,
 };
@@ -72,10 +72,10 @@ async fn g16_survivors_that_race_to_take_over_claim_each_end_once() {
     dead.apply(records[..700].iter().map(end).collect()).await.unwrap();
     drop(dead);
     tokio::time::sleep(lease * 2).await;
-    let (mut all, of_b) = tokio::join!(take_over(&a), take_over(&b));
+    let (mut all, of_b) = tokio::join!(claim_orphans(&a), claim_orphans(&b));
     assert!(!all.is_empty() && !of_b.is_empty(), "one was alone: {} and {}", all.len(), of_b.len());
     all.extend(of_b);
-    all.extend(take_over(&a).await);
+    all.extend(claim_orphans(&a).await);
     assert_eq!(all.len(), 2000);
     assert_eq!(ids(&all), records.iter().map(|record| record.generation).collect());
 }
@@ -122,7 +122,7 @@ async fn what_cannot_be_read_is_still_ended() {
     other.release_lease().await.unwrap();
     dead.release_lease().await.unwrap();
     let other = builder(&server.url()).connect().await.unwrap();
-    let orphans = take_over(&other).await;
+    let orphans = claim_orphans(&other).await;
     assert_eq!(orphans.len(), 1);
     assert_eq!(orphans[0].record.session.id, damaged.session.id);
     assert_eq!(orphans[0].record.generation, damaged.generation);

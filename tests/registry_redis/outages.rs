@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tower_session_end::registry::{Applied, RedisRegistry, Registry, RegistryError};
 
 use crate::support::{
-    LONG, RedisServer, SHORT, YOURS, done, hold, holder, lazy_manager, one, reach, record, release, take_over,
+    LONG, RedisServer, SHORT, YOURS, claim_orphans, done, hold, holder, lazy_manager, one, reach, record, release,
     take_over_so_many, with_lease,
 };
 
@@ -40,7 +40,7 @@ async fn g15_a_server_that_is_killed_and_has_it_on_disk_loses_nothing() {
     a.apply(vec![done(&ended), done(&alone)]).await.unwrap();
     b.apply(vec![done(&shared)]).await.unwrap();
     a.release_lease().await.unwrap();
-    assert!(take_over(&b).await.is_empty());
+    assert!(claim_orphans(&b).await.is_empty());
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn g16_an_outage_that_is_longer_than_the_lease_takes_it_from_nobody_alive(
     // By its clock all leases are over. The first one that is back claims nothing yet ...
     forgotten(&reach(&a, &[]).await.and(reach(&a, &[hold(&record("a"))]).await));
     a.heartbeat().await.unwrap();
-    assert_eq!(take_over(&a).await, []);
+    assert_eq!(claim_orphans(&a).await, []);
     // ... so that the others still have theirs ...
     forgotten(&reach(&b, &[hold(&of_b)]).await);
     b.heartbeat().await.unwrap();

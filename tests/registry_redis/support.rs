@@ -86,7 +86,7 @@ pub(crate) async fn take_over_so_many(holder: &RedisRegistry, count: usize) -> V
     while all.len() < count {
         assert!(start.elapsed() < PATIENCE, "only {} of {count} ends were there to take over", all.len());
         holder.heartbeat().await.unwrap();
-        all.extend(take_over(holder).await);
+        all.extend(claim_orphans(holder).await);
         tokio::time::sleep(holder.heartbeat_interval() / 2).await;
     }
     all

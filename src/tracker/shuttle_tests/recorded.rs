@@ -9,10 +9,11 @@ use shuttle::thread;
 
 use super::{Step, World, explore};
 use crate::{
+    observability::ReleaseCause,
     registry::Record,
     session::{GenerationId, Phase, Session},
     sync::{AtomicUsize, Mutex, Ordering, lock},
-    tracker::{Counts, Generation, NoteSource, OutboxEntry, RecordState, ReleaseCause, Tracker},
+    tracker::{Counts, Generation, NoteSource, OutboxEntry, RecordState, Tracker},
 };
 
 /// What the registry says to a change; `false` for the answer that everybody gets.
@@ -57,7 +58,7 @@ impl Desk {
                 continue;
             }
             match op {
-                OutboxEntry::Hold(generation) => tracker.held(generation, RecordState::Held, None),
+                OutboxEntry::Hold(generation) => tracker.on_hold_recorded(generation, RecordState::Held, None),
                 OutboxEntry::End(generation, _) if generation.recorded() == RecordState::TakenOver => {
                     tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
                 }
@@ -104,7 +105,10 @@ impl Desk {
         self.world.work();
         let (counts, unfinished) = self.world.tracker.collect_unfinished(false);
         assert_eq!((counts.active, counts.owed, unfinished.len(), self.world.tracker.len()), (0, 0, 0, 0));
-        assert_eq!(counts.births, counts.ended + counts.others + counts.gone + counts.handed_over + counts.forgotten);
+        assert_eq!(
+            counts.starts,
+            counts.ended + counts.held_elsewhere + counts.ended_elsewhere + counts.handed_over + counts.forgotten
+        );
         assert!(self.world.tracker.queue.is_empty());
         self.order();
         counts
@@ -150,7 +154,7 @@ fn g15_an_end_that_comes_before_the_answer_to_the_birth_waits_for_its_start() {
         });
         desk.spawn(sweep);
         let counts = desk.check();
-        assert_eq!((counts.births, counts.ended), (1, 1));
+        assert_eq!((counts.starts, counts.ended), (1, 1));
         assert_eq!((desk.count(Step::StartBegins), desk.count(Step::EndBegins)), (1, 1));
     });
 }
@@ -166,8 +170,8 @@ fn g02_generations_of_one_id_do_not_overlap_while_their_records_are_late() {
             });
         }
         let counts = desk.check();
-        assert!((1..=2).contains(&counts.births) && counts.ended == counts.births);
-        assert_eq!(desk.count(Step::StartBegins) as u64, counts.births);
+        assert!((1..=2).contains(&counts.starts) && counts.ended == counts.starts);
+        assert_eq!(desk.count(Step::StartBegins) as u64, counts.starts);
     });
 }
 
@@ -178,7 +182,7 @@ fn g16_a_session_that_was_there_already_has_no_start_here_and_one_end() {
             let OutboxEntry::Hold(generation) = op else { return false };
             let record =
                 Record::new(Session::new(generation.id.clone()), GenerationId::new(7, 7), SystemTime::UNIX_EPOCH);
-            tracker.held(generation, RecordState::Held, Some(&record));
+            tracker.on_hold_recorded(generation, RecordState::Held, Some(&record));
             true
         });
         desk.spawn(|desk| desk.world.note("a"));
@@ -187,7 +191,7 @@ fn g16_a_session_that_was_there_already_has_no_start_here_and_one_end() {
             desk.world.sweep();
         });
         let counts = desk.check();
-        assert_eq!((counts.births, counts.ended), (1, 1));
+        assert_eq!((counts.starts, counts.ended), (1, 1));
         assert_eq!((desk.count(Step::StartBegins), desk.count(Step::EndBegins)), (0, 1));
     });
 }
@@ -207,9 +211,9 @@ fn g16_what_others_still_hold_has_its_start_here_and_no_end() {
         });
         desk.spawn(sweep);
         let counts = desk.check();
-        assert_eq!(counts.others, counts.births);
+        assert_eq!(counts.held_elsewhere, counts.starts);
         assert_eq!(desk.count(Step::EndBegins), 0);
-        assert_eq!(desk.count(Step::StartOver) as u64, counts.births);
+        assert_eq!(desk.count(Step::StartOver) as u64, counts.starts);
     });
 }
 
@@ -248,7 +252,7 @@ fn records_that_are_lost_beside_a_sweep_change_no_count() {
         });
         desk.spawn(sweep);
         let counts = desk.check();
-        assert_eq!((counts.births, counts.ended), (3, 3));
+        assert_eq!((counts.starts, counts.ended), (3, 3));
         assert_eq!((desk.count(Step::StartBegins), desk.count(Step::EndBegins)), (3, 3));
     });
 }
@@ -260,7 +264,7 @@ fn g17_a_birth_that_is_given_up_and_recorded_later_starts_once() {
         let desk = Desk::new(|tracker, op| {
             let OutboxEntry::Hold(generation) = op else { return false };
             let is_first = generation.recorded() == RecordState::Pending;
-            tracker.held(generation, if is_first { RecordState::None } else { RecordState::Held }, None);
+            tracker.on_hold_recorded(generation, if is_first { RecordState::None } else { RecordState::Held }, None);
             true
         });
         desk.world.note("a");
@@ -271,7 +275,7 @@ fn g17_a_birth_that_is_given_up_and_recorded_later_starts_once() {
         desk.spawn(|desk| desk.world.note("b"));
         desk.spawn(sweep);
         let counts = desk.check();
-        assert_eq!((counts.births, counts.ended), (2, 2));
+        assert_eq!((counts.starts, counts.ended), (2, 2));
         assert_eq!(desk.count(Step::StartBegins), 2);
     });
 }
@@ -299,7 +303,7 @@ fn g16_an_end_for_all_that_a_dead_holder_left_behind_is_delivered_once() {
             desk.world.sweep();
         });
         let counts = desk.check();
-        assert_eq!((counts.births, counts.ended), (1, 1));
+        assert_eq!((counts.starts, counts.ended), (1, 1));
         assert_eq!(desk.count(Step::EndBegins), 1);
     });
 }

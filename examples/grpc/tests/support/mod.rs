@@ -20,7 +20,7 @@ use tonic::{
     service::Routes,
     transport::{Channel, Server, server::TcpIncoming},
 };
-use tower_session_end::{ActiveSessions, SessionLayer, Shutdown, ShutdownReport};
+use tower_session_end::{ActiveSessions, SessionLayer, ShutdownFuture, ShutdownReport};
 
 pub(crate) use self::{
     host::{Mode, OddAgent},
@@ -126,7 +126,7 @@ pub(crate) async fn serve_by(
 }
 
 /// HTTP/2 with prior knowledge, and nothing but hyper.
-async fn hyper_server<S, B>(listener: TcpListener, service: S, shutdown: Shutdown)
+async fn hyper_server<S, B>(listener: TcpListener, service: S, shutdown: ShutdownFuture)
 where
     S: tower_service::Service<http::Request<hyper::body::Incoming>, Response = http::Response<B>>,
     S: Clone + Send + 'static,

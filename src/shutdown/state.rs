@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::{sync::watch, time::Instant};
 
-use crate::{report::DrainReport, session::EndReason, tracker::Counts};
+use super::report::DrainReport;
+use crate::{session::EndReason, tracker::Counts};
 
 /// A signal that has yet to come.
 pub(crate) type SecondSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -17,9 +18,9 @@ pub(crate) struct ShutdownState {
 
 #[derive(Clone, Default)]
 pub(crate) struct ShutdownProgress {
-    /// The drain that was begun last.
+    /// The drain that was began last.
     run: Option<Arc<Drain>>,
-    /// The drain that was begun first: the final report counts from there.
+    /// The drain that was began first: the final report counts from there.
     first: Option<Arc<Drain>>,
     /// When the connections began to drain: with several servers, those of the last.
     pub(crate) drained_at: Option<Instant>,
@@ -27,22 +28,22 @@ pub(crate) struct ShutdownProgress {
     pub(crate) servers: usize,
     /// Futures that got their signal, and those of them that got a second one.
     pub(crate) signals: usize,
-    pub(crate) cuts: usize,
+    pub(crate) forced: usize,
     /// A future was dropped between its signal and the end of the drain: `finish` sees to that itself.
     pub(crate) abandoned: bool,
 }
 
 impl ShutdownProgress {
     /// Whether everybody who got a signal got a second one: then nobody wants to wait.
-    pub(crate) const fn is_cut(&self) -> bool {
-        self.signals > 0 && self.cuts >= self.signals
+    pub(crate) const fn is_forced(&self) -> bool {
+        self.signals > 0 && self.forced >= self.signals
     }
 }
 
 /// One drain, which every future that asks for a drain meanwhile shares.
 pub(crate) struct Drain {
     pub(crate) reason: EndReason,
-    pub(crate) begun: Instant,
+    pub(crate) began: Instant,
     pub(crate) deadline: Option<Instant>,
     /// The counts when it began.
     pub(crate) before: Counts,
@@ -52,8 +53,8 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    pub(crate) fn new(reason: EndReason, begun: Instant, deadline: Option<Instant>, before: Counts) -> Arc<Self> {
-        Arc::new(Self { reason, begun, deadline, before, report: OnceLock::new(), waiting: Mutex::new(0) })
+    pub(crate) fn new(reason: EndReason, began: Instant, deadline: Option<Instant>, before: Counts) -> Arc<Self> {
+        Arc::new(Self { reason, began, deadline, before, report: OnceLock::new(), waiting: Mutex::new(0) })
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, usize> {
@@ -101,7 +102,7 @@ impl ShutdownState {
         self.progress.borrow().clone()
     }
 
-    /// The drain that was begun first.
+    /// The drain that was began first.
     pub(crate) fn first_run(&self) -> Option<Arc<Drain>> {
         self.progress.borrow().first.clone()
     }

@@ -1,7 +1,13 @@
 //! What the user plugs in: a trait, closures, a tower service, or a batch function.
 
+mod batch;
+mod call;
+mod pool;
+mod watchdog;
+mod worker;
+
 use std::{
-    any::{Any, type_name},
+    any::type_name,
     fmt,
     future::{Future, poll_fn},
     panic::Location,
@@ -11,6 +17,8 @@ use std::{
 
 use tower_service::Service;
 
+pub use self::call::{HookError, HookFailure};
+pub(crate) use self::pool::{EndRecorder, Pool, PoolConfig};
 use crate::{
     error::BoxError,
     observability::HookMeter,
@@ -192,12 +200,6 @@ impl fmt::Debug for HookSet {
             .field("batch", &batch.iter().map(|batch| (&batch.hook.name, batch.max)).collect::<Vec<_>>())
             .finish()
     }
-}
-
-/// What user code has panicked with.
-pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(not a text)".to_owned())
 }
 
 /// The name of a closure: the place where it was registered.

@@ -11,7 +11,7 @@ use tower_service::Service;
 use super::ActiveSessionsBuilder;
 use crate::{
     error::BoxError,
-    hook::{Batch, ClosureHook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, call_site_name},
+    hooks::{Batch, ClosureHook, HookOutput, Named, ServiceHook, SessionHook, TraitHook, call_site_name},
     session::{SessionEnd, SessionStart},
 };
 

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use super::{Pool, TaskCount, call::call_one};
+use super::{call::call_one, pool::Pool};
 use crate::{
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
     tracker::{Generation, Outcome, PendingEnd},
@@ -63,41 +63,34 @@ struct State {
 }
 
 impl BatchQueue {
+    pub(super) fn push(&self, end: &Arc<SharedEnd>) {
+        lock(&self.state).waiting.push_back(Arc::clone(end));
+    }
+
+    /// Spawns the runner, if there is something to run and none runs.
+    pub(super) fn wake(pool: &Arc<Pool>, index: usize) {
+        let batch = &pool.batches[index];
+        let abort = {
+            let mut state = lock(&batch.state);
+            if state.waiting.is_empty() || state.runner.is_some() {
+                return;
+            }
+            Arc::clone(state.runner.insert(Arc::default()))
+        };
+        let runner = Runner { pool: Arc::clone(pool), index, current: Vec::new(), exited: false };
+        // With no runtime the runner is dropped, and the queue stays for a later call.
+        if let Some(handle) = pool.tasks.spawn(runner.run()) {
+            let _ = abort.set(handle);
+            // `close` may have run before the handle was set.
+            if pool.tracker.queue.state().limits.closed {
+                batch.abort();
+            }
+        }
+    }
+
     pub(super) fn abort(&self) {
         if let Some(abort) = lock(&self.state).runner.as_ref().and_then(|runner| runner.get()) {
             abort.abort();
-        }
-    }
-}
-
-impl Pool {
-    /// Hands an end to every batch hook.
-    pub(super) fn line_up(self: &Arc<Self>, shared: &Arc<SharedEnd>) {
-        for batch in &self.batches {
-            lock(&batch.state).waiting.push_back(Arc::clone(shared));
-        }
-        self.wake_batches();
-    }
-
-    pub(super) fn wake_batches(self: &Arc<Self>) {
-        for (index, batch) in self.batches.iter().enumerate() {
-            let abort = {
-                let mut state = lock(&batch.state);
-                if state.waiting.is_empty() || state.runner.is_some() {
-                    continue;
-                }
-                Arc::clone(state.runner.insert(Arc::default()))
-            };
-            let pool = Arc::clone(self);
-            let runner = Runner { pool, index, in_hand: Vec::new(), retired: false, _count: TaskCount::new(self) };
-            // With no runtime the runner is dropped, and what waits stays for a later kick.
-            if let Some(handle) = self.spawn(runner.run()) {
-                let _ = abort.set(handle);
-                // `close` may have passed by before the handle was there.
-                if self.tracker.queue.state().limits.closed {
-                    batch.abort();
-                }
-            }
         }
     }
 }
@@ -106,10 +99,9 @@ struct Runner {
     pool: Arc<Pool>,
     index: usize,
     /// What its drop finishes if it does not come to it itself.
-    in_hand: Vec<Arc<SharedEnd>>,
+    current: Vec<Arc<SharedEnd>>,
     /// Has left its place to the next one.
-    retired: bool,
-    _count: TaskCount,
+    exited: bool,
 }
 
 impl Runner {
@@ -123,13 +115,13 @@ impl Runner {
                 shared.generation.set_end_running();
                 pool.end_event(&shared.generation, shared.ending.clone(), &call_limits)
             };
-            let events = self.in_hand.iter().map(event).collect();
+            let events = self.current.iter().map(event).collect();
             let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
-            for shared in std::mem::take(&mut self.in_hand) {
+            for shared in std::mem::take(&mut self.current) {
                 match &error {
                     None => shared.complete_part(Outcome::Ended),
                     Some(error) => {
-                        pool.record(pool.failure(&shared.generation, &batch.hook.name, error.clone()));
+                        pool.record_failure(pool.failure(&shared.generation, &batch.hook.name, error.clone()));
                         shared.complete_part(Outcome::Failed);
                     }
                 }
@@ -146,23 +138,23 @@ impl Runner {
         let open = self.pool.tracker.queue.state().limits.is_open(now);
         if open {
             let n = max.min(state.waiting.len());
-            self.in_hand = state.waiting.drain(..n).collect();
+            self.current = state.waiting.drain(..n).collect();
         }
-        if self.in_hand.is_empty() {
+        if self.current.is_empty() {
             // In the same critical section, so that who lines up later finds the place empty.
             state.runner = None;
-            self.retired = true;
+            self.exited = true;
         }
-        !self.in_hand.is_empty()
+        !self.current.is_empty()
     }
 }
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        if !self.retired {
+        if !self.exited {
             lock(&self.pool.batches[self.index].state).runner = None;
         }
-        for shared in std::mem::take(&mut self.in_hand) {
+        for shared in std::mem::take(&mut self.current) {
             shared.complete_part(Outcome::Aborted);
         }
     }

@@ -2,56 +2,23 @@
 
 mod error;
 mod hooks;
-mod recording;
+mod registry;
 
 use std::{fmt, time::Duration};
 
 pub use self::error::BuildError;
+use super::ActiveSessions;
 use crate::{
-    dispatch::Recorder,
-    hook::HookSet,
-    lifecycle::{ActiveSessions, Config},
+    hooks::HookSet,
+    housekeeper::KeepIf,
+    persist::PersistConfig,
     registry::{Durability, DynRegistry},
     session::{EndReason, Session},
 };
 
-impl ActiveSessions {
-    /// A builder with the defaults.
-    ///
-    /// ```
-    /// use tower_session_end::ActiveSessions;
-    ///
-    /// let sessions = ActiveSessions::builder().build()?;
-    /// assert!(sessions.is_empty());
-    /// # Ok::<(), tower_session_end::BuildError>(())
-    /// ```
-    pub fn builder() -> ActiveSessionsBuilder {
-        ActiveSessionsBuilder {
-            hooks: HookSet::default(),
-            registry: None,
-            durability: Durability::default(),
-            hand_over: true,
-            config: Config {
-                lame_duck: Duration::ZERO,
-                drain_timeout: Duration::from_secs(2),
-                connection_drain_timeout: Duration::from_secs(10),
-                hook_timeout: Duration::from_secs(30),
-                max_concurrent_hooks: None,
-                settle_timeout: Duration::ZERO,
-                idle_timeout: None,
-                max_sessions: 1_000_000,
-                end_streams: true,
-                refuse_new_sessions: false,
-                keep_if: None,
-                recovery_timeout: Duration::from_secs(10),
-            },
-        }
-    }
-}
-
 /// Makes an [`ActiveSessions`]; from [`ActiveSessions::builder`].
 ///
-/// A stop takes at most [`lame_duck`](Self::lame_duck) + [`drain_timeout`](Self::drain_timeout) +
+/// A stop takes at most [`lame_duck_timeout`](Self::lame_duck_timeout) + [`drain_timeout`](Self::drain_timeout) +
 /// [`connection_drain_timeout`](Self::connection_drain_timeout): 12 s by default. Whatever starts your process has to
 /// allow more than that: Kubernetes' `terminationGracePeriodSeconds` is 30 s by default, and a `preStop` hook counts in
 /// it. `Duration::MAX` means no limit of its own, for each of the times.
@@ -75,11 +42,34 @@ pub struct ActiveSessionsBuilder {
     hooks: HookSet,
     registry: Option<Box<dyn DynRegistry>>,
     durability: Durability,
-    hand_over: bool,
-    config: Config,
+    hand_over_on_outage: bool,
+    settings: Settings,
 }
 
 impl ActiveSessionsBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            hooks: HookSet::default(),
+            registry: None,
+            durability: Durability::default(),
+            hand_over_on_outage: true,
+            settings: Settings {
+                lame_duck_timeout: Duration::ZERO,
+                drain_timeout: Duration::from_secs(2),
+                connection_drain_timeout: Duration::from_secs(10),
+                hook_timeout: Duration::from_secs(30),
+                max_concurrent_hooks: None,
+                settle_timeout: Duration::ZERO,
+                idle_timeout: None,
+                max_sessions: 1_000_000,
+                end_streams: true,
+                refuse_new_sessions: false,
+                keep_if: None,
+                recovery_timeout: Duration::from_secs(10),
+            },
+        }
+    }
+
     /// How long readiness probes may say no before the drain begins, while everything else goes on: time for a load
     /// balancer to look elsewhere. Zero by default.
     ///
@@ -89,8 +79,8 @@ impl ActiveSessionsBuilder {
     /// let builder = ActiveSessions::builder().lame_duck_timeout(Duration::from_secs(5));
     /// # let _ = builder;
     /// ```
-    pub fn lame_duck(mut self, time: Duration) -> Self {
-        self.config.lame_duck = time;
+    pub fn lame_duck_timeout(mut self, time: Duration) -> Self {
+        self.settings.lame_duck_timeout = time;
         self
     }
 
@@ -105,7 +95,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.config.drain_timeout = timeout;
+        self.settings.drain_timeout = timeout;
         self
     }
 
@@ -125,7 +115,7 @@ impl ActiveSessionsBuilder {
     /// # Ok::<(), BuildError>(())
     /// ```
     pub fn settle_timeout(mut self, timeout: Duration) -> Self {
-        self.config.settle_timeout = timeout;
+        self.settings.settle_timeout = timeout;
         self
     }
 
@@ -143,7 +133,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.config.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self.settings.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
         self
     }
 
@@ -161,7 +151,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn max_sessions(mut self, max: usize) -> Self {
-        self.config.max_sessions = max;
+        self.settings.max_sessions = max;
         self
     }
 
@@ -179,7 +169,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn end_streams(mut self, end: bool) -> Self {
-        self.config.end_streams = end;
+        self.settings.end_streams = end;
         self
     }
 
@@ -194,7 +184,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn refuse_new_sessions(mut self, refuse: bool) -> Self {
-        self.config.refuse_new_sessions = refuse;
+        self.settings.refuse_new_sessions = refuse;
         self
     }
 
@@ -214,7 +204,7 @@ impl ActiveSessionsBuilder {
     where
         F: Fn(&Session, EndReason) -> bool + Send + Sync + 'static,
     {
-        self.config.keep_if = Some(Box::new(f));
+        self.settings.keep_if = Some(Box::new(f));
         self
     }
 
@@ -228,7 +218,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn connection_drain_timeout(mut self, timeout: Duration) -> Self {
-        self.config.connection_drain_timeout = timeout;
+        self.settings.connection_drain_timeout = timeout;
         self
     }
 
@@ -242,7 +232,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
-        self.config.hook_timeout = timeout;
+        self.settings.hook_timeout = timeout;
         self
     }
 
@@ -258,7 +248,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn max_concurrent_hooks(mut self, n: usize) -> Self {
-        self.config.max_concurrent_hooks = Some(n);
+        self.settings.max_concurrent_hooks = Some(n);
         self
     }
 
@@ -274,31 +264,47 @@ impl ActiveSessionsBuilder {
     /// assert!(ActiveSessions::builder().max_sessions(0).build().is_err());
     /// ```
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
-        let Self { hooks, config, registry, durability, hand_over } = self;
-        if config.max_concurrent_hooks == Some(0) {
+        let Self { hooks, settings, registry, durability, hand_over_on_outage } = self;
+        if settings.max_concurrent_hooks == Some(0) {
             return Err(BuildError::ZeroValue { setting: "max_concurrent_hooks" });
         }
-        if config.max_sessions == 0 {
+        if settings.max_sessions == 0 {
             return Err(BuildError::ZeroValue { setting: "max_sessions" });
         }
-        if config.idle_timeout == Some(Duration::ZERO) {
+        if settings.idle_timeout == Some(Duration::ZERO) {
             return Err(BuildError::ZeroValue { setting: "idle_timeout" });
         }
-        let (settle_timeout, drain_timeout) = (config.settle_timeout, config.drain_timeout);
+        let (settle_timeout, drain_timeout) = (settings.settle_timeout, settings.drain_timeout);
         if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
             return Err(BuildError::SettleOverDrain { settle_timeout, drain_timeout });
         }
         if hooks.batch.iter().any(|batch| batch.max == 0) {
             return Err(BuildError::ZeroValue { setting: "on_session_end_batch" });
         }
-        let recorder = registry.map(|registry| Recorder::new(registry, durability, hand_over));
-        Ok(ActiveSessions::new(hooks, config, recorder))
+        let registry = registry.map(|registry| PersistConfig { registry, durability, hand_over_on_outage });
+        Ok(ActiveSessions::new(hooks, settings, registry))
     }
+}
+
+/// What the builder has been told.
+pub(super) struct Settings {
+    pub(super) lame_duck_timeout: Duration,
+    pub(super) settle_timeout: Duration,
+    pub(super) drain_timeout: Duration,
+    pub(super) connection_drain_timeout: Duration,
+    pub(super) hook_timeout: Duration,
+    pub(super) max_concurrent_hooks: Option<usize>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_sessions: usize,
+    pub(super) end_streams: bool,
+    pub(super) refuse_new_sessions: bool,
+    pub(super) keep_if: Option<KeepIf>,
+    pub(super) recovery_timeout: Duration,
 }
 
 impl fmt::Debug for ActiveSessionsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hooks, registry, durability: _, hand_over: _, config: _ } = self;
+        let Self { hooks, registry, durability: _, hand_over_on_outage: _, settings: _ } = self;
         f.debug_struct("ActiveSessionsBuilder")
             .field("hooks", hooks)
             .field("registry", &registry.is_some())

@@ -59,8 +59,8 @@ impl ActiveSessionsBuilder {
     /// let builder = ActiveSessions::builder().hand_over_on_outage(false); // one process alone
     /// # let _ = builder;
     /// ```
-    pub fn hand_over(mut self, hand_over: bool) -> Self {
-        self.hand_over = hand_over;
+    pub fn hand_over_on_outage(mut self, hand_over: bool) -> Self {
+        self.hand_over_on_outage = hand_over;
         self
     }
 
@@ -75,7 +75,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn recovery_timeout(mut self, timeout: Duration) -> Self {
-        self.config.recovery_timeout = timeout;
+        self.settings.recovery_timeout = timeout;
         self
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    dispatch::HookFailure,
+    hooks::HookFailure,
     session::{EndReason, GenerationId, SessionId},
     tracker::{Counts, Stage},
 };
@@ -84,7 +84,7 @@ pub struct DrainReport {
     pub timed_out: bool,
 }
 
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -191,52 +191,6 @@ impl DrainReport {
             write!(f, "; and {} more", self.unfinished.len() - 8)?;
         }
         Ok(())
-    }
-}
-
-/// What a recovery did: ends that processes which are gone had left behind; from
-/// [`ActiveSessions::recover`](crate::ActiveSessions::recover).
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[must_use]
-#[non_exhaustive]
-pub struct RecoveryReport {
-    /// Ends that were found.
-    pub found: u64,
-    /// Those of which every hook is over and none erred.
-    pub ended: u64,
-    /// Those of which every hook is over and at least one erred.
-    pub failed: u64,
-    /// Those that are not over: they go on in the background.
-    pub unfinished: u64,
-    /// Ends that were tried five times, and each time their process died. They are removed from the registry.
-    pub given_up: u64,
-    /// Why the registry could not be asked, or not for everything.
-    pub error: Option<String>,
-    /// How long it took.
-    #[serde(rename = "elapsedMs", serialize_with = "millis")]
-    pub elapsed: Duration,
-}
-
-impl RecoveryReport {
-    /// Whether the registry was asked, and everything that it knew of is delivered.
-    #[must_use]
-    pub const fn is_clean(&self) -> bool {
-        self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.given_up == 0
-    }
-}
-
-impl fmt::Display for RecoveryReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { found, ended, failed, unfinished, given_up, error, elapsed } = self;
-        write!(f, "recovery: {found} ends found, {ended} delivered")?;
-        for (count, what) in [(*failed, "failed"), (*unfinished, "unfinished"), (*given_up, "given up")] {
-            if count > 0 {
-                write!(f, ", {count} {what}")?;
-            }
-        }
-        write!(f, ", in {elapsed:.1?}")?;
-        error.iter().try_for_each(|error| write!(f, "; {error}"))
     }
 }
 

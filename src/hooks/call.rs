@@ -1,21 +1,15 @@
 //! One call of a hook: contained, so that a panic becomes an error of that hook alone.
 
-use std::{
-    any::Any,
-    fmt,
-    future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    task::Poll,
-};
+use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
 
 use serde::{Serialize, Serializer};
 use tokio::time::{Instant, timeout_at};
 
+use super::{Hook, HookFuture, Hooks, Named};
 use crate::{
     error::BoxError,
-    hook::{Hook, HookFuture, Hooks, Named, panic_message},
     observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
+    panic::{Panic, catch},
     session::{GenerationId, SessionId},
 };
 
@@ -78,8 +72,10 @@ impl Serialize for HookError {
     }
 }
 
-fn panicked(payload: &(dyn Any + Send)) -> HookError {
-    HookError::Panicked(panic_message(payload))
+impl From<Panic> for HookError {
+    fn from(panic: Panic) -> Self {
+        Self::Panicked(panic.into_message())
+    }
 }
 
 /// A hook's future until it is over; every step of it, the call and the drop included, is contained.
@@ -107,11 +103,11 @@ impl<'a> Call<'a> {
             drop(entered);
             (span, future)
         };
-        let (span, state) = match catch_unwind(AssertUnwindSafe(call)) {
+        let (span, state) = match catch(call) {
             Ok((span, future)) => (span, State::Running(future)),
-            Err(payload) => {
+            Err(panic) => {
                 meter.over(begun, true);
-                (HookSpan::NONE, State::Over(Some(panicked(&*payload))))
+                (HookSpan::NONE, State::Over(Some(panic.into())))
             }
         };
         Self { name, meter, begun, span, state }
@@ -125,10 +121,10 @@ impl<'a> Call<'a> {
             let _entered = self.span.enter();
             future.as_mut().poll(cx)
         };
-        let error = match catch_unwind(AssertUnwindSafe(poll)) {
+        let error = match catch(poll) {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(result)) => result.err().map(|error: BoxError| HookError::Failed(error.into())),
-            Err(payload) => Some(panicked(&*payload)),
+            Err(panic) => Some(panic.into()),
         };
         self.complete(error);
         Poll::Ready(())
@@ -141,8 +137,8 @@ impl<'a> Call<'a> {
             let _entered = span.enter();
             drop(before);
         };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(drop_within)) {
-            self.state = State::Over(Some(panicked(&*payload)));
+        if let Err(panic) = catch(drop_within) {
+            self.state = State::Over(Some(panic.into()));
         }
     }
 

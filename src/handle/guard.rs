@@ -1,4 +1,4 @@
-//! [`SessionGuard`] and [`Closing`]: for WebSockets, streams and jobs.
+//! [`SessionGuard`] and [`ClosingFuture`]: for WebSockets, streams and jobs.
 
 use std::{
     future::Future,
@@ -8,67 +8,31 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::ActiveSessions;
 use crate::{
-    lifecycle::ActiveSessions,
-    session::{EndReason, Session, SessionId},
-    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
+    session::{EndReason, SessionId},
+    tracker::{Activity, EndedBy, Generation},
 };
-
-impl ActiveSessions {
-    /// Notes the session and ties it to the guard: when that is dropped, the session ends.
-    ///
-    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
-    /// generation; of two guards on one generation, the first that is dropped ends it.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// let guard = sessions.guard("socket-1");
-    /// assert!(sessions.contains("socket-1"));
-    /// drop(guard); // ends it with `EndReason::Unknown`; `guard.end(..)` gives another reason
-    /// assert!(!sessions.contains("socket-1"));
-    /// ```
-    #[must_use = "dropping the guard ends the session"]
-    pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
-        let session = session.into();
-        let id = session.id.clone();
-        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Stream)) {
-            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => Some(generation),
-            Some(Noted::Closed | Noted::Tombstoned) | None => None,
-        };
-        SessionGuard { sessions: self.clone(), id, generation }
-    }
-
-    /// Resolves when the phase has come to [`Phase::Closing`](crate::Phase::Closing): for streams, sockets and jobs that want to say goodbye.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let sessions = ActiveSessions::builder().build().unwrap();
-    /// let socket = tokio::spawn(sessions.closing());
-    /// let _ = sessions.drain(EndReason::Shutdown).await;
-    /// socket.await.unwrap();
-    /// # }
-    /// ```
-    pub fn closing(&self) -> Closing {
-        Closing { waiting: self.inner.closing.clone().cancelled_owned() }
-    }
-}
 
 pin_project! {
     /// Resolves when the handle begins to close; made by [`ActiveSessions::closing`].
     #[must_use = "futures do nothing unless polled"]
     #[derive(Debug)]
-    pub struct Closing {
+    pub struct ClosingFuture {
         #[pin]
         waiting: WaitForCancellationFutureOwned,
     }
 }
 
-impl Future for Closing {
+impl ClosingFuture {
+    pub(super) fn new(closing: CancellationToken) -> Self {
+        Self { waiting: closing.cancelled_owned() }
+    }
+}
+
+impl Future for ClosingFuture {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -89,6 +53,10 @@ pub struct SessionGuard {
 }
 
 impl SessionGuard {
+    pub(super) const fn new(sessions: ActiveSessions, id: SessionId, generation: Option<Arc<Generation>>) -> Self {
+        Self { sessions, id, generation }
+    }
+
     /// The session's id.
     ///
     /// ```
@@ -117,7 +85,7 @@ impl SessionGuard {
     }
 
     /// As [`ActiveSessions::closing`].
-    pub fn closing(&self) -> Closing {
+    pub fn closing(&self) -> ClosingFuture {
         self.sessions.closing()
     }
 }

@@ -4,24 +4,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Pool, TaskCount};
+use super::pool::Pool;
 use crate::{
     sync::lock,
     tracker::clock::{Nanos, nanos},
 };
 
 /// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
-pub(super) fn ensure(pool: &Arc<Pool>) {
+pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     {
         let mut workers = lock(&pool.workers);
-        if workers.has_ticker {
+        if workers.has_watchdog {
             return;
         }
-        workers.has_ticker = true;
+        workers.has_watchdog = true;
     }
-    let ticker = Ticker { pool: Arc::clone(pool), retired: false, _count: TaskCount::new(pool) };
-    if let Some(abort) = pool.spawn(ticker.run()) {
-        lock(&pool.workers).ticker = Some(abort);
+    let watchdog = Watchdog { pool: Arc::clone(pool), exited: false };
+    if let Some(abort) = pool.tasks.spawn(watchdog.run()) {
+        lock(&pool.workers).watchdog = Some(abort);
     }
 }
 
@@ -32,15 +32,14 @@ const EXTRA_PER_TICK: usize = 8192;
 /// other's way. Not none, because they may be busy with something else while all of ours hang.
 const EXTRA_PER_LATE_TICK: usize = 512;
 
-struct Ticker {
+struct Watchdog {
     pool: Arc<Pool>,
-    retired: bool,
-    _count: TaskCount,
+    exited: bool,
 }
 
-impl Ticker {
+impl Watchdog {
     async fn run(mut self) {
-        let period = (self.pool.limits.drain_timeout / 64).clamp(Duration::from_millis(1), Duration::from_millis(250));
+        let period = (self.pool.config.drain_timeout / 64).clamp(Duration::from_millis(1), Duration::from_millis(250));
         loop {
             let due = self.pool.tracker.clock.now().saturating_add(nanos(period));
             tokio::time::sleep(period).await;
@@ -56,30 +55,30 @@ impl Ticker {
 
     /// Looks at every worker; false if none has a hook in hand.
     fn look(&mut self, now: Nanos) -> bool {
-        let adaptive = self.pool.limits.max_concurrent_hooks.is_none();
+        let adaptive = self.pool.config.max_concurrent_hooks.is_none();
         let patience = self.pool.patience();
-        let mut written_off = 0;
+        let mut detached = 0;
         {
             let mut workers = lock(&self.pool.workers);
-            if !workers.slots.values().any(|slot| slot.is_busy()) {
+            if !workers.states.values().any(|worker| worker.is_busy()) {
                 // In the same critical section, so that the next worker finds the place empty.
-                workers.has_ticker = false;
-                self.retired = true;
+                workers.has_watchdog = false;
+                self.exited = true;
                 return false;
             }
-            for slot in workers.slots.values() {
-                if adaptive && slot.is_slow(now, patience) && slot.write_off() {
-                    written_off += 1;
+            for worker in workers.states.values() {
+                if adaptive && worker.is_slow(now, patience) && worker.detach() {
+                    detached += 1;
                 }
             }
         }
-        self.pool.tracker.queue.state().attached -= written_off;
+        self.pool.tracker.queue.state().attached -= detached;
         true
     }
 
     /// How many hooks a drain has started too few by now.
     fn behind(&self, now: Nanos) -> usize {
-        if self.pool.limits.max_concurrent_hooks.is_some() {
+        if self.pool.config.max_concurrent_hooks.is_some() {
             return 0;
         }
         let line = self.pool.tracker.queue.state();
@@ -91,10 +90,10 @@ impl Ticker {
     }
 }
 
-impl Drop for Ticker {
+impl Drop for Watchdog {
     fn drop(&mut self) {
-        if !self.retired {
-            lock(&self.pool.workers).has_ticker = false;
+        if !self.exited {
+            lock(&self.pool.workers).has_watchdog = false;
         }
     }
 }

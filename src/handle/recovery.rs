@@ -1,0 +1,93 @@
+//! Recovery: the pending `session_end`s of processes that exited without delivering them.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Inner;
+use crate::{
+    observability::{escape_controls, log_outcome},
+    persist::Recovered,
+    shutdown::report::millis,
+    sync::{AtomicUsize, Ordering},
+    tracker::Recovery,
+};
+
+pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
+    inner.tasks.remember_runtime();
+    let began = Instant::now();
+    let Recovered { recovery, error } = match &inner.persister {
+        Some(persister) => persister.recover(&inner.pool, began.checked_add(inner.recovery_timeout)).await,
+        None => Recovered { recovery: Arc::new(Recovery::default()), error: None },
+    };
+    let count = |n: &AtomicUsize| n.load(Ordering::SeqCst) as u64;
+    let report = RecoveryReport {
+        found: count(&recovery.found),
+        ended: count(&recovery.ended),
+        failed: count(&recovery.failed),
+        unfinished: recovery.left() as u64,
+        given_up: count(&recovery.given_up),
+        error: error.map(|error| error.to_string()),
+        elapsed: began.elapsed(),
+    };
+    log_outcome!(
+        report.is_clean(),
+        name: "session-recovery",
+        found = report.found,
+        ended = report.ended,
+        failed = report.failed,
+        unfinished = report.unfinished,
+        given_up = report.given_up,
+        error = report.error.as_ref().map(|error| tracing::field::display(escape_controls(error))),
+        "{}",
+        escape_controls(&report),
+    );
+    report
+}
+
+/// What a recovery did: ends that processes which are gone had left behind; from
+/// [`ActiveSessions::recover`](crate::ActiveSessions::recover).
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[must_use]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Ends that were found.
+    pub found: u64,
+    /// Those of which every hook is over and none erred.
+    pub ended: u64,
+    /// Those of which every hook is over and at least one erred.
+    pub failed: u64,
+    /// Those that are not over: they go on in the background.
+    pub unfinished: u64,
+    /// Ends that were tried five times, and each time their process died. They are removed from the registry.
+    pub given_up: u64,
+    /// Why the registry could not be asked, or not for everything.
+    pub error: Option<String>,
+    /// How long it took.
+    #[serde(rename = "elapsedMs", serialize_with = "millis")]
+    pub elapsed: Duration,
+}
+
+impl RecoveryReport {
+    /// Whether the registry was asked, and everything that it knew of is delivered.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.given_up == 0
+    }
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { found, ended, failed, unfinished, given_up, error, elapsed } = self;
+        write!(f, "recovery: {found} ends found, {ended} delivered")?;
+        for (count, what) in [(*failed, "failed"), (*unfinished, "unfinished"), (*given_up, "given up")] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        write!(f, ", in {elapsed:.1?}")?;
+        error.iter().try_for_each(|error| write!(f, "; {error}"))
+    }
+}

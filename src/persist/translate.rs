@@ -1,0 +1,179 @@
+//! From an entry of the outbox to the changes of the registry, and from their answers back to the tracker.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{Persister, breaker::Backlog};
+use crate::{
+    observability::ReleaseCause,
+    registry::{Applied, Change, EndRecord, Orphan, Record},
+    session::EndReason,
+    tracker::{Generation, Origin, Outbox, OutboxEntry, PendingEnd, RecordState, Recovery, Scope, Tracker},
+};
+
+/// Appends the changes of one entry; none if the registry need not know.
+pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
+    match entry {
+        OutboxEntry::Hold(generation) => changes.push(Change::Hold(tracker.record_of(generation))),
+        OutboxEntry::Update(generation) => {
+            if generation.recorded() == RecordState::Held && generation.is_active() {
+                changes.push(Change::Update(tracker.record_of(generation)));
+            }
+        }
+        OutboxEntry::End(generation, end) => changes_of_end(tracker, generation, end, changes),
+        OutboxEntry::EndDeliveredOffline(held, end) => {
+            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
+            changes.push(Change::End { id, generation, end: tracker.end_record_of(held, end) });
+        }
+        OutboxEntry::Release(held, cause) => {
+            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
+            if held.recorded().is_on_record() {
+                let is_kept = *cause == ReleaseCause::Kept;
+                changes.push(if is_kept { Change::Keep { id, generation } } else { Change::Forget { id, generation } });
+            }
+        }
+        OutboxEntry::Delivered(held) => {
+            if held.recorded().is_on_record() {
+                changes.push(Change::Delivered { generation: tracker.generation_id(held) });
+            }
+        }
+        OutboxEntry::Abandon(_, generation) => changes.push(Change::Delivered { generation: *generation }),
+        OutboxEntry::LeaveForeign(record) => {
+            let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), 0);
+            changes.push(Change::Release { id: record.session.id.clone(), generation: record.generation, end });
+        }
+    }
+}
+
+fn changes_of_end(tracker: &Tracker, held: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
+    match held.recorded() {
+        RecordState::None | RecordState::Detached | RecordState::TakenOver => return,
+        // A record that the registry has lost, or never had, would be answered `NotFound`.
+        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(held))),
+        RecordState::Pending | RecordState::Held => {}
+    }
+    let (id, generation) = (held.id.clone(), tracker.generation_id(held));
+    let scope = end.scope;
+    let end = tracker.end_record_of(held, end);
+    changes.push(match scope {
+        Scope::Here => Change::Release { id, generation, end },
+        Scope::Everywhere => Change::End { id, generation, end },
+    });
+}
+
+/// Applies the answers to the changes of one entry; there is one answer for each change.
+pub(super) fn settle(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, answers: &[Applied]) {
+    match entry {
+        OutboxEntry::Hold(generation) => settle_hold(tracker, outbox, &generation, &answers[0]),
+        OutboxEntry::End(generation, end) => settle_end(tracker, outbox, &generation, end, answers),
+        OutboxEntry::LeaveForeign(record) => {
+            if let Applied::Owned { requests } = answers[0] {
+                adopt_foreign(tracker, *record, requests);
+            }
+        }
+        OutboxEntry::Update(_)
+        | OutboxEntry::EndDeliveredOffline(..)
+        | OutboxEntry::Release(..)
+        | OutboxEntry::Delivered(_)
+        | OutboxEntry::Abandon(..) => {}
+    }
+}
+
+fn settle_hold(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, answer: &Applied) {
+    match answer {
+        Applied::Joined(record) if record.generation != tracker.generation_id(generation) => {
+            if generation.recorded() == RecordState::Pending {
+                tracker.on_hold_recorded(generation, RecordState::Held, Some(record));
+            } else {
+                // Its start was delivered under its own name, and so is its end.
+                detach_from(tracker, outbox, generation, record);
+            }
+        }
+        _ => tracker.on_hold_recorded(generation, RecordState::Held, None),
+    }
+}
+
+/// The generation goes on by itself, and this process no longer holds the one on record.
+fn detach_from(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, record: &Record) {
+    tracker.on_hold_recorded(generation, RecordState::Detached, None);
+    // The one on record may be a later generation of this process.
+    if !tracker.has(&record.session.id, record.generation) {
+        outbox.put_back([OutboxEntry::LeaveForeign(Box::new(record.clone()))]);
+    }
+}
+
+fn settle_end(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, end: PendingEnd, answers: &[Applied]) {
+    if let [Applied::Joined(record), _] = answers
+        && record.generation != tracker.generation_id(generation)
+    {
+        detach_from(tracker, outbox, generation, record);
+        return tracker.resolve_owned(generation, end);
+    }
+    match answers.last() {
+        // The registry was not asked.
+        None if generation.recorded() == RecordState::TakenOver => {
+            tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
+        }
+        None => tracker.resolve_owned(generation, end),
+        Some(Applied::HeldElsewhere) => tracker.resolve_released(generation, ReleaseCause::HeldElsewhere),
+        Some(Applied::NotFound) => tracker.resolve_released(generation, ReleaseCause::EndedElsewhere),
+        Some(answer) => {
+            if let Applied::Owned { requests } = answer {
+                let record = tracker.record_of(generation);
+                generation.set_requests(*requests, || Origin {
+                    generation: record.generation,
+                    started_at: record.started_at,
+                    ended_at: None,
+                    requests: None,
+                    is_joined: false,
+                    recovery: None,
+                });
+            }
+            generation.set_recorded(RecordState::Held);
+            tracker.resolve_owned(generation, end);
+        }
+    }
+}
+
+/// This process was the last holder of a generation that it held for a moment only.
+fn adopt_foreign(tracker: &Tracker, record: Record, requests: u64) {
+    let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), requests);
+    tracker.adopt(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
+}
+
+/// What becomes of an entry while the registry is out of reach. `tried` if some of it may have arrived there.
+pub(super) fn apply_degraded(persister: &Persister, backlog: &mut Backlog, entry: OutboxEntry, tried: bool) {
+    let tracker = &persister.tracker;
+    match entry {
+        OutboxEntry::Hold(generation) => {
+            let state = match generation.recorded() {
+                RecordState::Pending | RecordState::None if tried => RecordState::Uncertain,
+                RecordState::Pending => RecordState::None,
+                state => state,
+            };
+            tracker.on_hold_recorded(&generation, state, None);
+        }
+        OutboxEntry::End(generation, end) => match generation.recorded() {
+            RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
+            RecordState::Held
+                if persister.hand_over_on_outage && end.scope == Scope::Here && persister.is_draining() =>
+            {
+                tracker.resolve_released(&generation, ReleaseCause::HandedOver);
+            }
+            state => {
+                if state.is_on_record() {
+                    backlog.push(OutboxEntry::EndDeliveredOffline(Arc::clone(&generation), end.clone()));
+                }
+                tracker.resolve_owned(&generation, end);
+            }
+        },
+        OutboxEntry::Update(ref generation)
+        | OutboxEntry::EndDeliveredOffline(ref generation, _)
+        | OutboxEntry::Release(ref generation, _)
+        | OutboxEntry::Delivered(ref generation) => {
+            if generation.recorded().is_on_record() {
+                backlog.push(entry);
+            }
+        }
+        OutboxEntry::LeaveForeign(_) | OutboxEntry::Abandon(..) => backlog.push(entry),
+    }
+}
