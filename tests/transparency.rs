@@ -21,9 +21,9 @@ use tower::{Service, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, ConnectionReport, DrainReport, EndReason,
-    Finished, GenerationId, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, NoteOutcome, Phase,
+    FinishOutput, GenerationId, HeaderProtocol, HookFailure, InvalidSessionId, MissingSessionLayer, NoteOutcome, Phase,
     RecoveryReport, RequestInfo, ResponseFuture, Session, SessionBody, SessionEnd, SessionGuard, SessionId,
-    SessionIdRejection, SessionLayer, SessionProtocol, SessionService, SessionStart, SessionUpdate, Shutdown,
+    SessionIdRejection, SessionLayer, SessionProtocol, SessionService, SessionStart, SessionUpdate, ShutdownFuture,
     ShutdownReport, UnfinishedEnd, signal,
 };
 

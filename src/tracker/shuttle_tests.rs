@@ -51,7 +51,7 @@ impl World {
     }
 
     fn with(is_recorded: bool) -> Arc<Self> {
-        let tracker = Tracker::new(true, true, true, is_recorded);
+        let tracker = Tracker::new(true, true, true, is_recorded.then(Arc::default));
         Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
     }
 

@@ -213,7 +213,7 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
         [("a0", EndReason::Lost), ("a2", EndReason::Lost), ("a3", EndReason::Unknown), ("a5", EndReason::Idle)];
     assert_eq!(found, expected);
     assert_eq!(orphans[0].record.session.key, None, "its details are lost");
-    assert_eq!(orphans[3].tries, u32::MAX);
+    assert_eq!(orphans[3].attempts, u32::MAX);
     let sql = "SELECT count(*) FROM ending_sessions WHERE claimed_by = 'nobody: unreadable'";
     let left: i32 = dir.look().query_row(sql, (), |row| row.get(0)).unwrap();
     assert_eq!(left, 2);

@@ -110,9 +110,9 @@ pub(crate) fn is_locked(path: &Path) -> bool {
 /// A generation that nobody has noted yet.
 pub(crate) fn record(id: &str) -> Record {
     static GENERATION: AtomicU64 = AtomicU64::new(1);
-    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    let generation: GenerationId = format!("{:032x}-{generation}", std::process::id()).parse().unwrap();
-    let now = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + generation);
+    let number = GENERATION.fetch_add(1, Ordering::Relaxed);
+    let generation: GenerationId = format!("{:032x}-{number}", std::process::id()).parse().unwrap();
+    let now = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + number);
     Record::new(Session::from(id).with_key(format!("key of {id}")), generation, now)
 }
 
