@@ -98,7 +98,7 @@ async fn run() -> Result<(), BoxError> {
 /// stop in between would see neither. If the upgrade fails, both are dropped.
 async fn upgrade(Path(id): Path<String>, State(gateway): State<Gateway>, upgrade: WebSocketUpgrade) -> Response {
     // From the path here; an id that a client cannot choose in a gateway of yours.
-    let guard = gateway.sessions.guard(id);
+    let guard = gateway.sessions.guard(id).unwrap();
     let token = gateway.sockets.token();
     upgrade.on_upgrade(async move |socket| {
         echo(socket, guard).await;

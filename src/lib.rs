@@ -142,8 +142,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;
-#[cfg(feature = "axum")]
-mod extract;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod handle;
@@ -162,7 +160,7 @@ mod tasks;
 mod tracker;
 
 #[cfg(feature = "axum")]
-pub use self::extract::{MissingSessionLayer, SessionIdRejection};
+pub use self::http::{MissingSessionLayer, SessionIdRejection};
 #[cfg(feature = "cookie")]
 pub use self::protocol::CookieProtocol;
 pub use self::{
@@ -174,8 +172,8 @@ pub use self::{
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
     protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
     session::{
-        EndReason, GenerationId, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd,
-        SessionId, SessionStart,
+        EndReason, GenerationId, IdempotencyKey, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext,
+        SessionEnd, SessionId, SessionStart,
     },
     shutdown::{
         FinishOutput, ShutdownFuture,

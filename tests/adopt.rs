@@ -83,7 +83,7 @@ async fn an_end_in_the_same_response_wins() {
     }
     say(&layer, &[(ID, "a")], &[(END, "idle"), (END, "deleted")]).await;
     // So does the handler's own word.
-    let a = || "a".parse().unwrap();
+    let a = || "a";
     for signal in [SessionUpdate::ended(a(), EndReason::Deleted), SessionUpdate::compacted(a(), "b")] {
         let mut response = answer(200, &[]);
         signal.insert_into(&mut response);
@@ -245,7 +245,7 @@ mod cookie {
         say(&layer, &[(COOKIE, "sid=unknown")], &[(SET, "sid=; Max-Age=0")]).await;
         say(&layer, &[(COOKIE, "sid=unknown")], &[(SET, "sid=two words")]).await;
         let mut response = answer(200, &[]);
-        SessionUpdate::ended("unknown".parse().unwrap(), EndReason::Deleted).insert_into(&mut response);
+        SessionUpdate::ended("unknown", EndReason::Deleted).insert_into(&mut response);
         exchange(&layer, ask(&[(COOKIE, "sid=unknown")]), response).await;
         let mut delete = ask(&[(COOKIE, "sid=unknown")]);
         *delete.method_mut() = Method::DELETE;

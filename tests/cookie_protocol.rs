@@ -176,7 +176,7 @@ async fn a_handlers_own_word_goes_before_the_cookie() {
     sessions.note("old");
     // The host calls a reset what looks like a rotation.
     let mut response = answer(200, &[(SET, "sid=new; Path=/")]);
-    SessionUpdate::ended("old".parse().unwrap(), EndReason::Reset).insert_into(&mut response);
+    SessionUpdate::ended("old", EndReason::Reset).insert_into(&mut response);
     exchange(&layer, ask(&[(COOKIE, "sid=old")]), response).await;
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["new shutdown", "old reset"]);
     assert!(recorder.starts()[1].resumed_from.is_none());

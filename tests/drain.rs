@@ -68,7 +68,7 @@ async fn d4_d8_of_three_sessions_one_was_reset_and_the_drain_ends_the_other_two(
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
     for (id, channel) in [("a", "telegram"), ("b", "discord"), ("c", "slack")] {
-        sessions.note(Session::from(id).with_key(format!("agent:main:{channel}")));
+        sessions.note(Session::try_from(id).unwrap().with_key(format!("agent:main:{channel}")));
     }
     assert!(sessions.end("b", EndReason::Reset));
     let _ = sessions.drain(EndReason::Shutdown).await;

@@ -102,7 +102,7 @@ fn g13_a_guarded_session_is_never_evicted() {
             std::thread::spawn(move || {
                 for i in 0..2_000 {
                     let id = format!("{t}-{i}");
-                    let guard = sessions.guard(id.as_str());
+                    let guard = sessions.guard(id.as_str()).unwrap();
                     if !sessions.contains(&id) {
                         bad.fetch_add(1, Ordering::SeqCst);
                     }
@@ -123,7 +123,7 @@ async fn g12_the_head_of_a_session_whose_guard_has_ended_it_revives_nothing() {
     let layer = sessions.layer();
     let request = UnderWay::begin(&layer, ask(&[]));
     // The handler gives the session to a job with a guard; the job is over before the head leaves.
-    let guard = sessions.guard("job");
+    let guard = sessions.guard("job").unwrap();
     assert!(guard.end(EndReason::Deleted));
     let _ = request.answer(answer(200, &[("x-session-id", "job")]));
     assert!(!sessions.contains("job"), "revived by the echo of its own response");
@@ -196,7 +196,7 @@ async fn g13_no_session_expires_before_its_time() {
 #[test]
 fn g13_thousands_of_guards_on_one_session_count() {
     let sessions = ActiveSessions::builder().max_sessions(1).build().unwrap();
-    let guards: Vec<_> = (0..4096).map(|_| sessions.guard("room")).collect();
+    let guards: Vec<_> = (0..4096).map(|_| sessions.guard("room").unwrap()).collect();
     sessions.note("other");
     assert!(sessions.contains("room"), "evicted under {} guards", guards.len());
 }

@@ -116,7 +116,7 @@ impl Server {
 }
 
 async fn guarded(Path(id): Path<String>, State(host): State<Host>, upgrade: WebSocketUpgrade) -> Response {
-    let guard = host.sessions.guard(id);
+    let guard = host.sessions.guard(id).unwrap();
     let token = host.sockets.token();
     upgrade.on_upgrade(async move |socket| {
         echo(socket, guard, host.manners).await;

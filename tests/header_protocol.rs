@@ -119,7 +119,7 @@ async fn an_id_opens_once_and_its_echoes_change_nothing() {
     let (recorder, sessions) = Recorder::sessions();
     let layer = sessions.layer();
     say(&layer, &[], &[(ID, "a")]).await;
-    sessions.note(Session::from("a").with_key("kept"));
+    sessions.note(Session::try_from("a").unwrap().with_key("kept"));
     say(&layer, &[(ID, "a")], &[(ID, "a")]).await;
     say(&layer, &[(ID, "a")], &[]).await;
     say(&layer, &[], &[(ID, "a")]).await;

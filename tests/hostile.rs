@@ -280,7 +280,7 @@ async fn g13_a_flood_of_births_evicts_the_idle_and_spares_whoever_is_busy() {
         }
         busy.push(client);
     }
-    let guard = server.sessions.guard("guarded");
+    let guard = server.sessions.guard("guarded").unwrap();
     server.request("POST /open", "").await;
 
     let client = h2_client();

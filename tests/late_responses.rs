@@ -32,7 +32,7 @@ async fn g01_a_late_word_of_a_handler_about_its_own_session_does_not_end_the_nex
     sessions.end("a", EndReason::Reset);
     sessions.note("a");
     let mut response = answer(200, &[]);
-    SessionUpdate::ended("a".parse().unwrap(), EndReason::Deleted).insert_into(&mut response);
+    SessionUpdate::ended("a", EndReason::Deleted).insert_into(&mut response);
     delete.answer(response);
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a reset", "a shutdown"]);
 }
@@ -118,7 +118,7 @@ impl SessionProtocol for Naive {
 
     fn response(&self, _: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         match response.headers.get(ID).and_then(|id| id.to_str().ok()) {
-            Some(id) => SessionUpdate::started(Session::from(id).with_key("late")),
+            Some(id) => SessionUpdate::started(Session::try_from(id).unwrap().with_key("late")),
             None => SessionUpdate::empty(),
         }
     }
@@ -128,13 +128,13 @@ impl SessionProtocol for Naive {
 async fn g12_no_protocol_revives_a_session_by_a_response_that_was_under_way() {
     let (recorder, sessions) = Recorder::sessions();
     let layer = sessions.layer_with(Naive);
-    sessions.note(Session::from("a").with_key("first"));
+    sessions.note(Session::try_from("a").unwrap().with_key("first"));
     let (late, later) = (UnderWay::begin(&layer, ask(&[(ID, "a")])), UnderWay::begin(&layer, ask(&[(ID, "a")])));
     sessions.end("a", EndReason::Deleted);
     late.answer(answer(200, &[(ID, "a")]));
     assert!(sessions.is_empty());
     // Nor does it rename the next generation.
-    sessions.note(Session::from("a").with_key("second"));
+    sessions.note(Session::try_from("a").unwrap().with_key("second"));
     later.answer(answer(200, &[(ID, "a")]));
     assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a deleted", "a shutdown"]);
@@ -143,7 +143,7 @@ async fn g12_no_protocol_revives_a_session_by_a_response_that_was_under_way() {
 #[tokio::test(start_paused = true)]
 async fn g12_a_response_that_was_under_way_does_not_rename_what_is_over() {
     let (recorder, sessions) = Recorder::sessions();
-    sessions.note(Session::from("a").with_key("first"));
+    sessions.note(Session::try_from("a").unwrap().with_key("first"));
     let late = UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "a")]));
     // Its hook has yet to run, and is told what was known at the end.
     sessions.end("a", EndReason::Deleted);
@@ -155,7 +155,7 @@ async fn g12_a_response_that_was_under_way_does_not_rename_what_is_over() {
 #[tokio::test(start_paused = true)]
 async fn a_protocol_may_bring_new_details_of_an_active_session() {
     let (recorder, sessions) = Recorder::sessions();
-    sessions.note(Session::from("a").with_key("first"));
+    sessions.note(Session::try_from("a").unwrap().with_key("first"));
     UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "a")])).answer(answer(200, &[(ID, "a")]));
     assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("late"));
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
@@ -166,7 +166,7 @@ async fn a_protocol_may_bring_new_details_of_an_active_session() {
 async fn a_protocols_word_of_one_session_is_not_about_another_that_a_handler_opens() {
     let (recorder, sessions) = Recorder::sessions();
     let mut response = answer(200, &[(ID, "brought")]);
-    SessionUpdate::started(Session::from("opened").with_key("handler")).insert_into(&mut response);
+    SessionUpdate::started(Session::try_from("opened").unwrap().with_key("handler")).insert_into(&mut response);
     UnderWay::begin(&sessions.layer_with(Naive), ask(&[(ID, "brought")])).answer(response);
     let mut active: Vec<_> =
         sessions.snapshot().into_iter().map(|session| (session.id.to_string(), session.key)).collect();

@@ -312,9 +312,9 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
                 model.active.clear();
             }
             Step::Compact(old, new) => {
-                assert_eq!(sessions.compact(name(old), name(new)), model.compact(old, None, new, false));
+                assert_eq!(sessions.compact(name(old), name(new)).ended_old(), model.compact(old, None, new, false));
             }
-            Step::Guard(id) => guards.push((id, model.note(id), sessions.guard(name(id)))),
+            Step::Guard(id) => guards.push((id, model.note(id), sessions.guard(name(id)).unwrap())),
             Step::DropGuard(which) if !guards.is_empty() => {
                 let (id, generation, guard) = guards.swap_remove(which % guards.len());
                 model.drop_guard(id, generation);

@@ -139,7 +139,7 @@ async fn g01_a_listener_that_calls_back_and_panics_keeps_no_session_from_its_end
         assert!(sessions.note(id).is_new());
     }
     assert!(sessions.end("a", EndReason::Reset));
-    assert!(sessions.compact("b", "e"));
+    assert!(sessions.compact("b", "e").ended_old());
     assert!(sessions.forget("c"));
     let report = sessions.drain(EndReason::Shutdown).await;
     drop(listening);

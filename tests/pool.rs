@@ -40,7 +40,7 @@ async fn g06_of_20_000_sessions_the_first_10_000_hang_and_the_others_are_deliver
         .unwrap();
     // Queue those that hang first: end them before the drain, which takes the others.
     for n in 0..10_000 {
-        sessions.note(Session::from(format!("hangs{n}")).with_key("hangs"));
+        sessions.note(Session::try_from(format!("hangs{n}")).unwrap().with_key("hangs"));
         sessions.end(format!("hangs{n}"), EndReason::Reset);
     }
     for n in 0..10_000 {

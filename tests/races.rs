@@ -20,7 +20,7 @@ use tower_session_end::{ActiveSessions, EndReason, EndStage, Phase, SessionEnd, 
 async fn g01_a_guard_of_generation_1_that_is_dropped_after_generation_2_was_noted_ends_nothing_of_it() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    let guard = sessions.guard("a");
+    let guard = sessions.guard("a").unwrap();
     sessions.end("a", EndReason::Reset);
     sessions.note("a");
     drop(guard);
@@ -97,7 +97,7 @@ fn g02_a_snapshot_taken_while_compactions_run_sees_the_old_or_the_new_always_one
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..20_000 {
-                assert!(sessions.compact(format!("s{n}"), format!("s{}", n + 1)));
+                assert!(sessions.compact(format!("s{n}"), format!("s{}", n + 1)).ended_old());
             }
             done.store(true, Ordering::SeqCst);
         });
@@ -118,7 +118,7 @@ fn notes_and_ends_from_a_bare_thread_wait_for_the_drain() {
         other.note("a");
         other.note("b");
         other.end("a", EndReason::Reset);
-        drop(other.guard("c"));
+        drop(other.guard("c").unwrap());
     })
     .join()
     .unwrap();
@@ -158,12 +158,12 @@ fn a_guard_that_is_dropped_while_its_runtime_goes_down_neither_panics_nor_loses_
         let _inside = runtime.enter();
         recorder.builder().build().unwrap()
     };
-    let late = DropsLate(sessions.guard("a"));
+    let late = DropsLate(sessions.guard("a").unwrap());
     runtime.spawn(async move {
         let _held = late;
         pending::<()>().await;
     });
-    let very_late = sessions.guard("b");
+    let very_late = sessions.guard("b").unwrap();
     runtime.shutdown_timeout(Duration::from_secs(5));
     drop(very_late);
     sessions.note("c");
@@ -227,7 +227,7 @@ async fn a_hook_may_call_note_end_compact_and_drain() {
                 match id.as_str() {
                     "notes" => drop(sessions.note("child")),
                     "ends" => assert!(sessions.end("victim", EndReason::Deleted)),
-                    "compacts" => assert!(sessions.compact("child", "grandchild")),
+                    "compacts" => assert!(sessions.compact("child", "grandchild").ended_old()),
                     // Waits for its own end: that is bounded by the budget, as every drain is.
                     "drains" => assert!(sessions.drain(EndReason::Restart).await.timed_out),
                     _ => {}

@@ -40,7 +40,7 @@ fn live(replica: &Replica, mut random: Random) {
             0..=2 => drop(sessions.note(id)),
             3 | 4 => drop(sessions.end(id, EndReason::Deleted)),
             5 => drop(sessions.compact(id, format!("s{}", random.below(IDS)))),
-            6 => guards.push(sessions.guard(id)),
+            6 => guards.push(sessions.guard(id).unwrap()),
             _ => drop(guards.pop()),
         }
         if random.one_in(16) {

@@ -111,7 +111,7 @@ async fn g18_a_signal_never_leaves_the_layer() {
 #[tokio::test(start_paused = true)]
 async fn a_signal_and_a_header_that_say_the_same_are_one() {
     let (recorder, sessions) = Recorder::sessions();
-    let started = || (SessionUpdate::started(Session::from("a").with_key("k")), [(ID, "a")]);
+    let started = || (SessionUpdate::started(Session::try_from("a").unwrap().with_key("k")), [(ID, "a")]);
     post_to(&sessions, &[], started).await;
     assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("k"), "the header knows less");
     let ended = || (SessionUpdate::ended(id("a"), EndReason::Deleted), [("x-session-end", "reset")]);
@@ -125,7 +125,7 @@ async fn the_details_of_a_compaction_survive_a_header_that_says_the_same() {
     let (recorder, sessions) = Recorder::sessions();
     sessions.note("old");
     let compacted = || {
-        let new = Session::from("new").with_key("k").with_attribute("tenant", "acme");
+        let new = Session::try_from("new").unwrap().with_key("k").with_attribute("tenant", "acme");
         (SessionUpdate::compacted(id("old"), new), [(ID, "new"), ("x-session-compacted-from", "old")])
     };
     post_to(&sessions, &[(ID, "old")], compacted).await;
@@ -154,7 +154,7 @@ async fn a_signal_and_a_header_that_say_the_same_are_one_while_closing_too() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_the_handler_noted_and_the_header_repeats_is_one() {
     let (recorder, sessions) = Recorder::sessions();
-    sessions.note(Session::from("a").with_agent_id("main"));
+    sessions.note(Session::try_from("a").unwrap().with_agent_id("main"));
     say(&sessions.layer(), &[], &[(ID, "a")]).await;
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
     assert_eq!(recorder.ends()[0].session.agent_id.as_deref(), Some("main"));

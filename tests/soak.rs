@@ -99,7 +99,7 @@ impl Subject {
             let id = self.new_id();
             match random.below(12) {
                 0..=3 => drop(sessions.note(id.as_str())),
-                4 => guards.push_back(sessions.guard(id.as_str())),
+                4 => guards.push_back(sessions.guard(id.as_str()).unwrap()),
                 5 => drop(self.exchange(None, &id, false).await),
                 6 => streams.push_back(self.exchange(None, &id, true).await),
                 7 => {

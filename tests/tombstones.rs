@@ -95,7 +95,7 @@ async fn g08_a_late_birth_that_is_said_twice_in_one_response_is_one_session() {
         let id = request.uri().path()[1..].to_owned();
         match id.as_str() {
             "noted" => drop(handle.note("noted")),
-            "guarded" => drop(handle.guard("guarded")),
+            "guarded" => drop(handle.guard("guarded").unwrap()),
             "signalled" => SessionUpdate::started("signalled").insert_into(&mut response),
             _ => {
                 let old = SessionId::new("old").unwrap();

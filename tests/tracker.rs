@@ -27,8 +27,8 @@ fn t1_a_fresh_handle_lists_nothing() {
 #[test]
 fn t2_g03_noting_an_id_twice_leaves_one_entry_with_the_second_details() {
     let sessions = sessions();
-    assert!(sessions.note(Session::from("a").with_session_file("one")).is_new());
-    assert!(!sessions.note(Session::from("a").with_session_file("two")).is_new());
+    assert!(sessions.note(Session::try_from("a").unwrap().with_session_file("one")).is_new());
+    assert!(!sessions.note(Session::try_from("a").unwrap().with_session_file("two")).is_new());
     let snapshot = sessions.snapshot();
     assert_eq!(snapshot.len(), 1);
     assert_eq!(snapshot[0].session_file.as_deref(), Some("two"));
@@ -42,8 +42,8 @@ fn t3_g04_an_invalid_id_changes_nothing_and_is_counted() {
     let sessions = sessions();
     for id in ["", " ", "two words", "tab\t", "é", &"x".repeat(1025)] {
         assert!(!sessions.note(id).is_new(), "{id:?}");
-        assert!(!sessions.compact("old", id));
-        drop(sessions.guard(id));
+        assert!(!sessions.compact("old", id).ended_old());
+        drop(sessions.guard(id).unwrap());
     }
     assert!(sessions.is_empty());
     assert_eq!(sessions.ignored_ids(), 18);
@@ -96,8 +96,8 @@ async fn t7_forget_all_removes_all_and_fires_nothing() {
 async fn an_end_is_told_what_was_known_last() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    sessions.note(Session::from("a").with_key("first"));
-    sessions.note(Session::from("a").with_key("second").with_attribute("tenant", "acme"));
+    sessions.note(Session::try_from("a").unwrap().with_key("first"));
+    sessions.note(Session::try_from("a").unwrap().with_key("second").with_attribute("tenant", "acme"));
     sessions.end("a", EndReason::Deleted);
     assert!(sessions.drain(EndReason::Shutdown).await.is_clean());
     let events = recorder.events();
@@ -126,8 +126,8 @@ async fn a_session_that_is_noted_again_after_its_end_has_another_event_id() {
 async fn a_compaction_is_one_end_and_one_start() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    sessions.note(Session::from("old").with_key("chat"));
-    assert!(sessions.compact("old", Session::from("new").with_key("chat")));
+    sessions.note(Session::try_from("old").unwrap().with_key("chat"));
+    assert!(sessions.compact("old", Session::try_from("new").unwrap().with_key("chat")).ended_old());
     assert_eq!(ids(&sessions), ["new"]);
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!((report.ended, report.unfinished.len()), (2, 0));
@@ -147,7 +147,7 @@ async fn a_compaction_is_one_end_and_one_start() {
 async fn compacting_an_unknown_session_notes_the_successor() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    assert!(!sessions.compact("nobody", "new"));
+    assert!(!sessions.compact("nobody", "new").ended_old());
     assert_eq!(ids(&sessions), ["new"]);
     let _ = sessions.drain(EndReason::Shutdown).await;
     let Event::Start(start) = &recorder.events()[0] else { panic!() };
@@ -161,7 +161,7 @@ async fn compacting_into_an_active_session_ends_the_old_one_and_starts_nothing()
     let sessions = recorder.builder().build().unwrap();
     sessions.note("old");
     sessions.note("new");
-    assert!(sessions.compact("old", Session::from("new").with_key("k")));
+    assert!(sessions.compact("old", Session::try_from("new").unwrap().with_key("k")).ended_old());
     assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("k"));
     let _ = sessions.drain(EndReason::Shutdown).await;
     assert_eq!(recorder.order("new"), "+-");
@@ -175,7 +175,7 @@ async fn compacting_into_itself_does_nothing() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
     sessions.note("a");
-    assert!(sessions.compact("a", "a"));
+    assert!(sessions.compact("a", "a").ended_old());
     assert_eq!(ids(&sessions), ["a"]);
     let _ = sessions.drain(EndReason::Shutdown).await;
     assert_eq!(recorder.reasons(), [("a".to_owned(), EndReason::Shutdown)]);
@@ -196,11 +196,11 @@ async fn a_drain_right_after_a_compaction_ends_the_successor_only() {
 async fn a_guard_ends_its_session_on_drop_or_with_a_reason() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    let guard = sessions.guard("a");
+    let guard = sessions.guard("a").unwrap();
     assert_eq!(guard.id(), &SessionId::new("a").unwrap());
     drop(guard);
-    assert!(sessions.guard("b").end(EndReason::Deleted));
-    let guard = sessions.guard("c");
+    assert!(sessions.guard("b").unwrap().end(EndReason::Deleted));
+    let guard = sessions.guard("c").unwrap();
     sessions.end("c", EndReason::Reset);
     assert!(!guard.end(EndReason::Deleted));
     let _ = sessions.drain(EndReason::Shutdown).await;

@@ -129,7 +129,7 @@ async fn g18_trailers_and_sizes_pass_through_http2() {
 /// A host that speaks another protocol after the head, and ties a session to it.
 async fn upgrade(sessions: ActiveSessions, mut request: Request) -> Response {
     let upgrading = hyper::upgrade::on(&mut request);
-    let guard: SessionGuard = sessions.guard("socket");
+    let guard: SessionGuard = sessions.guard("socket").unwrap();
     tokio::spawn(async move {
         let mut io = TokioIo::new(upgrading.await.unwrap());
         let mut bytes = [0; 4];

@@ -21,7 +21,7 @@ async fn g13_the_silent_expire_and_the_active_do_not() {
     for id in ["silent", "chatty", "busy"] {
         sessions.note(id);
     }
-    let guard = sessions.guard("guarded");
+    let guard = sessions.guard("guarded").unwrap();
     let _never = UnderWay::begin(&sessions.layer(), ask(&[("x-session-id", "busy")]));
     let layer = sessions.layer();
     for _ in 0..20 {
@@ -103,7 +103,7 @@ async fn one_of_two_drivers_drives_and_the_other_takes_over() {
 async fn g13_the_cap_evicts_the_longest_idle_but_nobody_who_is_busy() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().max_sessions(10).build().unwrap();
-    let _guard = sessions.guard("guarded");
+    let _guard = sessions.guard("guarded").unwrap();
     sessions.note("busy");
     let _never = UnderWay::begin(&sessions.layer(), ask(&[("x-session-id", "busy")]));
     for n in 0..10 {
@@ -142,7 +142,7 @@ async fn g13_where_all_are_busy_the_cap_gives_way_with_one_warning() {
     let warnings = Arc::new(Mutex::new(Vec::new()));
     let _logging = capture(&warnings);
     let sessions = ActiveSessions::builder().max_sessions(2).build().unwrap();
-    let _guards: Vec<_> = (0..5).map(|n| sessions.guard(format!("s{n}"))).collect();
+    let _guards: Vec<_> = (0..5).map(|n| sessions.guard(format!("s{n}")).unwrap()).collect();
     assert_eq!(sessions.len(), 5);
     assert_eq!(*warnings.lock().unwrap(), ["session-cap-exceeded"]);
 }
@@ -186,19 +186,19 @@ async fn g14_what_is_kept_is_forgotten_without_an_end_and_reported() {
         })
         .build()
         .unwrap();
-    sessions.note(Session::from("kept").with_session_file("a.jsonl"));
+    sessions.note(Session::try_from("kept").unwrap().with_session_file("a.jsonl"));
     sessions.note("ended");
     sessions.note("panics");
     // An ordinary end asks nobody.
-    sessions.note(Session::from("deleted").with_session_file("b.jsonl"));
+    sessions.note(Session::try_from("deleted").unwrap().with_session_file("b.jsonl"));
     sessions.end("deleted", EndReason::Deleted);
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!((report.active, report.kept, report.ended), (3, 1, 3), "{report}");
     assert!(report.is_clean());
     // Those born late are asked about too.
-    sessions.note(Session::from("late-kept").with_session_file("c.jsonl"));
+    sessions.note(Session::try_from("late-kept").unwrap().with_session_file("c.jsonl"));
     sessions.note("late-ended");
-    sessions.compact("nobody", Session::from("late-compacted").with_session_file("d.jsonl"));
+    sessions.compact("nobody", Session::try_from("late-compacted").unwrap().with_session_file("d.jsonl"));
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!(recorder.reasons().len(), 4, "{report}");
     assert!(sessions.is_empty());
@@ -208,8 +208,13 @@ async fn g14_what_is_kept_is_forgotten_without_an_end_and_reported() {
 async fn a_successor_without_details_takes_over_those_of_the_old_session() {
     let recorder = Recorder::default();
     let sessions = recorder.builder().build().unwrap();
-    sessions
-        .note(Session::from("old").with_key("chat").with_session_file("old.jsonl").with_attribute("tenant", "acme"));
+    sessions.note(
+        Session::try_from("old")
+            .unwrap()
+            .with_key("chat")
+            .with_session_file("old.jsonl")
+            .with_attribute("tenant", "acme"),
+    );
     let compacted = [("x-session-id", "new"), ("x-session-compacted-from", "old")];
     say(&sessions.layer(), &[("x-session-id", "old")], &compacted).await;
     let new = sessions.get("new").unwrap();

@@ -30,7 +30,8 @@ fn id(id: &str) -> SessionId {
 }
 
 fn full(id: &str) -> Session {
-    Session::from(id)
+    Session::try_from(id)
+        .unwrap()
         .with_key("agent:main:telegram:42")
         .with_agent_id("main")
         .with_store_path("/var/lib/gateway")
@@ -55,33 +56,33 @@ fn pretty(value: &impl Serialize) -> String {
 fn a_start_is_what_plugins_expect() {
     let start = SessionStart::new(full("4711")).with_resumed_from(id("4710"));
     assert_golden!(start, "session_start.json");
-    assert_golden!(SessionStart::new("4711"), "session_start_minimal.json");
+    assert_golden!(SessionStart::new(SessionId::new("4711").unwrap()), "session_start_minimal.json");
 }
 
 #[test]
 fn an_end_is_what_plugins_expect() {
     let end = SessionEnd::new(full("4711"), EndReason::Compaction)
-        .with_next(Session::from("4712").with_key("agent:main:telegram:43"))
+        .with_next(Session::try_from("4712").unwrap().with_key("agent:main:telegram:43"))
         .with_started_at(SystemTime::UNIX_EPOCH)
         .with_duration(Duration::from_micros(90_061_999))
         .with_requests(17)
         .with_transcript_archived(true)
         .with_deadline(Instant::now());
     assert_golden!(end, "session_end.json");
-    assert_golden!(SessionEnd::new("4711", EndReason::Unknown), "session_end_minimal.json");
+    assert_golden!(SessionEnd::new(SessionId::new("4711").unwrap(), EndReason::Unknown), "session_end_minimal.json");
 }
 
 #[test]
 fn a_context_is_what_plugins_expect() {
     assert_golden!(full("4711").context(), "context.json");
-    assert_golden!(Session::from("4711").context(), "context_minimal.json");
+    assert_golden!(Session::try_from("4711").unwrap().context(), "context_minimal.json");
 }
 
 #[test]
 fn a_session_survives_json() {
     assert_golden!(full("4711"), "session.json");
-    assert_golden!(Session::from("4711"), "session_minimal.json");
-    for session in [full("4711"), Session::from("4711")] {
+    assert_golden!(Session::try_from("4711").unwrap(), "session_minimal.json");
+    for session in [full("4711"), Session::try_from("4711").unwrap()] {
         let json = serde_json::to_string(&session).unwrap();
         assert_eq!(serde_json::from_str::<Session>(&json).unwrap(), session);
     }

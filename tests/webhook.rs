@@ -107,7 +107,7 @@ async fn a_receiver_that_fails_twice_then_hangs_then_answers_has_each_event_unde
     // Many tries, so that a machine that is slower than the timeout fails nobody.
     let sessions = sessions(url, 30, SHORT * 5);
     for id in ["a", "b", "c"] {
-        sessions.note(Session::from(id).with_key("chat"));
+        sessions.note(Session::try_from(id).unwrap().with_key("chat"));
     }
     sessions.end("a", EndReason::Deleted);
 

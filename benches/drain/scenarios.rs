@@ -11,7 +11,9 @@ use std::{
 };
 
 use tokio::{sync::Mutex, time::sleep};
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, SessionEnd, SessionStart};
+use tower_session_end::{
+    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, SessionEnd, SessionId, SessionStart,
+};
 
 use crate::{
     BUDGET, Figures,
@@ -151,7 +153,7 @@ async fn bare_boxed(n: usize) -> Figures {
 }
 
 fn events(n: usize) -> Vec<SessionEnd> {
-    (0..n).map(|number| SessionEnd::new(id(number), EndReason::Shutdown)).collect()
+    (0..n).map(|number| SessionEnd::new(SessionId::new(id(number)).unwrap(), EndReason::Shutdown)).collect()
 }
 
 /// Tasks that sleep, spawned one after the other for so long: what the runtime and its timer can do in the time of a drain.
@@ -183,7 +185,7 @@ fn work(name: &str) -> Work {
 fn bare_batches(rows: &Rows, n: usize) -> Fallible<Figures> {
     /// A prime, so that every number has its turn.
     const STRIDE: usize = 7919;
-    let event = |step: usize| SessionEnd::new(id(step * STRIDE % n), EndReason::Shutdown);
+    let event = |step: usize| SessionEnd::new(SessionId::new(id(step * STRIDE % n)).unwrap(), EndReason::Shutdown);
     let events: Vec<_> = (0..n).map(event).collect();
     let begun = Instant::now();
     let mut ended = 0;

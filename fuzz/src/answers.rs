@@ -77,7 +77,7 @@ impl Registry for Liar {
     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.trouble().await?;
         let orphan = || {
-            let next = (self.byte() > 200).then(|| Session::from("next"));
+            let next = (self.byte() > 200).then(|| Session::try_from("next").unwrap());
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(self.byte()));
             Orphan::new(self.record(), EndRecord::new(EndReason::Lost, next, at, u64::MAX), u32::from(self.byte() / 32))
         };
@@ -134,7 +134,7 @@ async fn run(data: &[u8]) {
             3 => drop(sessions.end(input.one_of(IDS), EndReason::Deleted)),
             4 => drop(sessions.forget(input.one_of(IDS))),
             5 => drop(sessions.compact(input.one_of(IDS), input.one_of(IDS))),
-            6 => guards.push(sessions.guard(input.one_of(IDS))),
+            6 => guards.push(sessions.guard(input.one_of(IDS)).unwrap()),
             7 => drop(guards.pop()),
             8 => {
                 let _ = within(Duration::from_secs(10) + slack, "a recovery", sessions.recover()).await;

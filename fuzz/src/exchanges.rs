@@ -72,7 +72,7 @@ async fn run(mut input: Input<'_>) {
             2 => drop(sessions.end(input.one_of(IDS), EndReason::Deleted)),
             3 => forgotten += u64::from(sessions.forget(input.one_of(IDS))),
             4 => drop(sessions.compact(input.one_of(IDS), input.one_of(IDS))),
-            5 => guards.push(sessions.guard(input.one_of(IDS))),
+            5 => guards.push(sessions.guard(input.one_of(IDS)).unwrap()),
             6 => drop(guards.pop()),
             7..=9 => held.push(ask(&layer, &heads::headers(&mut input, NAMES, VALUES)).await),
             10..=12 if !held.is_empty() => {

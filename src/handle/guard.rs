@@ -62,7 +62,7 @@ impl SessionGuard {
     /// ```
     /// # use tower_session_end::*;
     /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert_eq!(sessions.guard("socket-1").id().as_str(), "socket-1");
+    /// assert_eq!(sessions.guard("socket-1").unwrap().id().as_str(), "socket-1");
     /// ```
     #[must_use]
     pub const fn id(&self) -> &SessionId {
@@ -74,7 +74,7 @@ impl SessionGuard {
     /// ```
     /// # use tower_session_end::*;
     /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// let guard = sessions.guard("job-1");
+    /// let guard = sessions.guard("job-1").unwrap();
     /// assert!(guard.end(EndReason::Deleted));
     /// ```
     #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]

@@ -24,7 +24,7 @@ use crate::{
     hooks::{EndRecorder, HookSet, Pool, PoolConfig},
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
-    session::{EndReason, Phase, Session},
+    session::{EndReason, InvalidSessionId, Phase, Session},
     shutdown::{FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport, signal::ShutdownRequest},
     tasks::Tasks,
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted, Outbox, Tracker},
@@ -153,51 +153,67 @@ impl ActiveSessions {
         ActiveSessionsBuilder::new()
     }
 
-    /// Remembers that a session is active, and fires `session_start` if it was not.
+    /// Remembers that a session is active. If it was not, it starts: `session_start` fires.
     ///
-    /// Noting an active id again replaces its details and fires nothing. An id that is not valid is ignored, with one
-    /// warning; see [`ignored_ids`](Self::ignored_ids). While the handle is closing, the session ends at once, with
-    /// the reason of the stop; once it is closed, nothing is noted.
+    /// Takes a [`Session`], a [`SessionId`], or text that converts. An invalid id is ignored: the outcome says so, it is counted in
+    /// [`ignored_ids`](Self::ignored_ids), and the first one is logged. Noting an active id again replaces its details and fires
+    /// nothing. In [`Phase::Closing`] the session ends at once, with the reason of the shutdown; in [`Phase::Closed`] it is not noted.
     ///
     /// ```
-    /// # use tower_session_end::{ActiveSessions, Session};
+    /// # use tower_session_end::{ActiveSessions, Session, SessionId};
     /// # let sessions = ActiveSessions::builder().build().unwrap();
     /// assert!(sessions.note("a").is_new());
-    /// assert!(!sessions.note(Session::from("a").with_key("second")).is_new());
-    /// assert_eq!(sessions.snapshot()[0].key.as_deref(), Some("second"));
+    /// assert!(!sessions.note(Session::try_from("a").unwrap().with_key("second")).is_new());
+    /// assert_eq!(sessions.get("a").unwrap().key.as_deref(), Some("second"));
+    ///
+    /// // Everything that is an id, or converts into one, is passed the same way to all methods.
+    /// let (text, id) = (String::from("b"), SessionId::new("c").unwrap());
+    /// sessions.note(&text);
+    /// sessions.note(&id);
+    /// assert!(sessions.contains(&text) && sessions.contains(&id));
+    ///
+    /// assert!(sessions.note("two words").invalid_id().is_some());
     /// ```
-    pub fn note(&self, session: impl Into<Session>) -> NoteOutcome {
-        let note = self.note_session(session.into(), NoteSource::Handle, None);
-        let is_new = matches!(note, Some(Noted::Started(_)));
-        let recorded = match note {
-            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) if self.inner.persister.is_some() => {
-                Some((generation, self.clone()))
+    pub fn note(&self, session: impl TryInto<Session, Error: Into<InvalidSessionId>>) -> NoteOutcome {
+        match self.checked(session) {
+            Ok(session) => {
+                let noted = self.note_session(session, NoteSource::Handle, None);
+                self.outcome(noted, false)
             }
-            Some(_) | None => None,
-        };
-        NoteOutcome { is_new, recorded }
+            Err(error) => NoteOutcome::invalid(error),
+        }
     }
 
-    pub(crate) fn note_session(
+    /// An invalid id is counted and logged.
+    fn checked(
         &self,
-        session: Session,
-        source: NoteSource,
-        activity: Option<Activity>,
-    ) -> Option<Noted> {
-        if !session.id.is_valid() {
-            self.ignore_id();
-            return None;
-        }
-        let note = self.inner.tracker.note(session, source, activity);
-        if let Noted::Started(generation) = &note {
+        session: impl TryInto<Session, Error: Into<InvalidSessionId>>,
+    ) -> Result<Session, InvalidSessionId> {
+        session.try_into().map_err(Into::into).inspect_err(|_| self.ignore_id())
+    }
+
+    fn outcome(&self, noted: Noted, ended_old: bool) -> NoteOutcome {
+        let is_new = matches!(noted, Noted::Started(_));
+        let recorded = match noted {
+            Noted::Started(generation) | Noted::AlreadyActive(generation) if self.inner.persister.is_some() => {
+                Some((generation, self.clone()))
+            }
+            Noted::Started(_) | Noted::AlreadyActive(_) | Noted::Tombstoned | Noted::Closed => None,
+        };
+        NoteOutcome { is_new, ended_old, invalid_id: None, recorded }
+    }
+
+    pub(crate) fn note_session(&self, session: Session, source: NoteSource, activity: Option<Activity>) -> Noted {
+        let noted = self.inner.tracker.note(session, source, activity);
+        if let Noted::Started(generation) = &noted {
             self.inner.housekeeper.on_started(generation);
             self.inner.housekeeper.enforce_max_sessions(generation);
         }
         self.wake();
-        Some(note)
+        noted
     }
 
-    /// Counts an id that is no id, and says so once.
+    /// Counts an invalid id, and logs the first one.
     pub(crate) fn ignore_id(&self) {
         self.inner.ignored_ids.fetch_add(1, Ordering::Relaxed);
         self.inner.tracker.meters.ignored_id();
@@ -267,26 +283,35 @@ impl ActiveSessions {
         forgotten
     }
 
-    /// Ends `old` with reason `compaction` and notes `session` as its successor, in one step: nobody sees neither or
-    /// both. The hooks run in order: the end of `old` (with `next`), then the start of the successor (with
-    /// `resumed_from`). Says whether `old` was active.
+    /// Ends `old` with reason `compaction` and notes `session` as its successor, in one step: no observer sees neither or both. The
+    /// hooks run in order: the end of `old` (with `next`), then the start of the successor (with `resumed_from`).
     ///
-    /// A successor that comes with nothing but its id takes over the details of `old`, but for the
-    /// [`session_file`](Session::session_file). If `old` is unknown, the successor is noted like any new session. If it is active already, its details are
-    /// replaced. Compacting a session into itself does nothing.
+    /// A successor with its id alone inherits the details of `old`, except for the [`session_file`](Session::session_file). If `old`
+    /// is not active, the successor is noted like any session. If the successor is active already, its details are replaced.
+    /// Compacting a session into itself does nothing. With an invalid id, `old` goes on.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
     /// # let sessions = ActiveSessions::builder().build().unwrap();
     /// sessions.note("old");
-    /// assert!(sessions.compact("old", "new"));
+    /// assert!(sessions.compact("old", "new").ended_old());
     /// assert!(!sessions.contains("old") && sessions.contains("new"));
     /// ```
-    pub fn compact(&self, old: impl AsRef<str>, session: impl Into<Session>) -> bool {
-        self.compact_generation(old.as_ref(), None, session.into(), NoteSource::Handle, None).0
+    pub fn compact(
+        &self,
+        old: impl AsRef<str>,
+        session: impl TryInto<Session, Error: Into<InvalidSessionId>>,
+    ) -> NoteOutcome {
+        match self.checked(session) {
+            Ok(session) => {
+                let (ended_old, noted) = self.compact_generation(old.as_ref(), None, session, NoteSource::Handle, None);
+                self.outcome(noted, ended_old)
+            }
+            Err(error) => NoteOutcome::invalid(error),
+        }
     }
 
-    /// As [`compact`](Self::compact); with `generation`, only that generation of `old` counts.
+    /// As [`compact`](Self::compact); with `only`, no other generation of `old` counts.
     pub(crate) fn compact_generation(
         &self,
         old: &str,
@@ -294,21 +319,17 @@ impl ActiveSessions {
         session: Session,
         source: NoteSource,
         activity: Option<Activity>,
-    ) -> (bool, Option<Noted>) {
-        if !session.id.is_valid() {
-            self.ignore_id();
-            return (false, None);
-        }
-        let (was_active, note) = self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
-        if let Noted::Started(generation) = &note {
+    ) -> (bool, Noted) {
+        let (was_active, noted) = self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
+        if let Noted::Started(generation) = &noted {
             self.inner.housekeeper.on_started(generation);
-            // Else it is exempt from the cap: one has gone for it.
+            // The successor of an active session is exempt: their number is unchanged.
             if !was_active {
                 self.inner.housekeeper.enforce_max_sessions(generation);
             }
         }
         self.wake();
-        (was_active, Some(note))
+        (was_active, noted)
     }
 
     /// Whether the session is active.
@@ -329,7 +350,7 @@ impl ActiveSessions {
     /// ```
     /// # use tower_session_end::{ActiveSessions, Session};
     /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note(Session::from("a").with_key("chat"));
+    /// sessions.note(Session::try_from("a").unwrap().with_key("chat"));
     /// assert_eq!(sessions.get("a").unwrap().key.as_deref(), Some("chat"));
     /// assert!(sessions.get("b").is_none());
     /// ```
@@ -463,28 +484,35 @@ impl ActiveSessions {
         self.inner.persister.as_ref().map_or(0, |persister| persister.degradations())
     }
 
-    /// Notes the session and ties it to the guard: when that is dropped, the session ends.
+    /// Notes the session and ties it to the guard: when the guard is dropped, the session ends.
     ///
-    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
-    /// generation; of two guards on one generation, the first that is dropped ends it.
+    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that generation; of two
+    /// guards on one generation, the first that is dropped ends it.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSessionId`] if the id is not valid; it is also counted in [`ignored_ids`](Self::ignored_ids).
     ///
     /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # use tower_session_end::{ActiveSessions, EndReason, InvalidSessionId};
     /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// let guard = sessions.guard("socket-1");
+    /// let guard = sessions.guard("socket-1")?;
     /// assert!(sessions.contains("socket-1"));
     /// drop(guard); // ends it with `EndReason::Unknown`; `guard.end(..)` gives another reason
     /// assert!(!sessions.contains("socket-1"));
+    /// # Ok::<(), InvalidSessionId>(())
     /// ```
-    #[must_use = "dropping the guard ends the session"]
-    pub fn guard(&self, session: impl Into<Session>) -> SessionGuard {
-        let session = session.into();
+    pub fn guard(
+        &self,
+        session: impl TryInto<Session, Error: Into<InvalidSessionId>>,
+    ) -> Result<SessionGuard, InvalidSessionId> {
+        let session = self.checked(session)?;
         let id = session.id.clone();
         let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Stream)) {
-            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => Some(generation),
-            Some(Noted::Closed | Noted::Tombstoned) | None => None,
+            Noted::Started(generation) | Noted::AlreadyActive(generation) => Some(generation),
+            Noted::Closed | Noted::Tombstoned => None,
         };
-        SessionGuard::new(self.clone(), id, generation)
+        Ok(SessionGuard::new(self.clone(), id, generation))
     }
 
     /// Resolves when the phase has come to [`Phase::Closing`](crate::Phase::Closing): for streams, sockets and jobs that want to say goodbye.
@@ -625,26 +653,47 @@ impl fmt::Debug for ActiveSessions {
     }
 }
 
-/// What came of [`ActiveSessions::note`]. Dropping it is fine.
+/// The outcome of [`ActiveSessions::note`] and [`ActiveSessions::compact`]. It may be ignored.
 #[derive(Clone, Debug)]
 pub struct NoteOutcome {
     is_new: bool,
+    ended_old: bool,
+    invalid_id: Option<InvalidSessionId>,
     /// The generation, if it is active and there is a registry.
     recorded: Option<(Arc<Generation>, ActiveSessions)>,
 }
 
 impl NoteOutcome {
-    /// Whether the note began a new generation. False if the session was active already, the id is not valid, or the
-    /// handle is closed.
+    const fn invalid(error: InvalidSessionId) -> Self {
+        Self { is_new: false, ended_old: false, invalid_id: Some(error), recorded: None }
+    }
+
+    /// Whether a new generation started. False if the session was active already, its id is not valid, or the handle is closed.
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.is_new
     }
 
+    /// Why the id was ignored, if it was.
+    #[must_use]
+    pub const fn invalid_id(&self) -> Option<InvalidSessionId> {
+        self.invalid_id
+    }
+
+    /// Of a compaction: whether the old session was active, and so was ended by it. False for a note.
+    #[must_use]
+    pub const fn ended_old(&self) -> bool {
+        self.ended_old
+    }
+
     /// Waits for the [`Registry`](crate::registry::Registry): true once the session is recorded, so that it gets its
     /// `session_end` even if this process dies; false if there is no registry, or it does not answer.
     ///
-    /// The layer waits by itself; this is for sessions that are noted elsewhere.
+    /// The layer waits by itself; this is for sessions that a handler or a job notes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing: the session is recorded all the same.
     ///
     /// ```
     /// # use tower_session_end::*;

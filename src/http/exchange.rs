@@ -16,32 +16,25 @@ use crate::{
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
-/// From the request's head to the response body's end. Its session is busy for so long.
+/// From the request's head to the response body's end. Its session has an activity that long.
 pub(super) struct Exchange {
     shared: Arc<Shared>,
-    /// The generation that was active when the request came, or was born in the response: what the response says about
-    /// that id is about this generation alone.
+    /// The generation that was active when the request came, or started in the response. Changes of its id in the response are
+    /// about this generation alone.
     generation: Option<Arc<Generation>>,
     activity: Activity,
 }
 
 /// The wait of a response head for the record of its session.
-pub(super) type Recording = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+pub(super) type RecordWait = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// The handle was closed before the response came: its head must not leave.
-pub(super) struct Refused;
-
-impl Shared {
-    /// The generation of an id, if it is active: busy from here on.
-    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        self.sessions.inner.tracker.begin_activity(id, self.sessions.inner.housekeeper.tick())
-    }
-}
+/// The handle was closed before the response came: the head must not leave.
+pub(super) struct HandleClosed;
 
 impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
-        shared.sessions.inner.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
+        shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
         Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
     }
 
@@ -57,92 +50,101 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
-    /// Whether there may be something to [`obey`](Self::obey) in the response.
+    /// Whether there may be something to [`apply_response`](Self::apply_response) in the response.
     #[inline(always)]
-    pub(super) fn may_say(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
+    pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
         match &self.shared.protocol {
             ProtocolKind::Header(protocol) => {
                 !response.extensions.is_empty()
-                    || protocol.may_say(&response.headers)
-                    // Of the preset we have told only ids that are not active.
+                    || protocol.has_session_headers(&response.headers)
+                    // The preset is told only of ids that are not active.
                     || (protocol.adopts() && request.is_some())
             }
             ProtocolKind::Other(_) => true,
         }
     }
 
-    /// Does what the response says: first the handler's words, which know more, then the protocol's. Its head has to wait
-    /// for the records of what it has opened, if there are any.
+    /// Applies the changes that the response declares: first the handler's, which knows more, then the protocol's. The head waits
+    /// for the records of the sessions that it starts, if there is a registry.
     #[inline(never)]
-    pub(super) fn obey(
+    pub(super) fn apply_response(
         &mut self,
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
-    ) -> Result<Option<Recording>, Refused> {
+    ) -> Result<Option<RecordWait>, HandleClosed> {
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
-        // Short ways for what is said most: that the session goes on, and that one begins.
-        if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
-            && let Some(id) = protocol.only_id(&response.headers)
+        // Short paths for the most frequent responses: the session goes on, or one starts.
+        if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
+            && let Some(id) = protocol.sole_id(&response.headers)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
                 return Ok(None);
             }
-            if let Some(id) = protocol.begun(id, response) {
-                let birth = self.see(request.and_then(RequestInfo::id), Session::new(id))?;
-                return Ok(birth.map(|birth| self.recording(vec![birth])));
+            if let Some(id) = protocol.starting_id(id, response) {
+                let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
+                return Ok(start.map(|start| self.record_wait(vec![start])));
             }
         }
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
-        // In this order, so that the protocol can see whether the handler said something.
+        // In this order, so that the protocol sees whether the handler has declared something.
         let from_protocol = match (&self.shared.protocol, request) {
-            (ProtocolKind::Header(protocol), _) => protocol.said(request, tracked, response),
+            (ProtocolKind::Header(protocol), _) => protocol.update(request, tracked, response),
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
             (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
-        let from_handler = match has_signal(response) {
+        let from_handler = match has_update(response) {
             true => response.extensions.remove::<SessionUpdate>(),
             false => None,
         };
         if from_handler.is_none() && from_protocol.is_empty() {
             return Ok(None);
         }
-        let mut births = Vec::new();
-        // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
+        let mut starts = Vec::new();
+        // An id that was not active leaves no tombstone: without this list a head that echoes it would start a session.
         let mut over = Vec::new();
-        for saying in from_handler.into_iter().flat_map(|signal| signal.changes) {
-            match &saying {
+        for change in from_handler.into_iter().flat_map(|signal| signal.changes) {
+            match &change {
                 SessionChange::Ended(id, _) => over.push(id.clone()),
+                SessionChange::InvalidId => {}
                 SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
-                    over.retain(|id| *id != session.id)
+                    over.retain(|id| *id != session.id);
                 }
             }
-            births.extend(self.say(saying, NoteSource::Update)?);
+            starts.extend(self.apply_change(change, NoteSource::Update)?);
         }
-        for saying in from_protocol.changes {
-            births.extend(match saying {
+        for change in from_protocol.changes {
+            starts.extend(match change {
                 SessionChange::Started(session) if over.contains(&session.id) => None,
-                SessionChange::Started(session) => self.see(carried.as_ref(), session)?,
-                said => self.say(said, NoteSource::ResponseHeader)?,
+                SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
+                change => self.apply_change(change, NoteSource::ResponseHeader)?,
             });
         }
-        Ok((!births.is_empty()).then(|| self.recording(births)))
+        Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
     }
 
-    fn recording(&self, births: Vec<Arc<Generation>>) -> Recording {
+    fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
         let persister = self.sessions().inner.persister.clone();
         Box::pin(async move {
             if let Some(persister) = persister {
-                persister.until_recorded(&births).await;
+                persister.until_recorded(&starts).await;
             }
         })
     }
 
-    /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.
-    fn say(&mut self, saying: SessionChange, source: NoteSource) -> Result<Option<Arc<Generation>>, Refused> {
+    /// Applies one change. Returns a start whose record is still to be written.
+    fn apply_change(
+        &mut self,
+        change: SessionChange,
+        source: NoteSource,
+    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
         let sessions = &self.shared.sessions;
-        let activity = self.wanting();
-        match saying {
-            SessionChange::Started(session) => self.adopt(sessions.note_session(session, source, activity)),
+        let activity = self.initial_activity();
+        match change {
+            SessionChange::Started(session) => self.attach(sessions.note_session(session, source, activity)),
+            SessionChange::InvalidId => {
+                sessions.ignore_id();
+                Ok(None)
+            }
             SessionChange::Ended(id, reason) => {
                 match self.generation.as_ref().filter(|generation| generation.id == id) {
                     // A later generation of the same id is not what this response is about.
@@ -153,18 +155,22 @@ impl Exchange {
             }
             SessionChange::Compacted(old, session) => {
                 let only = self.generation.as_ref().filter(|generation| generation.id == old);
-                self.adopt(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
+                self.attach(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
             }
         }
     }
 
-    /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Generation>>, Refused> {
+    /// An id in a response header starts a session only if it is new.
+    fn note_from_header(
+        &mut self,
+        carried: Option<&SessionId>,
+        session: Session,
+    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
         let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
-            // Not one that a handler's word has just opened.
+            // Not one that the handler has just started.
             if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
-                // Over by now? Then this is a late response, and revives nothing.
+                // If it has ended by now, this is a late response, and revives nothing.
                 sessions.inner.tracker.set_details(generation, session);
                 return Ok(None);
             }
@@ -172,34 +178,34 @@ impl Exchange {
                 return Ok(None);
             }
         }
-        self.adopt(sessions.note_session(session, NoteSource::ResponseHeader, self.wanting()))
+        self.attach(sessions.note_session(session, NoteSource::ResponseHeader, self.initial_activity()))
     }
 
     fn delays_head(&self, generation: &Generation) -> bool {
         self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
-    /// What a newcomer is to take up, if this exchange belongs to no session yet.
-    fn wanting(&self) -> Option<Activity> {
+    /// The activity of a session that this exchange starts, if it belongs to none yet.
+    fn initial_activity(&self) -> Option<Activity> {
         self.generation.is_none().then_some(self.activity)
     }
 
-    /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
-    fn adopt(&mut self, note: Option<Noted>) -> Result<Option<Arc<Generation>>, Refused> {
-        match note {
-            Some(Noted::Closed) => Err(Refused),
-            Some(Noted::Started(generation) | Noted::AlreadyActive(generation)) => {
+    /// The rest of this exchange belongs to the new session, unless its request belonged to another one.
+    fn attach(&mut self, noted: Noted) -> Result<Option<Arc<Generation>>, HandleClosed> {
+        match noted {
+            Noted::Closed => Err(HandleClosed),
+            Noted::Started(generation) | Noted::AlreadyActive(generation) => {
                 let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
                 self.generation.get_or_insert(generation);
                 Ok(waits)
             }
-            Some(Noted::Tombstoned) | None => Ok(None),
+            Noted::Tombstoned => Ok(None),
         }
     }
 
-    /// Whether the response to a `GET` is a stream that is to end with its session. One that only listens is no work.
+    /// Whether the response to a `GET` is a stream that is to end with its session. One that only is_streaming is no work.
     #[inline(never)]
-    pub(super) fn listens(&mut self, headers: &HeaderMap) -> bool {
+    pub(super) fn is_streaming(&mut self, headers: &HeaderMap) -> bool {
         let is_stream = is_event_stream(headers);
         if is_stream && let Some(generation) = self.generation.clone() {
             generation.begin_activity(Activity::Stream);
@@ -212,8 +218,8 @@ impl Exchange {
     #[inline(never)]
     fn end_activity(&self, generation: &Arc<Generation>) {
         let sessions = &self.shared.sessions;
-        generation.touch(sessions.inner.housekeeper.tick());
-        // First put down, then read the phase: a drain that still found work here has stored the phase before.
+        generation.touch(self.shared.tick());
+        // First end the activity, then read the phase: a drain that still found work here has stored the phase before.
         if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
             sessions.inner.housekeeper.drain_one(generation);
         }
@@ -226,13 +232,13 @@ impl Drop for Exchange {
         if let Some(generation) = &self.generation {
             self.end_activity(generation);
         }
-        self.shared.sessions.inner.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
+        self.shared.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Whether a handler has put its words into the response.
+/// Whether a handler has put an update into the response.
 #[inline]
-fn has_signal(response: &response::Parts) -> bool {
+fn has_update(response: &response::Parts) -> bool {
     !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
 }
 

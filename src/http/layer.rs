@@ -7,9 +7,11 @@ use tower_layer::Layer;
 use super::SessionService;
 use crate::{
     handle::ActiveSessions,
+    housekeeper::Housekeeper,
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::Phase,
-    tracker::Tracker,
+    shutdown::Shutdown,
+    tracker::{Generation, Tracker, clock::Tick},
 };
 
 impl ActiveSessions {
@@ -22,7 +24,7 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer(&self) -> SessionLayer {
-        self.layer_with(HeaderProtocol::new())
+        SessionLayer::new(self)
     }
 
     /// The layer for a host with a protocol of its own; see [`SessionProtocol`].
@@ -35,18 +37,11 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
-        SessionLayer {
-            shared: Arc::new(Shared {
-                sessions: self.clone(),
-                tracker: Arc::clone(&self.inner.tracker),
-                protocol: ProtocolKind::new(protocol),
-            }),
-            extractors: cfg!(feature = "axum"),
-        }
+        SessionLayer::with_protocol(self, protocol)
     }
 }
 
-/// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`].
+/// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`] or [`SessionLayer::new`].
 ///
 /// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside of whatever
 /// answers with session headers, and inside of whatever must not see them.
@@ -56,33 +51,76 @@ pub struct SessionLayer {
     extractors: bool,
 }
 
-/// What every clone of a service shares.
+/// The part that all clones of a service share.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    /// The tracker of `sessions`; saves one pointer hop for each request.
+    /// Parts of `sessions`: saves a pointer hop for each request.
     tracker: Arc<Tracker>,
+    housekeeper: Arc<Housekeeper>,
+    pub(super) shutdown: Arc<Shutdown>,
     pub(super) protocol: ProtocolKind,
 }
 
 impl Shared {
+    /// The active generation of an id, with a request in flight from here on.
+    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        self.tracker.begin_activity(id, self.housekeeper.tick())
+    }
+
+    pub(super) fn tick(&self) -> Tick {
+        self.housekeeper.tick()
+    }
+
     #[inline]
     pub(super) fn phase(&self) -> Phase {
         self.tracker.phase()
     }
 
     #[inline]
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(super) fn is_closing(&self) -> bool {
         self.phase() >= Phase::Closing
     }
 
-    /// Whether requests that may open a session are refused by now.
+    /// Whether requests that may start a session are refused.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
-        self.sessions.inner.refuse_new_sessions && self.is_stopping()
+        self.sessions.inner.refuse_new_sessions && self.is_closing()
     }
 }
 
 impl SessionLayer {
+    /// The layer for a host that speaks of its sessions in headers; see [`HeaderProtocol`]. The same as
+    /// [`ActiveSessions::layer`].
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionLayer};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let app: axum::Router = axum::Router::new().layer(SessionLayer::new(&sessions));
+    /// ```
+    #[must_use]
+    pub fn new(sessions: &ActiveSessions) -> Self {
+        Self::with_protocol(sessions, HeaderProtocol::new())
+    }
+
+    /// The layer for a host with a protocol of its own; see [`SessionProtocol`]. The same as [`ActiveSessions::layer_with`].
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, McpProtocol, SessionLayer};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let layer = SessionLayer::with_protocol(&sessions, McpProtocol::new());
+    /// ```
+    #[must_use]
+    pub fn with_protocol(sessions: &ActiveSessions, protocol: impl SessionProtocol) -> Self {
+        let shared = Shared {
+            sessions: sessions.clone(),
+            tracker: Arc::clone(&sessions.inner.tracker),
+            housekeeper: Arc::clone(&sessions.inner.housekeeper),
+            shutdown: Arc::clone(&sessions.inner.shutdown),
+            protocol: ProtocolKind::new(protocol),
+        };
+        Self { shared: Arc::new(shared), extractors: cfg!(feature = "axum") }
+    }
+
     /// Leaves the extractors out: they cost one insertion into each request's extensions.
     ///
     /// ```

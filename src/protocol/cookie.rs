@@ -129,28 +129,29 @@ impl CookieProtocol {
     }
 
     /// What becomes of the client's cookie.
-    fn said(&self, headers: &HeaderMap) -> Said {
+    fn change(&self, headers: &HeaderMap) -> CookieChange {
         let parse = |value| Cookie::parse(text(value)).ok().filter(|cookie| cookie.name() == self.name);
         let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().filter_map(parse).collect();
-        let mut said = Said::Nothing;
+        let mut change = CookieChange::Nothing;
         for (n, cookie) in cookies.iter().enumerate().rev() {
             if cookies[n + 1..].iter().any(|later| takes_the_place_of(later, cookie)) {
                 continue;
             }
             if !is_removal(cookie) {
-                // What is no id is counted, once it is noted.
-                return Said::Set(self.id(cookie).unwrap_or(SessionId::invalid()));
+                return self.id(cookie).map_or(CookieChange::SetInvalid, CookieChange::Set);
             }
-            said = Said::Removed;
+            change = CookieChange::Removed;
         }
-        said
+        change
     }
 }
 
-enum Said {
+enum CookieChange {
     Nothing,
     Removed,
     Set(SessionId),
+    /// An id that is not valid, or none by the reader.
+    SetInvalid,
 }
 
 /// Bytes that are no text make no id; the other cookies beside them are none the worse.
@@ -189,18 +190,19 @@ impl SessionProtocol for CookieProtocol {
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
-        match (self.said(&response.headers), &request.id) {
-            (Said::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
-            (Said::Nothing, _) | (Said::Removed, None) => SessionUpdate::empty(),
-            (Said::Removed, Some(id)) => SessionUpdate::ended(id.clone(), EndReason::Deleted),
-            (Said::Set(id), Some(old)) if request.is_tracked => {
+        match (self.change(&response.headers), &request.id) {
+            (CookieChange::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
+            (CookieChange::Nothing, _) | (CookieChange::Removed, None) => SessionUpdate::empty(),
+            (CookieChange::Removed, Some(id)) => SessionUpdate::ended(id.clone(), EndReason::Deleted),
+            (CookieChange::SetInvalid, _) => SessionUpdate::invalid_id(),
+            (CookieChange::Set(id), Some(old)) if request.is_tracked => {
                 if id == *old {
                     SessionUpdate::empty()
                 } else {
                     SessionUpdate::compacted(old.clone(), Session::new(id))
                 }
             }
-            (Said::Set(id), _) => SessionUpdate::started(Session::new(id)),
+            (CookieChange::Set(id), _) => SessionUpdate::started(Session::new(id)),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionUpdate, value::Value};
-use crate::session::{EndReason, Session, SessionId};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, header_value::UniqueHeader};
+use crate::session::{EndReason, SessionId};
 
 static SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 static PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -86,17 +86,27 @@ impl McpProtocol {
         self
     }
 
-    /// The session that a 2xx response to anything but a `DELETE` belongs to, if that is news.
-    fn news(&self, request: &RequestInfo, headers: &HeaderMap) -> Option<Session> {
-        match Value::of(headers, &SESSION_ID) {
-            // What a host may say in every response of a session that is known.
-            Value::One(id) if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id) => {
-                None
-            }
-            Value::None if self.adopt && !request.is_tracked => request.id.clone().map(Session::new),
-            said => said.session(usize::MAX),
+    /// The session that starts by a 2xx response to any method but `DELETE`.
+    fn started(&self, request: &RequestInfo, headers: &HeaderMap) -> SessionUpdate {
+        if is_sessionless(headers) {
+            return SessionUpdate::empty();
         }
-        .filter(|_| !is_sessionless(headers))
+        match UniqueHeader::of(headers, &SESSION_ID) {
+            // A host may repeat the id in every response.
+            UniqueHeader::One(id)
+                if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id) =>
+            {
+                SessionUpdate::empty()
+            }
+            UniqueHeader::None if self.adopt && !request.is_tracked => {
+                request.id.as_ref().map_or_else(SessionUpdate::empty, SessionUpdate::started)
+            }
+            header => match header.named_id(usize::MAX) {
+                Some(Ok(id)) => SessionUpdate::started(id),
+                Some(Err(_)) => SessionUpdate::invalid_id(),
+                None => SessionUpdate::empty(),
+            },
+        }
     }
 }
 
@@ -110,7 +120,7 @@ fn is_sessionless(headers: &HeaderMap) -> bool {
 
 impl SessionProtocol for McpProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        Value::of(&request.headers, &SESSION_ID).id(usize::MAX).filter(|_| !is_sessionless(&request.headers))
+        UniqueHeader::of(&request.headers, &SESSION_ID).id(usize::MAX).filter(|_| !is_sessionless(&request.headers))
     }
 
     /// A `POST` without an active session, which may be an `initialize`, unless its revision has no sessions.
@@ -124,7 +134,7 @@ impl SessionProtocol for McpProtocol {
             return SessionUpdate::empty();
         }
         if response.status.is_success() && !is_delete {
-            return self.news(request, &response.headers).map_or_else(SessionUpdate::empty, SessionUpdate::started);
+            return self.started(request, &response.headers);
         }
         let reason = if is_delete { EndReason::Deleted } else { EndReason::Unknown };
         let is_over = response.status.is_success() || response.status == StatusCode::NOT_FOUND;

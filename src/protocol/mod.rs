@@ -1,18 +1,18 @@
 //! How a host's HTTP speaks of sessions: the trait, and what a protocol or a handler says with it.
 
-mod contained;
+mod catch_panic;
 #[cfg(feature = "cookie")]
 mod cookie;
 mod header;
+mod header_value;
 mod mcp;
 mod update;
-mod value;
 
 use std::any::Any;
 
 use http::{Method, request, response};
 
-use self::contained::Contained;
+use self::catch_panic::CatchPanicProtocol;
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
 pub(crate) use self::update::SessionChange;
@@ -102,7 +102,7 @@ impl ProtocolKind {
         match (&protocol as &dyn Any).downcast_ref::<HeaderProtocol>() {
             Some(preset) => Self::Header(preset.clone()),
             // Of user code, which may panic, every call is contained.
-            None => Self::Other(Box::new(Contained::new(protocol))),
+            None => Self::Other(Box::new(CatchPanicProtocol::new(protocol))),
         }
     }
 }
@@ -116,6 +116,22 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
+    /// For the unit test of a protocol.
+    ///
+    /// ```
+    /// use http::{Method, Response};
+    /// use tower_session_end::{McpProtocol, RequestInfo, SessionId, SessionProtocol};
+    ///
+    /// let request = RequestInfo::new(Method::DELETE, Some(SessionId::new("4711")?), true);
+    /// let (mut response, ()) = Response::new(()).into_parts();
+    /// assert!(!McpProtocol::new().response(&request, &mut response).is_empty()); // it ended
+    /// # Ok::<(), tower_session_end::InvalidSessionId>(())
+    /// ```
+    #[must_use]
+    pub const fn new(method: Method, id: Option<SessionId>, is_tracked: bool) -> Self {
+        Self { method, id, is_tracked }
+    }
+
     /// The request's method.
     #[must_use]
     pub const fn method(&self) -> &Method {

@@ -1,105 +1,49 @@
-//! What a hook is told: [`SessionStart`] and [`SessionEnd`].
+//! The events of the hooks: [`SessionStart`] and [`SessionEnd`].
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{EndReason, Session, SessionId};
+use super::{EndReason, GenerationId, IdempotencyKey, Session, SessionId};
 
-/// The identity of one generation of a session: the process instance and a number within it.
-///
-/// It is known from the session's birth, the same in its [`SessionStart`] and its [`SessionEnd`], and does not change
-/// when an end is delivered again: use it (with the kind of event) as an idempotency key. A session that is noted
-/// again after its end has another one.
-///
-/// ```
-/// use tower_session_end::{Session, SessionEnd, EndReason};
-///
-/// let end = SessionEnd::new(Session::from("abc"), EndReason::Deleted);
-/// let key = end.generation.to_string(); // 32 hex digits, a dash, the generation
-/// assert_eq!(key.split_once('-').unwrap().0.len(), 32);
-/// assert_eq!(key.parse(), Ok(end.generation));
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GenerationId {
-    instance: u128,
-    generation: u64,
-}
-
-impl GenerationId {
-    pub(crate) const fn new(instance: u128, generation: u64) -> Self {
-        Self { instance, generation }
-    }
-}
-
-impl fmt::Display for GenerationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}-{}", self.instance, self.generation)
-    }
-}
-
-impl fmt::Debug for GenerationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GenerationId({self})")
-    }
-}
-
-impl FromStr for GenerationId {
-    type Err = InvalidGenerationId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (instance, generation) = text.split_once('-')?;
-            Some(Self::new(u128::from_str_radix(instance, 16).ok()?, generation.parse().ok()?))
-        };
-        // There is one way to write it, so that texts can be compared too.
-        parse().filter(|id| id.to_string() == text).ok_or(InvalidGenerationId(()))
-    }
-}
-
-/// A text is no [`GenerationId`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidGenerationId(());
-
-impl fmt::Display for InvalidGenerationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event id is 32 lower-case hexadecimal digits, a dash, and a number")
-    }
-}
-
-impl std::error::Error for InvalidGenerationId {}
-
-impl Serialize for GenerationId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// A session began.
+/// A session started.
 ///
 /// As JSON: `sessionId`, `sessionKey?`, `resumedFrom?`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SessionStart {
-    /// The session, with the details that were known at its birth.
+    /// The session, with the details that were known at its start.
     pub session: Session,
     /// The session that was compacted into this one.
     pub resumed_from: Option<SessionId>,
-    /// The identity of this generation.
+    /// The identity of this generation, the same as on its end. To deduplicate, use [`idempotency_key`](Self::idempotency_key).
     pub generation: GenerationId,
 }
 
 impl SessionStart {
+    /// The key by which a consumer recognises a repeated start. It differs from that of the generation's end.
+    ///
+    /// ```
+    /// use tower_session_end::{EndReason, Session, SessionEnd, SessionStart};
+    ///
+    /// let session = Session::try_from("4711")?;
+    /// let start = SessionStart::new(session.clone());
+    /// let end = SessionEnd::new(session, EndReason::Idle).with_generation(start.generation);
+    /// assert_eq!(start.generation, end.generation);
+    /// assert_ne!(start.idempotency_key(), end.idempotency_key());
+    /// # Ok::<(), tower_session_end::InvalidSessionId>(())
+    /// ```
+    #[must_use]
+    pub const fn idempotency_key(&self) -> IdempotencyKey {
+        IdempotencyKey::start(self.generation)
+    }
+
     /// A start as a hook would get it, for the tests of hooks.
     ///
     /// ```
     /// use tower_session_end::{Session, SessionId, SessionStart};
     ///
-    /// let start = SessionStart::new(Session::from("new")).with_resumed_from(SessionId::new("old").unwrap());
+    /// let start = SessionStart::new(Session::try_from("new").unwrap()).with_resumed_from(SessionId::new("old").unwrap());
     /// assert_eq!(serde_json::to_string(&start).unwrap(), r#"{"sessionId":"new","resumedFrom":"old"}"#);
     /// ```
     #[must_use]
@@ -132,7 +76,7 @@ impl Serialize for SessionStart {
     }
 }
 
-/// A session is over. Each generation of a session gets exactly one.
+/// A session ended. Each generation of a session gets exactly one of these.
 ///
 /// As JSON: `sessionId`, `sessionKey?`, `messageCount`, `durationMs?`, `reason?`, `sessionFile?`,
 /// `transcriptArchived?`, `nextSessionId?`, `nextSessionKey?`.
@@ -153,20 +97,37 @@ pub struct SessionEnd {
     pub requests: u64,
     /// Whether the transcript has been archived. This crate cannot know and leaves it unset.
     pub transcript_archived: Option<bool>,
-    /// The identity of this generation; an idempotency key.
+    /// The identity of this generation, the same as on its start. To deduplicate, use [`idempotency_key`](Self::idempotency_key).
     pub generation: GenerationId,
-    /// When the hook will no longer be waited for: the drain's deadline, or the hook timeout's. `None` is no limit.
+    /// When the hook is no longer awaited: the drain's deadline, or the end of the hook timeout. `None` is no limit.
     pub deadline: Option<Instant>,
 }
 
 impl SessionEnd {
-    /// An end as a hook would get it, for the tests of hooks. It began now, lasted zero, and saw no request.
+    /// The key by which a consumer recognises a repeated end. It differs from that of the generation's start.
+    ///
+    /// ```
+    /// use tower_session_end::{EndReason, Session, SessionEnd, SessionStart};
+    ///
+    /// let session = Session::try_from("4711")?;
+    /// let start = SessionStart::new(session.clone());
+    /// let end = SessionEnd::new(session, EndReason::Idle).with_generation(start.generation);
+    /// assert_eq!(start.generation, end.generation);
+    /// assert_ne!(start.idempotency_key(), end.idempotency_key());
+    /// # Ok::<(), tower_session_end::InvalidSessionId>(())
+    /// ```
+    #[must_use]
+    pub const fn idempotency_key(&self) -> IdempotencyKey {
+        IdempotencyKey::end(self.generation)
+    }
+
+    /// An end as a hook would get it, for the tests of hooks. It started now, lasted zero, and saw no request.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tower_session_end::{EndReason, Session, SessionEnd};
     ///
-    /// let end = SessionEnd::new(Session::from("abc"), EndReason::Reset)
+    /// let end = SessionEnd::new(Session::try_from("abc").unwrap(), EndReason::Reset)
     ///     .with_requests(3)
     ///     .with_duration(Duration::from_millis(250));
     /// assert_eq!(
@@ -193,7 +154,7 @@ impl SessionEnd {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let end = SessionEnd::new("old", EndReason::Compaction).with_next("new");
+    /// let end = SessionEnd::new(SessionId::new("old").unwrap(), EndReason::Compaction).with_next(SessionId::new("new").unwrap());
     /// assert_eq!(end.next.unwrap().id, "new");
     /// ```
     #[must_use]
@@ -220,7 +181,7 @@ impl SessionEnd {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert_eq!(SessionEnd::new("a", EndReason::Idle).with_requests(7).requests, 7);
+    /// assert_eq!(SessionEnd::new(SessionId::new("a").unwrap(), EndReason::Idle).with_requests(7).requests, 7);
     /// ```
     #[must_use]
     pub fn with_requests(mut self, requests: u64) -> Self {
@@ -268,7 +229,7 @@ impl Serialize for SessionEnd {
     }
 }
 
-/// Writes a field, or, unlike `null`, nothing at all.
+/// Writes a field if there is a value; else it leaves the field out.
 fn optional<S: SerializeStruct, T: Serialize>(
     out: &mut S,
     name: &'static str,

@@ -28,7 +28,7 @@ fn ids_that_are_made_to_collide_without_the_key_spread_over_the_shards_like_any_
     let made = (0..).map(|n| format!("id-{n}")).filter(|id| Tracker::index(unkeyed(id)) == 0).take(2048);
     let tracker = tracker();
     for id in made {
-        assert!(matches!(tracker.note(Session::from(id), NoteSource::Handle, None), Noted::Started(_)));
+        assert!(matches!(tracker.note(Session::try_from(id).unwrap(), NoteSource::Handle, None), Noted::Started(_)));
     }
     let fullest = tracker.shards.iter().map(|shard| lock(shard).table.len()).max();
     assert!(fullest <= Some(40), "{fullest:?} of 2048 in one of {SHARDS} shards");

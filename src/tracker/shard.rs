@@ -280,7 +280,7 @@ mod tests {
     }
 
     fn generation(number: u64) -> Arc<Generation> {
-        Arc::new(Generation::new(Session::from(number.to_string()), number, 0, None))
+        Arc::new(Generation::new(Session::try_from(number.to_string()).unwrap(), number, 0, None))
     }
 
     fn hash(generation: &Arc<Generation>) -> u64 {

@@ -57,7 +57,7 @@ impl World {
 
     fn note(&self, id: &str) {
         assert!(matches!(
-            self.tracker.note(Session::from(id), NoteSource::Handle, None),
+            self.tracker.note(Session::try_from(id).unwrap(), NoteSource::Handle, None),
             Noted::Started(_) | Noted::AlreadyActive(_)
         ));
     }
@@ -196,7 +196,7 @@ fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
         let world = World::new();
         world.note("old");
         world.spawn(|world| {
-            world.tracker.compact(b"old", None, Session::from("new"), NoteSource::Handle, None);
+            world.tracker.compact(b"old", None, Session::try_from("new").unwrap(), NoteSource::Handle, None);
         });
         world.spawn(|world| {
             world.end("old");
@@ -235,7 +235,8 @@ fn g13_an_eviction_that_races_with_a_request_ends_nobody_who_is_busy() {
         let world = World::new();
         world.note("a");
         world.note("b");
-        let Noted::Started(newcomer) = world.tracker.note(Session::from("c"), NoteSource::Handle, None) else {
+        let Noted::Started(newcomer) = world.tracker.note(Session::try_from("c").unwrap(), NoteSource::Handle, None)
+        else {
             panic!()
         };
         world.spawn(|world| {
@@ -265,10 +266,10 @@ fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
         world.note("a");
         world.note("b");
         world.spawn(|world| {
-            world.tracker.compact(b"a", None, Session::from("b"), NoteSource::Handle, None);
+            world.tracker.compact(b"a", None, Session::try_from("b").unwrap(), NoteSource::Handle, None);
         });
         world.spawn(|world| {
-            world.tracker.compact(b"b", None, Session::from("a"), NoteSource::Handle, None);
+            world.tracker.compact(b"b", None, Session::try_from("a").unwrap(), NoteSource::Handle, None);
         });
         let other = Arc::clone(&world);
         let second = thread::spawn(move || other.work());

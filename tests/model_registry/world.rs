@@ -140,7 +140,7 @@ impl World {
                 self.forgotten.insert((life.number, name(id)));
             }
             Step::Compact(old, new) => drop(life.sessions.compact(name(old), name(new))),
-            Step::Guard(id) => life.guards.push(life.sessions.guard(name(id))),
+            Step::Guard(id) => life.guards.push(life.sessions.guard(name(id)).unwrap()),
             Step::DropGuard(which) if !life.guards.is_empty() => {
                 drop(life.guards.swap_remove(which % life.guards.len()));
             }

@@ -85,7 +85,8 @@ async fn births_and_ends() {
     say(&layer, &[("x-session-id", &header)], &[("x-session-id", &header)]).await;
     say(&layer, &[("x-session-id", &header)], &[("x-session-end", "deleted")]).await;
     let mut signalled = answer(200, &[]);
-    SessionUpdate::started(Session::from(secret("signal")).with_key("telegram:42")).insert_into(&mut signalled);
+    SessionUpdate::started(Session::try_from(secret("signal")).unwrap().with_key("telegram:42"))
+        .insert_into(&mut signalled);
     let _ = exchange(&layer, ask(&[]), signalled).await;
     for bad in BAD_IDS {
         assert!(!sessions.note(bad).is_new());
@@ -94,7 +95,7 @@ async fn births_and_ends() {
     sessions.note(secret("reset"));
     assert!(sessions.end(secret("reset"), EndReason::Reset));
     sessions.note(secret("old"));
-    assert!(sessions.compact(secret("old"), secret("new")));
+    assert!(sessions.compact(secret("old"), secret("new")).ended_old());
     sessions.note(secret("forgot"));
     assert!(sessions.forget(secret("forgot")));
     for name in ["panics", "fails", "batch"] {
@@ -104,7 +105,7 @@ async fn births_and_ends() {
     sessions.forget_all();
     // Over the cap: first somebody is idle, then nobody.
     sessions.note(secret("evicted"));
-    let _guards = ["guarded", "guarded1", "guarded2", "guarded3"].map(|name| sessions.guard(secret(name)));
+    let _guards = ["guarded", "guarded1", "guarded2", "guarded3"].map(|name| sessions.guard(secret(name)).unwrap());
     assert!(!sessions.contains(secret("evicted")));
     let report = sessions.drain(EndReason::Restart).await;
     assert!(report.failed > 0 && report.unfinished.is_empty(), "{report}");

@@ -76,15 +76,15 @@ async fn g17_a_known_session_never_touches_the_registry() {
     let store = Store::default();
     let replica = Replica::new(&store);
     birth(&replica.sessions, "a").await;
-    replica.sessions.note(Session::from("b").with_key("k")).recorded().await;
+    replica.sessions.note(Session::try_from("b").unwrap().with_key("k")).recorded().await;
     let before = replica.holder.calls.load(Ordering::SeqCst);
     for _ in 0..100 {
         birth(&replica.sessions, "a").await;
-        replica.sessions.note(Session::from("b").with_key("k"));
+        replica.sessions.note(Session::try_from("b").unwrap().with_key("k"));
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(replica.holder.calls.load(Ordering::SeqCst), before);
-    replica.sessions.note(Session::from("b").with_key("other"));
+    replica.sessions.note(Session::try_from("b").unwrap().with_key("other"));
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(replica.holder.calls.load(Ordering::SeqCst), before + 1);
 }

@@ -60,7 +60,7 @@ async fn g15_the_start_hook_follows_the_record_and_the_end_hook_its_own() {
 async fn g15_the_next_start_ends_what_a_killed_process_held_as_lost() {
     let store = Store::default();
     let killed = Replica::new(&store);
-    killed.sessions.note(Session::from("a").with_attribute("tenant", "acme")).recorded().await;
+    killed.sessions.note(Session::try_from("a").unwrap().with_attribute("tenant", "acme")).recorded().await;
     killed.note("b").await;
     killed.holder.kill();
 
@@ -190,7 +190,7 @@ async fn a_compaction_is_written_as_one() {
     let store = Store::default();
     let replica = Replica::new(&store);
     replica.note("old").await;
-    assert!(replica.sessions.compact("old", "new"));
+    assert!(replica.sessions.compact("old", "new").ended_old());
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!((store.active(), store.owed()), (vec!["new".to_owned()], vec![]));
     assert_eq!(replica.ends(), [ended("old", EndReason::Compaction)]);

@@ -75,7 +75,7 @@ async fn g16_a_replica_that_was_away_beyond_its_lease_goes_on_with_new_generatio
     let store = Store::default();
     let (away, survivor) = (Replica::new(&store), Replica::new(&store));
     away.note("a").await;
-    let guard = away.sessions.guard("guarded");
+    let guard = away.sessions.guard("guarded").unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     away.holder.kill();
     assert_eq!(survivor.sessions.recover().await.ended, 2);

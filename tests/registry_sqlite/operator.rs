@@ -52,7 +52,11 @@ async fn an_operator_sees_what_is_active_since_when_and_who_holds_it() {
     let dir = Dir::new();
     let (one, two) = (dir.open(), dir.open());
     let noon = std::time::UNIX_EPOCH + Duration::from_millis(1_795_521_600_250);
-    let session = Session::from("4711").with_key("telegram:42").with_agent_id("main").with_attribute("tenant", "acme");
+    let session = Session::try_from("4711")
+        .unwrap()
+        .with_key("telegram:42")
+        .with_agent_id("main")
+        .with_attribute("tenant", "acme");
     let shared = Record::new(session, record("4711").generation, noon);
     one.apply(holds(&[shared.clone(), record("alone")])).await.unwrap();
     two.apply(holds(&[record("4711")])).await.unwrap();

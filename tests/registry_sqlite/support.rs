@@ -113,7 +113,7 @@ pub(crate) fn record(id: &str) -> Record {
     let number = GENERATION.fetch_add(1, Ordering::Relaxed);
     let generation: GenerationId = format!("{:032x}-{number}", std::process::id()).parse().unwrap();
     let now = std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + number);
-    Record::new(Session::from(id).with_key(format!("key of {id}")), generation, now)
+    Record::new(Session::try_from(id).unwrap().with_key(format!("key of {id}")), generation, now)
 }
 
 pub(crate) fn records(prefix: &str, count: usize) -> Vec<Record> {

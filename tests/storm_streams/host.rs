@@ -125,7 +125,7 @@ async fn socket(State(host): State<Arc<Host>>, id: Option<SessionId>, mut reques
     let upgrade = hyper::upgrade::on(&mut request);
     let id = id.map_or_else(|| host.new_id(), |id| id.to_string());
     host.guarded.lock().unwrap().insert(id.clone());
-    let guard = host.sessions.guard(id.as_str());
+    let guard = host.sessions.guard(id.as_str()).unwrap();
     tokio::spawn(async move {
         if let Ok(socket) = upgrade.await {
             let mut socket = TokioIo::new(socket);

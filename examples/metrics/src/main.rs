@@ -59,7 +59,10 @@ impl SessionHook for Archive {
 /// Everybody who says hello gets a session.
 async fn hello(Path(who): Path<String>) -> impl IntoResponse {
     let id = uuid::Uuid::new_v4().to_string();
-    (SessionUpdate::started(Session::from(id.clone()).with_key(who)), AppendHeaders([("x-session-id", id)]))
+    (
+        SessionUpdate::started(Session::try_from(id.clone()).expect("a UUID is an id").with_key(who)),
+        AppendHeaders([("x-session-id", id)]),
+    )
 }
 
 /// The session that the request carries is used.

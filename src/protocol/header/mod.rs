@@ -1,11 +1,11 @@
 //! [`HeaderProtocol`]: ids and ends in headers.
 
-mod heads;
+mod scan;
 
 use http::{HeaderName, StatusCode, request, response};
 
-use self::heads::Said;
-use super::{RequestInfo, SessionProtocol, SessionUpdate, value::Value};
+use self::scan::SessionHeaders;
+use super::{RequestInfo, SessionProtocol, SessionUpdate, header_value::UniqueHeader};
 use crate::session::{EndReason, SessionId};
 
 // As constants, and not only as fields, because the compiler then knows what there is to compare.
@@ -154,27 +154,28 @@ impl HeaderProtocol {
         carried: Option<&SessionId>,
         is_tracked: bool,
         response: &response::Parts,
-        said: &Said<'_>,
+        found: &SessionHeaders<'_>,
     ) -> SessionUpdate {
-        let session = said.id.session(self.max_id_len);
-        let mut signal = SessionUpdate::empty();
-        if let Value::One(reason) = said.end {
-            let ended = carried.or(session.as_ref().map(|session| &session.id));
-            if let Some(id) = ended.filter(|id| id.is_valid()) {
-                let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
-                signal = SessionUpdate::ended(id.clone(), reason);
-                if session.as_ref().is_some_and(|session| session.id == *id) {
-                    return signal;
-                }
+        let named = found.id.named_id(self.max_id_len);
+        let id = named.as_ref().and_then(|named| named.as_ref().ok());
+        let mut update = SessionUpdate::empty();
+        if let UniqueHeader::One(reason) = found.end
+            && let Some(ended) = carried.or(id)
+        {
+            let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
+            update = SessionUpdate::ended(ended, reason);
+            if id == Some(ended) {
+                return update;
             }
         }
-        let Some(session) = session.filter(|_| may_start(response)) else { return signal };
-        match said.compacted_from.session(self.max_id_len) {
-            Some(old) if old.id.is_valid() => signal.and(SessionUpdate::compacted(old.id, session)),
-            // Counted, like any id that is none; the successor is a session all the same.
-            Some(invalid) => signal.and(SessionUpdate::started(invalid)).and(SessionUpdate::started(session)),
-            None if is_tracked && carried == Some(&session.id) => signal,
-            None => signal.and(SessionUpdate::started(session)),
+        let Some(named) = named.filter(|_| may_start(response)) else { return update };
+        let Ok(id) = named else { return update.and(SessionUpdate::invalid_id()) };
+        match found.compacted_from.named_id(self.max_id_len) {
+            Some(Ok(old)) => update.and(SessionUpdate::compacted(old, id)),
+            // The old id is counted as invalid; the successor is a session all the same.
+            Some(Err(_)) => update.and(SessionUpdate::invalid_id()).and(SessionUpdate::started(id)),
+            None if is_tracked && carried == Some(&id) => update,
+            None => update.and(SessionUpdate::started(id)),
         }
     }
 }
@@ -195,16 +196,16 @@ fn may_start(response: &response::Parts) -> bool {
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let id = self.id_at(&request.headers, self.place_of_id(&request.headers)?)?;
+        let id = self.id_at(&request.headers, self.index_of_id(&request.headers)?)?;
         SessionId::from_bytes(id, self.max_id_len).ok()
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
-        if !(self.adopt || self.may_say(&response.headers))
-            || request.tracked().is_some_and(|id| self.only_id(&response.headers) == Some(id.as_bytes()))
+        if !(self.adopt || self.has_session_headers(&response.headers))
+            || request.tracked().is_some_and(|id| self.sole_id(&response.headers) == Some(id.as_bytes()))
         {
             return SessionUpdate::empty();
         }
-        self.said(Some(request), request.tracked(), response)
+        self.update(Some(request), request.tracked(), response)
     }
 }

@@ -230,7 +230,7 @@ fn g16_a_lease_that_is_lost_beside_notes_and_ends_leaves_nothing_behind() {
         desk.spawn(Desk::fence);
         desk.spawn(|desk| {
             desk.write_some();
-            desk.world.tracker.compact(b"b", None, Session::from("c"), NoteSource::Handle, None);
+            desk.world.tracker.compact(b"b", None, Session::try_from("c").unwrap(), NoteSource::Handle, None);
         });
         desk.spawn(sweep);
         let counts = desk.check();
@@ -287,7 +287,7 @@ fn g16_an_end_for_all_that_a_dead_holder_left_behind_is_delivered_once() {
         desk.hold("a");
         let generation: Arc<Generation> = desk.world.tracker.find(b"a").unwrap();
         let record = desk.world.tracker.record_of(&generation);
-        let end = crate::registry::EndRecord::new(crate::EndReason::Deleted, None, SystemTime::UNIX_EPOCH, 0);
+        let end = crate::registry::EndRecord::new(crate::session::EndReason::Deleted, None, SystemTime::UNIX_EPOCH, 0);
         desk.spawn(move |desk| {
             let _io = lock(&desk.io);
             if desk.claims.load(Ordering::SeqCst) == 0 {

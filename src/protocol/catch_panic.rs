@@ -7,18 +7,18 @@ use http::{request, response};
 use super::{RequestInfo, SessionProtocol, SessionUpdate};
 use crate::{panic::catch, session::SessionId};
 
-pub(super) struct Contained<P> {
+pub(super) struct CatchPanicProtocol<P> {
     protocol: P,
     warned: Once,
 }
 
-impl<P> Contained<P> {
+impl<P> CatchPanicProtocol<P> {
     pub(super) const fn new(protocol: P) -> Self {
         Self { protocol, warned: Once::new() }
     }
 
     /// What the protocol says, or that it says nothing.
-    fn contain<T: Default>(&self, ask: impl FnOnce(&P) -> T) -> T {
+    fn call<T: Default>(&self, ask: impl FnOnce(&P) -> T) -> T {
         catch(|| ask(&self.protocol)).unwrap_or_else(|panic| {
             self.warned.call_once(|| {
                 tracing::warn!(
@@ -33,16 +33,16 @@ impl<P> Contained<P> {
     }
 }
 
-impl<P: SessionProtocol> SessionProtocol for Contained<P> {
+impl<P: SessionProtocol> SessionProtocol for CatchPanicProtocol<P> {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        self.contain(|protocol| protocol.request_id(request))
+        self.call(|protocol| protocol.request_id(request))
     }
 
     fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
-        self.contain(|protocol| protocol.may_start(request, tracked))
+        self.call(|protocol| protocol.may_start(request, tracked))
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
-        self.contain(|protocol| protocol.response(request, response))
+        self.call(|protocol| protocol.response(request, response))
     }
 }

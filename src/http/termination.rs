@@ -1,4 +1,4 @@
-//! [`Watch`]: an exchange that is not over, and what may end it before the host does.
+//! [`Termination`]: an exchange that is not over, and what can end it before the host does.
 
 use std::{
     future::{Future, poll_fn},
@@ -13,72 +13,71 @@ use tokio::time::{Instant, sleep_until};
 use super::exchange::Exchange;
 use crate::{handle::ActiveSessions, session::Phase, tracker::Generation};
 
-/// How long a stream may go on after the drain: a host that says goodbye from a task of its own needs a moment.
+/// How long a stream may go on after the drain: a host that sends its last event from a task of its own needs a moment.
 const GOODBYE_GRACE: Duration = Duration::from_millis(20);
 
 /// From the request's head to the response body's end.
-pub(super) struct Watch {
+pub(super) struct Termination {
     pub(super) exchange: Exchange,
-    /// Made once the host has made us wait, or for an event stream. Boxed, so that bodies and futures are `Unpin` where the
-    /// host's are, and small where the host is quick.
-    verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send + Sync>>>,
+    /// Made when the host is first pending, or for an event stream. Boxed, so that bodies and futures are `Unpin` where the host's
+    /// are, and small where the host is quick.
+    terminated: Option<Pin<Box<dyn Future<Output = Terminated> + Send + Sync>>>,
 }
 
-/// What ends an exchange before the host does.
+/// What has ended an exchange before the host did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// The session of the stream is over: a clean end.
-    Over,
-    /// The time of the connections is over: an error.
-    Cut,
+pub(super) enum Terminated {
+    /// The session of the stream has ended: a clean end.
+    SessionEnded,
+    /// The connection drain is over: an error.
+    Forced,
 }
 
-impl Watch {
+impl Termination {
     #[inline]
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, verdict: None }
+        Self { exchange, terminated: None }
     }
 
     /// The body is an event stream: from here on it ends with its session.
     pub(super) fn listen(&mut self) {
         let over = is_over(self.exchange.sessions().clone(), self.exchange.generation().cloned());
         let cut = self.exchange.sessions().inner.shutdown.closed.clone();
-        self.verdict = Some(Box::pin(async move {
+        self.terminated = Some(Box::pin(async move {
             let (mut over, mut cut) = (pin!(over), pin!(cut.cancelled()));
-            // Not by `select!`, which looks at neither once the host has used up its task's budget: as one does that waits
-            // for nothing else.
+            // Not by `select!`, which polls neither once the host has used up its task's budget.
             poll_fn(|cx| match over.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Verdict::Over),
-                Poll::Pending => cut.as_mut().poll(cx).map(|()| Verdict::Cut),
+                Poll::Ready(()) => Poll::Ready(Terminated::SessionEnded),
+                Poll::Pending => cut.as_mut().poll(cx).map(|()| Terminated::Forced),
             })
             .await
         }));
     }
 
-    /// To be polled whenever the host has made us wait. No more after a verdict, unless it is let pass.
+    /// To be polled whenever the host is pending, until it is ready.
     #[inline(never)]
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Terminated> {
         let cut = &self.exchange.sessions().inner.shutdown.closed;
-        let verdict = self.verdict.get_or_insert_with(|| {
+        let terminated = self.terminated.get_or_insert_with(|| {
             let cut = cut.clone();
             Box::pin(async move {
                 cut.cancelled().await;
-                Verdict::Cut
+                Terminated::Forced
             })
         });
-        let verdict = ready!(verdict.as_mut().poll(cx));
-        self.verdict = None;
-        Poll::Ready(verdict)
+        let terminated = ready!(terminated.as_mut().poll(cx));
+        self.terminated = None;
+        Poll::Ready(terminated)
     }
 
-    /// Whether the body is to end although it has not made us wait. Its last frame may still leave.
-    pub(super) fn look(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Verdict> {
-        if self.verdict.is_some()
-            && let Poll::Ready(Verdict::Over) = self.poll(cx)
+    /// Whether the body has to end although it was not pending. Its last frame may still leave.
+    pub(super) fn check(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Terminated> {
+        if self.terminated.is_some()
+            && let Poll::Ready(Terminated::SessionEnded) = self.poll(cx)
         {
-            return Some(Verdict::Over);
+            return Some(Terminated::SessionEnded);
         }
-        (has_more && self.exchange.is_closed()).then_some(Verdict::Cut)
+        (has_more && self.exchange.is_closed()).then_some(Terminated::Forced)
     }
 }
 
@@ -90,7 +89,7 @@ async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) 
         if generation.is_active() {
             ended.cancelled().await;
         } else if generation.is_compacted() {
-            // Before we listened: whoever the successor is, the drain ends it.
+            // It was compacted before this stream listened. The drain ends the successor.
             drained.cancelled().await;
         }
     } else {
@@ -102,7 +101,7 @@ async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) 
     }
 }
 
-/// As `sleep`, but a timer too has nothing to say while the task's budget is used up.
+/// As `sleep`, which is pending while the task's budget is used up.
 async fn pause(time: Duration) {
     let end = Instant::now() + time;
     let mut timer = pin!(sleep_until(end));
