@@ -1,7 +1,5 @@
 //! Writes down every event that the hooks are told, in order.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
-
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

@@ -1,7 +1,5 @@
 //! A registry in memory, that can be made to fail: what a user's own implementation may look like.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future::pending,
