@@ -1,4 +1,4 @@
-//! My gateway is like this: what do I use?
+//! Which part of the crate fits which gateway.
 //!
 //! | my gateway ... | use |
 //! |---|---|
@@ -15,14 +15,14 @@
 //! | [forgets sessions without a word](#it-forgets-sessions-without-a-word) | [`ActiveSessions::snapshot`] |
 //!
 //! All of them end the same way: [`shutdown_on`](ActiveSessions::shutdown_on) where the server takes its signal, and
-//! [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). What is told of the ends is the
-//! second question: [a service that posts them](#tell-a-url), [a database](#tell-a-database).
+//! [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). For the consumers of the ends, see
+//! [a service that posts them](#tell-a-url) and [a database](#tell-a-database).
 //!
 //! # It sends its ids in a header
 //!
-//! Then it need not know of this crate. A response with a new `x-session-id` opens a session, one with `x-session-end:
-//! <reason>` ends it, and `x-session-compacted-from: <old id>` beside an id says that it is the successor of another.
-//! Other names are as good: see [`HeaderProtocol`].
+//! The gateway needs no code of this crate. A response with a new `x-session-id` starts a session, one with `x-session-end:
+//! <reason>` ends it, and `x-session-compacted-from: <old id>` beside an id makes it the successor of another session. The names
+//! can be changed: see [`HeaderProtocol`].
 //!
 //! ```
 //! # use axum::{Router, routing::post};
@@ -55,9 +55,9 @@
 //!
 //! # It talks over WebSockets
 //!
-//! A connection is invisible to a layer after its 101. A guard ties the session to the task that holds the socket: when
-//! that is over, in whatever way, the session ends. At the stop it hears of it and can say goodbye; sockets are waited
-//! for by nobody, so keep their tasks in a `TaskTracker` if that matters (`cargo run --example websocket`).
+//! A layer does not see a connection after its 101. A guard ties the session to the task that holds the socket: when the task
+//! ends, the session ends. At a shutdown `closing()` resolves, and the task can send a close frame. axum does not wait for
+//! upgraded connections: keep their tasks in a `TaskTracker` and wait for it (`cargo run --example websocket`).
 //!
 //! ```
 //! use axum::{extract::ws::{Message, WebSocket, WebSocketUpgrade}, response::Response};
@@ -65,7 +65,7 @@
 //! # async fn talk(socket: &mut WebSocket) {}
 //!
 //! async fn socket(upgrade: WebSocketUpgrade, sessions: ActiveSessions) -> Response {
-//!     let guard = sessions.guard("socket-1");
+//!     let guard = sessions.guard("socket-1").expect("a valid id");
 //!     upgrade.on_upgrade(move |mut socket| async move {
 //!         tokio::select! {
 //!             () = talk(&mut socket) => drop(guard.end(EndReason::Deleted)),
@@ -97,17 +97,17 @@
 //!
 //! # It runs jobs
 //!
-//! A guard here too, and no HTTP at all. A job that panics, or whose task is aborted, drops its guard, and that ends the
-//! session with reason `unknown`.
+//! A guard, and no HTTP. A job that panics, or whose task is aborted, drops its guard, which ends the session with reason
+//! `unknown`.
 //!
 //! ```
 //! # use tower_session_end::{ActiveSessions, EndReason};
 //! # async fn work() {}
 //! async fn job(sessions: ActiveSessions) {
-//!     let guard = sessions.guard("job-1");
+//!     let guard = sessions.guard("job-1").expect("a valid id");
 //!     tokio::select! {
 //!         () = work() => drop(guard.end(EndReason::Deleted)),
-//!         () = guard.closing() => {} // the drain ends the session, with the reason of the stop
+//!         () = guard.closing() => {} // the drain ends the session, with the reason of the shutdown
 //!     }
 //! }
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -119,15 +119,15 @@
 //!
 //! # It has ids that are in no header
 //!
-//! A handler says it with a signal, which is never sent, and can tell more than a header: a key, a tenant. Where there is
-//! no response, or a client may leave before it comes, call the handle: `note` as soon as the session is there. That both
-//! are done, or one of them twice, does no harm.
+//! A handler returns a `SessionUpdate`, which is never sent. It can carry more than a header: a key, a tenant. Where there is no
+//! response, or a client may leave before it, call `note` as soon as the session exists. Doing both, or one of them twice, is
+//! harmless.
 //!
 //! ```
 //! # use axum::extract::Path;
 //! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionUpdate};
 //! async fn open(Path(user): Path<String>) -> (SessionUpdate, &'static str) {
-//!     (SessionUpdate::started(Session::from("4711").with_attribute("user", user)), "welcome")
+//!     (SessionUpdate::started(Session::try_from("4711").expect("a valid id").with_attribute("user", user)), "welcome")
 //! }
 //!
 //! async fn kick(sessions: ActiveSessions, Path(id): Path<String>) -> String {
@@ -202,10 +202,10 @@
 //!
 //! # It forgets sessions without a word
 //!
-//! Hosts expire sessions with no response that says so, and now and then a client leaves before there is one. If you can
-//! ask the host what it has, compare, every minute or so: what we have and it lacks is over, and what it has and we lack
-//! is active. Ask in this order, so that a session that begins or ends meanwhile is not taken for the other. Where you
-//! cannot ask, set an [`idle_timeout`](ActiveSessionsBuilder::idle_timeout).
+//! A host may expire a session with no response, and a client may leave before a response. If the host can list its sessions,
+//! compare about once a minute: end what the handle has and the host lacks, note what the host has and the handle lacks. Ask in
+//! this order, so that a session that starts or ends meanwhile is not confused. If the host cannot list them, set an
+//! [`idle_timeout`](ActiveSessionsBuilder::idle_timeout).
 //!
 //! ```
 //! # use std::{collections::HashSet, sync::{Arc, Mutex}};
@@ -228,7 +228,7 @@
 //! # let (sessions, host) = (ActiveSessions::builder().build().unwrap(), Host::default());
 //! # host.0.lock().unwrap().extend(["both".to_owned(), "theirs".to_owned()]);
 //! # sessions.note("ours");
-//! # sessions.note(tower_session_end::Session::from("both").with_key("kept"));
+//! # sessions.note(tower_session_end::Session::try_from("both").unwrap().with_key("kept"));
 //! # compare(&sessions, &host);
 //! # assert!(!sessions.contains("ours") && sessions.contains("theirs") && sessions.len() == 2);
 //! # assert_eq!(sessions.get("both").unwrap().key.as_deref(), Some("kept"));

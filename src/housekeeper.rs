@@ -69,11 +69,10 @@ impl Housekeeper {
     pub(crate) fn drain_one(&self, generation: &Arc<Generation>) {
         let reason = self.tracker.shutdown_reason();
         let keep = self.config.keep_if.as_ref().is_some_and(|keep_if| {
-            catch(|| keep_if(&generation.session(), reason)).unwrap_or_else(|panic| {
+            catch(|| keep_if(&generation.session(), reason)).unwrap_or_else(|_| {
                 tracing::warn!(
                     name: "session-keep-if-panicked",
                     session = %generation.id.redacted(),
-                    message = panic.into_message(),
                     "`keep_if` panicked; the session is ended",
                 );
                 false

@@ -168,7 +168,7 @@ async fn a_receiver_that_never_accepts_is_one_failure_for_each_session() {
     assert_sum(&report);
     assert_eq!(report.failures.len(), 2, "{report:?}");
     for failure in &report.failures {
-        assert!(failure.hook.starts_with("session_end_service at webhook.rs:"), "{failure:?}");
+        assert!(failure.hook.starts_with("session_end_service at tests.rs:"), "{failure:?}");
         let HookError::Failed(error) = &failure.error else { panic!("{failure:?}") };
         assert_eq!(error.to_string(), "the receiver says 500 Internal Server Error");
     }

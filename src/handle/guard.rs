@@ -84,6 +84,12 @@ impl SessionGuard {
             .is_some_and(|generation| self.sessions.end_generation(generation, reason, EndedBy::Host))
     }
 
+    /// As [`ActiveSessions::shutdown_reason`].
+    #[must_use]
+    pub fn shutdown_reason(&self) -> Option<EndReason> {
+        self.sessions.shutdown_reason()
+    }
+
     /// As [`ActiveSessions::closing`].
     pub fn closing(&self) -> ClosingFuture {
         self.sessions.closing()

@@ -400,6 +400,26 @@ impl ActiveSessions {
         self.inner.tracker.phase()
     }
 
+    /// The reason of the shutdown under way; `None` until one is requested.
+    ///
+    /// It is set from the signal on, before [`closing`](Self::closing) resolves. A handler, a hook or the holder of a guard can tell
+    /// a restart from a shutdown by it.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert_eq!(sessions.shutdown_reason(), None);
+    /// let _ = sessions.drain(EndReason::Restart).await;
+    /// assert_eq!(sessions.shutdown_reason(), Some(EndReason::Restart));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn shutdown_reason(&self) -> Option<EndReason> {
+        self.inner.tracker.requested_shutdown()
+    }
+
     /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.
     ///
     /// ```

@@ -43,7 +43,7 @@ impl SharedEnd {
                 1 => Outcome::Failed,
                 _ => Outcome::Aborted,
             };
-            if self.pool.tracker.ended(&self.generation, outcome) {
+            if self.pool.tracker.on_end_done(&self.generation, outcome) {
                 self.pool.wake();
             }
         }

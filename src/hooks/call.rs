@@ -1,4 +1,4 @@
-//! One call of a hook: contained, so that a panic becomes an error of that hook alone.
+//! One call of a hook. A panic becomes an error of that hook alone.
 
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
 
@@ -13,21 +13,21 @@ use crate::{
     session::{GenerationId, SessionId},
 };
 
-/// A hook that did not do its work: it erred, panicked, or took longer than the hook timeout.
+/// A hook that failed: it returned an error, panicked, or took longer than the hook timeout.
 ///
-/// The session's event counts as delivered all the same, and is not tried again.
+/// The session's event counts as delivered, and is not delivered again.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct HookFailure {
-    /// Whose event it was.
+    /// The session of the event.
     #[serde(serialize_with = "redacted")]
     pub session_id: SessionId,
-    /// Which generation's.
+    /// Its generation.
     pub generation: GenerationId,
-    /// The hook, by its name or by the place where it was registered.
+    /// The hook: its name, or the call site where it was registered.
     pub hook: String,
-    /// What happened.
+    /// The error.
     pub error: HookError,
 }
 
@@ -35,7 +35,7 @@ fn redacted<S: Serializer>(id: &SessionId, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(&id.redacted())
 }
 
-/// What went wrong in a hook.
+/// Why a hook failed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HookError {
@@ -60,7 +60,8 @@ impl fmt::Display for HookError {
 impl std::error::Error for HookError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Failed(error) => Some(&**error),
+            // Its text is this error's text already.
+            Self::Failed(error) => error.source(),
             Self::Panicked(_) | Self::TimedOut => None,
         }
     }
@@ -78,11 +79,11 @@ impl From<Panic> for HookError {
     }
 }
 
-/// A hook's future until it is over; every step of it, the call and the drop included, is contained.
+/// A hook's future until it is over. Panics of the call, the polls and the drop are caught.
 pub(super) struct Call<'a> {
     name: &'a str,
     meter: &'a HookMeter,
-    begun: Stopwatch,
+    began: Stopwatch,
     span: HookSpan,
     state: State<'a>,
 }
@@ -95,7 +96,7 @@ enum State<'a> {
 impl<'a> Call<'a> {
     pub(super) fn new<E: HookEvent>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
         let Named { name, meter, hook } = hook;
-        let begun = Stopwatch::start();
+        let began = Stopwatch::start();
         let call = || {
             let span = HookSpan::new(name, &event);
             let entered = span.enter();
@@ -106,11 +107,11 @@ impl<'a> Call<'a> {
         let (span, state) = match catch(call) {
             Ok((span, future)) => (span, State::Running(future)),
             Err(panic) => {
-                meter.over(begun, true);
+                meter.over(began, true);
                 (HookSpan::NONE, State::Over(Some(panic.into())))
             }
         };
-        Self { name, meter, begun, span, state }
+        Self { name, meter, began, span, state }
     }
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
@@ -145,7 +146,7 @@ impl<'a> Call<'a> {
     /// As above, of its own accord or because its time was over.
     fn complete(&mut self, error: Option<HookError>) {
         self.finish(error);
-        self.meter.over(self.begun, matches!(self.state, State::Over(Some(_))));
+        self.meter.over(self.began, matches!(self.state, State::Over(Some(_))));
     }
 
     fn take_error(&mut self) -> Option<HookError> {

@@ -179,7 +179,7 @@ impl Pool {
         queue.limits.draining = true;
         // All are to be started in 0.6 of the budget, which leaves the last ones time to finish.
         let span = deadline.saturating_sub(now) / 5 * 3;
-        queue.pace = (deadline != NEVER).then_some(Pace { begun: now, span, started: queue.started });
+        queue.pace = (deadline != NEVER).then_some(Pace { began: now, span, started: queue.started });
     }
 
     /// After a drain, unfinished and late hooks go on until `deadline`.

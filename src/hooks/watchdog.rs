@@ -85,7 +85,7 @@ impl Watchdog {
         let Some(pace) = line.pace else { return 0 };
         let started = line.started - pace.started;
         let all = u128::from(started) + line.jobs.len() as u128;
-        let due = all * u128::from(now.saturating_sub(pace.begun)) / u128::from(pace.span.max(1));
+        let due = all * u128::from(now.saturating_sub(pace.began)) / u128::from(pace.span.max(1));
         usize::try_from(due.min(all).saturating_sub(u128::from(started))).unwrap_or(usize::MAX)
     }
 }

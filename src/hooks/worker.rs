@@ -174,7 +174,7 @@ impl Worker {
             pool.record_failure(pool.failure(&generation, &hook, error));
         }
         self.current = None;
-        self.pool.tracker.started(&generation)
+        self.pool.tracker.on_start_done(&generation)
     }
 
     async fn end(&mut self, generation: Arc<Generation>, ending: PendingEnd, call_limits: &CallLimits) -> bool {
@@ -202,7 +202,7 @@ impl Worker {
                 shared.complete_part(outcome);
                 false
             }
-            None => pool.tracker.ended(&generation, outcome),
+            None => pool.tracker.on_end_done(&generation, outcome),
         }
     }
 }
@@ -220,9 +220,9 @@ impl Drop for Worker {
         // A hook is still running: the task was dropped, by `finish` or by a runtime that shuts down.
         let Some(current) = self.current.take() else { return };
         match current {
-            Current::Start(generation) => drop(self.pool.tracker.started(&generation)),
+            Current::Start(generation) => drop(self.pool.tracker.on_start_done(&generation)),
             Current::End(_, Some(shared)) => shared.complete_part(Outcome::Aborted),
-            Current::End(generation, None) => drop(self.pool.tracker.ended(&generation, Outcome::Aborted)),
+            Current::End(generation, None) => drop(self.pool.tracker.on_end_done(&generation, Outcome::Aborted)),
         }
         self.pool.wake();
     }

@@ -189,7 +189,7 @@ impl Persister {
                 recovery.given_up.fetch_add(1, Ordering::SeqCst);
                 self.give_up(&orphan);
             } else {
-                self.tracker.adopt(orphan, recovery);
+                self.tracker.deliver_orphan(orphan, recovery);
             }
         }
         Ok(n)

@@ -137,7 +137,7 @@ fn settle_end(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, 
 /// This process was the last holder of a generation that it held for a moment only.
 fn adopt_foreign(tracker: &Tracker, record: Record, requests: u64) {
     let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), requests);
-    tracker.adopt(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
+    tracker.deliver_orphan(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
 }
 
 /// What becomes of an entry while the registry is out of reach. `tried` if some of it may have arrived there.

@@ -4,19 +4,19 @@ use std::fmt;
 
 use crate::error::BoxError;
 
-/// What went wrong in a [`Registry`](super::Registry).
+/// The error of a [`Registry`](super::Registry).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// It could not be reached, was too slow, or refused to write: it may work later.
+    /// It could not be reached, was too slow, or refused to write. A later call may succeed.
     Unavailable(BoxError),
-    /// This holder had lost its lease: others have taken over what it held, and have ended it. It has a new lease by now,
-    /// and everything that is still active here is to be held anew, as new generations.
+    /// This holder had lost its lease, and other holders have ended its sessions. It has a new lease by now. The sessions that are
+    /// still active here have to be held again, as new generations.
     Fenced,
-    /// The store has forgotten everything, or an unknown part of it: what is held here is to be held again, as the
-    /// generations that they are, before anything that it says is believed.
+    /// The store has lost its records, or an unknown part of them. The sessions of this holder have to be held again, as the
+    /// generations that they are, before another answer is relied on.
     DataLost,
-    /// The store cannot be used, and waiting will not help: damaged, of a newer version, of another kind. The text says
+    /// The store cannot be used, and waiting does not help: it is damaged, of another version, or of another kind. The text says
     /// which, and where.
     Invalid(BoxError),
 }
@@ -47,7 +47,8 @@ impl fmt::Display for RegistryError {
 impl std::error::Error for RegistryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(error) | Self::Invalid(error) => Some(&**error),
+            // Its text is a part of this error's text already.
+            Self::Unavailable(error) | Self::Invalid(error) => error.source(),
             Self::Fenced | Self::DataLost => None,
         }
     }

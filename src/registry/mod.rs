@@ -6,7 +6,7 @@
 
 #[cfg(feature = "registry-conformance")]
 pub mod conformance;
-mod erased;
+mod dyn_registry;
 mod error;
 #[cfg(feature = "redis")]
 mod redis;
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use self::erased::DynRegistry;
+pub(crate) use self::dyn_registry::DynRegistry;
 pub use self::error::RegistryError;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};

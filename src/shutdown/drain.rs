@@ -132,7 +132,7 @@ impl Shutdown {
         if give_up {
             // Born late and not over: in the report of `finish`, which waits for them.
             let all = unfinished.len();
-            unfinished.retain(|(generation, _)| !tracker.is_late(generation));
+            unfinished.retain(|(generation, _)| !tracker.is_late_start(generation));
             after.starts -= (all - unfinished.len()) as u64;
         }
         let unfinished: Vec<_> =
@@ -179,6 +179,6 @@ pub(super) fn log_drain(report: &DrainReport) {
 }
 
 /// The last part of the connection drain's time, in which what was cut can say so to its client.
-pub(super) fn grace(connection_drain_timeout: Duration) -> Duration {
+pub(super) fn cut_grace(connection_drain_timeout: Duration) -> Duration {
     (connection_drain_timeout / 20).min(Duration::from_millis(50))
 }

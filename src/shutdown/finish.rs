@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Shutdown,
-    drain::{grace, log_drain},
+    drain::{cut_grace, log_drain},
     report::{ConnectionReport, ShutdownReport},
     state::Drain,
 };
@@ -43,7 +43,7 @@ impl Shutdown {
             tokio::select! {
                 biased;
                 output = &mut server => Some(output),
-                () = shutdown.connections_are_due(began) => None,
+                () = shutdown.connection_deadline_reached(began) => None,
             }
         };
         let run = shutdown.drain_unless_done().await;
@@ -56,7 +56,7 @@ impl Shutdown {
         }
         tokio::select! {
             biased;
-            () = shutdown.late_sessions(began, cut) => {}
+            () = shutdown.drain_late(began, cut) => {}
             () = shutdown.forced() => {}
         }
         if is_last {
@@ -88,7 +88,7 @@ impl Shutdown {
     /// When the connections have had their time, less the grace for what is cut.
     fn connection_deadline(&self, began: Instant) -> Option<Instant> {
         let timeout = self.config.connection_drain_timeout;
-        self.connections_began(began)?.checked_add(timeout.saturating_sub(grace(timeout)))
+        self.connections_began(began)?.checked_add(timeout.saturating_sub(cut_grace(timeout)))
     }
 
     /// Since when the connections drain: since the drain was over, if this `finish` had began by then.
@@ -96,7 +96,7 @@ impl Shutdown {
         Some(self.state.progress().drained_at?.max(began))
     }
 
-    async fn connections_are_due(&self, began: Instant) {
+    async fn connection_deadline_reached(&self, began: Instant) {
         let deadline = async {
             self.state.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
             if self.state.progress().drained_at.is_none() {
@@ -162,8 +162,8 @@ impl Shutdown {
     }
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn late_sessions(&self, began: Instant, cut: bool) {
-        self.tracker.await_late();
+    async fn drain_late(&self, began: Instant, cut: bool) {
+        self.tracker.await_late_starts();
         // Without a limit for the connections, that for a hook is left: those of the drain have no other.
         let hook_timeout = self.config.hook_timeout;
         self.wait_for_hooks(self.connection_deadline(began).or_else(|| Instant::now().checked_add(hook_timeout))).await;

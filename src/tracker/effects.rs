@@ -30,7 +30,7 @@ enum Event {
 impl Effects {
     pub(super) fn started(&mut self, generation: &Arc<Generation>) {
         self.count(CounterDelta::started);
-        self.say(|| Event::Started(Arc::clone(generation)));
+        self.log(|| Event::Started(Arc::clone(generation)));
     }
 
     /// It is no longer active.
@@ -41,13 +41,13 @@ impl Effects {
     /// Its `session_end` is ours to deliver.
     pub(super) fn ended(&mut self, generation: &Arc<Generation>, ending: &PendingEnd) {
         self.count(|delta| delta.ended(ending.reason));
-        self.say(|| Event::Ended(Arc::clone(generation), ending.clone()));
+        self.log(|| Event::Ended(Arc::clone(generation), ending.clone()));
     }
 
     /// There is none, or it is not ours.
     pub(super) fn released(&mut self, generation: &Arc<Generation>, cause: ReleaseCause) {
         self.count(|delta| delta.released(cause));
-        self.say(|| Event::Released(Arc::clone(generation), cause));
+        self.log(|| Event::Released(Arc::clone(generation), cause));
     }
 
     /// Others have left it behind.
@@ -70,7 +70,7 @@ impl Effects {
         count(&mut self.delta);
     }
 
-    fn say(&mut self, event: impl FnOnce() -> Event) {
+    fn log(&mut self, event: impl FnOnce() -> Event) {
         // Not `enabled!`, which may ask the subscriber: this is under a lock.
         if LevelFilter::current() >= LevelFilter::DEBUG {
             self.events.push(event());
@@ -81,21 +81,21 @@ impl Effects {
 impl Tracker {
     /// To be called with no lock held. Contained: a listener that panics keeps no session from its end.
     #[inline]
-    pub(super) fn tell(&self, effects: &Effects) {
+    pub(super) fn emit(&self, effects: &Effects) {
         if !effects.is_empty() {
             // The panic hook has said it.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_unguarded(effects)));
+            let _ = catch_unwind(AssertUnwindSafe(|| self.emit_inner(effects)));
         }
     }
 
     #[inline(never)]
-    fn tell_unguarded(&self, effects: &Effects) {
+    fn emit_inner(&self, effects: &Effects) {
         let Effects { delta, is_counted: _, events } = effects;
         self.meters.add(delta);
-        events.iter().for_each(|event| self.say(event));
+        events.iter().for_each(|event| self.log(event));
     }
 
-    fn say(&self, event: &Event) {
+    fn log(&self, event: &Event) {
         match event {
             Event::Started(generation) => {
                 let resumed_from = generation.resumed_from();
@@ -121,7 +121,7 @@ impl Tracker {
                 );
             }
             Event::Released(generation, cause) => tracing::debug!(
-                name: "session-after",
+                name: "session-released",
                 session = %generation.id.redacted(),
                 generation = %self.generation_id(generation),
                 cause = cause.as_str(),

@@ -120,7 +120,7 @@ impl Tracker {
             next_to_expire: AtomicUsize::new(0),
             next_to_evict: AtomicUsize::new(0),
             phase: AtomicU8::new(Phase::Open.code()),
-            shutdown_reason: AtomicU8::new(EndReason::Shutdown.code()),
+            shutdown_reason: AtomicU8::new(0),
             awaited: AtomicUsize::new(0),
             late_from: AtomicU64::new(u64::MAX),
             drained: Notify::new(),
@@ -167,13 +167,19 @@ impl Tracker {
     /// Moves on to `phase`; what is born from `Closing` on ends with `reason`. Never moves back.
     pub(crate) fn advance(&self, phase: Phase, reason: EndReason) {
         if self.phase() < Phase::Closing {
-            self.shutdown_reason.store(reason.code(), Ordering::SeqCst);
+            self.shutdown_reason.store(reason.code() + 1, Ordering::SeqCst);
         }
         self.phase.fetch_max(phase.code(), Ordering::SeqCst);
     }
 
+    /// The reason of the shutdown under way, or that of one to come.
     pub(crate) fn shutdown_reason(&self) -> EndReason {
-        EndReason::from_code(self.shutdown_reason.load(Ordering::SeqCst))
+        self.requested_shutdown().unwrap_or(EndReason::Shutdown)
+    }
+
+    /// The reason of the shutdown under way, if one was requested.
+    pub(crate) fn requested_shutdown(&self) -> Option<EndReason> {
+        self.shutdown_reason.load(Ordering::SeqCst).checked_sub(1).map(EndReason::from_code)
     }
 
     #[inline]

@@ -128,10 +128,10 @@ impl Tracker {
         after.effects.started(generation);
         self.record_start(generation);
         if !waits && self.outbox.is_none() {
-            self.begin(shard, generation, after);
+            self.start(shard, generation, after);
         }
         if self.phase() >= Phase::Closing {
-            if self.is_late(generation) {
+            if self.is_late_start(generation) {
                 generation.set_given_up(true);
             }
             if self.ends_late_starts {
@@ -144,7 +144,7 @@ impl Tracker {
     /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
     /// stream of births would use up the drain's time.
     #[inline]
-    pub(crate) fn is_late(&self, generation: &Generation) -> bool {
+    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
         generation.number >= self.late_from.load(Ordering::SeqCst)
     }
 

@@ -59,7 +59,7 @@ pub(crate) enum Outcome {
 impl Tracker {
     /// Every end before it is over: its start may run.
     #[inline]
-    pub(super) fn begin(&self, shard: &mut Shard, generation: &Arc<Generation>, after: &mut AfterUnlock) {
+    pub(super) fn start(&self, shard: &mut Shard, generation: &Arc<Generation>, after: &mut AfterUnlock) {
         if self.has_start && !(self.outbox.is_some() && generation.is_joined()) {
             generation.set_stage(Stage::Starting);
             self.queue.push(Job::Start(Arc::clone(generation)));
@@ -91,7 +91,7 @@ impl Tracker {
     ) {
         let is_compaction = ending.reason == EndReason::Compaction;
         let claim = if is_compaction { Claim::Compacted } else { Claim::Owed };
-        if self.leave(shard, hash, generation, claim, ending.at, after) {
+        if self.remove_active(shard, hash, generation, claim, ending.at, after) {
             // No hook is to be called.
             shard.counts.ended += 1;
             after.effects.ended(generation, &ending);
@@ -122,7 +122,7 @@ impl Tracker {
     ) {
         shard.counts.release(cause);
         after.effects.released(generation, cause);
-        let is_over = self.leave(shard, hash, generation, Claim::Forgotten, self.clock.now(), after);
+        let is_over = self.remove_active(shard, hash, generation, Claim::Forgotten, self.clock.now(), after);
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Release(Arc::clone(generation), cause));
         }
@@ -133,7 +133,7 @@ impl Tracker {
 
     /// Takes a generation out of the active ones. True if it has no hooks to come: then it is over.
     #[inline]
-    pub(super) fn leave(
+    pub(super) fn remove_active(
         &self,
         shard: &mut Shard,
         hash: u64,
@@ -205,7 +205,7 @@ impl Tracker {
             }
             AfterStart::RunEnd(_) => self.end_is_over(shard, generation, Outcome::Ended, after),
             AfterStart::Release(why) => self.count_released(shard, generation, why, after),
-            AfterStart::Nothing => self.over(shard, generation, after),
+            AfterStart::Nothing => self.retire(shard, generation, after),
         }
     }
 
@@ -224,10 +224,10 @@ impl Tracker {
         if !generation.is_given_up() {
             after.drained |= self.no_longer_awaited();
         }
-        self.over(shard, generation, after);
+        self.retire(shard, generation, after);
     }
 
-    pub(super) fn over(&self, shard: &mut Shard, generation: &Arc<Generation>, after: &mut AfterUnlock) {
+    pub(super) fn retire(&self, shard: &mut Shard, generation: &Arc<Generation>, after: &mut AfterUnlock) {
         generation.set_stage(Stage::Over);
         shard.remove(self.hash_of(generation), generation);
         self.shrink(shard);
@@ -254,7 +254,7 @@ impl Tracker {
         while let Some(generation) = after.entries.pop() {
             let mut shard = self.shard(self.hash_of(&generation));
             if generation.release_predecessor() {
-                self.begin(&mut shard, &generation, &mut after);
+                self.start(&mut shard, &generation, &mut after);
             }
         }
         // After all of it: where nobody is to be told, a start and an end are over at once.
@@ -262,12 +262,12 @@ impl Tracker {
         if after.drained {
             self.drained.notify_waiters();
         }
-        self.tell(&after.effects);
+        self.emit(&after.effects);
         any
     }
 
     /// To be called once for every [`Job::Start`], when its hooks are over. True if that may have queued a job.
-    pub(crate) fn started(&self, generation: &Arc<Generation>) -> bool {
+    pub(crate) fn on_start_done(&self, generation: &Arc<Generation>) -> bool {
         let mut after = AfterUnlock::default();
         self.start_is_over(&mut self.shard(self.hash_of(generation)), generation, &mut after);
         self.apply_deferred(after) || !generation.is_active()
@@ -275,7 +275,7 @@ impl Tracker {
 
     /// To be called once for every [`Job::End`], when its hooks are over. True if that may have queued a job, or a change
     /// to write.
-    pub(crate) fn ended(&self, generation: &Arc<Generation>, outcome: Outcome) -> bool {
+    pub(crate) fn on_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) -> bool {
         let mut after = AfterUnlock::default();
         self.end_is_over(&mut self.shard(self.hash_of(generation)), generation, outcome, &mut after);
         self.apply_deferred(after) || self.outbox.is_some()

@@ -46,7 +46,7 @@ impl Tracker {
                 generation.join(record);
             }
             if waited && generation.release_predecessor() {
-                self.begin(&mut shard, generation, &mut after);
+                self.start(&mut shard, generation, &mut after);
             }
         }
         generation.tell_recorded();
@@ -90,7 +90,7 @@ impl Tracker {
         if let Some(recovery) = generation.recovery() {
             recovery.count_released();
         }
-        self.over(shard, generation, after);
+        self.retire(shard, generation, after);
     }
 
     pub(super) fn record_over(&self, generation: &Arc<Generation>, outcome: Outcome) {
@@ -124,7 +124,7 @@ impl Tracker {
                 self.renew(generation, now);
             }
         }
-        self.tell(&effects);
+        self.emit(&effects);
     }
 
     fn renew(&self, generation: &Arc<Generation>, now: SystemTime) {

@@ -20,7 +20,7 @@ pub(crate) enum Job {
 /// How many hooks a drain wants to have started by when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    pub(crate) begun: Nanos,
+    pub(crate) began: Nanos,
     /// The time in which all of them are to be started, in nanoseconds.
     pub(crate) span: Nanos,
     /// [`QueueState::started`] when the drain began.

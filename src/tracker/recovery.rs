@@ -60,7 +60,7 @@ impl Recovery {
 
 impl Tracker {
     /// Takes over an end that somebody else has left behind.
-    pub(crate) fn adopt(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
+    pub(crate) fn deliver_orphan(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
         let Orphan { record, end, .. } = orphan;
         let hash = self.hash(record.session.id.as_bytes());
         let now = self.clock.now();
@@ -74,7 +74,7 @@ impl Tracker {
             let (generation, is_joined) = match own {
                 // It goes on here, and a holder that is gone has ended it for all.
                 Some(own) if own.is_active() => {
-                    self.leave(&mut shard, hash, &own, Claim::Owed, now, &mut after);
+                    self.remove_active(&mut shard, hash, &own, Claim::Owed, now, &mut after);
                     shard.counts.owed += 1;
                     own.set_recorded(RecordState::Held);
                     let is_joined = own.is_joined();
@@ -92,7 +92,7 @@ impl Tracker {
                         own.add_successor(&generation);
                         generation.set_stage(Stage::Waiting);
                     }
-                    shard.adopt(hash, &generation, |generation| self.hash_of(generation));
+                    shard.insert_orphan(hash, &generation, |generation| self.hash_of(generation));
                     (generation, true)
                 }
             };
@@ -124,7 +124,7 @@ impl Tracker {
 
 impl Shard {
     /// Takes in a generation that is owed already. It comes before the next generation of its id, if there is none yet.
-    fn adopt(&mut self, hash: u64, generation: &Arc<Generation>, rehash: impl Fn(&Arc<Generation>) -> u64) {
+    fn insert_orphan(&mut self, hash: u64, generation: &Arc<Generation>, rehash: impl Fn(&Arc<Generation>) -> u64) {
         self.counts.starts += 1;
         self.counts.owed += 1;
         self.insert_owed(hash, generation, rehash);

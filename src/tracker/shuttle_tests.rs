@@ -97,13 +97,13 @@ impl World {
                     log(&generation, Step::StartBegins);
                     thread::yield_now();
                     log(&generation, Step::StartOver);
-                    self.tracker.started(&generation);
+                    self.tracker.on_start_done(&generation);
                 }
                 Some(Job::End(generation, _)) => {
                     log(&generation, Step::EndBegins);
                     thread::yield_now();
                     log(&generation, Step::EndOver);
-                    self.tracker.ended(&generation, Outcome::Ended);
+                    self.tracker.on_end_done(&generation, Outcome::Ended);
                 }
                 None if self.busy.load(Ordering::SeqCst) == 0 && self.tracker.awaited() == 0 => break,
                 None => thread::yield_now(),

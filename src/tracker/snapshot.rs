@@ -33,11 +33,13 @@ impl Tracker {
     }
 
     /// From now on somebody waits for the late ones too.
-    pub(crate) fn await_late(&self) {
+    pub(crate) fn await_late_starts(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
-            let adopted =
-                shard.owed().filter(|generation| self.is_late(generation) && generation.set_given_up(false)).count();
+            let adopted = shard
+                .owed()
+                .filter(|generation| self.is_late_start(generation) && generation.set_given_up(false))
+                .count();
             self.awaited.fetch_add(adopted, Ordering::SeqCst);
         }
     }

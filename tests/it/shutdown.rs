@@ -330,7 +330,7 @@ async fn the_report_is_json_with_its_counts_and_shows_ids_in_part_only() {
     assert_eq!(json["sessions"]["active"], 2);
     assert_eq!(json["sessions"]["failed"], 1);
     assert_eq!(json["sessions"]["unfinished"][0]["stage"], "running");
-    assert_eq!(json["connections"]["cut"], false);
+    assert_eq!(json["connections"]["timedOut"], false);
     assert!(!report.to_string().contains("secret") && !format!("{report:?}").contains("secret"));
 }
 

@@ -401,13 +401,14 @@ async fn run(steps: Vec<Step>, max_sessions: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, max_shrink_iters: 10_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: crate::failures("model"), max_shrink_iters: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn g01_g02_every_generation_gets_the_end_that_the_model_owes_it(
         steps in proptest::collection::vec(step(), 1..60),
         max_sessions in 2..=usize::from(IDS),
     ) {
+        let _alone = crate::ONE_AT_A_TIME.blocking_lock();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(run(steps, max_sessions));
     }

@@ -120,6 +120,7 @@ async fn round(seed: u64, with_trouble: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn g01_g16_two_replicas_that_do_everything_at_once_end_each_session_once() {
+    let _alone = crate::ONE_AT_A_TIME.lock().await;
     for seed in storm_seeds() {
         round(seed, false).await;
     }
@@ -127,6 +128,7 @@ async fn g01_g16_two_replicas_that_do_everything_at_once_end_each_session_once()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn g15_g17_two_replicas_whose_registry_comes_and_goes_lose_no_end() {
+    let _alone = crate::ONE_AT_A_TIME.lock().await;
     for seed in storm_seeds() {
         round(seed, true).await;
     }

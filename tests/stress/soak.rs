@@ -169,6 +169,7 @@ fn resident_megabytes() -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g13_memory_and_tasks_are_flat_however_many_sessions_come_and_go() {
+    let _alone = crate::ONE_AT_A_TIME.lock().await;
     let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4_u64);
     let metrics = Handle::current().metrics();
     let store = Store::without_history();

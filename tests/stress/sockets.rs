@@ -228,6 +228,7 @@ async fn round(seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g01_g08_every_session_in_a_response_head_gets_exactly_one_end() {
+    let _alone = crate::ONE_AT_A_TIME.lock().await;
     for seed in storm_seeds() {
         round(seed).await;
     }

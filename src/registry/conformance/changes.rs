@@ -3,7 +3,7 @@
 use super::{
     Applied, Change, Holder, Kit, Record, Store, done, end, end_as, ended, forget, hold, keep, release, same, same_all,
 };
-use crate::{EndReason, Session};
+use crate::session::{EndReason, Session};
 
 pub(super) async fn births<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);

@@ -10,11 +10,11 @@
 //! millisecond only.
 
 mod changes;
+mod concurrency;
+mod encoding;
 mod holder;
-mod repeats;
-mod take_over;
-mod together;
-mod values;
+mod idempotency;
+mod recovery;
 
 use std::{
     fmt::Debug,
@@ -91,20 +91,20 @@ pub async fn check<S: Store>(store: &S) {
     changes::ends(&kit).await;
     changes::silent_ends(&kit).await;
     changes::order(&kit).await;
-    repeats::births_and_ends(&kit).await;
-    repeats::batches(&kit).await;
-    values::ids(&kit).await;
-    values::details(&kit).await;
-    values::numbers(&kit).await;
-    take_over::of_the_dead(&kit).await;
-    take_over::beside_the_living(&kit).await;
-    take_over::of_claims(&kit).await;
-    take_over::in_portions(&kit).await;
-    take_over::after_a_leave(&kit).await;
-    together::dropped_applies(&kit).await;
-    together::dropped_take_overs(&kit).await;
-    together::two_recoverers(&kit).await;
-    together::big_batches(&kit).await;
+    idempotency::births_and_ends(&kit).await;
+    idempotency::batches(&kit).await;
+    encoding::ids(&kit).await;
+    encoding::details(&kit).await;
+    encoding::numbers(&kit).await;
+    recovery::of_the_dead(&kit).await;
+    recovery::beside_the_living(&kit).await;
+    recovery::of_claims(&kit).await;
+    recovery::in_portions(&kit).await;
+    recovery::after_a_leave(&kit).await;
+    concurrency::dropped_applies(&kit).await;
+    concurrency::dropped_take_overs(&kit).await;
+    concurrency::two_recoverers(&kit).await;
+    concurrency::big_batches(&kit).await;
 }
 
 fn random() -> u128 {

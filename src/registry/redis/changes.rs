@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{
     super::{Change, EndRecord, Record, RegistryError},
     keys::Keys,
-    scripts::Call,
+    scripts::ScriptArgs,
 };
 use crate::session::{GenerationId, Session, SessionId};
 
@@ -18,7 +18,7 @@ const BATCH_BYTES: usize = 512 * 1024;
 /// Some changes, and how many.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) call: Call,
+    pub(super) call: ScriptArgs,
     pub(super) len: usize,
     bytes: usize,
 }

@@ -5,7 +5,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use super::super::RegistryError;
 
 /// What a plain `ERR` says when it is for good: no scripts there, or not for this user.
-const FOR_GOOD: [&str; 6] = [
+const PERMANENT_ERRORS: [&str; 6] = [
     "unknown command",
     "can't run this command",
     "can't access at least one",
@@ -19,10 +19,10 @@ pub(super) fn from_redis(error: RedisError) -> RegistryError {
     if wants_a_password(&error) {
         return RegistryError::invalid(format!("the server wants a password: {error}"));
     }
-    if is_for_good(&error) { RegistryError::invalid(error) } else { RegistryError::unavailable(error) }
+    if is_permanent(&error) { RegistryError::invalid(error) } else { RegistryError::unavailable(error) }
 }
 
-fn is_for_good(error: &RedisError) -> bool {
+fn is_permanent(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::AuthenticationFailed
         | ErrorKind::InvalidClientConfig
@@ -30,7 +30,7 @@ fn is_for_good(error: &RedisError) -> bool {
         | ErrorKind::Parse
         | ErrorKind::Server(ServerErrorKind::CrossSlot | ServerErrorKind::NoPerm) => true,
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
-            error.detail().is_some_and(|detail| FOR_GOOD.iter().any(|text| detail.contains(text)))
+            error.detail().is_some_and(|detail| PERMANENT_ERRORS.iter().any(|text| detail.contains(text)))
         }
         // The prefix is somebody else's; or the password is wrong.
         ErrorKind::Extension => matches!(error.code(), Some("WRONGTYPE" | "WRONGPASS")),

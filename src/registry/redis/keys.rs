@@ -23,25 +23,25 @@ impl Keys {
     pub(super) fn common(&self, rid: &str) -> [String; 9] {
         let Self { root } = self;
         [
-            format!("{root}inc"),
+            format!("{root}incarnation"),
             format!("{root}lease"),
             format!("{root}reaping"),
             format!("{root}fenced"),
             format!("{root}grace"),
             format!("{root}seq"),
-            format!("{root}i:{rid}"),
-            format!("{root}c:{rid}"),
-            format!("{root}t:{rid}"),
+            format!("{root}held:{rid}"),
+            format!("{root}claimed:{rid}"),
+            format!("{root}told:{rid}"),
         ]
     }
 
     /// An active session.
     pub(super) fn session(&self, id: &SessionId) -> String {
-        format!("{}s:{}", self.root, id.as_str())
+        format!("{}session:{}", self.root, id.as_str())
     }
 
     /// An end that is claimed and not done.
     pub(super) fn ending(&self, generation: GenerationId) -> String {
-        format!("{}x:{generation}", self.root)
+        format!("{}end:{generation}", self.root)
     }
 }

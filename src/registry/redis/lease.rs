@@ -7,14 +7,14 @@ use std::{
 
 /// Both clocks at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub(super) struct DualClock {
     /// Never jumps, but stands still while the machine is suspended.
     monotonic: Instant,
     /// Goes on then, but may be set.
     wall: SystemTime,
 }
 
-impl Moment {
+impl DualClock {
     pub(super) fn now() -> Self {
         Self { monotonic: Instant::now(), wall: SystemTime::now() }
     }
@@ -28,12 +28,12 @@ impl Moment {
 /// The last renewal that is known to have been done.
 #[derive(Debug, Default)]
 pub(super) struct Lease {
-    asked: Mutex<Option<Moment>>,
+    asked: Mutex<Option<DualClock>>,
 }
 
 impl Lease {
     /// It was renewed, some time after `asked`.
-    pub(super) fn renewed(&self, asked: Moment) {
+    pub(super) fn renewed(&self, asked: DualClock) {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
     }
 

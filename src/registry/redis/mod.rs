@@ -22,10 +22,10 @@ pub use self::builder::RedisRegistryBuilder;
 use self::{
     builder::Settings,
     changes::batches,
-    holder::{Connection, Holder, Place, random},
+    holder::{Connection, Holder, ScriptContext, random},
     keys::Keys,
     lease::Lease,
-    scripts::{APPLY, BEAT, Call, TAKE_OVER},
+    scripts::{APPLY, HEARTBEAT, RECOVER, ScriptArgs},
 };
 use super::{Applied, Change, Orphan, Registry, RegistryError};
 
@@ -98,16 +98,16 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// | key | type | |
 /// |---|---|---|
 /// | `lease` | sorted set | the holders, and when their leases are over (ms) |
-/// | `s:<id>` | hash | an active session: `session` (JSON), `event`, `started` (ms), `n` holders, `h:<holder>` for each |
-/// | `x:<event>` | hash | an end that is owed: the same, and `reason`, `ended` (ms), `requests`, `tries`, `next` (JSON) |
-/// | `i:<holder>` | set | what a holder holds: event and id |
-/// | `c:<holder>` | set | the ends that it has claimed |
-/// | `t:<holder>` | sorted set | of these, what the last take-over claimed |
+/// | `session:<id>` | hash | an active session: `session` (JSON), `generation`, `started` (ms), `holders` (their number), `holder:<holder>` for each |
+/// | `end:<generation>` | hash | a pending end: the same, and `reason`, `ended` (ms), `requests`, `attempts`, `next` (JSON) |
+/// | `held:<holder>` | set | the sessions of a holder: generation and id |
+/// | `claimed:<holder>` | set | the ends that it has claimed |
+/// | `told:<holder>` | sorted set | those of the last recovery call |
 /// | `reaping` | sorted set | holders that are gone and not yet taken over completely |
 /// | `seq` | hash | the last call of each holder |
 /// | `fenced` | sorted set | holders whose leases were taken; expires after a week |
 /// | `grace` | string | there while no lease may be taken; expires after a lease |
-/// | `inc` | string | made with the store: by it a flush is told from everything else |
+/// | `incarnation` | string | made with the store: it tells a flush from other losses |
 pub struct RedisRegistry {
     settings: Settings,
     keys: Keys,
@@ -139,7 +139,7 @@ impl RedisRegistry {
         RedisRegistryBuilder::new(connection)
     }
 
-    /// How this holder is called in the keys: each of its names (`{prefix}:i:<name>`) is this, a colon, and how often it
+    /// How this holder is called in the keys: each of its names (`{prefix}:held:<name>`) is this, a colon, and how often it
     /// has lost its lease.
     ///
     /// ```
@@ -170,9 +170,9 @@ impl RedisRegistry {
         }
     }
 
-    fn place(&self) -> Place<'_> {
+    fn context(&self) -> ScriptContext<'_> {
         let Self { settings, keys, lease, forgotten, .. } = self;
-        Place { settings, keys, lease, forgotten }
+        ScriptContext { settings, keys, lease, forgotten }
     }
 
     /// One script at a time. A call that was waiting while another one learnt that the store has forgotten something
@@ -185,7 +185,7 @@ impl RedisRegistry {
     }
 
     async fn enter_at_start(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.stand(&self.place(), CONNECT_TIMEOUT).await
+        self.holder.lock().await.ensure_lease(&self.context(), CONNECT_TIMEOUT).await
     }
 }
 
@@ -194,14 +194,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// After so long a take-over comes back with what it has; of a dead holder whose sessions all have others that is
 /// nothing, and a later one goes on.
-const TAKE_OVER_TIME: Duration = Duration::from_millis(500);
+const RECOVERY_TIME: Duration = Duration::from_millis(500);
 
 impl Registry for RedisRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let mut holder = self.lock().await?;
         let mut applied = Vec::with_capacity(changes.len());
         for batch in batches(&changes, &self.keys)? {
-            let answers = holder.run(&self.place(), &APPLY, batch.call).await?;
+            let answers = holder.run(&self.context(), &APPLY, batch.call).await?;
             if answers.len() != batch.len {
                 return Err(RegistryError::invalid("the server answered another number of changes"));
             }
@@ -213,7 +213,7 @@ impl Registry for RedisRegistry {
     }
 
     async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.lock().await?.run(&self.place(), &BEAT, Call::default()).await.map(drop)
+        self.lock().await?.run(&self.context(), &HEARTBEAT, ScriptArgs::default()).await.map(drop)
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
@@ -227,12 +227,13 @@ impl Registry for RedisRegistry {
                 holder.answered.to_string(),
                 (max - orphans.len()).to_string(),
             ];
-            let mut answers = holder.run(&self.place(), &TAKE_OVER, Call { keys: Vec::new(), args }).await?.into_iter();
+            let mut answers =
+                holder.run(&self.context(), &RECOVER, ScriptArgs { keys: Vec::new(), args }).await?.into_iter();
             let more = answers.next().map(reply::text).transpose()?;
             for answer in answers {
                 orphans.extend(reply::orphan(answer)?);
             }
-            if more.as_deref() != Some("1") || begun.elapsed() > TAKE_OVER_TIME {
+            if more.as_deref() != Some("1") || begun.elapsed() > RECOVERY_TIME {
                 break;
             }
         }
@@ -242,7 +243,7 @@ impl Registry for RedisRegistry {
     }
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.leave(&self.place()).await
+        self.holder.lock().await.release_lease(&self.context()).await
     }
 
     fn lease_is_valid(&self) -> bool {

@@ -19,7 +19,7 @@ pub(super) enum Reply {
     /// A later call of this holder, or this very one, was carried out before it.
     Stale,
     /// Not with this server; the text says why.
-    Unusable(String),
+    Invalid(String),
 }
 
 pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
@@ -34,7 +34,7 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
         "FENCED" => Ok(Reply::Fenced),
         "LOST" => Ok(Reply::Lost),
         "STALE" => Ok(Reply::Stale),
-        "UNUSABLE" => Ok(Reply::Unusable(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
+        "INVALID" => Ok(Reply::Invalid(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
         other => Err(unexpected(other)),
     }
 }
@@ -93,7 +93,7 @@ fn details(json: &str, instead: &Session, generation: GenerationId) -> Session {
 pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let [generation, id, session, started, reason, next, ended, requests, tries] = texts[..] else {
+    let [generation, id, session, started, reason, next, ended, requests, attempts] = texts[..] else {
         return Err(unexpected("an end with other fields"));
     };
     let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) else {
@@ -105,7 +105,7 @@ pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let end =
         EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
     let record = Record::new(session, generation, time(started));
-    Ok(Some(Orphan::new(record, end, tries.parse().unwrap_or(1))))
+    Ok(Some(Orphan::new(record, end, attempts.parse().unwrap_or(1))))
 }
 
 /// From milliseconds since 1970.

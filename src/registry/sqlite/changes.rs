@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
-use super::rows::{self, Read, json, signed, to_ms};
+use super::codec::{self, Read, json, signed, to_ms};
 use crate::{
     registry::{Applied, Change, EndRecord, Record},
     session::{GenerationId, SessionId},
@@ -53,20 +53,20 @@ impl Changes<'_> {
         if there.generation != record.generation {
             return Ok(Applied::Joined(there));
         }
-        self.run("UPDATE sessions SET details = ?2 WHERE n = ?1", params![n, details])?;
+        self.run("UPDATE sessions SET details = ?2 WHERE number = ?1", params![n, details])?;
         Ok(Applied::Created)
     }
 
     /// The active record of the id.
     fn there(&self, id: &str) -> Result<Option<(i64, Record)>> {
-        let sql = format!("SELECT {}, n FROM sessions WHERE id = ?1", rows::RECORD);
-        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(4)?, rows::record(row)?));
+        let sql = format!("SELECT {}, number FROM sessions WHERE id = ?1", codec::RECORD);
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(4)?, codec::record(row)?));
         let Some((n, read)) = self.tx.prepare_cached(&sql)?.query_row([id], row).optional()? else { return Ok(None) };
         if let Read::Good(record) = read {
             return Ok(Some((n, record)));
         }
         tracing::error!(name: "session-registry-unreadable", "a recorded session cannot be read, and is replaced");
-        self.run("DELETE FROM sessions WHERE n = ?1", [n])?;
+        self.run("DELETE FROM sessions WHERE number = ?1", [n])?;
         Ok(None)
     }
 
@@ -78,7 +78,7 @@ impl Changes<'_> {
 
     fn update(&self, record: &Record) -> Result<Applied> {
         let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND generation = ?3
-             AND EXISTS (SELECT 1 FROM holds WHERE session = n AND holder = ?4 AND NOT released)";
+             AND EXISTS (SELECT 1 FROM holds WHERE session = number AND holder = ?4 AND NOT released)";
         let generation = record.generation.to_string();
         self.run(sql, params![json(&record.session)?, record.session.id.as_str(), generation, self.me])
     }
@@ -95,7 +95,7 @@ impl Changes<'_> {
         }
         self.run("UPDATE holds SET released = 1 WHERE session = ?1 AND holder = ?2", (active.n, self.me))?;
         let requests = active.requests.saturating_add(end.requests);
-        self.run("UPDATE sessions SET requests = ?2 WHERE n = ?1", (active.n, signed(requests)))?;
+        self.run("UPDATE sessions SET requests = ?2 WHERE number = ?1", (active.n, signed(requests)))?;
         Ok(Applied::HeldElsewhere)
     }
 
@@ -114,11 +114,11 @@ impl Changes<'_> {
         if self.has_others(active.n)? {
             return self.run("DELETE FROM holds WHERE session = ?1 AND holder = ?2", (active.n, self.me));
         }
-        self.run("DELETE FROM sessions WHERE n = ?1", [active.n])
+        self.run("DELETE FROM sessions WHERE number = ?1", [active.n])
     }
 
     fn active(&self, id: &SessionId, generation: GenerationId) -> Result<Option<Active>> {
-        let sql = "SELECT n, requests FROM sessions WHERE id = ?1 AND generation = ?2";
+        let sql = "SELECT number, requests FROM sessions WHERE id = ?1 AND generation = ?2";
         let active = |row: &Row<'_>| Ok(Active { n: row.get(0)?, requests: unsigned(row.get(1)?) });
         self.tx.prepare_cached(sql)?.query_row((id.as_str(), generation.to_string()), active).optional()
     }
@@ -159,14 +159,14 @@ impl Changes<'_> {
 }
 
 /// Makes an active record one that is ended and claimed.
-pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, tries: u32) -> Result<()> {
+pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, attempts: u32) -> Result<()> {
     let next = end.next.as_ref().map(json).transpose()?;
     let sql = "INSERT OR REPLACE INTO ends
-             (generation, id, details, started_at, requests, reason, next, ended_at, holder, tries)
-         SELECT generation, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE n = ?1";
+             (generation, id, details, started_at, requests, reason, next, ended_at, holder, attempts)
+         SELECT generation, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE number = ?1";
     let (requests, ended_at) = (signed(end.requests), to_ms(end.ended_at));
-    tx.prepare_cached(sql)?.execute(params![n, requests, end.reason.as_str(), next, ended_at, claimer, tries])?;
-    tx.prepare_cached("DELETE FROM sessions WHERE n = ?1")?.execute([n])?;
+    tx.prepare_cached(sql)?.execute(params![n, requests, end.reason.as_str(), next, ended_at, claimer, attempts])?;
+    tx.prepare_cached("DELETE FROM sessions WHERE number = ?1")?.execute([n])?;
     Ok(())
 }
 

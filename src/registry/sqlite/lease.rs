@@ -24,7 +24,7 @@ pub(super) struct Leases {
 
 /// The lock on `LOCK`.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct DirectoryLock {
     lock: File,
 }
 
@@ -38,15 +38,15 @@ pub(super) struct Lease {
 
 /// What a look at a lease has shown.
 #[derive(Debug)]
-pub(super) enum Found {
-    Living,
+pub(super) enum LeaseProbe {
+    Alive,
     /// Its holder is dead; the lock is ours now, if there was still a file.
-    Dead(Option<Lease>),
+    Expired(Option<Lease>),
 }
 
 impl Leases {
     /// Beside this database. Nothing is created yet.
-    pub(super) fn beside(database: &Path) -> Self {
+    pub(super) fn for_database(database: &Path) -> Self {
         let mut dir = database.as_os_str().to_owned();
         dir.push("-leases");
         Self { dir: dir.into() }
@@ -57,13 +57,13 @@ impl Leases {
     }
 
     /// Takes the lock on `LOCK`, and makes what is missing.
-    pub(super) fn guard(&self, patience: Duration) -> io::Result<Guard> {
+    pub(super) fn guard(&self, patience: Duration) -> io::Result<DirectoryLock> {
         self.create_dir()?;
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.dir.join(LOCK))?;
         let begun = Instant::now();
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Guard { lock }),
+                Ok(()) => return Ok(DirectoryLock { lock }),
                 Err(TryLockError::Error(error)) => return Err(error),
                 Err(TryLockError::WouldBlock) if begun.elapsed() < patience => thread::sleep(Duration::from_millis(2)),
                 Err(TryLockError::WouldBlock) => {
@@ -84,7 +84,7 @@ impl Leases {
     }
 
     /// A new lease.
-    pub(super) fn create(&self, _: &Guard) -> io::Result<Lease> {
+    pub(super) fn create(&self, _: &DirectoryLock) -> io::Result<Lease> {
         let half = || RandomState::new().hash_one(std::process::id());
         let name = format!("{:016x}{:016x}", half(), half());
         let path = self.path_of(&name);
@@ -94,33 +94,33 @@ impl Leases {
     }
 
     /// Whether the holder of the lease lives.
-    pub(super) fn look_at(&self, _: &Guard, name: &str) -> io::Result<Found> {
+    pub(super) fn probe(&self, _: &DirectoryLock, name: &str) -> io::Result<LeaseProbe> {
         // The name comes from the database, and must not lead anywhere else.
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Ok(Found::Dead(None));
+            return Ok(LeaseProbe::Expired(None));
         }
         let path = self.path_of(name);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Dead(None)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LeaseProbe::Expired(None)),
             Err(error) => return Err(error),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Found::Dead(Some(Lease { name: name.to_owned(), path, file }))),
-            Err(TryLockError::WouldBlock) => Ok(Found::Living),
+            Ok(()) => Ok(LeaseProbe::Expired(Some(Lease { name: name.to_owned(), path, file }))),
+            Err(TryLockError::WouldBlock) => Ok(LeaseProbe::Alive),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
     /// Removes the files of those who died before they came to be known to the database.
-    pub(super) fn sweep(&self, guard: &Guard, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
+    pub(super) fn sweep(&self, guard: &DirectoryLock, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
             if is_known(name) {
                 continue;
             }
-            if let Found::Dead(Some(lease)) = self.look_at(guard, name)? {
+            if let LeaseProbe::Expired(Some(lease)) = self.probe(guard, name)? {
                 lease.remove(guard);
             }
         }
@@ -143,7 +143,7 @@ impl Lease {
     }
 
     /// Lets go, and removes the file.
-    pub(super) fn remove(self, _: &Guard) {
+    pub(super) fn remove(self, _: &DirectoryLock) {
         // One that stays behind is removed by a later start.
         let _ = fs::remove_file(&self.path);
     }
@@ -156,7 +156,7 @@ impl Drop for Lease {
     }
 }
 
-impl Drop for Guard {
+impl Drop for DirectoryLock {
     fn drop(&mut self) {
         let _ = self.lock.unlock();
     }

@@ -1,14 +1,14 @@
 //! [`SqliteRegistry`]: the registry of the processes of one machine.
 
 mod changes;
-mod failure;
+mod codec;
+mod error;
 mod holder;
 mod lease;
 mod open;
-mod rows;
+mod recovery;
 mod schema;
-mod take_over;
-mod thread;
+mod worker;
 
 use std::{
     fmt,
@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 use self::{
     holder::Holder,
     open::Settings,
-    take_over::Handed,
-    thread::{Job, Reply},
+    recovery::ClaimedOrphans,
+    worker::{Job, Reply},
 };
 use super::{Applied, Change, Orphan, Registry, RegistryError};
 
@@ -63,7 +63,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// | view | columns |
 /// |---|---|
 /// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `generation`, `details` (JSON) |
-/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `tries`, `requests`, `since`, `next`, `generation`, `details` |
+/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `attempts`, `requests`, `since`, `next`, `generation`, `details` |
 ///
 /// # When the file is no good
 ///
@@ -148,15 +148,15 @@ impl Registry for SqliteRegistry {
 
     /// Sees to it that nobody has removed what the lease rests on.
     async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.call(Job::Beat).await
+        self.call(Job::Heartbeat).await
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.call(|reply| Job::TakeOver(max, reply)).await.map(Handed::take)
+        self.call(|reply| Job::ClaimOrphans(max, reply)).await.map(ClaimedOrphans::take)
     }
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
-        self.call(Job::Leave).await
+        self.call(Job::ReleaseLease).await
     }
 
     fn heartbeat_interval(&self) -> Duration {
@@ -240,7 +240,7 @@ impl SqliteRegistryBuilder {
         let (jobs, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("session-registry".to_owned())
-            .spawn(move || thread::run(holder, &queue))
+            .spawn(move || worker::run(holder, &queue))
             .map_err(RegistryError::unavailable)?;
         Ok(SqliteRegistry { jobs, path, heartbeat_interval })
     }

@@ -10,16 +10,16 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::{
-    failure::Failure,
-    lease::{Guard, Leases},
+    error::Failure,
+    lease::{DirectoryLock, Leases},
     schema,
 };
 
 /// How long the check at the start may take; of what is larger only a part is looked at.
-const CHECK: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a start waits for another one, which may be looking through a large file, and for whoever writes.
-pub(super) const START: Duration = Duration::from_secs(10);
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often SQLite asks whether to go on, in its own small steps.
 const CHECK_STEPS: i32 = 1000;
@@ -35,15 +35,15 @@ pub(super) struct Settings {
 /// The one path of the file, so that everybody finds the leases in the same place.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(path) {
-        Ok(there) if there.is_dir() => Err(Failure::Unusable(format!("{} is a directory", path.display()))),
-        Ok(there) if !there.is_file() => Err(Failure::Unusable(format!("{} is not a regular file", path.display()))),
+        Ok(there) if there.is_dir() => Err(Failure::Invalid(format!("{} is a directory", path.display()))),
+        Ok(there) if !there.is_file() => Err(Failure::Invalid(format!("{} is not a regular file", path.display()))),
         Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if fs::symlink_metadata(path).is_ok() {
-                return Err(Failure::Unusable(format!("{} is a link to nothing", path.display())));
+                return Err(Failure::Invalid(format!("{} is a link to nothing", path.display())));
             }
             let Some(name) = path.file_name() else {
-                return Err(Failure::Unusable(format!("{:?} is not the name of a file", path.display().to_string())));
+                return Err(Failure::Invalid(format!("{:?} is not the name of a file", path.display().to_string())));
             };
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let found = fs::canonicalize(parent);
@@ -57,7 +57,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// Opens the file, or begins a new one. The guard makes sure that nobody else does the same.
-pub(super) fn open(settings: &Settings, leases: &Leases, guard: &Guard) -> Result<Connection, Failure> {
+pub(super) fn open(settings: &Settings, leases: &Leases, guard: &DirectoryLock) -> Result<Connection, Failure> {
     match open_once(settings, leases) {
         Err(Failure::Damaged(why)) if settings.set_aside_damaged => {
             set_aside(&settings.path, &why, guard)?;
@@ -103,7 +103,7 @@ fn create(path: &Path) -> io::Result<()> {
 fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection, Failure> {
     let path = &settings.path;
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    connection.busy_timeout(START).map_err(at_start)?;
+    connection.busy_timeout(OPEN_TIMEOUT).map_err(at_start)?;
     if connection.is_readonly("main").map_err(at_start)? {
         return Err(Failure::Unavailable(format!("{} may only be read", path.display())));
     }
@@ -111,7 +111,7 @@ fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(at_start)?;
     if mode != "wal" {
         let text = format!("{}: its file system cannot share a log among processes (WAL)", path.display());
-        return Err(Failure::Unusable(text));
+        return Err(Failure::Invalid(text));
     }
     let settings = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 16777216;";
     connection.execute_batch(settings).map_err(at_start)?;
@@ -133,13 +133,19 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
     match (application, version) {
         (0, 0) if objects == 0 => Ok(true),
         (schema::APPLICATION_ID, schema::VERSION) => Ok(false),
-        (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Unusable(format!(
+        (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Invalid(format!(
             "{} was written by a newer version of this crate: it has schema {newer}, and this version knows up to {}",
             path.display(),
             schema::VERSION
         ))),
+        (schema::APPLICATION_ID, older) if older > 0 => Err(Failure::Invalid(format!(
+            "{} was written by an older version of this crate: it has schema {older}, and this version needs {}; deliver its ends with \
+             that version, or move the file away",
+            path.display(),
+            schema::VERSION
+        ))),
         (schema::APPLICATION_ID, other) => Err(Failure::damaged(path, format!("there is no schema {other}"))),
-        _ => Err(Failure::Unusable(format!("{} is a database of another application", path.display()))),
+        _ => Err(Failure::Invalid(format!("{} is a database of another application", path.display()))),
     }
 }
 
@@ -159,7 +165,7 @@ fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
     let begun = Instant::now();
-    connection.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK)).map_err(at_start)?;
+    connection.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
     let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
     connection.progress_handler(0, None::<fn() -> bool>).map_err(at_start)?;
     match result {
@@ -186,7 +192,7 @@ fn damage(path: &Path, error: &rusqlite::Error) -> Failure {
 }
 
 /// Gives a damaged file, and what belongs to it, another name.
-fn set_aside(path: &Path, why: &str, _: &Guard) -> Result<(), Failure> {
+fn set_aside(path: &Path, why: &str, _: &DirectoryLock) -> Result<(), Failure> {
     let stamp = Connection::open_in_memory()
         .and_then(|clock| {
             clock.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", (), |row| row.get::<_, String>(0))

@@ -38,7 +38,7 @@ pub(super) struct Extra {
     details: Option<Session>,
     resumed_from: Option<SessionId>,
     /// How many ends have to be over before the start may run.
-    waits: u32,
+    pending_predecessors: u32,
     /// Claimed before its start was over.
     deferred: Option<AfterStart>,
     /// Whose starts wait for this end.
@@ -229,20 +229,20 @@ impl Generation {
 
     /// Lets the start of `next` wait for the end of `self`.
     pub(super) fn add_successor(self: &Arc<Self>, next: &Arc<Self>) {
-        next.with_extra(|extra| extra.waits += 1);
+        next.with_extra(|extra| extra.pending_predecessors += 1);
         self.with_extra(|extra| extra.successors.push(Arc::clone(next)));
     }
 
     /// One of the ends that the start waits for is over; true if it was the last.
     pub(super) fn release_predecessor(&self) -> bool {
         self.with_extra(|extra| {
-            extra.waits = extra.waits.saturating_sub(1);
-            extra.waits == 0
+            extra.pending_predecessors = extra.pending_predecessors.saturating_sub(1);
+            extra.pending_predecessors == 0
         })
     }
 
     pub(super) fn has_predecessors(&self) -> bool {
-        lock(&self.extra).as_ref().is_some_and(|extra| extra.waits > 0)
+        lock(&self.extra).as_ref().is_some_and(|extra| extra.pending_predecessors > 0)
     }
 
     pub(super) fn take_successors(&self) -> Vec<Arc<Self>> {

@@ -72,7 +72,7 @@ impl Generation {
 
     pub(in crate::tracker) fn wait_for_record(&self) {
         self.set_recorded(RecordState::Pending);
-        self.with_extra(|extra| extra.waits += 1);
+        self.with_extra(|extra| extra.pending_predecessors += 1);
     }
 
     /// Is cancelled when the record is written or given up. Look at [`recorded`](Self::recorded) again after this.

@@ -292,7 +292,7 @@ fn g16_an_end_for_all_that_a_dead_holder_left_behind_is_delivered_once() {
             let _io = lock(&desk.io);
             if desk.claims.load(Ordering::SeqCst) == 0 {
                 let recovery = Arc::default();
-                desk.world.tracker.adopt(crate::registry::Orphan::new(record, end, 1), &recovery);
+                desk.world.tracker.deliver_orphan(crate::registry::Orphan::new(record, end, 1), &recovery);
             }
         });
         desk.spawn(|desk| {

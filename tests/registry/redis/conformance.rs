@@ -54,7 +54,7 @@ async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
         () = beats => {}
     }
     witness.release_lease().await.unwrap();
-    assert_eq!(server.keys(), [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:inc")]);
+    assert_eq!(server.keys(), [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:incarnation")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,9 +92,9 @@ async fn keys_of_something_else_are_left_alone() {
     server.ask("SET {tower-session-end}:lease mine");
     says(&unusable(builder(&server.url()).connect().await), "WRONGTYPE");
     server.ask("FLUSHALL");
-    server.ask("SET {tower-session-end}:inc 2-0");
+    server.ask("SET {tower-session-end}:incarnation 3-0");
     says(&unusable(builder(&server.url()).connect().await), "another version");
-    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
+    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
 }
 
 #[tokio::test]
@@ -159,5 +159,5 @@ async fn a_multiplexed_connection_with_the_third_protocol_serves_too() {
     assert_eq!(one(&holder, hold(&held)).await, Applied::Created);
     assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Joined(held));
     assert_eq!(holder.instance().len(), 32);
-    assert!(server.keys().contains(&format!("{{tower-session-end}}:i:{}:0", holder.instance())));
+    assert!(server.keys().contains(&format!("{{tower-session-end}}:held:{}:0", holder.instance())));
 }

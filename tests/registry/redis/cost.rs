@@ -31,7 +31,7 @@ async fn g17_ten_thousand_releases_are_forty_scripts() {
     assert_eq!(server.calls("evalsha") - before, 1);
 
     holder.release_lease().await.unwrap();
-    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
+    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
 }
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_take_over_is_a_script_for_256_and_leaves_nothing() {
     other.apply(orphans.iter().map(|orphan| done(&orphan.record)).collect()).await.unwrap();
     assert!(claim_orphans(&other).await.is_empty());
     other.release_lease().await.unwrap();
-    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
+    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
 }
 
 #[tokio::test]

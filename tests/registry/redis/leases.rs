@@ -39,11 +39,11 @@ async fn g16_a_holder_that_misses_its_beats_is_fenced() {
     assert_eq!(one(&slow, release(&held, 0)).await, Applied::NotFound);
     // What it says about the claim that it had does not touch the one that the other has.
     assert_eq!(one(&slow, done(&claimed)).await, Applied::Ok);
-    assert_eq!(server.ask(&format!("EXISTS {{tower-session-end}}:x:{}", claimed.generation)), "1");
+    assert_eq!(server.ask(&format!("EXISTS {{tower-session-end}}:end:{}", claimed.generation)), "1");
     // What is alive there goes on as a new generation.
     let next = record("held");
     assert_eq!(one(&slow, hold(&next)).await, Applied::Created);
-    assert!(server.keys().contains(&format!("{{tower-session-end}}:i:{}:1", slow.instance())));
+    assert!(server.keys().contains(&format!("{{tower-session-end}}:held:{}:1", slow.instance())));
     other.apply(orphans.iter().map(|orphan| done(&orphan.record)).collect()).await.unwrap();
     assert_eq!(one(&slow, release(&next, 0)).await, YOURS);
 }
@@ -105,7 +105,7 @@ async fn g16_a_call_that_was_given_up_changes_nothing_when_it_arrives_late() {
     while server.calls("evalsha") == before {
         tokio::task::yield_now().await;
     }
-    assert!(!server.keys().contains(&"{tower-session-end}:s:b".to_owned()), "it lives again");
+    assert!(!server.keys().contains(&"{tower-session-end}:session:b".to_owned()), "it lives again");
     holder.heartbeat().await.unwrap();
 }
 
@@ -115,7 +115,7 @@ async fn what_cannot_be_read_is_still_ended() {
     let dead = holder(&server).await;
     let damaged = record("damaged");
     dead.apply(vec![hold(&damaged)]).await.unwrap();
-    server.ask("HSET {tower-session-end}:s:damaged session {damaged");
+    server.ask("HSET {tower-session-end}:session:damaged session {damaged");
     let other = holder(&server).await;
     let Applied::Joined(joined) = one(&other, hold(&record("damaged"))).await else { panic!("not joined") };
     assert_eq!((&joined.session.id, joined.generation), (&damaged.session.id, damaged.generation));

@@ -102,7 +102,7 @@ async fn g16_a_lease_that_was_deleted_is_no_fence() {
     assert_eq!(holder.apply(vec![hold(&held), release(&held, 0)]).await.unwrap(), [Applied::Created, YOURS]);
     holder.apply(vec![done(&held)]).await.unwrap();
     holder.release_lease().await.unwrap();
-    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
+    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn g17_a_paused_server_is_unavailable_within_the_timeout_and_counts_nothin
     assert_eq!(reach(&holder, &changes).await.unwrap(), [YOURS_3, YOURS_3]);
     holder.apply(vec![done(&first), done(&second)]).await.unwrap();
     holder.release_lease().await.unwrap();
-    assert_eq!(server.keys(), ["{tower-session-end}:inc"]);
+    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
 }
 
 #[tokio::test]

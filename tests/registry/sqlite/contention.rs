@@ -201,8 +201,8 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
             "UPDATE sessions SET details = '{\"sessionId\":' WHERE id = 'a0';
              UPDATE sessions SET generation = 'nonsense' WHERE id = 'a1';
              UPDATE ends SET details = x'ff', next = 'nonsense', reason = 'nonsense' WHERE id = 'a3';
-             UPDATE ends SET id = 'two words', tries = -3 WHERE id = 'a4';
-             UPDATE ends SET tries = 99999999999 WHERE id = 'a5';",
+             UPDATE ends SET id = 'two words', attempts = -3 WHERE id = 'a4';
+             UPDATE ends SET attempts = 99999999999 WHERE id = 'a5';",
         )
         .unwrap();
     let registry = dir.open();

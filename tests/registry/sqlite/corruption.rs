@@ -59,14 +59,24 @@ fn a_database_of_another_application_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn an_older_version_is_refused_and_left_as_it_is() {
+    let dir = Dir::new();
+    filled(&dir, 1).await;
+    dir.look().execute_batch("PRAGMA user_version = 1").unwrap();
+    unusable(&dir.file(), "older version of this crate: it has schema 1, and this version needs 2");
+    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
+    assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_newer_version_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
-    unusable(&dir.file(), "newer version of this crate: it has schema 2, and this version knows up to 1");
+    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
+    unusable(&dir.file(), "newer version of this crate: it has schema 3, and this version knows up to 2");
     let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
-    dir.look().execute_batch("PRAGMA user_version = 1").unwrap();
+    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
     assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 

@@ -202,7 +202,7 @@ fn g16_of_processes_that_share_sessions_the_last_that_lets_go_is_told_so() {
     assert_eq!(answers.len(), 200);
     for (id, mut answers) in answers {
         answers.sort();
-        assert_eq!(answers, ["Others", "Others", "Others", "Yours { requests: 4 }"], "{id}");
+        assert_eq!(answers, ["HeldElsewhere", "HeldElsewhere", "HeldElsewhere", "Owned { requests: 4 }"], "{id}");
     }
 }
 

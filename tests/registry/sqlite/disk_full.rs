@@ -33,7 +33,7 @@ async fn a_file_that_may_only_be_read_is_refused() {
     assert!(said.starts_with("Unavailable(") && said.contains("sessions.db may only be read"), "{said}");
     mode(&dir.file(), 0o600);
     let said = open_as_a_user(&dir.file());
-    assert!(said.starts_with("open, and then Ok([Born])"), "{said}");
+    assert!(said.starts_with("open, and then Ok([Created])"), "{said}");
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ fn a_disk_that_is_full_is_an_error_until_there_is_room() {
         "{said:?}"
     );
     assert!(said[2].starts_with("Some(Unavailable(") && said[2].contains("other.db"), "{said:?}");
-    assert_eq!(said[3..], ["[Born]", "all are there"]);
+    assert_eq!(said[3..], ["[Created]", "all are there"]);
 }
 
 #[tokio::test]

@@ -76,9 +76,9 @@ async fn an_operator_sees_what_is_ending_and_why_and_how_often_it_was_tried() {
     let at = std::time::UNIX_EPOCH + Duration::from_millis(1_795_521_600_999);
     let compaction = EndRecord::new(EndReason::Compaction, Some(new.session.clone()), at, 12);
     one.apply(vec![end(&old, compaction), Change::Hold(new)]).await.unwrap();
-    let sql = "select id, reason, ended_at, claimed_by, tries, requests, next, generation from ending_sessions";
+    let sql = "select id, reason, ended_at, claimed_by, attempts, requests, next, generation from ending_sessions";
     let (me, generation) = (me(), old.generation);
-    let expected = |tries| format!("old|compaction|2026-11-24 12:00:00.999 UTC|{me}|{tries}|12|new|{generation}");
+    let expected = |attempts| format!("old|compaction|2026-11-24 12:00:00.999 UTC|{me}|{attempts}|12|new|{generation}");
     assert_eq!(ask(&dir, sql), [expected(0)]);
     one.release_lease().await.unwrap();
     let two = SqliteRegistry::open(dir.file()).unwrap();

@@ -26,6 +26,7 @@ async fn run(steps: Vec<(usize, Step)>, max_sessions: usize) {
 }
 
 fn run_paused(steps: Vec<(usize, Step)>, max_sessions: usize) {
+    let _alone = crate::ONE_AT_A_TIME.blocking_lock();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(run(steps, max_sessions));
 }
@@ -36,7 +37,12 @@ fn steps(step: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<(usize,
 
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64);
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 10_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: crate::failures("replicas_model"),
+        max_shrink_iters: 10_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

@@ -209,6 +209,7 @@ fn number(id: &SessionId) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g01_g02_g08_g10_streams_sockets_and_vanishing_clients_in_a_stop() {
+    let _alone = crate::ONE_AT_A_TIME.lock().await;
     for seed in storm_seeds() {
         round(seed).await;
     }

@@ -1,5 +1,5 @@
 -- What every script begins with.
-local INC, LEASE, REAPING, FENCED, GRACE, SEQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local INCARNATION, LEASE, REAPING, FENCED, GRACE, SEQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local HELD, CLAIMED, TOLD = KEYS[7], KEYS[8], KEYS[9]
 local rid, incarnation, history = ARGV[1], ARGV[2], ARGV[3]
 local seq, lease = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -40,7 +40,7 @@ end
 -- Nil for a holder that may change something, whose lease is renewed then; else the answer. Lost: the store is not the
 -- one that it knew, or its lease is gone. Why, `enter` says.
 local function refuse()
-  if redis.call('GET', INC) ~= incarnation
+  if redis.call('GET', INCARNATION) ~= incarnation
     or history ~= '-' and present_history() ~= history
     or not redis.call('ZSCORE', LEASE, rid) then
     return {'LOST'}
@@ -53,6 +53,6 @@ local function refuse()
 end
 
 -- What a holder's set says of a session that it holds: neither an event id nor a session id has a space.
-local function member(event, id)
-  return event .. ' ' .. id
+local function member(generation, id)
+  return generation .. ' ' .. id
 end

@@ -10,20 +10,20 @@ use crate::registry::RegistryError;
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     Unavailable(String),
-    Unusable(String),
+    Invalid(String),
     /// Unusable, and what [`set_aside_damaged`](super::SqliteRegistryBuilder::set_aside_damaged) is for.
     Damaged(String),
     Fenced,
-    Forgotten,
+    DataLost,
 }
 
 impl From<Failure> for RegistryError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Unavailable(text) => Self::unavailable(text),
-            Failure::Unusable(text) | Failure::Damaged(text) => Self::invalid(text),
+            Failure::Invalid(text) | Failure::Damaged(text) => Self::invalid(text),
             Failure::Fenced => Self::Fenced,
-            Failure::Forgotten => Self::DataLost,
+            Failure::DataLost => Self::DataLost,
         }
     }
 }

@@ -1,5 +1,5 @@
 -- Gives the lease back. What is left of it is everybody's.
-if redis.call('GET', INC) ~= incarnation then
+if redis.call('GET', INCARNATION) ~= incarnation then
   return {'LOST'}
 end
 if redis.call('ZREM', LEASE, rid) == 1 then

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::facade::{Count, Counter, Gauge, Histogram, Stopwatch, counter, gauge, histogram};
+use super::recorder::{Count, Counter, Gauge, Histogram, Stopwatch, counter, gauge, histogram};
 use crate::session::EndReason;
 
 const REASONS: usize = EndReason::ALL.len();
@@ -167,8 +167,8 @@ impl HookMeter {
     }
 
     /// One call is over.
-    pub(crate) fn over(&self, begun: Stopwatch, failed: bool) {
-        self.duration.record(begun.seconds());
+    pub(crate) fn over(&self, began: Stopwatch, failed: bool) {
+        self.duration.record(began.seconds());
         if failed {
             self.failures.increment(1);
         }

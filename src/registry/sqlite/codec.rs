@@ -54,7 +54,7 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
     read(parse())
 }
 
-/// A record, then `requests, reason, next, ended_at, tries`.
+/// A record, then `requests, reason, next, ended_at, attempts`.
 pub(super) fn ended(row: &Row<'_>) -> Result<Read<(Record, EndRecord, u32)>> {
     let Read::Good(record) = record(row)? else { return Ok(Read::Unreadable) };
     let parse = || {

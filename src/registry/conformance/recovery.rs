@@ -6,7 +6,7 @@ use super::{
     Applied, Change, EndRecord, Kit, Orphan, Record, Store, done, end, end_as, ended, forget, hold, keep, now, release,
     same, same_all,
 };
-use crate::EndReason;
+use crate::session::EndReason;
 
 /// What was lost just now: everything but the time, which only has to be near.
 #[track_caller]

@@ -6,7 +6,7 @@ use super::{
     Applied, EndRecord, GenerationId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release,
     same_all,
 };
-use crate::EndReason;
+use crate::session::EndReason;
 
 fn id(text: impl AsRef<str>) -> SessionId {
     SessionId::with_max_len(text, usize::MAX).expect("visible ASCII")

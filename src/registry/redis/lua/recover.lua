@@ -17,30 +17,30 @@ local function room()
 end
 
 -- An end that this holder has claimed goes into the answer; which is to be repeated until it has arrived.
-local function tell(event, ending)
+local function claim(generation, ending)
   local record = redis.call(
-    'HMGET', ending, 'id', 'session', 'started', 'reason', 'next', 'ended', 'requests', 'tries')
-  redis.call('SADD', CLAIMED, event)
-  redis.call('ZADD', TOLD, call, event)
+    'HMGET', ending, 'id', 'session', 'started', 'reason', 'next', 'ended', 'requests', 'attempts')
+  redis.call('SADD', CLAIMED, generation)
+  redis.call('ZADD', TOLD, call, generation)
   for i = 1, 8 do
     record[i] = record[i] or ''
     bytes = bytes + #record[i]
   end
-  table.insert(record, 1, event)
+  table.insert(record, 1, generation)
   answer[#answer + 1] = record
 end
 
 redis.call('ZREMRANGEBYSCORE', TOLD, answered, answered)
-for _, event in ipairs(redis.call('ZRANGEBYSCORE', TOLD, '-inf', '(' .. call, 'LIMIT', 0, want)) do
+for _, generation in ipairs(redis.call('ZRANGEBYSCORE', TOLD, '-inf', '(' .. call, 'LIMIT', 0, want)) do
   if not room() then
     break
   end
-  local ending = prefix .. 'x:' .. event
+  local ending = prefix .. 'end:' .. generation
   if redis.call('EXISTS', ending) == 1 then
-    tell(event, ending)
+    claim(generation, ending)
   else
-    redis.call('ZREM', TOLD, event)
-    redis.call('SREM', CLAIMED, event)
+    redis.call('ZREM', TOLD, generation)
+    redis.call('SREM', CLAIMED, generation)
   end
 end
 
@@ -50,60 +50,60 @@ if redis.call('EXISTS', GRACE) == 0 then
   if #over == 8 then
     answer[2] = 1
   end
-  for _, dead in ipairs(over) do
-    redis.call('ZREM', LEASE, dead)
-    redis.call('HDEL', SEQ, dead)
-    redis.call('ZADD', REAPING, integer(now), dead)
+  for _, expired in ipairs(over) do
+    redis.call('ZREM', LEASE, expired)
+    redis.call('HDEL', SEQ, expired)
+    redis.call('ZADD', REAPING, integer(now), expired)
     -- For a week: should it live after all, it learns from this that it was others who took its lease.
-    redis.call('ZADD', FENCED, integer(now), dead)
+    redis.call('ZADD', FENCED, integer(now), expired)
     redis.call('ZREMRANGEBYSCORE', FENCED, '-inf', integer(now - WEEK))
     redis.call('PEXPIRE', FENCED, integer(WEEK))
   end
 end
 
 -- A session that the dead one held; lost, if it was the last one.
-local function lose(dead, held)
-  local event, id = string.match(held, '^(%S+) (.+)$')
-  local session = prefix .. 's:' .. id
-  if redis.call('HGET', session, 'event') ~= event or redis.call('HDEL', session, 'h:' .. dead) == 0 then
+local function end_if_last(expired, held)
+  local generation, id = string.match(held, '^(%S+) (.+)$')
+  local session = prefix .. 'session:' .. id
+  if redis.call('HGET', session, 'generation') ~= generation or redis.call('HDEL', session, 'holder:' .. expired) == 0 then
     return
   end
-  if redis.call('HINCRBY', session, 'n', -1) > 0 then
+  if redis.call('HINCRBY', session, 'holders', -1) > 0 then
     return
   end
-  local ending = prefix .. 'x:' .. event
+  local ending = prefix .. 'end:' .. generation
   redis.call('RENAME', session, ending)
-  redis.call('HSET', ending, 'reason', 'lost', 'next', '', 'ended', integer(now), 'tries', 1)
-  tell(event, ending)
+  redis.call('HSET', ending, 'reason', 'lost', 'next', '', 'ended', integer(now), 'attempts', 1)
+  claim(generation, ending)
 end
 
 -- An end that the dead one had claimed.
-local function inherit(event)
-  local ending = prefix .. 'x:' .. event
+local function claim_end(generation)
+  local ending = prefix .. 'end:' .. generation
   if redis.call('EXISTS', ending) == 1 then
-    redis.call('HINCRBY', ending, 'tries', 1)
-    tell(event, ending)
+    redis.call('HINCRBY', ending, 'attempts', 1)
+    claim(generation, ending)
   end
 end
 
-for _, dead in ipairs(redis.call('ZRANGE', REAPING, 0, 7)) do
-  local i, c = prefix .. 'i:' .. dead, prefix .. 'c:' .. dead
+for _, expired in ipairs(redis.call('ZRANGE', REAPING, 0, 7)) do
+  local i, c = prefix .. 'held:' .. expired, prefix .. 'claimed:' .. expired
   while room() do
     steps = steps + 1
     local held = redis.call('SPOP', i)
     if held then
-      lose(dead, held)
+      end_if_last(expired, held)
     else
-      local event = redis.call('SPOP', c)
-      if not event then
+      local generation = redis.call('SPOP', c)
+      if not generation then
         break
       end
-      inherit(event)
+      claim_end(generation)
     end
   end
   if redis.call('EXISTS', i, c) == 0 then
-    redis.call('ZREM', REAPING, dead)
-    redis.call('DEL', prefix .. 't:' .. dead)
+    redis.call('ZREM', REAPING, expired)
+    redis.call('DEL', prefix .. 'told:' .. expired)
   end
 end
 
