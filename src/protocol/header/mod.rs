@@ -25,8 +25,8 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// A request carries its id in `x-session-id`. The other two are control headers: they count in responses and are
 /// ignored in requests. A response with status 101, 2xx or 3xx may start a session, one with 4xx or 5xx never does.
 /// An end counts with any status; an unknown reason counts as [`Unknown`](EndReason::Unknown). A header that comes
-/// twice with different values is ambiguous: an ambiguous id is ignored and counted in
-/// [`ignored_ids`](crate::ActiveSessions::ignored_ids), an ambiguous end is ignored.
+/// twice with different values is ambiguous, and ignored. An invalid or ambiguous id in a response is counted in
+/// [`ignored_ids`](crate::ActiveSessions::ignored_ids).
 ///
 /// In gRPC the headers are metadata of the same names: the request metadata, and the initial metadata of the
 /// response. A trailers-only response (HTTP 200 with `grpc-status` in the headers) starts a session only if that
