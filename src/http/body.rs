@@ -12,12 +12,35 @@ use pin_project_lite::pin_project;
 use super::termination::{Terminated, Termination};
 use crate::error::BoxError;
 
-/// After this many frames in a row that were ready at once, the body checks whether it has to end: a body that is never pending
+/// After this many frames that were ready at once, the body checks whether it has to end: one that is never pending
 /// would not notice otherwise.
 const FRAMES_PER_CHECK: u8 = 96;
 
 pin_project! {
-    /// The host's body, frame by frame, until it ends, or its session does, or the connection drain times out.
+    /// The host's body inside the layer, frame by frame.
+    ///
+    /// It ends with the host's body. An event stream also ends with its session, if
+    /// [`end_streams`](crate::ActiveSessionsBuilder::end_streams) is on. Any body that is unfinished when the
+    /// connection drain times out or is forced ends with an error.
+    ///
+    /// The request counts as in flight until the body has ended or is dropped.
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_session_end::ActiveSessions;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let sessions = ActiveSessions::builder().build()?;
+    /// let host = service_fn(async |_: Request<()>| Ok::<_, std::io::Error>(Response::new("hello".to_owned())));
+    ///
+    /// let response = sessions.layer().layer(host).oneshot(Request::new(())).await?;
+    /// assert_eq!(response.body().get_ref().map(String::as_str), Some("hello"));
+    /// assert_eq!(response.into_body().into_inner(), Some("hello".to_owned()));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub struct SessionBody<B> {
         #[pin]
         state: State<B>,
@@ -45,7 +68,7 @@ impl<B> SessionBody<B> {
         Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK } }
     }
 
-    /// The host's body; `None` once this body has ended.
+    /// The host's body; `None` if the layer has ended it, or has answered in the host's place.
     #[must_use]
     pub const fn get_ref(&self) -> Option<&B> {
         match &self.state {
@@ -54,7 +77,7 @@ impl<B> SessionBody<B> {
         }
     }
 
-    /// The host's body, to change it; `None` once this body has ended.
+    /// The host's body, mutably; `None` as in [`get_ref`](Self::get_ref).
     #[must_use]
     pub const fn get_mut(&mut self) -> Option<&mut B> {
         match &mut self.state {
@@ -63,7 +86,9 @@ impl<B> SessionBody<B> {
         }
     }
 
-    /// The host's body, which is then no longer watched; `None` once this body has ended.
+    /// The host's body without the layer; `None` as in [`get_ref`](Self::get_ref).
+    ///
+    /// The request no longer counts as in flight, and a shutdown does not end the body.
     #[must_use]
     pub fn into_inner(self) -> Option<B> {
         match self.state {
@@ -104,18 +129,18 @@ impl<B> SessionBody<B> {
         }
     }
 
-    /// Handles everything but data.
+    /// Handles the polls that did not yield data.
     #[inline(never)]
     fn on_poll<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
-        let StateProj::Host { termination: place, frames, .. } = self.as_mut().project().state.project() else {
+        let StateProj::Host { termination: slot, frames, .. } = self.as_mut().project().state.project() else {
             return polled;
         };
         *frames = FRAMES_PER_CHECK;
-        let Some(termination) = place else { return polled };
+        let Some(termination) = slot else { return polled };
         match &polled {
             Poll::Ready(Some(_)) => polled,
             Poll::Ready(None) => {
-                *place = None;
+                *slot = None;
                 polled
             }
             Poll::Pending => {
@@ -160,9 +185,9 @@ where
         if *frames == 0 {
             return self.check_termination(cx);
         }
-        // The host's frame comes first, so that a last event is not lost.
+        // The host is polled first, so that its last event is not lost.
         match inner.poll_frame(cx) {
-            // A frame is as large as trailers; moving data alone is cheaper.
+            // Moving data is cheaper than moving a frame, which has the size of trailers.
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
                 Poll::Ready(Some(frame.into_data().map(Frame::data).or_else(Ok)))
             }
@@ -197,13 +222,15 @@ impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     }
 }
 
-/// The connection drain timed out before the body ended.
+/// The handle was closed before the body ended.
 #[derive(Debug)]
 struct ForcedEnd;
 
 impl fmt::Display for ForcedEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server shuts down, and the end of this body did not come within `connection_drain_timeout`")
+        f.write_str(
+            "the server shut down before this body ended: `connection_drain_timeout` is over, or a second signal came",
+        )
     }
 }
 

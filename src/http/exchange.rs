@@ -16,11 +16,11 @@ use crate::{
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
-/// From the request's head to the response body's end. Its session has an activity that long.
+/// Lasts from the request's head to the response body's end. Its session has an activity for that time.
 pub(super) struct Exchange {
     shared: Arc<Shared>,
-    /// The generation that was active when the request came, or started in the response. Changes of its id in the response are
-    /// about this generation alone.
+    /// The generation that was active when the request came, or that the response started. If the response changes
+    /// this id, it changes this generation and no later one.
     generation: Option<Arc<Generation>>,
     activity: Activity,
 }
@@ -50,22 +50,22 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
-    /// Whether there may be something to [`apply_response`](Self::apply_response) in the response.
+    /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
     pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
         match &self.shared.protocol {
             ProtocolKind::Header(protocol) => {
                 !response.extensions.is_empty()
                     || protocol.has_session_headers(&response.headers)
-                    // The preset is told only of ids that are not active.
+                    // With the preset, `request` is set only for an id that is not active.
                     || (protocol.adopts() && request.is_some())
             }
             ProtocolKind::Other(_) => true,
         }
     }
 
-    /// Applies the changes that the response declares: first the handler's, which knows more, then the protocol's. The head waits
-    /// for the records of the sessions that it starts, if there is a registry.
+    /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
+    /// Returns the wait for the records of the sessions that it starts, if there is a registry.
     #[inline(never)]
     pub(super) fn apply_response(
         &mut self,
@@ -73,7 +73,7 @@ impl Exchange {
         response: &mut response::Parts,
     ) -> Result<Option<RecordWait>, HandleClosed> {
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
-        // Short paths for the most frequent responses: the session goes on, or one starts.
+        // Short paths for the most frequent responses: the session continues, or one starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
             && let Some(id) = protocol.sole_id(&response.headers)
         {
@@ -86,7 +86,7 @@ impl Exchange {
             }
         }
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
-        // In this order, so that the protocol sees whether the handler has declared something.
+        // Before the handler's update is removed: `adopt` depends on whether there is one.
         let from_protocol = match (&self.shared.protocol, request) {
             (ProtocolKind::Header(protocol), _) => protocol.update(request, tracked, response),
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
@@ -100,21 +100,21 @@ impl Exchange {
             return Ok(None);
         }
         let mut starts = Vec::new();
-        // An id that was not active leaves no tombstone: without this list a head that echoes it would start a session.
-        let mut over = Vec::new();
-        for change in from_handler.into_iter().flat_map(|signal| signal.changes) {
+        // The end of an inactive id leaves no tombstone: without this list a head that repeats the id would start it.
+        let mut ended = Vec::new();
+        for change in from_handler.into_iter().flat_map(|update| update.changes) {
             match &change {
-                SessionChange::Ended(id, _) => over.push(id.clone()),
+                SessionChange::Ended(id, _) => ended.push(id.clone()),
                 SessionChange::InvalidId => {}
                 SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
-                    over.retain(|id| *id != session.id);
+                    ended.retain(|id| *id != session.id);
                 }
             }
             starts.extend(self.apply_change(change, NoteSource::Update)?);
         }
         for change in from_protocol.changes {
             starts.extend(match change {
-                SessionChange::Started(session) if over.contains(&session.id) => None,
+                SessionChange::Started(session) if ended.contains(&session.id) => None,
                 SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
                 change => self.apply_change(change, NoteSource::ResponseHeader)?,
             });
@@ -131,7 +131,7 @@ impl Exchange {
         })
     }
 
-    /// Applies one change. Returns a start whose record is still to be written.
+    /// Applies one change. Returns the start if its record is still to be written.
     fn apply_change(
         &mut self,
         change: SessionChange,
@@ -147,7 +147,7 @@ impl Exchange {
             }
             SessionChange::Ended(id, reason) => {
                 match self.generation.as_ref().filter(|generation| generation.id == id) {
-                    // A later generation of the same id is not what this response is about.
+                    // This response must not end a later generation of the same id.
                     Some(generation) => sessions.end_generation(generation, reason, EndedBy::Host),
                     None => sessions.end(id, reason),
                 };
@@ -160,7 +160,8 @@ impl Exchange {
         }
     }
 
-    /// An id in a response header starts a session only if it is new.
+    /// Notes the id of a response head. An id that the request carried too revives nothing, and starts nothing in a
+    /// shutdown.
     fn note_from_header(
         &mut self,
         carried: Option<&SessionId>,
@@ -168,9 +169,9 @@ impl Exchange {
     ) -> Result<Option<Arc<Generation>>, HandleClosed> {
         let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
-            // Not one that the handler has just started.
+            // Filtered, because the exchange may belong to another session that the handler has just started.
             if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
-                // If it has ended by now, this is a late response, and revives nothing.
+                // If the generation has ended by now, this response is late, and starts nothing.
                 sessions.inner.tracker.set_details(generation, session);
                 return Ok(None);
             }
@@ -181,16 +182,17 @@ impl Exchange {
         self.attach(sessions.note_session(session, NoteSource::ResponseHeader, self.initial_activity()))
     }
 
+    /// Whether the head has to wait for the record of this generation.
     fn delays_head(&self, generation: &Generation) -> bool {
         self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
-    /// The activity of a session that this exchange starts, if it belongs to none yet.
+    /// The activity with which a session starts here; `None` if this exchange already belongs to a session.
     fn initial_activity(&self) -> Option<Activity> {
         self.generation.is_none().then_some(self.activity)
     }
 
-    /// The rest of this exchange belongs to the new session, unless its request belonged to another one.
+    /// The exchange belongs to the noted session from here on, unless it already belongs to one.
     fn attach(&mut self, noted: Noted) -> Result<Option<Arc<Generation>>, HandleClosed> {
         match noted {
             Noted::Closed => Err(HandleClosed),
@@ -203,9 +205,10 @@ impl Exchange {
         }
     }
 
-    /// Whether the response to a `GET` is a stream that is to end with its session. One that only is_streaming is no work.
+    /// Turns the activity into [`Activity::Stream`] if the response to a `GET` is an event stream: a client that
+    /// listens is not work. Returns whether the stream has to end with its session.
     #[inline(never)]
-    pub(super) fn is_streaming(&mut self, headers: &HeaderMap) -> bool {
+    pub(super) fn begin_stream(&mut self, headers: &HeaderMap) -> bool {
         let is_stream = is_event_stream(headers);
         if is_stream && let Some(generation) = self.generation.clone() {
             generation.begin_activity(Activity::Stream);
@@ -219,7 +222,7 @@ impl Exchange {
     fn end_activity(&self, generation: &Arc<Generation>) {
         let sessions = &self.shared.sessions;
         generation.touch(self.shared.tick());
-        // First end the activity, then read the phase: a drain that still found work here has stored the phase before.
+        // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
         if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
             sessions.inner.housekeeper.drain_one(generation);
         }

@@ -1,4 +1,6 @@
-//! axum's extractors: the handle, and the id that a request carries.
+//! The extractors for axum: the handle, and the id that a request carries.
+
+use std::{convert::Infallible, fmt};
 
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -6,19 +8,17 @@ use axum_core::{
 };
 use http::{Extensions, StatusCode, request::Parts};
 
-use std::{convert::Infallible, fmt};
-
 use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
 
-/// What the layer leaves in a request's extensions.
+/// Inserted into a request's extensions by the layer.
 #[derive(Clone)]
-pub(crate) struct RequestContext {
+pub(super) struct RequestContext {
     sessions: ActiveSessions,
     id: Option<SessionId>,
 }
 
 impl RequestContext {
-    pub(crate) fn insert(extensions: &mut Extensions, sessions: &ActiveSessions, id: Option<&SessionId>) {
+    pub(super) fn insert(extensions: &mut Extensions, sessions: &ActiveSessions, id: Option<&SessionId>) {
         extensions.insert(Self { sessions: sessions.clone(), id: id.cloned() });
     }
 
@@ -27,7 +27,7 @@ impl RequestContext {
     }
 }
 
-/// The handle of the layer around this handler. 500 if there is no layer.
+/// The handle of the layer around this handler. Rejects with 500 if there is no layer.
 ///
 /// ```
 /// use axum::{Json, Router, routing::get};
@@ -49,8 +49,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ActiveSessions {
     }
 }
 
-/// The id that this request carries. 400 if it carries none, or one that is not valid; 500 if there is no layer. An
-/// `Option<SessionId>` takes a request with no valid id too.
+/// The id that this request carries. Rejects with 400 if it carries no valid id, and with 500 if there is no layer.
+/// `Option<SessionId>` is `None` instead of the 400.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -80,6 +80,20 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionId {
     }
 }
 
+/// As a part of a response.
+///
+/// ```
+/// use axum::{Router, http::StatusCode, routing::delete};
+/// use tower_session_end::{ActiveSessions, EndReason, SessionId, SessionUpdate};
+///
+/// async fn remove(id: SessionId) -> (StatusCode, SessionUpdate, &'static str) {
+///     (StatusCode::ACCEPTED, SessionUpdate::ended(id, EndReason::Deleted), "deleted")
+/// }
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let app: Router = Router::new().route("/chat", delete(remove)).layer(sessions.layer());
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
 impl IntoResponseParts for SessionUpdate {
     type Error = Infallible;
 
@@ -95,13 +109,17 @@ impl IntoResponse for SessionUpdate {
     }
 }
 
-/// Rejection: the handler is not inside of a [`SessionLayer`](crate::SessionLayer), or its extractors are left out.
+/// Rejection with 500: there is no [`SessionLayer`](crate::SessionLayer) around the handler, or it is
+/// [`without_extractors`](crate::SessionLayer::without_extractors).
 #[derive(Debug)]
 pub struct MissingSessionLayer(());
 
 impl fmt::Display for MissingSessionLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no session layer around this handler: add `.layer(sessions.layer())` to the router")
+        f.write_str(
+            "no session layer with extractors around this handler: add `.layer(sessions.layer())` to the router, \
+             without `without_extractors`",
+        )
     }
 }
 
@@ -117,9 +135,9 @@ impl IntoResponse for MissingSessionLayer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SessionIdRejection {
-    /// The request carries no valid id; 400.
+    /// The request carries no valid id. Status 400.
     MissingSessionId,
-    /// There is no layer; 500.
+    /// There is no layer. Status 500.
     MissingSessionLayer(MissingSessionLayer),
 }
 
@@ -133,12 +151,19 @@ impl fmt::Display for SessionIdRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MissingSessionId => f.write_str("this request carries no valid session id"),
-            Self::MissingSessionLayer(missing) => missing.fmt(f),
+            Self::MissingSessionLayer(_) => f.write_str("the session id of this request is not available"),
         }
     }
 }
 
-impl std::error::Error for SessionIdRejection {}
+impl std::error::Error for SessionIdRejection {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::MissingSessionId => None,
+            Self::MissingSessionLayer(missing) => Some(missing),
+        }
+    }
+}
 
 impl IntoResponse for SessionIdRejection {
     fn into_response(self) -> Response {

@@ -25,15 +25,16 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops the host's future. The request then counts as over; a session that the host had not named in a response
-    /// head by then is not noted.
+    /// Dropping it drops the host's future, and the request no longer counts as in flight. A session that a response
+    /// head would have started is not noted, unless the head is already there and only waits for its record: then the
+    /// session is active, although the client does not get its id.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
         pub(super) state: State<F, B>,
         // Until there is a response.
         pub(super) termination: Option<Termination>,
-        // What a protocol needs to know of the request. The preset knows tracked ids from the exchange.
+        // With the preset, `None` if the id is active: the exchange has it.
         pub(super) request: Option<RequestInfo>,
         pub(super) is_get: bool,
         pub(super) version: Version,
@@ -44,7 +45,7 @@ pin_project! {
     #[project = StateProj]
     pub(super) enum State<F, B> {
         Calling { #[pin] inner: F },
-        // The host has responded, and the head of a new session waits for its record. With `None`: refused, or forced to end.
+        // The head of a new session waits for its record. `None`: the request is refused, or forced to end.
         Responding { pending: Option<Box<PendingHead<B>>> },
     }
 }
@@ -52,7 +53,7 @@ pin_project! {
 pub(super) struct PendingHead<B> {
     record_wait: RecordWait,
     response: Response<SessionBody<B>>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<F, B> ResponseFuture<F, B> {
@@ -74,7 +75,7 @@ where
         let this = self.as_mut().project();
         let StateProj::Calling { inner } = this.state.project() else { return self.poll_response(cx) };
         let Some(termination) = this.termination else {
-            return Poll::Pending; // polled after it was ready
+            return Poll::Pending; // polled again after it was ready
         };
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
@@ -104,7 +105,7 @@ where
     }
 }
 
-/// Whether a body has a length, so that it is not a stream, and is not over: the usual case.
+/// Whether a body has an exact length, so that it is no event stream, and is not over: the usual case.
 #[inline]
 fn has_known_length<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
@@ -119,13 +120,13 @@ impl<F, B> ResponseFuture<F, B> {
     {
         let this = self.project();
         if body.is_end_stream() {
-            // A body that is over is not polled to its end.
+            // A server does not poll a body that is over, so the exchange ends here.
             *this.termination = None;
         } else if let Some(termination) = this.termination
             && *this.is_get
-            && termination.exchange.is_streaming(&parts.headers)
+            && termination.exchange.begin_stream(&parts.headers)
         {
-            termination.listen();
+            termination.end_with_session();
         }
         Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
     }
@@ -143,18 +144,18 @@ impl<F, B> ResponseFuture<F, B> {
         B: Body,
     {
         let this = self.as_mut().project();
-        let cut = this
+        let closed = this
             .termination
             .as_ref()
             .map(|termination| termination.exchange.sessions().inner.shutdown.closed.clone())
             .unwrap_or_default();
-        // Its session has an activity until the head has left, also if no body follows.
+        // The session has an activity until the head has left, also if the body is over.
         let response = if body.is_end_stream() || has_known_length(&body) {
             Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
         } else {
             self.as_mut().wrap(parts, body)
         };
-        let pending = Box::new(PendingHead { record_wait, response, cut: Box::pin(cut.cancelled_owned()) });
+        let pending = Box::new(PendingHead { record_wait, response, closed: Box::pin(closed.cancelled_owned()) });
         // The host's future is dropped here, not with this one.
         self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
         self.poll_response(cx)
@@ -165,7 +166,7 @@ impl<F, B> ResponseFuture<F, B> {
     fn wait<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let mut this = self.project();
         let Some(termination) = this.termination else { return Poll::Pending };
-        let _cut = ready!(termination.poll(cx));
+        let _forced = ready!(termination.poll(cx));
         *this.termination = None;
         // The host's future is dropped here, not with this one.
         this.state.set(State::Responding { pending: None });
@@ -178,21 +179,21 @@ impl<F, B> ResponseFuture<F, B> {
         match this.state.project() {
             StateProj::Calling { .. } => Poll::Pending,
             StateProj::Responding { pending: None } => Poll::Ready(Ok(unavailable(*this.version))),
-            StateProj::Responding { pending } => poll_recording(pending, cx, *this.version).map(Ok),
+            StateProj::Responding { pending } => poll_pending_head(pending, cx, *this.version).map(Ok),
         }
     }
 }
 
-/// Releases the head once its session is recorded. In `Closed` no head with a new id leaves.
-fn poll_recording<B>(
-    place: &mut Option<Box<PendingHead<B>>>,
+/// Returns the head once its session is recorded. In `Closed` no head with a new id leaves.
+fn poll_pending_head<B>(
+    slot: &mut Option<Box<PendingHead<B>>>,
     cx: &mut Context<'_>,
     version: Version,
 ) -> Poll<Response<SessionBody<B>>> {
-    let Some(pending) = place else { return Poll::Pending };
+    let Some(pending) = slot else { return Poll::Pending };
     let is_recorded = pending.record_wait.as_mut().poll(cx).is_ready();
-    let is_cut = !is_recorded && pending.cut.as_mut().poll(cx).is_ready();
-    match place.take_if(|_| is_recorded || is_cut) {
+    let is_closed = !is_recorded && pending.closed.as_mut().poll(cx).is_ready();
+    match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
         Some(pending) if is_recorded => Poll::Ready(pending.response),
         Some(_) => Poll::Ready(unavailable(version)),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl ActiveSessions {
-    /// The layer for a host that speaks of its sessions in headers; see [`HeaderProtocol`].
+    /// The layer for a host that names its sessions in headers; see [`HeaderProtocol`].
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -27,7 +27,7 @@ impl ActiveSessions {
         SessionLayer::new(self)
     }
 
-    /// The layer for a host with a protocol of its own; see [`SessionProtocol`].
+    /// The layer for a host with another protocol; see [`SessionProtocol`].
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -43,18 +43,26 @@ impl ActiveSessions {
 
 /// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`] or [`SessionLayer::new`].
 ///
-/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside of whatever
-/// answers with session headers, and inside of whatever must not see them.
+/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside the services
+/// that set session headers, and inside those that must not see them.
+///
+/// ```
+/// use tower_session_end::{ActiveSessions, SessionLayer};
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let app: axum::Router = axum::Router::new().layer(SessionLayer::new(&sessions));
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
 #[derive(Clone)]
 pub struct SessionLayer {
     shared: Arc<Shared>,
     extractors: bool,
 }
 
-/// The part that all clones of a service share.
+/// Shared by all clones of a layer and its services.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    /// Parts of `sessions`: saves a pointer hop for each request.
+    /// Parts of `sessions`; save a pointer hop on the hot path.
     tracker: Arc<Tracker>,
     housekeeper: Arc<Housekeeper>,
     pub(super) shutdown: Arc<Shutdown>,
@@ -62,7 +70,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The active generation of an id, with a request in flight from here on.
+    /// The active generation of an id. Begins an [`Activity::Request`](crate::tracker::Activity::Request) of it.
     pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
         self.tracker.begin_activity(id, self.housekeeper.tick())
     }
@@ -81,7 +89,7 @@ impl Shared {
         self.phase() >= Phase::Closing
     }
 
-    /// Whether requests that may start a session are refused.
+    /// Whether requests that may start a session are refused in this phase.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
         self.sessions.inner.refuse_new_sessions && self.is_closing()
@@ -89,7 +97,7 @@ impl Shared {
 }
 
 impl SessionLayer {
-    /// The layer for a host that speaks of its sessions in headers; see [`HeaderProtocol`]. The same as
+    /// The layer for a host that names its sessions in headers; see [`HeaderProtocol`]. The same as
     /// [`ActiveSessions::layer`].
     ///
     /// ```
@@ -102,7 +110,8 @@ impl SessionLayer {
         Self::with_protocol(sessions, HeaderProtocol::new())
     }
 
-    /// The layer for a host with a protocol of its own; see [`SessionProtocol`]. The same as [`ActiveSessions::layer_with`].
+    /// The layer for a host with another protocol; see [`SessionProtocol`]. The same as
+    /// [`ActiveSessions::layer_with`].
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, McpProtocol, SessionLayer};
@@ -121,7 +130,9 @@ impl SessionLayer {
         Self { shared: Arc::new(shared), extractors: cfg!(feature = "axum") }
     }
 
-    /// Leaves the extractors out: they cost one insertion into each request's extensions.
+    /// Switches the axum extractors off, which saves an insertion into each request's extensions. Handlers that use
+    /// them then fail with [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are
+    /// none.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;

@@ -1,4 +1,4 @@
-//! The Tower layer, its service, and their named future and body.
+//! The Tower layer, its service, future and body; axum's extractors.
 
 mod body;
 mod exchange;
@@ -18,7 +18,7 @@ use http::{
     header::{CONNECTION, RETRY_AFTER},
 };
 
-/// The response in `Closed`, and to a request that is forced to end.
+/// The response to a request that is refused, or forced to end.
 fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
     let mut response = Response::new(SessionBody::empty());
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

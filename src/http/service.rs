@@ -21,7 +21,21 @@ use crate::{
 
 /// The host inside the layer; made by [`SessionLayer`](super::SessionLayer).
 ///
-/// It reads the head of each request and of each response, and is transparent otherwise: readiness and errors are the host's.
+/// It reads the head of each request and of each response. Readiness and errors are the host's. In
+/// [`Phase::Closed`](crate::Phase::Closed), and where
+/// [`refuse_new_sessions`](crate::ActiveSessionsBuilder::refuse_new_sessions) applies, it answers with 503 itself.
+///
+/// ```
+/// use tower::Layer;
+/// use tower_session_end::ActiveSessions;
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let mut service = sessions.layer().layer("host");
+/// *service.get_mut() = "another host";
+/// assert_eq!(service.get_ref(), &"another host");
+/// assert_eq!(service.into_inner(), "another host");
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
 #[derive(Clone)]
 pub struct SessionService<S> {
     inner: S,
@@ -41,7 +55,7 @@ impl<S> SessionService<S> {
         &self.inner
     }
 
-    /// The host, to change it.
+    /// The host, mutably.
     #[must_use]
     pub const fn get_mut(&mut self) -> &mut S {
         &mut self.inner
@@ -74,7 +88,7 @@ where
             ProtocolKind::Header(protocol) => protocol.index_of_id(request.headers()),
             ProtocolKind::Other(_) => Some(0),
         };
-        // Apart from the slow path, because it does not touch the request, which is large: so it is not moved.
+        // The fast path does not touch the request: a request is large, and is not moved here.
         if index_of_id.is_none() && !self.extractors && !shared.is_closing() {
             let (is_get, version) = (request.method() == Method::GET, request.version());
             let termination = Termination::new(Exchange::begin(shared, None));
@@ -86,7 +100,7 @@ where
 }
 
 impl<S> SessionService<S> {
-    /// A request that may carry an id, that may be refused, or whose extensions the extractors need.
+    /// For a request that may carry an id, that may be refused, or whose extensions the extractors need.
     #[inline(never)]
     fn call_slow_path<ReqBody, ResBody>(
         &mut self,
@@ -106,7 +120,7 @@ impl<S> SessionService<S> {
             ProtocolKind::Header(protocol) => {
                 let value = index_of_id.and_then(|index| protocol.id_at(request.headers(), index));
                 let generation = value.and_then(|value| shared.begin_activity(value));
-                // A tracked value is a valid id.
+                // The value of an active session is a valid id; any other is checked.
                 info = match value {
                     Some(value) if generation.is_none() => untracked_request(request.method(), value),
                     _ => None,
@@ -117,12 +131,12 @@ impl<S> SessionService<S> {
             ProtocolKind::Other(protocol) => {
                 let (parts, body) = request.into_parts();
                 let id = protocol.request_id(&parts);
-                // From here on the drop of the exchange ends the activity, also if the protocol panics.
+                // The exchange ends the activity when it is dropped, also by a panic.
                 exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_activity(id.as_bytes())));
-                let told =
+                let request_info =
                     RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
-                may_start = shared.refuses() && protocol.may_start(&parts, told.tracked());
-                info = Some(told);
+                may_start = shared.refuses() && protocol.may_start(&parts, request_info.tracked());
+                info = Some(request_info);
                 request = Request::from_parts(parts, body);
             }
         }

@@ -1,4 +1,4 @@
-//! [`Termination`]: an exchange that is not over, and what can end it before the host does.
+//! [`Termination`]: an exchange in progress, and what ends it before the host does.
 
 use std::{
     future::{Future, poll_fn},
@@ -13,23 +13,23 @@ use tokio::time::{Instant, sleep_until};
 use super::exchange::Exchange;
 use crate::{handle::ActiveSessions, session::Phase, tracker::Generation};
 
-/// How long a stream may go on after the drain: a host that sends its last event from a task of its own needs a moment.
+/// How long a stream may continue after the drain: the time for a last event that the host sends from another task.
 const GOODBYE_GRACE: Duration = Duration::from_millis(20);
 
-/// From the request's head to the response body's end.
+/// Lasts from the request's head to the response body's end.
 pub(super) struct Termination {
     pub(super) exchange: Exchange,
-    /// Made when the host is first pending, or for an event stream. Boxed, so that bodies and futures are `Unpin` where the host's
-    /// are, and small where the host is quick.
+    /// Made when the host is first pending, or for an event stream. Boxed, so that bodies and futures are `Unpin` if
+    /// the host's are, and small if the host is never pending.
     terminated: Option<Pin<Box<dyn Future<Output = Terminated> + Send + Sync>>>,
 }
 
-/// What has ended an exchange before the host did.
+/// Why an exchange ended before the host ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Terminated {
-    /// The session of the stream has ended: a clean end.
+    /// The session of the stream has ended. The body ends without an error.
     SessionEnded,
-    /// The connection drain is over: an error.
+    /// The handle is closed: the connection drain has timed out or was forced. The body ends with an error.
     Forced,
 }
 
@@ -39,29 +39,29 @@ impl Termination {
         Self { exchange, terminated: None }
     }
 
-    /// The body is an event stream: from here on it ends with its session.
-    pub(super) fn listen(&mut self) {
-        let over = is_over(self.exchange.sessions().clone(), self.exchange.generation().cloned());
-        let cut = self.exchange.sessions().inner.shutdown.closed.clone();
+    /// For an event stream: it ends with its session.
+    pub(super) fn end_with_session(&mut self) {
+        let session_ended = until_session_ended(self.exchange.sessions().clone(), self.exchange.generation().cloned());
+        let closed = self.exchange.sessions().inner.shutdown.closed.clone();
         self.terminated = Some(Box::pin(async move {
-            let (mut over, mut cut) = (pin!(over), pin!(cut.cancelled()));
-            // Not by `select!`, which polls neither once the host has used up its task's budget.
-            poll_fn(|cx| match over.as_mut().poll(cx) {
+            let (mut session_ended, mut closed) = (pin!(session_ended), pin!(closed.cancelled()));
+            // `select!` polls neither once the host has used up its task's cooperative budget.
+            poll_fn(|cx| match session_ended.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Terminated::SessionEnded),
-                Poll::Pending => cut.as_mut().poll(cx).map(|()| Terminated::Forced),
+                Poll::Pending => closed.as_mut().poll(cx).map(|()| Terminated::Forced),
             })
             .await
         }));
     }
 
-    /// To be polled whenever the host is pending, until it is ready.
+    /// Polled each time that the host is pending.
     #[inline(never)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Terminated> {
-        let cut = &self.exchange.sessions().inner.shutdown.closed;
+        let closed = &self.exchange.sessions().inner.shutdown.closed;
         let terminated = self.terminated.get_or_insert_with(|| {
-            let cut = cut.clone();
+            let closed = closed.clone();
             Box::pin(async move {
-                cut.cancelled().await;
+                closed.cancelled().await;
                 Terminated::Forced
             })
         });
@@ -70,7 +70,7 @@ impl Termination {
         Poll::Ready(terminated)
     }
 
-    /// Whether the body has to end although it was not pending. Its last frame may still leave.
+    /// Whether a body that was not pending has to end.
     pub(super) fn check(&mut self, cx: &mut Context<'_>, has_more: bool) -> Option<Terminated> {
         if self.terminated.is_some()
             && let Poll::Ready(Terminated::SessionEnded) = self.poll(cx)
@@ -81,15 +81,16 @@ impl Termination {
     }
 }
 
-/// Waits for the end of the session, or of the drain for a stream that belongs to none.
-async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) {
+/// Waits for the end of the stream's session, or for the drain if it belongs to none. In a shutdown it waits for the
+/// drain and the grace too.
+async fn until_session_ended(sessions: ActiveSessions, generation: Option<Arc<Generation>>) {
     let drained = sessions.inner.shutdown.drained.clone();
     if let Some(generation) = generation {
         let ended = generation.listen();
         if generation.is_active() {
             ended.cancelled().await;
         } else if generation.is_compacted() {
-            // It was compacted before this stream listened. The drain ends the successor.
+            // Compacted before this stream began to listen: the drain ends the successor, and this stream with it.
             drained.cancelled().await;
         }
     } else {
@@ -97,12 +98,12 @@ async fn is_over(sessions: ActiveSessions, generation: Option<Arc<Generation>>) 
     }
     if sessions.phase() >= Phase::Closing {
         drained.cancelled().await;
-        pause(GOODBYE_GRACE.min(sessions.inner.shutdown.config.connection_drain_timeout / 4)).await;
+        sleep_ignoring_budget(GOODBYE_GRACE.min(sessions.inner.shutdown.config.connection_drain_timeout / 4)).await;
     }
 }
 
-/// As `sleep`, which is pending while the task's budget is used up.
-async fn pause(time: Duration) {
+/// Like tokio's `sleep`, which stays pending while the task's cooperative budget is used up; this one does not.
+async fn sleep_ignoring_budget(time: Duration) {
     let end = Instant::now() + time;
     let mut timer = pin!(sleep_until(end));
     poll_fn(|cx| match timer.as_mut().poll(cx) {

@@ -1,4 +1,4 @@
-//! The value of a header that must not have two.
+//! The value of a header that must have one value at most.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -42,7 +42,7 @@ impl<'a> UniqueHeader<'a> {
         }
     }
 
-    /// The id that a request carries, if it is valid.
+    /// The id that a request carries; `None` if it is not valid.
     pub(super) fn id(self, max_len: usize) -> Option<SessionId> {
         SessionId::from_bytes(self.one()?.as_bytes(), max_len).ok()
     }

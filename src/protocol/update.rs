@@ -4,10 +4,11 @@ use http::Response;
 
 use crate::session::{EndReason, InvalidSessionId, Session, SessionId};
 
-/// What a response says about sessions: started, ended, compacted, any number of them, in order.
+/// The changes that a response declares: sessions started, ended, compacted; any number of them, in order.
 ///
-/// A protocol returns one. A handler puts one into its response; the layer takes it out, so it is never sent. It counts on any
-/// status. A change that the response's headers repeat takes place once.
+/// A [`SessionProtocol`](crate::SessionProtocol) returns one. A handler inserts one into its response; the layer
+/// takes it out, so it is never sent. It counts with any status. A change that the response's headers repeat is made
+/// once.
 ///
 /// # Examples
 ///
@@ -37,14 +38,19 @@ pub(crate) enum SessionChange {
 
 impl SessionUpdate {
     /// No change.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(SessionUpdate::empty().is_empty());
+    /// ```
     pub const fn empty() -> Self {
         Self { changes: Vec::new() }
     }
 
-    /// A session started.
+    /// A session started. If it is active already, only its details are replaced.
     ///
-    /// An id that is not valid is ignored, counted in [`ignored_ids`](crate::ActiveSessions::ignored_ids), and the first one is
-    /// logged; so too in [`ended`](Self::ended) and [`compacted`](Self::compacted).
+    /// An id that is not valid is ignored. It is counted in [`ignored_ids`](crate::ActiveSessions::ignored_ids), and
+    /// the first one is logged. The same holds for [`ended`](Self::ended) and [`compacted`](Self::compacted).
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -57,23 +63,23 @@ impl SessionUpdate {
         Self::one(session.try_into().map(SessionChange::Started))
     }
 
-    /// A session ended.
+    /// A session ended. Nothing happens if it is not active.
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let update = SessionUpdate::ended("4711", EndReason::Deleted);
-    /// # drop(update);
+    /// let mut response = http::Response::new("deleted");
+    /// SessionUpdate::ended("4711", EndReason::Deleted).insert_into(&mut response);
     /// ```
     pub fn ended(id: impl TryInto<SessionId, Error: Into<InvalidSessionId>>, reason: EndReason) -> Self {
         Self::one(id.try_into().map(|id| SessionChange::Ended(id, reason)))
     }
 
-    /// `old` was compacted into `session`.
+    /// `old` was compacted into `session`; see [`ActiveSessions::compact`](crate::ActiveSessions::compact).
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let update = SessionUpdate::compacted("4711", "4712");
-    /// # drop(update);
+    /// let mut response = http::Response::new("compacted");
+    /// SessionUpdate::compacted("4711", "4712").insert_into(&mut response);
     /// ```
     pub fn compacted(
         old: impl TryInto<SessionId, Error: Into<InvalidSessionId>>,
@@ -81,13 +87,13 @@ impl SessionUpdate {
     ) -> Self {
         match (old.try_into(), session.try_into()) {
             (Ok(old), Ok(session)) => Self { changes: vec![SessionChange::Compacted(old, session)] },
-            // The successor is a session all the same.
+            // The successor starts, although the old id is not valid.
             (Err(_), Ok(session)) => Self { changes: vec![SessionChange::InvalidId, SessionChange::Started(session)] },
             (_, Err(_)) => Self::invalid_id(),
         }
     }
 
-    /// An id that is not valid, to be counted.
+    /// An invalid id, to be counted.
     pub(crate) fn invalid_id() -> Self {
         Self { changes: vec![SessionChange::InvalidId] }
     }
@@ -96,24 +102,39 @@ impl SessionUpdate {
         Self { changes: vec![change.unwrap_or(SessionChange::InvalidId)] }
     }
 
-    /// Both, this one first.
+    /// The changes of both, those of `self` first.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let update = SessionUpdate::ended("a", EndReason::Idle).and(SessionUpdate::ended("b", EndReason::Idle));
+    /// assert!(!update.is_empty());
+    /// ```
     pub fn and(mut self, other: Self) -> Self {
         self.changes.extend(other.changes);
         self
     }
 
-    /// Whether it holds no change.
+    /// Whether there is no change in it.
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert!(SessionUpdate::empty().is_empty());
+    /// assert!(SessionUpdate::default().is_empty());
+    /// assert!(!SessionUpdate::started("4711").is_empty());
     /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Puts the update into a response, behind one that is there already.
+    /// Inserts the update into a response's extensions. An update that is there already keeps its changes, which come
+    /// first.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let mut response = http::Response::new("ended");
+    /// SessionUpdate::ended("4711", EndReason::Deleted).insert_into(&mut response);
+    /// assert!(response.extensions().get::<SessionUpdate>().is_some());
+    /// ```
     pub fn insert_into<B>(self, response: &mut Response<B>) {
         self.insert_into_extensions(response.extensions_mut());
     }

@@ -1,4 +1,4 @@
-//! How heads are read: once, by the names of their headers, which lie side by side in memory.
+//! The scan of heads: one pass over the header names, which are contiguous in memory.
 
 use http::{HeaderMap, HeaderName, HeaderValue, response};
 
@@ -8,7 +8,7 @@ use crate::{
     session::SessionId,
 };
 
-/// Our headers of one response.
+/// The session headers of one response.
 #[derive(Default)]
 pub(super) struct SessionHeaders<'a> {
     pub(super) id: UniqueHeader<'a>,
@@ -49,8 +49,7 @@ impl<'a> SessionHeaders<'a> {
 }
 
 impl HeaderProtocol {
-    /// Where the id is in a request. Quick, because the names of a head lie side by side in memory, and most requests carry
-    /// none.
+    /// The index of the id's header in a request. On the hot path: most requests carry no id.
     #[inline(always)]
     pub(crate) fn index_of_id(&self, headers: &HeaderMap) -> Option<usize> {
         match self.has_default_names {
@@ -59,7 +58,7 @@ impl HeaderProtocol {
         }
     }
 
-    /// Likewise whether a response may say anything.
+    /// Whether a response has any of the three headers.
     #[inline(always)]
     pub(crate) fn has_session_headers(&self, headers: &HeaderMap) -> bool {
         match self.has_default_names {
@@ -68,19 +67,19 @@ impl HeaderProtocol {
         }
     }
 
-    /// What stands in the id's header in this place, if that is of a legal length; whether it is an id is yet to be seen.
+    /// The value of the id's header at this index, if its length is valid. Its bytes are not checked yet.
     pub(crate) fn id_at<'a>(&self, headers: &'a HeaderMap, index: usize) -> Option<&'a [u8]> {
         let value = self.value_at(headers, index)?;
         Some(value.as_bytes()).filter(|id| (1..=self.max_id_len).contains(&id.len()))
     }
 
-    /// Whether a response may say something by its silence.
+    /// Whether a response without session headers may start a session.
     #[inline]
     pub(crate) const fn adopts(&self) -> bool {
         self.adopt
     }
 
-    /// What a response says to a request that carried an id: the active one `tracked`, or that which `request` names.
+    /// The changes that a response declares. The request carried the active id `tracked`, or the one of `request`.
     pub(crate) fn update(
         &self,
         request: Option<&RequestInfo>,
@@ -97,15 +96,15 @@ impl HeaderProtocol {
             };
         }
         let carried = request.map_or(tracked, RequestInfo::id);
-        let signal = self.changes(carried, tracked.is_some(), response, &found);
+        let update = self.changes(carried, tracked.is_some(), response, &found);
         if self.strip && !matches!((found.end, found.compacted_from), (UniqueHeader::None, UniqueHeader::None)) {
             response.headers.remove(&self.end);
             response.headers.remove(&self.compacted_from);
         }
-        signal
+        update
     }
 
-    /// The id in a response that says nothing else, if it is quickly read: as nearly all are that say anything.
+    /// The id in a response that has no control header: the usual case of a response with a session.
     pub(crate) fn sole_id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let index = match self.has_default_names {
             true => find_unless(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
@@ -116,23 +115,23 @@ impl HeaderProtocol {
         self.value_at(headers, index?).map(HeaderValue::as_bytes)
     }
 
-    /// The value of the id's header, which is in this place, if it is one.
+    /// The value of the id's header, which is at this index; `None` if it is ambiguous.
     fn value_at<'a>(&self, headers: &'a HeaderMap, index: usize) -> Option<&'a HeaderValue> {
         if headers.len() > headers.keys_len() {
             return UniqueHeader::of(headers, &self.id).one();
         }
-        // No header comes twice: there are as many values as names, and in the same order.
-        if index > STEPS { headers.get(&self.id) } else { headers.values().nth(index) }
+        // No header comes twice, so values and names have the same indices.
+        if index > MAX_VALUE_STEPS { headers.get(&self.id) } else { headers.values().nth(index) }
     }
 
-    /// The session that begins in a response with this [`sole_id`](Self::sole_id), if it is an id.
+    /// The id of the session that a response with this [`sole_id`](Self::sole_id) starts, if it is valid.
     pub(crate) fn starting_id(&self, id: &[u8], response: &response::Parts) -> Option<SessionId> {
         if may_start(response) { SessionId::from_bytes(id, self.max_id_len).ok() } else { None }
     }
 }
 
-/// As `headers.keys().position(matches)`. Most names are looked at by one comparison, so the steps from one to the next are
-/// what costs: here one for four of them.
+/// `headers.keys().position(matches)`, with one step of the iterator for four names: the steps cost more than the
+/// comparisons.
 #[inline(always)]
 fn find_name(headers: &HeaderMap, matches: impl Fn(&HeaderName) -> bool) -> Option<usize> {
     let end = headers.keys_len();
@@ -163,10 +162,10 @@ fn find_name(headers: &HeaderMap, matches: impl Fn(&HeaderName) -> bool) -> Opti
     (index + 2 < end && matches_at(index + 2)).then_some(index + 2)
 }
 
-/// A look-up by a name's hash costs about as much as so many steps from one value to the next.
-const STEPS: usize = 8;
+/// Up to this index, stepping to a value is faster than hashing the name.
+const MAX_VALUE_STEPS: usize = 8;
 
-/// Where the header is that is ours, if none is there that is not wanted.
+/// The index of the last name that matches; `None` if there is an unwanted name.
 #[inline(always)]
 fn find_unless(
     headers: &HeaderMap,
@@ -174,9 +173,9 @@ fn find_unless(
     is_unwanted: impl Fn(&HeaderName) -> bool,
 ) -> Option<usize> {
     let mut index = None;
-    for (number, name) in headers.keys().enumerate() {
+    for (position, name) in headers.keys().enumerate() {
         if matches(name) {
-            index = Some(number);
+            index = Some(position);
         } else if is_unwanted(name) {
             return None;
         }
