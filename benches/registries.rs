@@ -24,6 +24,7 @@
 mod counting;
 mod line;
 mod machine;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../tests/support/redis_server.rs"]
 mod redis_server;
 #[path = "registries/stores.rs"]

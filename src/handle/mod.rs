@@ -155,7 +155,7 @@ impl ActiveSessions {
 
     /// Remembers that a session is active. If it was not, it starts: `session_start` fires.
     ///
-    /// Takes a [`Session`], a [`SessionId`], or text that converts. An invalid id is ignored: the outcome says so, it is counted in
+    /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the outcome says so, it is counted in
     /// [`ignored_ids`](Self::ignored_ids), and the first one is logged. Noting an active id again replaces its details and fires
     /// nothing. In [`Phase::Closing`] the session ends at once, with the reason of the shutdown; in [`Phase::Closed`] it is not noted.
     ///
@@ -555,7 +555,7 @@ impl ActiveSessions {
     /// when that is over, so that the connections drain after the sessions.
     ///
     /// The phases: at the signal [`Phase::LameDuck`], for as long as the
-    /// [builder](crate::ActiveSessionsBuilder::lame_duck) says (not at all by default); then [`Phase::Closing`] and the
+    /// [builder](crate::ActiveSessionsBuilder::lame_duck_timeout) says (not at all by default); then [`Phase::Closing`] and the
     /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
     /// session that is born meanwhile gets its end at once. A second signal, where the [`ShutdownRequest`] has one, ends the waiting.
     ///
@@ -623,7 +623,7 @@ impl ActiveSessions {
 
     /// Runs the server to its end, bounds its connection drain, and returns the report of the stop.
     ///
-    /// From the signal on it takes at most [`lame_duck`](crate::ActiveSessionsBuilder::lame_duck) +
+    /// From the signal on it takes at most [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) +
     /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) +
     /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout), whatever the connections
     /// do. What is open then is cut: a request without an answer gets 503 and `connection: close`, an unfinished body

@@ -204,7 +204,7 @@ pub enum Applied {
     Ok,
 }
 
-/// An end that was owed by somebody who is gone; from [`Registry::take_over`].
+/// A pending end of a holder whose lease has expired; from [`Registry::claim_orphans`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Orphan {

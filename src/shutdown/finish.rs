@@ -274,14 +274,14 @@ impl Drop for ServerToken {
     }
 }
 
-/// What [`ActiveSessions::finish`] yields: the report, and what the server itself returned.
+/// The output of [`ActiveSessions::finish`](crate::ActiveSessions::finish): the report, and what the server returned.
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
 pub struct FinishOutput<T> {
-    /// What the server returned; `None` if it was cut off.
+    /// What the server returned; `None` if the connection drain timed out.
     pub output: Option<T>,
-    /// What the stop came to.
+    /// The report of the shutdown.
     pub report: ShutdownReport,
 }
 
@@ -290,7 +290,7 @@ impl<T, E> FinishOutput<Result<T, E>> {
     ///
     /// # Errors
     ///
-    /// That of the server. A server that was cut off has none: the report tells.
+    /// That of the server. A server whose connection drain timed out has none; the report says so.
     pub fn into_result(self) -> Result<ShutdownReport, E> {
         match self.output {
             Some(Err(error)) => Err(error),

@@ -36,7 +36,7 @@ pub trait Store: Sync {
     /// A new holder on the store, with a lease of its own.
     fn holder(&self) -> impl Future<Output = Self::Holder> + Send;
 
-    /// Does to a holder what the death of its process would: without [`leave`](Registry::leave), and back once its lease is
+    /// Does to a holder what the death of its process would: without [`release_lease`](Registry::release_lease), and back once its lease is
     /// certainly lost. All other holders keep beating meanwhile.
     fn kill(&self, holder: Self::Holder) -> impl Future<Output = ()> + Send;
 }

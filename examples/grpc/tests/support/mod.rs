@@ -3,6 +3,7 @@
 
 mod host;
 mod raw;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/recorder.rs"]
 mod recorder;
 

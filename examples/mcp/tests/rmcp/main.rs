@@ -1,5 +1,6 @@
 //! rmcp under the layer, over real sockets: every way in which its sessions begin and end.
 
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/recorder.rs"]
 mod recorder;
 mod support;

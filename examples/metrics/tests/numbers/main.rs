@@ -3,6 +3,7 @@
 #[cfg(unix)]
 mod process;
 mod registry;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/store.rs"]
 mod store;
 mod support;
