@@ -92,7 +92,7 @@ impl Housekeeper {
         if self.config.keep_if.is_none() {
             return self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work);
         }
-        let active = self.tracker.active_of(shard);
+        let active = self.tracker.active_in(shard);
         active
             .iter()
             .filter(|generation| !(spare_work && generation.has_work()))
@@ -142,7 +142,7 @@ impl Housekeeper {
                 permit = DriverPermit::acquire(self);
             }
             if permit.is_some() {
-                for _ in 0..Tracker::shards().div_ceil(SHARDS_PER_YIELD) {
+                for _ in 0..Tracker::shard_count().div_ceil(SHARDS_PER_YIELD) {
                     let now = self.tracker.clock.now();
                     self.tracker.set_tick(now);
                     self.tracker.expire(SHARDS_PER_YIELD, now, Clock::ticks(timeout));
@@ -184,8 +184,8 @@ impl Housekeeper {
 
     /// How many shards are due, at one round of all shards a period, and when the next one will be.
     fn overdue(late: Nanos, period: Nanos) -> (usize, Nanos) {
-        let step = (period / Tracker::shards() as u64).max(1);
-        let shards = (late / step).saturating_add(1).min(Tracker::shards() as u64);
+        let step = (period / Tracker::shard_count() as u64).max(1);
+        let shards = (late / step).saturating_add(1).min(Tracker::shard_count() as u64);
         (shards as usize, step)
     }
 }

@@ -17,18 +17,18 @@ use crate::{
 pub(super) struct SharedEnd {
     pool: Arc<Pool>,
     generation: Arc<Generation>,
-    ending: PendingEnd,
+    end: PendingEnd,
     parts: AtomicUsize,
     /// The worst outcome so far.
     worst: AtomicU8,
 }
 
 impl SharedEnd {
-    pub(super) fn new(pool: &Arc<Pool>, generation: &Arc<Generation>, ending: &PendingEnd) -> Arc<Self> {
+    pub(super) fn new(pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> Arc<Self> {
         Arc::new(Self {
             pool: Arc::clone(pool),
             generation: Arc::clone(generation),
-            ending: ending.clone(),
+            end: end.clone(),
             parts: AtomicUsize::new(pool.batches.len() + 1),
             worst: AtomicU8::new(Outcome::Ended as u8),
         })
@@ -43,7 +43,7 @@ impl SharedEnd {
                 1 => Outcome::Failed,
                 _ => Outcome::Aborted,
             };
-            if self.pool.tracker.ended(&self.generation, outcome) {
+            if self.pool.tracker.on_end_done(&self.generation, outcome) {
                 self.pool.wake();
             }
         }
@@ -113,7 +113,7 @@ impl Runner {
             let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
             let event = |shared: &Arc<SharedEnd>| {
                 shared.generation.set_end_running();
-                pool.end_event(&shared.generation, shared.ending.clone(), &call_limits)
+                pool.end_event(&shared.generation, shared.end.clone(), &call_limits)
             };
             let events = self.current.iter().map(event).collect();
             let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
@@ -135,7 +135,7 @@ impl Runner {
         let now = self.pool.tracker.clock.now();
         let mut state = lock(&self.pool.batches[self.index].state);
         // Under the lock: whoever opens the gate afterwards finds the place empty.
-        let open = self.pool.tracker.queue.state().limits.is_open(now);
+        let open = self.pool.tracker.queue.state().limits.allow_start(now);
         if open {
             let n = max.min(state.waiting.len());
             self.current = state.waiting.drain(..n).collect();

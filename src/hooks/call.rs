@@ -82,20 +82,20 @@ impl From<Panic> for HookError {
 pub(super) struct Call<'a> {
     name: &'a str,
     meter: &'a HookMeter,
-    begun: Stopwatch,
+    began: Stopwatch,
     span: HookSpan,
     state: State<'a>,
 }
 
 enum State<'a> {
     Running(HookFuture<'a>),
-    Over(Option<HookError>),
+    Done(Option<HookError>),
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new<E: HookEvent>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
         let Named { name, meter, hook } = hook;
-        let begun = Stopwatch::start();
+        let began = Stopwatch::start();
         let call = || {
             let span = HookSpan::new(name, &event);
             let entered = span.enter();
@@ -106,11 +106,11 @@ impl<'a> Call<'a> {
         let (span, state) = match catch(call) {
             Ok((span, future)) => (span, State::Running(future)),
             Err(panic) => {
-                meter.over(begun, true);
-                (HookSpan::NONE, State::Over(Some(panic.into())))
+                meter.over(began, true);
+                (HookSpan::NONE, State::Done(Some(panic.into())))
             }
         };
-        Self { name, meter, begun, span, state }
+        Self { name, meter, began, span, state }
     }
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
@@ -130,27 +130,27 @@ impl<'a> Call<'a> {
         Poll::Ready(())
     }
 
-    fn finish(&mut self, error: Option<HookError>) {
-        let before = std::mem::replace(&mut self.state, State::Over(error));
+    fn drop_future(&mut self, error: Option<HookError>) {
+        let before = std::mem::replace(&mut self.state, State::Done(error));
         let span = &self.span;
-        let drop_within = || {
+        let drop_in_span = || {
             let _entered = span.enter();
             drop(before);
         };
-        if let Err(panic) = catch(drop_within) {
-            self.state = State::Over(Some(panic.into()));
+        if let Err(panic) = catch(drop_in_span) {
+            self.state = State::Done(Some(panic.into()));
         }
     }
 
     /// As above, of its own accord or because its time was over.
     fn complete(&mut self, error: Option<HookError>) {
-        self.finish(error);
-        self.meter.over(self.begun, matches!(self.state, State::Over(Some(_))));
+        self.drop_future(error);
+        self.meter.over(self.began, matches!(self.state, State::Done(Some(_))));
     }
 
     fn take_error(&mut self) -> Option<HookError> {
         match &mut self.state {
-            State::Over(error) => error.take(),
+            State::Done(error) => error.take(),
             State::Running(_) => None,
         }
     }
@@ -159,15 +159,15 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if matches!(self.state, State::Running(_)) {
-            self.finish(None);
+            self.drop_future(None);
         }
     }
 }
 
 /// Polls all of them until the last is over, or until `expires`: then what still runs is dropped.
-/// `first_pending` is told, once, if they do not end at once.
-async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending: impl FnOnce()) {
-    let mut first_pending = Some(first_pending);
+/// `on_first_pending` is told, once, if they do not end at once.
+async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pending: impl FnOnce()) {
+    let mut on_first_pending = Some(on_first_pending);
     let all = poll_fn(|cx| {
         let mut pending = false;
         for call in &mut *calls {
@@ -176,8 +176,8 @@ async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending
         if !pending {
             return Poll::Ready(());
         }
-        if let Some(tell) = first_pending.take() {
-            tell();
+        if let Some(callback) = on_first_pending.take() {
+            callback();
         }
         Poll::Pending
     });
@@ -196,11 +196,11 @@ pub(super) fn call_one<E: HookEvent>(
     hook: &Named<dyn Hook<E>>,
     event: E,
     expires: Option<Instant>,
-    first_pending: impl FnOnce(),
+    on_first_pending: impl FnOnce(),
 ) -> impl Future<Output = Option<HookError>> {
     let mut call = [Call::new(hook, event)];
     async move {
-        run_all(&mut call, expires, first_pending).await;
+        run_all(&mut call, expires, on_first_pending).await;
         call[0].take_error()
     }
 }
@@ -213,7 +213,7 @@ pub(super) fn call_all<E: HookEvent + Clone>(
     hooks: &Hooks<E>,
     event: E,
     expires: Option<Instant>,
-    first_pending: impl FnOnce(),
+    on_first_pending: impl FnOnce(),
 ) -> impl Future<Output = Vec<(String, HookError)>> {
     let mut calls = match hooks.as_slice() {
         // One hook is the usual case, and needs no list.
@@ -221,7 +221,7 @@ pub(super) fn call_all<E: HookEvent + Clone>(
         hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
     };
     async move {
-        run_all(calls.as_mut(), expires, first_pending).await;
+        run_all(calls.as_mut(), expires, on_first_pending).await;
         let calls = calls.as_mut().iter_mut();
         calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
     }

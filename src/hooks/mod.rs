@@ -18,7 +18,7 @@ use std::{
 use tower_service::Service;
 
 pub use self::call::{HookError, HookFailure};
-pub(crate) use self::pool::{EndRecorder, Pool, PoolConfig};
+pub(crate) use self::pool::{Persistence, Pool, PoolConfig};
 use crate::{
     error::BoxError,
     observability::HookMeter,
@@ -156,7 +156,7 @@ impl<H: ?Sized> Named<H> {
         Self { name, meter: HookMeter::none(), hook }
     }
 
-    fn measure(&mut self, kind: &'static str) {
+    fn register_metrics(&mut self, kind: &'static str) {
         self.meter = HookMeter::new(kind, &self.name);
     }
 }
@@ -183,10 +183,10 @@ impl HookSet {
     }
 
     /// From here on every call is measured.
-    pub(crate) fn measured(mut self) -> Self {
-        self.start.iter_mut().for_each(|hook| hook.measure("start"));
-        self.end.iter_mut().for_each(|hook| hook.measure("end"));
-        self.batch.iter_mut().for_each(|batch| batch.hook.measure("batch"));
+    pub(crate) fn with_metrics(mut self) -> Self {
+        self.start.iter_mut().for_each(|hook| hook.register_metrics("start"));
+        self.end.iter_mut().for_each(|hook| hook.register_metrics("end"));
+        self.batch.iter_mut().for_each(|batch| batch.hook.register_metrics("batch"));
         self
     }
 }
@@ -203,9 +203,9 @@ impl fmt::Debug for HookSet {
 }
 
 /// The name of a closure: the place where it was registered.
-pub(crate) fn call_site_name(what: &str, place: &Location<'_>) -> String {
-    let file = place.file().rsplit(['/', '\\']).next().unwrap_or_default();
-    format!("{what} at {file}:{}", place.line())
+pub(crate) fn call_site_name(what: &str, location: &Location<'_>) -> String {
+    let file = location.file().rsplit(['/', '\\']).next().unwrap_or_default();
+    format!("{what} at {file}:{}", location.line())
 }
 
 /// Both events of a [`SessionHook`], which its two registrations share.

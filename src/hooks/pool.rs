@@ -41,7 +41,7 @@ use crate::{
 const BASE_CONCURRENCY: usize = 256;
 
 /// How many failures a handle keeps for the report of its drain.
-const KEPT_FAILURES: usize = 256;
+const MAX_KEPT_FAILURES: usize = 256;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolConfig {
@@ -52,7 +52,7 @@ pub(crate) struct PoolConfig {
 }
 
 /// What a registry adds to the pool. The room that keeps tracker and registry in step implements it, above this one.
-pub(crate) trait EndRecorder: Send + Sync {
+pub(crate) trait Persistence: Send + Sync {
     /// Whether this end may be delivered now. If not, the recorder has taken it over.
     fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool;
 
@@ -78,7 +78,7 @@ pub(crate) struct Pool {
     pub(super) next_worker: AtomicU64,
     failures: Mutex<Vec<HookFailure>>,
     /// Where there is a registry.
-    recorder: Option<Arc<dyn EndRecorder>>,
+    persistence: Option<Arc<dyn Persistence>>,
 }
 
 /// The workers that exist, and the one task that watches them.
@@ -95,30 +95,30 @@ impl Pool {
         tasks: Arc<Tasks>,
         hooks: HookSet,
         config: PoolConfig,
-        recorder: Option<Arc<dyn EndRecorder>>,
+        persistence: Option<Arc<dyn Persistence>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             tracker,
             tasks,
             batches: hooks.batch.iter().map(|_| BatchQueue::default()).collect(),
-            hooks: hooks.measured(),
+            hooks: hooks.with_metrics(),
             config,
             workers: Mutex::default(),
             next_worker: AtomicU64::new(0),
             failures: Mutex::default(),
-            recorder,
+            persistence,
         })
     }
 
     pub(super) fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
-        self.recorder.as_ref().is_none_or(|recorder| recorder.may_deliver(generation, end))
+        self.persistence.as_ref().is_none_or(|persistence| persistence.may_deliver(generation, end))
     }
 
     /// Spawns workers for the queued hooks, and the writer for the queued changes. To be called after every step of the tracker
     /// that may have queued one, with no lock held.
     pub(crate) fn wake(self: &Arc<Self>) {
-        if let Some(recorder) = &self.recorder {
-            Arc::clone(recorder).wake(self);
+        if let Some(persistence) = &self.persistence {
+            Arc::clone(persistence).wake(self);
         }
         self.wake_workers();
     }
@@ -145,7 +145,7 @@ impl Pool {
         let spawned = {
             let now = self.tracker.clock.now();
             let mut queue = self.tracker.queue.state();
-            if !queue.limits.is_open(now) {
+            if !queue.limits.allow_start(now) {
                 return 0;
             }
             // Those that are starting count: else each tick would spawn them again.
@@ -179,7 +179,7 @@ impl Pool {
         queue.limits.draining = true;
         // All are to be started in 0.6 of the budget, which leaves the last ones time to finish.
         let span = deadline.saturating_sub(now) / 5 * 3;
-        queue.pace = (deadline != NEVER).then_some(Pace { begun: now, span, started: queue.started });
+        queue.pace = (deadline != NEVER).then_some(Pace { began: now, span, started: queue.started });
     }
 
     /// After a drain, unfinished and late hooks go on until `deadline`.
@@ -216,12 +216,12 @@ impl Pool {
         sixteenth.clamp(1_000_000, 1_000_000_000)
     }
 
-    /// The failures since the first drain began, at most [`KEPT_FAILURES`].
+    /// The failures since the first drain began, at most [`MAX_KEPT_FAILURES`].
     pub(crate) fn failures(&self) -> Vec<HookFailure> {
         lock(&self.failures).clone()
     }
 
-    /// Logs a failure, and keeps it for the report. In a drain only the first [`KEPT_FAILURES`] are logged: more would use up its
+    /// Logs a failure, and keeps it for the report. In a drain only the first [`MAX_KEPT_FAILURES`] are logged: more would use up its
     /// time.
     pub(super) fn record_failure(&self, failure: HookFailure) {
         // The text of an error, its drop, and the subscribers of the log are user code.
@@ -234,7 +234,7 @@ impl Pool {
         let draining = self.tracker.queue.state().limits.draining;
         if draining {
             let mut failures = lock(&self.failures);
-            if failures.len() >= KEPT_FAILURES {
+            if failures.len() >= MAX_KEPT_FAILURES {
                 return;
             }
             failures.push(failure.clone());
@@ -259,17 +259,12 @@ impl Pool {
         }
     }
 
-    pub(super) fn end_event(
-        &self,
-        generation: &Generation,
-        ending: PendingEnd,
-        call_limits: &CallLimits,
-    ) -> SessionEnd {
-        let (started_at, duration, requests) = self.tracker.life_of(generation, &ending);
+    pub(super) fn end_event(&self, generation: &Generation, end: PendingEnd, call_limits: &CallLimits) -> SessionEnd {
+        let (started_at, duration, requests) = self.tracker.start_duration_requests(generation, &end);
         SessionEnd {
             session: generation.session(),
-            reason: ending.reason,
-            next: ending.next.map(|next| *next),
+            reason: end.reason,
+            next: end.next.map(|next| *next),
             started_at,
             duration,
             requests,

@@ -48,14 +48,14 @@ pub(super) struct WorkerState {
 
 impl WorkerState {
     /// True if it was attached; then the caller owes the decrement of `QueueState::attached`.
-    fn leave(&self, status: WorkerStatus) -> bool {
+    fn set_left(&self, status: WorkerStatus) -> bool {
         let attached = WorkerStatus::Attached as u8;
         self.status.compare_exchange(attached, status as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// As [`leave`](Self::leave), because the hook is slow.
     pub(super) fn detach(&self) -> bool {
-        self.leave(WorkerStatus::Detached)
+        self.set_left(WorkerStatus::Detached)
     }
 
     fn is_attached(&self) -> bool {
@@ -119,20 +119,20 @@ impl Worker {
         let (mut jobs, mut since) = (0, self.pool.tracker.clock.now());
         loop {
             let now = self.pool.tracker.clock.now();
-            let Some((job, limits)) = self.take(now) else { break };
-            if let Job::End(generation, ending) = &job
-                && !self.pool.may_deliver(generation, ending)
+            let Some((job, limits)) = self.next_job(now) else { break };
+            if let Job::End(generation, end) = &job
+                && !self.pool.may_deliver(generation, end)
             {
                 continue;
             }
             self.state.started.store(now, Ordering::SeqCst);
             let call_limits = self.pool.call_limits(now, &limits);
-            let has_unblocked = match job {
-                Job::Start(generation) => self.start(generation, &call_limits).await,
-                Job::End(generation, ending) => self.end(generation, ending, &call_limits).await,
+            let may_have_queued = match job {
+                Job::Start(generation) => self.run_start(generation, &call_limits).await,
+                Job::End(generation, end) => self.run_end(generation, end, &call_limits).await,
             };
             self.state.started.store(NEVER, Ordering::SeqCst);
-            if has_unblocked {
+            if may_have_queued {
                 self.pool.wake();
             }
             jobs += 1;
@@ -145,7 +145,7 @@ impl Worker {
 
     /// The next job. With none, or where another worker has taken its place, the worker leaves: in the same critical section, so
     /// that a job that is queued later spawns a worker.
-    fn take(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
+    fn next_job(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
         if !self.state.is_attached() {
             return None;
         }
@@ -155,13 +155,13 @@ impl Worker {
             state.starting -= 1;
         }
         let job = queue.pop(&mut state, now);
-        if job.is_none() && self.state.leave(WorkerStatus::Exited) {
+        if job.is_none() && self.state.set_left(WorkerStatus::Exited) {
             state.attached -= 1;
         }
         Some((job?, state.limits))
     }
 
-    async fn start(&mut self, generation: Arc<Generation>, call_limits: &CallLimits) -> bool {
+    async fn run_start(&mut self, generation: Arc<Generation>, call_limits: &CallLimits) -> bool {
         let event = SessionStart {
             session: generation.session(),
             resumed_from: generation.resumed_from(),
@@ -174,12 +174,12 @@ impl Worker {
             pool.record_failure(pool.failure(&generation, &hook, error));
         }
         self.current = None;
-        self.pool.tracker.started(&generation)
+        self.pool.tracker.on_start_done(&generation)
     }
 
-    async fn end(&mut self, generation: Arc<Generation>, ending: PendingEnd, call_limits: &CallLimits) -> bool {
+    async fn run_end(&mut self, generation: Arc<Generation>, end: PendingEnd, call_limits: &CallLimits) -> bool {
         let pool = Arc::clone(&self.pool);
-        let shared = (!pool.batches.is_empty()).then(|| SharedEnd::new(&pool, &generation, &ending));
+        let shared = (!pool.batches.is_empty()).then(|| SharedEnd::new(&pool, &generation, &end));
         if let Some(shared) = &shared {
             pool.push_to_batches(shared);
         }
@@ -188,7 +188,7 @@ impl Worker {
         } else {
             generation.set_end_running();
             self.current = Some(Current::End(Arc::clone(&generation), shared.clone()));
-            let event = pool.end_event(&generation, ending, call_limits);
+            let event = pool.end_event(&generation, end, call_limits);
             let failed = call_all(&pool.hooks.end, event, call_limits.expires, || ensure_watchdog(&pool)).await;
             self.current = None;
             failed
@@ -202,7 +202,7 @@ impl Worker {
                 shared.complete_part(outcome);
                 false
             }
-            None => pool.tracker.ended(&generation, outcome),
+            None => pool.tracker.on_end_done(&generation, outcome),
         }
     }
 }
@@ -213,16 +213,16 @@ impl Drop for Worker {
             self.pool.tracker.queue.state().starting -= 1;
             self.pool.tasks.drop_runtime();
         }
-        if self.state.leave(WorkerStatus::Exited) {
+        if self.state.set_left(WorkerStatus::Exited) {
             self.pool.tracker.queue.state().attached -= 1;
         }
         lock(&self.pool.workers).states.remove(&self.state.key);
         // A hook is still running: the task was dropped, by `finish` or by a runtime that shuts down.
         let Some(current) = self.current.take() else { return };
         match current {
-            Current::Start(generation) => drop(self.pool.tracker.started(&generation)),
+            Current::Start(generation) => drop(self.pool.tracker.on_start_done(&generation)),
             Current::End(_, Some(shared)) => shared.complete_part(Outcome::Aborted),
-            Current::End(generation, None) => drop(self.pool.tracker.ended(&generation, Outcome::Aborted)),
+            Current::End(generation, None) => drop(self.pool.tracker.on_end_done(&generation, Outcome::Aborted)),
         }
         self.pool.wake();
     }

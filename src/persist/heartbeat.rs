@@ -56,7 +56,7 @@ impl Persister {
     pub(super) async fn heartbeat_if_undriven(&self, pool: &Arc<Pool>) {
         let now = self.tracker.clock.now();
         let silence = now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst));
-        if silence <= 2 * self.interval() {
+        if silence <= 2 * self.heartbeat_nanos() {
             return;
         }
         // A handle that was built a moment ago may still be about to be driven.
@@ -75,10 +75,10 @@ impl Persister {
     /// Whether this heartbeat is still to be sent: several drivers share the work.
     fn is_heartbeat_due(&self) -> bool {
         let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.interval() / 2
+        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
-    fn interval(&self) -> Nanos {
+    fn heartbeat_nanos(&self) -> Nanos {
         nanos(self.heartbeat_interval)
     }
 
@@ -189,7 +189,7 @@ impl Persister {
                 recovery.given_up.fetch_add(1, Ordering::SeqCst);
                 self.give_up(&orphan);
             } else {
-                self.tracker.adopt(orphan, recovery);
+                self.tracker.take_over(orphan, recovery);
             }
         }
         Ok(n)

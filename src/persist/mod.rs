@@ -29,7 +29,7 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    hooks::{EndRecorder, Pool},
+    hooks::{Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause, escape_controls},
     registry::{Durability, DynRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long a start waits for its record.
-pub(crate) const START_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const MAX_START_WAIT: Duration = Duration::from_millis(250);
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -144,18 +144,20 @@ impl Persister {
 
     /// Whether a response head that starts this session is to wait for the record.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict && generation.recorded() == RecordState::Pending && !self.is_degraded()
+        self.durability == Durability::Strict
+            && generation.record_state() == RecordState::Pending
+            && !self.is_degraded()
     }
 
-    /// Waits for the records of starts, at most [`START_WAIT`].
+    /// Waits for the records of starts, at most [`MAX_START_WAIT`].
     pub(crate) async fn until_recorded(&self, starts: &[Arc<Generation>]) {
         let recorded = async {
             for generation in starts {
                 generation.until_recorded().await;
             }
         };
-        if timeout(START_WAIT, recorded).await.is_err() {
-            self.degrade(&format_args!("a session was not recorded within {START_WAIT:?}"));
+        if timeout(MAX_START_WAIT, recorded).await.is_err() {
+            self.degrade(&format_args!("a session was not recorded within {MAX_START_WAIT:?}"));
         }
     }
 
@@ -202,7 +204,7 @@ impl Persister {
 
     /// Whether the end of this generation may be delivered: it is not on record, or the lease runs.
     fn lease_allows_delivery(&self, generation: &Generation) -> bool {
-        match generation.recorded() {
+        match generation.record_state() {
             RecordState::TakenOver => false,
             RecordState::Held => self.registry.lease_is_valid(),
             RecordState::None | RecordState::Pending | RecordState::Uncertain | RecordState::Detached => true,
@@ -256,7 +258,7 @@ impl Persister {
     }
 }
 
-impl EndRecorder for Persister {
+impl Persistence for Persister {
     /// While the lease is uncertain an end is deferred and claimed again after the next heartbeat. In a drain there is no time for
     /// that: the end is handed over to the next process.
     fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
@@ -265,7 +267,7 @@ impl EndRecorder for Persister {
         }
         {
             let mut deferred = lock(&self.deferred);
-            let may_wait = generation.recorded() == RecordState::Held && deferred.len() < BACKLOG_LIMIT;
+            let may_wait = generation.record_state() == RecordState::Held && deferred.len() < BACKLOG_LIMIT;
             // Read under the lock: the drain empties the list after it has begun.
             if may_wait && !self.is_draining() {
                 deferred.push((Arc::clone(generation), end.clone()));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     CALL_TIMEOUT, Calls, Persister, call,
     heartbeat::MAX_LEASE_RETRIES,
-    translate::{apply_degraded, changes_of, settle},
+    translate::{apply_answers, apply_degraded, changes_of},
 };
 use crate::{
     hooks::Pool,
@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// The most changes of one call.
-const GROUP: usize = 1000;
+const ENTRIES_PER_CALL: usize = 1000;
 
 /// How often a call is tried in a drain, before the registry counts as out of reach.
-const ATTEMPTS_IN_DRAIN: u32 = 3;
+const MAX_ATTEMPTS_IN_DRAIN: u32 = 3;
 
 pub(super) struct Writer {
     persister: Arc<Persister>,
@@ -49,7 +49,7 @@ impl Writer {
     /// The next group; false if there is none.
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
-        self.group = self.persister.outbox.take(GROUP);
+        self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
         if self.group.is_empty() {
             // In the same critical section, so that a later entry spawns a new writer.
             *writer = None;
@@ -79,7 +79,7 @@ impl Writer {
                     if is_asked {
                         persister.restore(calls);
                     }
-                    return self.settle(&answers, &counts);
+                    return self.apply_answers(&answers, &counts);
                 }
                 Err(error) => error,
             };
@@ -88,7 +88,7 @@ impl Writer {
                 RegistryError::Fenced if attempts < MAX_LEASE_RETRIES => persister.on_fenced(),
                 RegistryError::DataLost if attempts < MAX_LEASE_RETRIES => persister.on_data_lost(),
                 RegistryError::Unavailable(_)
-                    if attempts < ATTEMPTS_IN_DRAIN && persister.call_timeout_in_drain().is_some() =>
+                    if attempts < MAX_ATTEMPTS_IN_DRAIN && persister.call_timeout_in_drain().is_some() =>
                 {
                     tokio::time::sleep(Duration::from_millis(10 << attempts)).await;
                 }
@@ -127,11 +127,11 @@ impl Writer {
         }
     }
 
-    fn settle(&mut self, answers: &[Applied], counts: &[usize]) {
+    fn apply_answers(&mut self, answers: &[Applied], counts: &[usize]) {
         let mut answers = answers;
         for (entry, count) in std::mem::take(&mut self.group).into_iter().zip(counts) {
             let (own, rest) = answers.split_at(*count);
-            settle(&self.persister.tracker, &self.persister.outbox, entry, own);
+            apply_answers(&self.persister.tracker, &self.persister.outbox, entry, own);
             answers = rest;
         }
     }
@@ -161,7 +161,7 @@ impl Persister {
     /// Whether the registry has been left alone for long enough. A drain does not wait for that.
     fn may_call(&self, calls: &mut Calls) -> bool {
         let breaker = &mut calls.breaker;
-        let in_drain = self.call_timeout_in_drain().is_some() && breaker.attempts_in_drain < ATTEMPTS_IN_DRAIN;
+        let in_drain = self.call_timeout_in_drain().is_some() && breaker.attempts_in_drain < MAX_ATTEMPTS_IN_DRAIN;
         if in_drain {
             breaker.attempts_in_drain += 1;
         }

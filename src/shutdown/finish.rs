@@ -163,7 +163,7 @@ impl Shutdown {
 
     /// Waits for the ends of what was born in the connection drain, until the deadline.
     async fn late_sessions(&self, began: Instant, cut: bool) {
-        self.tracker.await_late();
+        self.tracker.await_late_starts();
         // Without a limit for the connections, that for a hook is left: those of the drain have no other.
         let hook_timeout = self.config.hook_timeout;
         self.wait_for_hooks(self.connection_deadline(began).or_else(|| Instant::now().checked_add(hook_timeout))).await;
@@ -185,7 +185,7 @@ impl Shutdown {
     fn close(&self) {
         let tracker = &self.tracker;
         tracker.advance(Phase::Closed, tracker.shutdown_reason());
-        for shard in 0..Tracker::shards() {
+        for shard in 0..Tracker::shard_count() {
             self.housekeeper.drain_shard(shard, false);
         }
         self.pool.wake();

@@ -54,16 +54,16 @@ impl OutboxEntry {
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    line: Mutex<VecDeque<OutboxEntry>>,
+    entries: Mutex<VecDeque<OutboxEntry>>,
     /// A copy of the line's length, so that nobody locks an empty one.
     len: AtomicUsize,
 }
 
 impl Outbox {
-    pub(super) fn push(&self, op: OutboxEntry) {
-        let mut line = lock(&self.line);
-        line.push_back(op);
-        self.len.store(line.len(), Ordering::SeqCst);
+    pub(super) fn push(&self, entry: OutboxEntry) {
+        let mut entries = lock(&self.entries);
+        entries.push_back(entry);
+        self.len.store(entries.len(), Ordering::SeqCst);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -71,32 +71,32 @@ impl Outbox {
     }
 
     /// Puts back what was taken, or comes before everything else, in its order.
-    pub(crate) fn put_back(&self, ops: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
-        let mut line = lock(&self.line);
-        ops.into_iter().rev().for_each(|op| line.push_front(op));
-        self.len.store(line.len(), Ordering::SeqCst);
+    pub(crate) fn put_back(&self, entries_: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
+        let mut entries = lock(&self.entries);
+        entries_.into_iter().rev().for_each(|entry| entries.push_front(entry));
+        self.len.store(entries.len(), Ordering::SeqCst);
     }
 
     /// The next ones that can be written in one go. The answer to a hold, or to a claim that has to be held first, decides
     /// how the changes after it are to be written, so those of the same id wait for the next time; changes of different
     /// ids may pass each other.
     pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
-        let mut line = lock(&self.line);
-        let n = max.min(line.len());
-        let mut held = HashSet::new();
+        let mut entries = lock(&self.entries);
+        let n = max.min(entries.len());
+        let mut waiting = HashSet::new();
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
-        for op in line.drain(..n) {
-            if held.contains(op.id()) {
-                later.push(op);
+        for entry in entries.drain(..n) {
+            if waiting.contains(entry.id()) {
+                later.push(entry);
                 continue;
             }
-            if matches!(op, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
-                held.insert(op.id().clone());
+            if matches!(entry, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
+                waiting.insert(entry.id().clone());
             }
-            taken.push(op);
+            taken.push(entry);
         }
-        later.into_iter().rev().for_each(|op| line.push_front(op));
-        self.len.store(line.len(), Ordering::SeqCst);
+        later.into_iter().rev().for_each(|entry| entries.push_front(entry));
+        self.len.store(entries.len(), Ordering::SeqCst);
         taken
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum Job {
 /// How many hooks a drain wants to have started by when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    pub(crate) begun: Nanos,
+    pub(crate) began: Nanos,
     /// The time in which all of them are to be started, in nanoseconds.
     pub(crate) span: Nanos,
     /// [`QueueState::started`] when the drain began.
@@ -88,7 +88,7 @@ impl Queue {
 
     /// The next job, if the gate lets it pass at `now`.
     pub(crate) fn pop(&self, state: &mut QueueState, now: Nanos) -> Option<Job> {
-        if !state.limits.is_open(now) {
+        if !state.limits.allow_start(now) {
             return None;
         }
         let job = state.jobs.pop_front()?;
@@ -99,7 +99,7 @@ impl Queue {
 }
 
 impl RunLimits {
-    pub(crate) fn is_open(&self, now: Nanos) -> bool {
+    pub(crate) fn allow_start(&self, now: Nanos) -> bool {
         !self.closed && now < self.deadline
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashTable};
 
 use super::{
-    generation::{Claim, Generation},
+    generation::{ClaimState, Generation},
     tombstones::Tombstones,
 };
 use crate::{
@@ -15,16 +15,16 @@ use crate::{
 };
 
 /// A table of so many buckets is not worth shrinking.
-const SMALL: usize = 64;
+const MIN_SHRINK_BUCKETS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     /// The active generations.
-    pub(super) table: HashTable<Arc<Generation>>,
+    pub(super) active: HashTable<Arc<Generation>>,
     /// Claimed generations with hooks to come, the latest of each id: the next generation queues behind it.
     claimed: HashTable<Arc<Generation>>,
     /// Earlier ones, by generation.
-    displaced: HashMap<u64, Arc<Generation>>,
+    claimed_earlier: HashMap<u64, Arc<Generation>>,
     pub(super) tombstones: Tombstones,
     /// Generations whose end was torn from the middle by a runtime that went away.
     pub(super) aborted: Vec<Arc<Generation>>,
@@ -37,7 +37,7 @@ pub(crate) struct Counts {
     pub(crate) starts: u64,
     pub(crate) active: u64,
     /// Claimed, and the `session_end` is not over.
-    pub(crate) owed: u64,
+    pub(crate) pending_ends: u64,
     pub(crate) ended: u64,
     pub(crate) failed: u64,
     pub(crate) forgotten: u64,
@@ -69,7 +69,7 @@ impl Counts {
         let Self {
             starts,
             active,
-            owed,
+            pending_ends,
             ended,
             failed,
             forgotten,
@@ -81,7 +81,7 @@ impl Counts {
         } = other;
         self.starts += starts;
         self.active += active;
-        self.owed += owed;
+        self.pending_ends += pending_ends;
         self.ended += ended;
         self.failed += failed;
         self.forgotten += forgotten;
@@ -96,7 +96,7 @@ impl Counts {
 impl Shard {
     #[inline]
     pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Generation>> {
-        self.table.find(hash, |generation| generation.id.as_bytes() == id)
+        self.active.find(hash, |generation| generation.id.as_bytes() == id)
     }
 
     /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it:
@@ -115,24 +115,24 @@ impl Shard {
         let waits = before.is_some();
         if let Some(before) = before {
             before.add_successor(generation);
-            self.displaced.insert(before.number, before);
+            self.claimed_earlier.insert(before.number, before);
         }
-        self.table.insert_unique(hash, Arc::clone(generation), rehash);
+        self.active.insert_unique(hash, Arc::clone(generation), rehash);
         self.counts.starts += 1;
         self.counts.active += 1;
         waits
     }
 
     /// Adds a claimed generation; the next one of its id starts after it, if there is none yet.
-    pub(super) fn insert_owed(
+    pub(super) fn insert_claimed(
         &mut self,
         hash: u64,
         generation: &Arc<Generation>,
         rehash: impl Fn(&Arc<Generation>) -> u64,
     ) {
         let is_there = |other: &Arc<Generation>| other.id == generation.id;
-        if self.table.find(hash, is_there).or_else(|| self.claimed.find(hash, is_there)).is_some() {
-            self.displaced.insert(generation.number, Arc::clone(generation));
+        if self.active.find(hash, is_there).or_else(|| self.claimed.find(hash, is_there)).is_some() {
+            self.claimed_earlier.insert(generation.number, Arc::clone(generation));
         } else {
             self.claimed.insert_unique(hash, Arc::clone(generation), rehash);
         }
@@ -147,7 +147,7 @@ impl Shard {
         keep: bool,
         rehash: impl Fn(&Arc<Generation>) -> u64,
     ) {
-        if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, generation)) {
+        if let Ok(slot) = self.active.find_entry(hash, |other| Arc::ptr_eq(other, generation)) {
             let (generation, _) = slot.remove();
             if keep {
                 self.claimed.insert_unique(hash, generation, rehash);
@@ -159,11 +159,11 @@ impl Shard {
     /// As [`claim`](Self::claim), for all of them; their number is up to the size of the shard, so no entry is moved
     /// one by one where that can be helped. Each is still to be claimed by itself.
     pub(super) fn claim_all(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) -> Vec<Arc<Generation>> {
-        let all: Vec<_> = self.table.iter().cloned().collect();
+        let all: Vec<_> = self.active.iter().cloned().collect();
         if self.claimed.is_empty() {
-            self.claimed = std::mem::take(&mut self.table);
+            self.claimed = std::mem::take(&mut self.active);
         } else {
-            for generation in self.table.drain() {
+            for generation in self.active.drain() {
                 self.claimed.insert_unique(rehash(&generation), generation, &rehash);
             }
         }
@@ -173,8 +173,8 @@ impl Shard {
 
     /// Gives the memory of a burst back, once most of it is gone: a few moves for many removals.
     pub(super) fn shrink(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) {
-        for table in [&mut self.table, &mut self.claimed] {
-            if table.num_buckets() > SMALL && table.len() < table.num_buckets() / 16 {
+        for table in [&mut self.active, &mut self.claimed] {
+            if table.num_buckets() > MIN_SHRINK_BUCKETS && table.len() < table.num_buckets() / 16 {
                 table.shrink_to(2 * table.len(), &rehash);
             }
         }
@@ -185,25 +185,25 @@ impl Shard {
         if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, generation)) {
             slot.remove();
         } else {
-            self.displaced.remove(&generation.number);
+            self.claimed_earlier.remove(&generation.number);
         }
     }
 
     pub(super) fn active(&self) -> impl Iterator<Item = &Arc<Generation>> {
-        self.table.iter()
+        self.active.iter()
     }
 
     /// Every generation of `id` that is not over.
     pub(super) fn generations(&self, hash: u64, id: &SessionId) -> impl Iterator<Item = &Arc<Generation>> {
         let is_meant = |generation: &Arc<Generation>| generation.id == *id;
-        let earlier = self.displaced.values().filter(move |generation| generation.id == *id);
-        self.table.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
+        let earlier = self.claimed_earlier.values().filter(move |generation| generation.id == *id);
+        self.active.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
     }
 
     /// Generations whose `session_end` is owed and not over.
-    pub(super) fn owed(&self) -> impl Iterator<Item = &Arc<Generation>> {
-        let claimed = self.claimed.iter().chain(self.displaced.values());
-        claimed.filter(|generation| matches!(generation.claim(), Claim::Owed | Claim::Compacted))
+    pub(super) fn pending_ends(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        let claimed = self.claimed.iter().chain(self.claimed_earlier.values());
+        claimed.filter(|generation| matches!(generation.claim(), ClaimState::EndPending | ClaimState::Compacted))
     }
 }
 
@@ -260,7 +260,7 @@ mod tests {
         for generation in &entries {
             step(&mut shard, &mut |shard| assert!(!shard.insert(hash(generation), generation, rehash)));
         }
-        let grown = shard.table.num_buckets();
+        let grown = shard.active.num_buckets();
         assert!(grown > MANY && (1000..=4096).contains(&most.get()), "{grown} buckets, {} moved", most.get());
         for generation in &entries {
             step(&mut shard, &mut |shard| {
@@ -275,8 +275,8 @@ mod tests {
             });
         }
         assert!(most.get() <= 4096, "{} moved", most.get());
-        assert_eq!((shard.table.len(), shard.claimed.len()), (0, 0));
-        assert!(shard.table.num_buckets().max(shard.claimed.num_buckets()) <= SMALL);
+        assert_eq!((shard.active.len(), shard.claimed.len()), (0, 0));
+        assert!(shard.active.num_buckets().max(shard.claimed.num_buckets()) <= MIN_SHRINK_BUCKETS);
     }
 
     fn generation(number: u64) -> Arc<Generation> {

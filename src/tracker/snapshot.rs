@@ -26,19 +26,21 @@ impl Tracker {
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
-            let adopted = shard.owed().filter(|generation| generation.set_given_up(false)).count();
-            self.awaited.fetch_add(adopted, Ordering::SeqCst);
+            let awaited_again = shard.pending_ends().filter(|generation| generation.set_given_up(false)).count();
+            self.awaited.fetch_add(awaited_again, Ordering::SeqCst);
         }
         sum
     }
 
     /// From now on somebody waits for the late ones too.
-    pub(crate) fn await_late(&self) {
+    pub(crate) fn await_late_starts(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
-            let adopted =
-                shard.owed().filter(|generation| self.is_late(generation) && generation.set_given_up(false)).count();
-            self.awaited.fetch_add(adopted, Ordering::SeqCst);
+            let awaited_again = shard
+                .pending_ends()
+                .filter(|generation| self.is_late_start(generation) && generation.set_given_up(false))
+                .count();
+            self.awaited.fetch_add(awaited_again, Ordering::SeqCst);
         }
     }
 
@@ -51,9 +53,9 @@ impl Tracker {
         for shard in &self.shards {
             let shard = lock(shard);
             sum.add(&shard.counts);
-            for generation in shard.owed() {
+            for generation in shard.pending_ends() {
                 if give_up && generation.set_given_up(true) {
-                    drained |= self.no_longer_awaited();
+                    drained |= self.decrement_awaited();
                 }
                 unfinished.push((Arc::clone(generation), generation.stage()));
             }
