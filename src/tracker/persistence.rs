@@ -1,4 +1,5 @@
-//! What the registry's answers come to: a recorded birth goes on to its start, a recorded claim to its end.
+//! The tracker's side of the registry: queued records, and the steps that follow the answers. A recorded session starts;
+//! a recorded claim ends.
 
 use std::{
     sync::Arc,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 impl Tracker {
-    /// To be called under the lock, for a newcomer: its start waits for the record.
+    /// Queues the record of a new generation, whose start waits for it. Must be called under the shard's lock.
     pub(super) fn record_start(&self, generation: &Arc<Generation>) {
         if let Some(outbox) = &self.outbox {
             generation.wait_for_record();
@@ -29,14 +30,15 @@ impl Tracker {
         }
     }
 
-    /// To be called under the lock.
+    /// Must be called under the shard's lock.
     pub(super) fn record_details(&self, generation: &Arc<Generation>) {
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Update(Arc::clone(generation)));
         }
     }
 
-    /// A hold is written, or given up: `state` says which. With `joined`, an older generation goes on here.
+    /// A hold was answered, or the wait for it was given up. `joined` is the record of the id, if another process had
+    /// started the session.
     pub(crate) fn on_hold_recorded(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
         let mut after_unlock = AfterUnlock::default();
         {
@@ -53,12 +55,12 @@ impl Tracker {
         self.apply_after_unlock(after_unlock);
     }
 
-    /// The end of a claimed generation is ours to deliver.
+    /// This process delivers the end of a claimed generation.
     pub(crate) fn resolve_owned(&self, generation: &Arc<Generation>, end: PendingEnd) {
         self.resolve(generation, AfterStart::RunEnd(end));
     }
 
-    /// It is not: nothing is delivered here. A start that is under way is awaited all the same.
+    /// This process does not deliver the end of a claimed generation. A running start is awaited first.
     pub(crate) fn resolve_released(&self, generation: &Arc<Generation>, cause: ReleaseCause) {
         self.resolve(generation, AfterStart::Release(cause));
     }
@@ -98,15 +100,15 @@ impl Tracker {
             if let Some(recovery) = generation.recovery() {
                 recovery.on_outcome(outcome);
             }
-            // One that was torn from the middle is delivered again, by whoever comes after us.
+            // The record of an aborted end stays, so the next process delivers it.
             if outcome != Outcome::Aborted {
                 outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
             }
         }
     }
 
-    /// The lease was over, and others have ended what was held: what is active goes on as new generations. What may
-    /// never have come to the registry has been ended by nobody: it is held again, under its own name.
+    /// The lease has expired, and other processes have ended every generation with a record. Active ones go on as new
+    /// generations. A generation whose record is uncertain keeps its id: no other process may have seen it.
     pub(crate) fn restart_all(&self) {
         let now = self.clock.wall(self.clock.now());
         let mut effects = Effects::default();
@@ -133,7 +135,7 @@ impl Tracker {
         let number = self.next_number();
         generation.restart_as(GenerationId::new(self.instance, number), now);
         if generation.stage() == Stage::Starting {
-            // Its start is under way, and is the start of this one too.
+            // The running start counts as the start of the new generation.
             generation.set_record_state(RecordState::None);
             self.rehold(generation);
         } else {
@@ -142,7 +144,7 @@ impl Tracker {
         }
     }
 
-    /// The registry has lost its memory: everything is to be held again before it is believed.
+    /// The registry has lost its records: each generation is held again before an answer about it counts.
     pub(crate) fn mark_records_uncertain(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
@@ -157,7 +159,7 @@ impl Tracker {
         self.rehold_unrecorded();
     }
 
-    /// Holds whatever is active and not on record.
+    /// Queues a hold for every active generation that has no record, or an uncertain one.
     pub(crate) fn rehold_unrecorded(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
@@ -174,7 +176,6 @@ impl Tracker {
         }
     }
 
-    /// What is to be written of this generation.
     pub(crate) fn record_of(&self, generation: &Generation) -> Record {
         let started_at =
             generation.registry_view(|view| view.started_at).unwrap_or_else(|| self.clock.wall(generation.started_at));
@@ -186,7 +187,7 @@ impl Tracker {
         EndRecord::new(end.reason, next, self.clock.wall(end.at), generation.requests())
     }
 
-    /// When a generation began, how long it lasted, and how many requests it saw.
+    /// The start time, the duration and the requests of a generation.
     pub(crate) fn start_duration_requests(
         &self,
         generation: &Generation,

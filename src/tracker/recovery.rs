@@ -1,4 +1,4 @@
-//! Ends that others have left behind, and those that are left to others.
+//! Recovery: ends that dead processes have not delivered.
 
 use std::sync::Arc;
 
@@ -17,28 +17,28 @@ use crate::{
     sync::{AtomicUsize, Ordering},
 };
 
-/// How the ends that one recovery has found come out.
+/// The outcomes of the orphans that one recovery has claimed.
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
     pub(crate) found: AtomicUsize,
     pub(crate) ended: AtomicUsize,
     pub(crate) failed: AtomicUsize,
-    /// Tried too often: nobody delivers them any more.
+    /// Orphans whose delivery was attempted too often.
     pub(crate) given_up: AtomicUsize,
-    /// Let go of: whoever comes after us delivers them.
+    /// Ends that another process delivers, because the hooks were aborted or the lease was lost.
     released: AtomicUsize,
-    /// Told when one more is over.
+    /// Notified after each outcome.
     pub(crate) progress: Notify,
 }
 
 impl Recovery {
-    /// Those that were not delivered, for now or by us.
+    /// Ends that this process has not delivered.
     pub(crate) fn undelivered(&self) -> usize {
-        let over = self.ended.load(Ordering::SeqCst) + self.failed.load(Ordering::SeqCst);
-        self.found.load(Ordering::SeqCst).saturating_sub(over)
+        let delivered = self.ended.load(Ordering::SeqCst) + self.failed.load(Ordering::SeqCst);
+        self.found.load(Ordering::SeqCst).saturating_sub(delivered)
     }
 
-    /// Those that are worth waiting for.
+    /// Ends that this process is still to deliver.
     pub(crate) fn running(&self) -> usize {
         self.undelivered().saturating_sub(self.released.load(Ordering::SeqCst))
     }
@@ -59,7 +59,7 @@ impl Recovery {
 }
 
 impl Tracker {
-    /// Takes over an end that somebody else has left behind.
+    /// Delivers an end that a dead process has not delivered.
     pub(crate) fn take_over(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
         let Orphan { record, end, .. } = orphan;
         let hash = self.hash(record.session.id.as_bytes());
@@ -72,7 +72,7 @@ impl Tracker {
             let is_same = |generation: &&Arc<Generation>| self.generation_id(generation) == record.generation;
             let own = shard.generations(hash, &record.session.id).find(is_same).cloned();
             let (generation, started_elsewhere) = match own {
-                // It goes on here, and a holder that is gone has ended it for all.
+                // It is active here, and a holder that died had ended it for all replicas.
                 Some(own) if own.is_active() => {
                     self.remove_active(&mut shard, hash, &own, ClaimState::EndPending, now, &mut after_unlock);
                     shard.counts.pending_ends += 1;
@@ -80,12 +80,12 @@ impl Tracker {
                     let started_elsewhere = own.started_elsewhere();
                     (own, started_elsewhere)
                 }
-                // It ends here, and the claim that is on its way will find the end to be ours.
+                // Its end is queued in the outbox, and the registry will answer that this process owns it.
                 Some(own) if own.has_pending_end_here() => return,
-                // We have let go of it ourselves, and are not through with its start.
+                // There is none, or this process has released it and its start has not completed.
                 own => {
                     let number = self.next_number();
-                    // Whoever has claimed the last one meanwhile may have seen one more.
+                    // A concurrent claim of the last active session may have read a length of 1 during `next_number`.
                     after_unlock.drained |= self.phase() >= Phase::Closing && self.len() == 0;
                     let generation = Arc::new(Generation::orphan(record.session.clone(), number, now));
                     if let Some(own) = own {
@@ -108,13 +108,13 @@ impl Tracker {
         self.apply_after_unlock(after_unlock);
     }
 
-    /// Whether this generation is one of ours that is not over.
+    /// Whether this process has the generation and its hooks have not completed.
     pub(crate) fn has_generation(&self, id: &SessionId, generation_id: GenerationId) -> bool {
         let hash = self.hash(id.as_bytes());
         self.shard(hash).generations(hash, id).any(|generation| self.generation_id(generation) == generation_id)
     }
 
-    /// It was tried often enough.
+    /// Queues the removal of an orphan whose delivery was attempted too often.
     pub(crate) fn abandon(&self, orphan: &Orphan) {
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Abandon(orphan.record.session.id.clone(), orphan.record.generation));
@@ -123,7 +123,7 @@ impl Tracker {
 }
 
 impl Shard {
-    /// Takes in a generation that is owed already. It comes before the next generation of its id, if there is none yet.
+    /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet.
     fn insert_orphan(&mut self, hash: u64, generation: &Arc<Generation>, rehash: impl Fn(&Arc<Generation>) -> u64) {
         self.counts.starts += 1;
         self.counts.pending_ends += 1;

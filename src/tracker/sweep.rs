@@ -1,4 +1,4 @@
-//! Claims that go through the shards: the drain, idle expiry, the cap.
+//! Claims over many shards: the drain, idle expiry, `max_sessions`.
 
 use std::sync::Arc;
 
@@ -15,14 +15,17 @@ use crate::{
     sync::{Mutex, Ordering, lock},
 };
 
-/// Below so many sessions, the longest idle is found by looking at all of them.
+/// Up to this many sessions, an eviction finds the longest idle one exactly, by a scan.
 const EXACT_LRU_MAX: usize = 256;
 
-/// Beyond it, the longest idle of so many is good enough.
+/// With more sessions, an eviction takes the longest idle one of a sample of this size.
 const EVICTION_SAMPLE: usize = 16;
 
+/// The chosen session may become busy or be claimed before the eviction claims it. Then another one is chosen.
+const EVICTION_ATTEMPTS: usize = 8;
+
 impl Tracker {
-    /// Claims every active generation silently, and says how many there were.
+    /// Claims every active generation silently, and returns how many there were.
     pub(crate) fn forget_all(&self) -> usize {
         self.claim_each(0..SHARDS, |tracker, shard, generation, after_unlock| {
             tracker.claim_silently(
@@ -40,8 +43,8 @@ impl Tracker {
         SHARDS
     }
 
-    /// Ends every active generation of one shard, and says how many there were. With `spare_work`, those with a
-    /// request that is not over are left alone.
+    /// Ends every active generation of one shard, and returns how many there were. With `spare_work`, generations with a
+    /// request in flight are not ended.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
         let end = || PendingEnd { reason, next: None, at, scope: Scope::Here };
@@ -67,12 +70,12 @@ impl Tracker {
         claimed
     }
 
-    /// The active generations of one shard, for a drain that asks the user about each.
+    /// The active generations of one shard, for a drain with `keep_if`.
     pub(crate) fn active_in(&self, shard: usize) -> Vec<Arc<Generation>> {
         lock(&self.shards[shard]).active().cloned().collect()
     }
 
-    /// Forgets this very generation; false if somebody else has claimed it.
+    /// Releases exactly this generation, because `keep_if` said so. Returns false if it has been claimed already.
     pub(crate) fn keep(&self, generation: &Arc<Generation>) -> bool {
         let mut after_unlock = AfterUnlock::default();
         let kept = {
@@ -88,7 +91,7 @@ impl Tracker {
         kept
     }
 
-    /// Ends what has been silent for `timeout` in the next few shards; all of them come in turn.
+    /// Ends the sessions of the next `shards` shards that have been idle for `timeout`. Calls go round through all shards.
     pub(crate) fn expire(&self, shards: usize, now: Nanos, timeout: Tick) {
         for _ in 0..shards.min(SHARDS) {
             let next = self.next_to_expire.fetch_add(1, Ordering::Relaxed) % SHARDS;
@@ -101,16 +104,14 @@ impl Tracker {
         }
     }
 
-    /// Ends about the longest idle of the sessions that nothing keeps busy, other than `newcomer`; false if all are
-    /// busy.
-    pub(crate) fn evict(&self, newcomer: &Arc<Generation>) -> bool {
+    /// Ends one idle session other than `new`, about the longest idle one. Returns false if all others are busy.
+    pub(crate) fn evict(&self, new: &Arc<Generation>) -> bool {
         let now = Clock::tick(self.clock.now());
-        // Whom we find may be busy or gone by the time that we claim it: then look again, a few times.
-        for _ in 0..8 {
+        for _ in 0..EVICTION_ATTEMPTS {
             let candidates = if self.len() <= EXACT_LRU_MAX { self.idle_generations() } else { self.sample_idle() };
-            let others = candidates.into_iter().filter(|generation| !Arc::ptr_eq(generation, newcomer));
-            let Some(idlest) = others.max_by_key(|generation| generation.idle_for(now)) else { return false };
-            if self.claim_if(&idlest, EndReason::Evicted, EndedBy::Detach, Generation::is_idle) {
+            let others = candidates.into_iter().filter(|generation| !Arc::ptr_eq(generation, new));
+            let Some(longest_idle) = others.max_by_key(|generation| generation.idle_for(now)) else { return false };
+            if self.claim_if(&longest_idle, EndReason::Evicted, EndedBy::Detach, Generation::is_idle) {
                 return true;
             }
         }
@@ -124,9 +125,9 @@ impl Tracker {
         self.shards.iter().flat_map(all).collect()
     }
 
-    /// Some sessions from a shard, and from the ones behind it if that has too few.
+    /// Up to [`EVICTION_SAMPLE`] idle sessions of one shard, and of the next ones if it has fewer.
     fn sample_idle(&self) -> Vec<Arc<Generation>> {
-        // Shards are filled by a keyed hash: one after the other is as good as at random.
+        // Ids are spread by a keyed hash, so consecutive shards are a random sample.
         let first = self.next_to_evict.fetch_add(1, Ordering::Relaxed);
         let mut sample = Vec::with_capacity(EVICTION_SAMPLE);
         for offset in 0..SHARDS {
