@@ -1,4 +1,4 @@
-//! One call of a hook: contained, so that a panic becomes an error of that hook alone.
+//! One call of a hook. A panic is caught and becomes an error of that hook.
 
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
 
@@ -13,21 +13,21 @@ use crate::{
     session::{GenerationId, SessionId},
 };
 
-/// A hook that did not do its work: it erred, panicked, or took longer than the hook timeout.
+/// A hook that returned an error, panicked, or exceeded the hook timeout.
 ///
-/// The session's event counts as delivered all the same, and is not tried again.
+/// The event counts as delivered and is not delivered again.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct HookFailure {
-    /// Whose event it was.
+    /// The session of the event. It is serialized in redacted form.
     #[serde(serialize_with = "redacted")]
     pub session_id: SessionId,
-    /// Which generation's.
+    /// The generation of the event.
     pub generation: GenerationId,
-    /// The hook, by its name or by the place where it was registered.
+    /// The hook's name, or the file and line of its registration.
     pub hook: String,
-    /// What happened.
+    /// The error.
     pub error: HookError,
 }
 
@@ -35,15 +35,16 @@ fn redacted<S: Serializer>(id: &SessionId, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(&id.redacted())
 }
 
-/// What went wrong in a hook.
+/// The error of a hook.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HookError {
-    /// It returned this error.
+    /// The hook returned this error.
     Failed(Arc<dyn std::error::Error + Send + Sync>),
-    /// It panicked, with this message.
+    /// The hook panicked with this message.
     Panicked(String),
-    /// It took longer than the hook timeout and was dropped.
+    /// The hook exceeded
+    /// [`hook_timeout`](crate::ActiveSessionsBuilder::hook_timeout) and was dropped.
     TimedOut,
 }
 
@@ -78,7 +79,7 @@ impl From<Panic> for HookError {
     }
 }
 
-/// A hook's future until it is over; every step of it, the call and the drop included, is contained.
+/// A running or completed hook. Panics of its call, its polls and its drop are caught.
 pub(super) struct Call<'a> {
     name: &'a str,
     meter: &'a HookMeter,
@@ -130,6 +131,7 @@ impl<'a> Call<'a> {
         Poll::Ready(())
     }
 
+    /// Sets the result, and drops the future within its span.
     fn drop_future(&mut self, error: Option<HookError>) {
         let before = std::mem::replace(&mut self.state, State::Done(error));
         let span = &self.span;
@@ -142,7 +144,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// As above, of its own accord or because its time was over.
+    /// As [`drop_future`](Self::drop_future), and records the metrics.
     fn complete(&mut self, error: Option<HookError>) {
         self.drop_future(error);
         self.meter.over(self.began, matches!(self.state, State::Done(Some(_))));
@@ -164,8 +166,8 @@ impl Drop for Call<'_> {
     }
 }
 
-/// Polls all of them until the last is over, or until `expires`: then what still runs is dropped.
-/// `on_first_pending` is told, once, if they do not end at once.
+/// Polls all calls until the last one completes. At `expires`, calls that still run are dropped.
+/// `on_first_pending` is called once, if the first poll leaves a call pending.
 async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pending: impl FnOnce()) {
     let mut on_first_pending = Some(on_first_pending);
     let all = poll_fn(|cx| {
@@ -205,10 +207,9 @@ pub(super) fn call_one<E: HookEvent>(
     }
 }
 
-/// Calls every hook with the event, all at the same time, so that none of them holds up another. Resolves to the names
-/// and the errors of those that failed.
+/// Calls every hook with the event, concurrently. Resolves to the names and errors of those that failed.
 ///
-/// No `async fn`: its future would hold the event twice over, and of these futures there may be many.
+/// An `async fn` would store the event twice in its future, and each busy worker holds one of these futures.
 pub(super) fn call_all<E: HookEvent + Clone>(
     hooks: &Hooks<E>,
     event: E,
@@ -216,7 +217,7 @@ pub(super) fn call_all<E: HookEvent + Clone>(
     on_first_pending: impl FnOnce(),
 ) -> impl Future<Output = Vec<(String, HookError)>> {
     let mut calls = match hooks.as_slice() {
-        // One hook is the usual case, and needs no list.
+        // The usual case, without an allocation.
         [hook] => Calls::One([Call::new(hook, event)]),
         hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
     };

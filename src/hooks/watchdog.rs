@@ -1,6 +1,6 @@
-//! The one task that watches the workers: patience and pacing, with no timer for each hook.
+//! The watchdog: one task that detaches slow workers and paces a drain, without a timer for each hook.
 //!
-//! It is there only while a hook is pending.
+//! It exists only while a hook is pending.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     tracker::clock::{Nanos, nanos},
 };
 
-/// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
+/// Spawns the watchdog, unless it exists. Called by a worker whose hook is pending after its first poll.
 pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     {
         let mut workers = lock(&pool.workers);
@@ -25,11 +25,11 @@ pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     }
 }
 
-/// How many more a drain that is behind may hire at a time: more than a thread can start before the next tick.
+/// The most workers that one tick spawns for a drain that is behind its pace. A thread starts fewer before the next tick.
 const MAX_CATCH_UP_WORKERS: usize = 8192;
 
-/// The same where the tick comes late: then the threads have enough to do, and more hooks at once would only be in each
-/// other's way. Not none, because they may be busy with something else while all of ours hang.
+/// The same after a late tick: the runtime's threads are busy, and more hooks would slow each other down. It is not 0,
+/// because the threads may be busy with other work while all hooks hang.
 const MAX_CATCH_UP_WORKERS_LATE: usize = 512;
 
 struct Watchdog {
@@ -48,12 +48,12 @@ impl Watchdog {
                 return;
             }
             let is_late = now.saturating_sub(due) > nanos(period) / 8;
-            let most = if is_late { MAX_CATCH_UP_WORKERS_LATE } else { MAX_CATCH_UP_WORKERS };
-            self.pool.spawn_workers(self.missing_starts(self.pool.tracker.clock.now()).min(most));
+            let max = if is_late { MAX_CATCH_UP_WORKERS_LATE } else { MAX_CATCH_UP_WORKERS };
+            self.pool.spawn_workers(self.missing_starts(self.pool.tracker.clock.now()).min(max));
         }
     }
 
-    /// Looks at every worker; false if none has a hook in hand.
+    /// Detaches slow workers. Returns false if no worker is busy.
     fn check_workers(&mut self, now: Nanos) -> bool {
         let adaptive = self.pool.config.max_concurrent_hooks.is_none();
         let patience = self.pool.patience();
@@ -61,7 +61,7 @@ impl Watchdog {
         {
             let mut workers = lock(&self.pool.workers);
             if !workers.states.values().any(|worker| worker.is_busy()) {
-                // In the same critical section, so that the next worker finds the place empty.
+                // In the same critical section: a worker whose hook is pending later spawns a new watchdog.
                 workers.has_watchdog = false;
                 self.exited = true;
                 return false;
@@ -76,7 +76,7 @@ impl Watchdog {
         true
     }
 
-    /// How many hooks a drain has started too few by now.
+    /// How many hooks the drain is behind its pace.
     fn missing_starts(&self, now: Nanos) -> usize {
         if self.pool.config.max_concurrent_hooks.is_some() {
             return 0;

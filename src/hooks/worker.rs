@@ -24,7 +24,7 @@ use crate::{
 const JOBS_PER_YIELD: u32 = 64;
 const NANOS_PER_YIELD: Nanos = 200_000;
 
-/// Whether a worker counts as attached. It stops being so once, and the call that changes it corrects the count.
+/// Whether a worker counts as attached. That changes once, and the call that changes it decrements the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum WorkerStatus {
@@ -32,7 +32,7 @@ pub(super) enum WorkerStatus {
     Attached = 0,
     /// Its hook is slow: it stays with that hook, and another worker takes jobs in its place.
     Detached = 1,
-    /// It has left.
+    /// It takes no more jobs.
     Exited = 2,
 }
 
@@ -47,15 +47,16 @@ pub(super) struct WorkerState {
 }
 
 impl WorkerState {
-    /// True if it was attached; then the caller owes the decrement of `QueueState::attached`.
-    fn set_left(&self, status: WorkerStatus) -> bool {
+    /// Returns true if it was attached. The caller then decrements `QueueState::attached`.
+    fn set_unattached(&self, status: WorkerStatus) -> bool {
         let attached = WorkerStatus::Attached as u8;
         self.status.compare_exchange(attached, status as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// As [`leave`](Self::leave), because the hook is slow.
+    /// Must be called if the hook is slow. Returns true if the worker was attached, as
+    /// [`set_unattached`](Self::set_unattached) does.
     pub(super) fn detach(&self) -> bool {
-        self.set_left(WorkerStatus::Detached)
+        self.set_unattached(WorkerStatus::Detached)
     }
 
     fn is_attached(&self) -> bool {
@@ -143,8 +144,8 @@ impl Worker {
         }
     }
 
-    /// The next job. With none, or where another worker has taken its place, the worker leaves: in the same critical section, so
-    /// that a job that is queued later spawns a worker.
+    /// The next job. Without one, the worker exits, in the same critical section: a job that is queued later spawns a worker.
+    /// A detached worker exits too.
     fn next_job(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
         if !self.state.is_attached() {
             return None;
@@ -155,7 +156,7 @@ impl Worker {
             state.starting -= 1;
         }
         let job = queue.pop(&mut state, now);
-        if job.is_none() && self.state.set_left(WorkerStatus::Exited) {
+        if job.is_none() && self.state.set_unattached(WorkerStatus::Exited) {
             state.attached -= 1;
         }
         Some((job?, state.limits))
@@ -213,7 +214,7 @@ impl Drop for Worker {
             self.pool.tracker.queue.state().starting -= 1;
             self.pool.tasks.drop_runtime();
         }
-        if self.state.set_left(WorkerStatus::Exited) {
+        if self.state.set_unattached(WorkerStatus::Exited) {
             self.pool.tracker.queue.state().attached -= 1;
         }
         lock(&self.pool.workers).states.remove(&self.state.key);
