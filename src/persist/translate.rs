@@ -1,4 +1,4 @@
-//! From an entry of the outbox to the changes of the registry, and from their answers back to the tracker.
+//! Translates outbox entries to changes of the registry, and applies the answers to the tracker.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -10,7 +10,7 @@ use crate::{
     tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Recovery, Scope, Tracker},
 };
 
-/// Appends the changes of one entry; none if the registry need not know.
+/// Appends the changes of one entry: none, one or two.
 pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
     match entry {
         OutboxEntry::Hold(generation) => changes.push(Change::Hold(tracker.record_of(generation))),
@@ -60,7 +60,7 @@ fn changes_of_end(tracker: &Tracker, held: &Arc<Generation>, end: &PendingEnd, c
     });
 }
 
-/// Applies the answers to the changes of one entry; there is one answer for each change.
+/// Applies the answers to the changes of one entry, one answer for each change.
 pub(super) fn apply_answers(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, answers: &[Applied]) {
     match entry {
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, outbox, &generation, &answers[0]),
@@ -92,10 +92,10 @@ fn apply_hold_answer(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Genera
     }
 }
 
-/// The generation goes on by itself, and this process no longer holds the one on record.
+/// The generation goes on without a record, and this process leaves the record that it has joined.
 fn detach_from(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, record: &Record) {
     tracker.on_hold_recorded(generation, RecordState::Detached, None);
-    // The one on record may be a later generation of this process.
+    // The record may be that of a later generation of this process.
     if !tracker.has_generation(&record.session.id, record.generation) {
         outbox.put_back([OutboxEntry::LeaveForeign(Box::new(record.clone()))]);
     }
@@ -115,7 +115,7 @@ fn apply_end_answer(
         return tracker.resolve_owned(generation, end);
     }
     match answers.last() {
-        // The registry was not asked.
+        // The entry had no changes.
         None if generation.record_state() == RecordState::TakenOver => {
             tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
         }
@@ -133,13 +133,13 @@ fn apply_end_answer(
     }
 }
 
-/// This process was the last holder of a generation that it held for a moment only.
+/// This process was the last holder of a record that it has left again: it delivers the end.
 fn end_foreign_record(tracker: &Tracker, record: Record, requests: u64) {
     let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), requests);
     tracker.take_over(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
 }
 
-/// What becomes of an entry while the registry is out of reach. `tried` if some of it may have arrived there.
+/// Applies an entry while the registry is unavailable. `tried`: the registry may have applied some of its changes.
 pub(super) fn apply_degraded(persister: &Persister, backlog: &mut Backlog, entry: OutboxEntry, tried: bool) {
     let tracker = &persister.tracker;
     match entry {

@@ -1,9 +1,11 @@
-//! The writer: a task that exists only while the outbox has something to write.
+//! The writer: a task that writes the outbox to the registry. It exists only while the outbox has entries.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    CALL_TIMEOUT, Calls, Persister, call,
+    CALL_TIMEOUT, Calls, Persister,
+    breaker::MAX_ATTEMPTS_IN_DRAIN,
+    call,
     heartbeat::MAX_LEASE_RETRIES,
     translate::{apply_answers, apply_degraded, changes_of},
 };
@@ -11,19 +13,16 @@ use crate::{
     hooks::Pool,
     registry::{Applied, Change, RegistryError},
     sync::lock,
-    tracker::{OutboxEntry, clock::NEVER},
+    tracker::OutboxEntry,
 };
 
-/// The most changes of one call.
+/// The most outbox entries that one call writes.
 const ENTRIES_PER_CALL: usize = 1000;
-
-/// How often a call is tried in a drain, before the registry counts as out of reach.
-const MAX_ATTEMPTS_IN_DRAIN: u32 = 3;
 
 pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
-    /// Its drop puts them back, if they are not settled by then.
+    /// The entries of the running call. The writer's drop puts them back.
     group: Vec<OutboxEntry>,
     exited: bool,
     /// It has not been polled yet.
@@ -46,7 +45,7 @@ impl Writer {
         }
     }
 
-    /// The next group; false if there is none.
+    /// Takes the next group. Returns false if there is none.
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
         self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
@@ -66,7 +65,7 @@ impl Writer {
             if !restored {
                 return self.apply_degraded(calls, false);
             }
-            // What the registry has missed comes first.
+            // Missed changes are written first.
             persister.outbox.put_back(std::mem::take(&mut self.group));
             return persister.replay_backlog(calls);
         }
@@ -101,7 +100,7 @@ impl Writer {
         }
     }
 
-    /// The changes of the group, and how many of them belong to each entry.
+    /// The changes of the group, and the number of changes of each entry.
     fn changes(&self) -> (Vec<Change>, Vec<usize>) {
         let mut changes = Vec::with_capacity(self.group.len());
         let mut counts = Vec::with_capacity(self.group.len());
@@ -154,17 +153,5 @@ impl Drop for Writer {
         if self.is_starting {
             self.persister.tasks.drop_runtime();
         }
-    }
-}
-
-impl Persister {
-    /// Whether the registry has been left alone for long enough. A drain does not wait for that.
-    fn may_call(&self, calls: &mut Calls) -> bool {
-        let breaker = &mut calls.breaker;
-        let in_drain = self.call_timeout_in_drain().is_some() && breaker.attempts_in_drain < MAX_ATTEMPTS_IN_DRAIN;
-        if in_drain {
-            breaker.attempts_in_drain += 1;
-        }
-        in_drain && breaker.retry_at != Some(NEVER) || !breaker.is_open(self.tracker.clock.now())
     }
 }
