@@ -1,5 +1,5 @@
-//! Batch hooks: ends that come due while a batch runs are delivered together in the next one. Each batch hook has one call
-//! in flight.
+//! Batch hooks: ends that come due while a batch runs are delivered together in the next one. Each batch hook has one
+//! call in flight.
 
 use std::{
     collections::VecDeque,

@@ -27,12 +27,12 @@ use crate::{
 
 /// A named hook for both session events.
 ///
-/// Register it with [`ActiveSessionsBuilder::hook`](crate::ActiveSessionsBuilder::hook). Closures and tower services are
-/// registered with other methods of the builder.
+/// Register it with [`ActiveSessionsBuilder::hook`](crate::ActiveSessionsBuilder::hook). Closures and tower services
+/// are registered with other methods of the builder.
 ///
-/// The hooks of one session run in order: an end after its start has completed, and the start of a session that is noted
-/// again after its last end has completed. Hooks of different sessions run concurrently. A hook that returns an error or
-/// panics is logged and reported, and other hooks run as usual.
+/// The hooks of one session run in order: an end after its start has completed, and the start of a session that is
+/// noted again after its last end has completed. Hooks of different sessions run concurrently. A hook that returns an
+/// error or panics is logged and reported, and other hooks run as usual.
 ///
 /// # Cancel safety
 ///

@@ -1,14 +1,15 @@
 //! The hook pool: workers take jobs from the tracker's queue and poll the hooks in place.
 //!
-//! * **Patience**: a worker whose hook is slow is detached. It stays with that hook, and a new worker takes its place, so
-//!   a hook that hangs delays no other session. A hard limit on concurrent hooks switches this off.
+//! * **Patience**: a worker whose hook is slow is detached. It stays with that hook, and a new worker takes its place,
+//!   so a hook that hangs delays no other session. A hard limit on concurrent hooks switches this off.
 //! * **Pacing**: during a drain, hooks are paced so that all have started by 60 % of the budget.
-//! * **Deadline**: it is read before a hook's first poll, so hooks that block their thread overrun it by one hook at most.
+//! * **Deadline**: it is read before a hook's first poll, so hooks that block their thread overrun it by one hook at
+//!   most.
 //!
 //! Workers exist only while there are jobs.
 //!
-//! Why not a semaphore and a task for each hook: 1,000,000 no-op hooks take 14 to 29 ms with workers that poll in place,
-//! and 0.93 to 1.99 s with a task each.
+//! Why not a semaphore and a task for each hook: 1,000,000 no-op hooks take 14 to 29 ms with workers that poll in
+//! place, and 0.93 to 1.99 s with a task each.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -114,8 +115,8 @@ impl Pool {
         self.persistence.as_ref().is_none_or(|persistence| persistence.may_deliver(generation, end))
     }
 
-    /// Spawns workers for queued jobs, and the writer for queued changes. Must be called after every step of the tracker that
-    /// may have queued one, with no lock held.
+    /// Spawns workers for queued jobs, and the writer for queued changes. Must be called after every step of the
+    /// tracker that may have queued one, with no lock held.
     pub(crate) fn wake(self: &Arc<Self>) {
         if let Some(persistence) = &self.persistence {
             Arc::clone(persistence).wake(self);
@@ -221,8 +222,8 @@ impl Pool {
         lock(&self.failures).clone()
     }
 
-    /// Logs a failure, and keeps it for the report. In a drain only the first [`MAX_KEPT_FAILURES`] are logged: more would use
-    /// up its budget.
+    /// Logs a failure, and keeps it for the report. In a drain only the first [`MAX_KEPT_FAILURES`] are logged: more
+    /// would use up its budget.
     pub(super) fn record_failure(&self, failure: HookFailure) {
         // The text of an error, its drop, and the subscribers of the log are user code.
         if catch(|| self.log_and_keep(failure)).is_err() {

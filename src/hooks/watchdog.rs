@@ -25,7 +25,8 @@ pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     }
 }
 
-/// The most workers that one tick spawns for a drain that is behind its pace. A thread starts fewer before the next tick.
+/// The most workers that one tick spawns for a drain that is behind its pace. A thread starts fewer before the next
+/// tick.
 const MAX_CATCH_UP_WORKERS: usize = 8192;
 
 /// The same after a late tick: the runtime's threads are busy, and more hooks would slow each other down. It is not 0,

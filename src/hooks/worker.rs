@@ -144,8 +144,8 @@ impl Worker {
         }
     }
 
-    /// The next job. Without one, the worker exits, in the same critical section: a job that is queued later spawns a worker.
-    /// A detached worker exits too.
+    /// The next job. Without one, the worker exits, in the same critical section: a job that is queued later spawns a
+    /// worker. A detached worker exits too.
     fn next_job(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
         if !self.state.is_attached() {
             return None;

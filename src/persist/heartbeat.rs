@@ -64,8 +64,8 @@ impl Persister {
             self.undriven.call_once(|| {
                 tracing::warn!(
                     name: "session-registry-undriven",
-                    "a session registry is set but no `shutdown_on` or `finish` future is being polled: its lease is renewed \
-                     only when sessions start and end (logged once)",
+                    "a session registry is set but no `shutdown_on` or `finish` future is being polled: its lease is \
+                     renewed only when sessions start and end (logged once)",
                 );
             });
         }
@@ -96,8 +96,8 @@ impl Persister {
         pool.wake();
     }
 
-    /// Renews the lease, and claims orphans while there are any and `may_continue` returns true. The lock is released between
-    /// batches, so starts do not wait for all of them.
+    /// Renews the lease, and claims orphans while there are any and `may_continue` returns true. The lock is released
+    /// between batches, so starts do not wait for all of them.
     async fn claim_orphans(
         &self,
         pool: &Arc<Pool>,

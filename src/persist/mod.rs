@@ -1,10 +1,10 @@
-//! The [`Persister`] writes the tracker's outbox to the registry, renews the lease, and recovers ends that dead processes
-//! have not delivered.
+//! The [`Persister`] writes the tracker's outbox to the registry, renews the lease, and recovers ends that dead
+//! processes have not delivered.
 //!
 //! * **One call at a time**: every call of the registry is made under one lock, so the consequences of an error are
 //!   applied before the next call.
-//! * **Circuit breaker**: a registry that is down or slow is not called for 250 ms, doubling to 5 s. Meanwhile the process
-//!   goes on in memory: starts do not wait, ends are delivered, and missed changes are replayed later.
+//! * **Circuit breaker**: a registry that is down or slow is not called for 250 ms, doubling to 5 s. Meanwhile the
+//!   process goes on in memory: starts do not wait, ends are delivered, and missed changes are replayed later.
 //! * **Lease**: the `session_end` of a recorded session is delivered only while the lease is certainly valid.
 
 mod breaker;
@@ -274,8 +274,8 @@ impl Persister {
 }
 
 impl Persistence for Persister {
-    /// While the lease is uncertain, an end is deferred until the next heartbeat. A drain has no time for that: the end is
-    /// handed over to the next process.
+    /// While the lease is uncertain, an end is deferred until the next heartbeat. A drain has no time for that: the end
+    /// is handed over to the next process.
     fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
         if self.lease_allows_delivery(generation) {
             return true;

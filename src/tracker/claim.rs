@@ -27,7 +27,8 @@ impl Tracker {
         PendingEnd { reason, next: None, at: self.clock.now(), scope }
     }
 
-    /// Ends exactly this generation. Returns false if it has been claimed already. [`EndedBy::Host`] leaves a tombstone.
+    /// Ends exactly this generation. Returns false if it has been claimed already. [`EndedBy::Host`] leaves a
+    /// tombstone.
     pub(crate) fn claim(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
         self.claim_if(generation, reason, by, |_| true)
     }

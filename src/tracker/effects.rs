@@ -1,5 +1,5 @@
-//! Log events and metric deltas, collected under a shard's lock and emitted after it is released: subscribers and metrics
-//! recorders are user code.
+//! Log events and metric deltas, collected under a shard's lock and emitted after it is released: subscribers and
+//! metrics recorders are user code.
 
 use std::{sync::Arc, time::Duration};
 

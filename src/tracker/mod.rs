@@ -8,8 +8,8 @@
 //! of the id starts after it.
 //!
 //! Why no map from a crate: the claim, the count and the queued hook have to change under one lock, of two shards in a
-//! compaction. The shards take 54 to 67 ns per read and 80 to 84 ns per write (dashmap 122 to 129 and 109 to 122, papaya
-//! 91 to 101 and 196 to 263, scc 81 and 102 to 109; 20,000 ids, 99 % reads, half inserts and half removes).
+//! compaction. The shards take 54 to 67 ns per read and 80 to 84 ns per write (dashmap 122 to 129 and 109 to 122,
+//! papaya 91 to 101 and 196 to 263, scc 81 and 102 to 109; 20,000 ids, 99 % reads, half inserts and half removes).
 
 mod claim;
 pub(crate) mod clock;
@@ -229,7 +229,8 @@ impl Tracker {
         }
     }
 
-    /// Returns true if that was the last awaited end. The caller then notifies [`drained`](Self::drained), with no lock held.
+    /// Returns true if that was the last awaited end. The caller then notifies [`drained`](Self::drained), with no lock
+    /// held.
     fn decrement_awaited(&self) -> bool {
         self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
     }

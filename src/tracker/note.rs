@@ -39,8 +39,8 @@ pub(crate) enum Noted {
 }
 
 impl Tracker {
-    /// With `activity`, the session is busy from this call on: it begins under the lock, so no sweep sees the session idle
-    /// in between.
+    /// With `activity`, the session is busy from this call on: it begins under the lock, so no sweep sees the session
+    /// idle in between.
     pub(crate) fn note(&self, session: Session, source: NoteSource, activity: Option<Activity>) -> Noted {
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
@@ -141,8 +141,8 @@ impl Tracker {
         }
     }
 
-    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use up
-    /// its budget.
+    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use
+    /// up its budget.
     #[inline]
     pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
         generation.number >= self.first_late_number.load(Ordering::SeqCst)

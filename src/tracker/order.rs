@@ -164,7 +164,8 @@ impl Tracker {
         });
         let is_closing = self.phase() >= Phase::Closing;
         if is_closing && generation.requests() == 0 {
-            // A handler may have noted it, and the response with its id is still to come: it must not start a new session.
+            // A handler may have noted it, and the response with its id is still to come: it must not start a new
+            // session.
             let now = Clock::tick(now);
             if now.wrapping_sub(Clock::tick(generation.started_at)) <= TOMBSTONE_LIFETIME {
                 shard.tombstones.set(hash, now);
@@ -247,7 +248,8 @@ impl Tracker {
         after_unlock.unblocked.append(&mut generation.take_successors());
     }
 
-    /// Shrinks the shard's tables, except in a shutdown: the process exits soon, and rehashing would use the drain's budget.
+    /// Shrinks the shard's tables, except in a shutdown: the process exits soon, and rehashing would use the drain's
+    /// budget.
     #[inline]
     fn shrink(&self, shard: &mut Shard) {
         if self.phase() < Phase::Closing {
@@ -279,16 +281,16 @@ impl Tracker {
         any
     }
 
-    /// Must be called once for every [`Job::Start`], when its hooks have completed. Returns true if that may have queued a
-    /// job.
+    /// Must be called once for every [`Job::Start`], when its hooks have completed. Returns true if that may have
+    /// queued a job.
     pub(crate) fn on_start_done(&self, generation: &Arc<Generation>) -> bool {
         let mut after_unlock = AfterUnlock::default();
         self.complete_start(&mut self.shard(self.hash_of(generation)), generation, &mut after_unlock);
         self.apply_after_unlock(after_unlock) || !generation.is_active()
     }
 
-    /// Must be called once for every [`Job::End`], when its hooks have completed. Returns true if that may have queued a job,
-    /// or an outbox entry.
+    /// Must be called once for every [`Job::End`], when its hooks have completed. Returns true if that may have queued
+    /// a job, or an outbox entry.
     pub(crate) fn on_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) -> bool {
         let mut after_unlock = AfterUnlock::default();
         self.complete_end(&mut self.shard(self.hash_of(generation)), generation, outcome, &mut after_unlock);

@@ -77,8 +77,9 @@ impl Outbox {
         self.len.store(entries.len(), Ordering::SeqCst);
     }
 
-    /// Takes up to `max` entries that one call can write. The answer to a hold, or to an end that holds first, decides how
-    /// later entries of the same id are written, so these stay in the outbox. Entries of different ids may pass each other.
+    /// Takes up to `max` entries that one call can write. The answer to a hold, or to an end that holds first, decides
+    /// how later entries of the same id are written, so these stay in the outbox. Entries of different ids may pass
+    /// each other.
     pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
         let mut entries = lock(&self.entries);
         let n = max.min(entries.len());

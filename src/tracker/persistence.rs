@@ -1,5 +1,5 @@
-//! The tracker's side of the registry: queued records, and the steps that follow the answers. A recorded session starts;
-//! a recorded claim ends.
+//! The tracker's side of the registry: queued records, and the steps that follow the answers. A recorded session
+//! starts; a recorded claim ends.
 
 use std::{
     sync::Arc,

@@ -21,7 +21,8 @@ const MIN_SHRINK_BUCKETS: usize = 64;
 pub(super) struct Shard {
     /// The active generations.
     pub(super) active: HashTable<Arc<Generation>>,
-    /// Claimed generations whose hooks have not completed, the latest of each id. The id's next generation starts after it.
+    /// Claimed generations whose hooks have not completed, the latest of each id. The id's next generation starts after
+    /// it.
     claimed: HashTable<Arc<Generation>>,
     /// The earlier ones of the same ids, by number.
     claimed_earlier: HashMap<u64, Arc<Generation>>,
@@ -156,8 +157,8 @@ impl Shard {
         }
     }
 
-    /// As [`claim`](Self::claim) with `keep`, for all active generations: the whole table is moved at once, if possible.
-    /// The caller still claims each of them.
+    /// As [`claim`](Self::claim) with `keep`, for all active generations: the whole table is moved at once, if
+    /// possible. The caller still claims each of them.
     pub(super) fn claim_all(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) -> Vec<Arc<Generation>> {
         let all: Vec<_> = self.active.iter().cloned().collect();
         if self.claimed.is_empty() {
@@ -171,8 +172,8 @@ impl Shard {
         all
     }
 
-    /// Returns the memory of a burst. A table shrinks when it is less than 1/16 full, so a removal costs less than one move
-    /// on average.
+    /// Returns the memory of a burst. A table shrinks when it is less than 1/16 full, so a removal costs less than one
+    /// move on average.
     pub(super) fn shrink(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) {
         for table in [&mut self.active, &mut self.claimed] {
             if table.num_buckets() > MIN_SHRINK_BUCKETS && table.len() < table.num_buckets() / 16 {

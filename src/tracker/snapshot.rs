@@ -19,8 +19,8 @@ impl Tracker {
         sessions
     }
 
-    /// The sum of all shards' counts. Each shard balances when it is read, so the sum does too. All pending ends are awaited
-    /// from now on.
+    /// The sum of all shards' counts. Each shard balances when it is read, so the sum does too. All pending ends are
+    /// awaited from now on.
     pub(crate) fn baseline_counts(&self) -> Counts {
         let mut sum = Counts::default();
         for shard in &self.shards {

@@ -43,8 +43,8 @@ impl Tracker {
         SHARDS
     }
 
-    /// Ends every active generation of one shard, and returns how many there were. With `spare_work`, generations with a
-    /// request in flight are not ended.
+    /// Ends every active generation of one shard, and returns how many there were. With `spare_work`, generations with
+    /// a request in flight are not ended.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
         let end = || PendingEnd { reason, next: None, at, scope: Scope::Here };
@@ -91,7 +91,8 @@ impl Tracker {
         kept
     }
 
-    /// Ends the sessions of the next `shards` shards that have been idle for `timeout`. Calls go round through all shards.
+    /// Ends the sessions of the next `shards` shards that have been idle for `timeout`. Calls go round through all
+    /// shards.
     pub(crate) fn expire(&self, shards: usize, now: Nanos, timeout: Tick) {
         for _ in 0..shards.min(SHARDS) {
             let next = self.next_to_expire.fetch_add(1, Ordering::Relaxed) % SHARDS;

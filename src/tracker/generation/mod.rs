@@ -347,7 +347,8 @@ mod tests {
 
     #[test]
     fn a_generation_with_an_inline_id_is_at_most_88_bytes() {
-        // With the two counts of its `Arc` and the allocator's header that is the 112-byte size class of most allocators.
+        // With the two counts of its `Arc` and the allocator's header that is the 112-byte size class of most
+        // allocators.
         assert!(size_of::<SessionId>() <= 40, "{}", size_of::<SessionId>());
         assert!(size_of::<Generation>() <= 88, "{}", size_of::<Generation>());
     }
