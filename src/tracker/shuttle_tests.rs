@@ -68,7 +68,7 @@ impl World {
 
     fn sweep(&self) {
         self.tracker.advance(Phase::Closing, EndReason::Shutdown);
-        (0..Tracker::shards()).for_each(|shard| {
+        (0..Tracker::shard_count()).for_each(|shard| {
             self.tracker.sweep(shard, EndReason::Shutdown, false);
         });
     }
@@ -137,7 +137,7 @@ impl World {
         assert_eq!(seen, starts, "{by_id:?}");
         let (counts, unfinished) = self.tracker.collect_unfinished(false);
         assert_eq!((counts.starts, counts.ended), (starts, starts));
-        assert_eq!((counts.active, counts.owed, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
+        assert_eq!((counts.active, counts.pending_ends, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
         assert!(self.tracker.queue.is_empty());
     }
 }
@@ -221,7 +221,7 @@ fn g09_a_request_that_is_over_while_the_drain_spares_work_ends_its_session_once(
         // As a drain does: first the phase, then the sweep. Nobody sweeps again.
         world.spawn(|world| {
             world.tracker.advance(Phase::Closing, EndReason::Shutdown);
-            for shard in 0..Tracker::shards() {
+            for shard in 0..Tracker::shard_count() {
                 world.tracker.sweep(shard, EndReason::Shutdown, true);
             }
         });

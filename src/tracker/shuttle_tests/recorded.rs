@@ -59,10 +59,10 @@ impl Desk {
             }
             match op {
                 OutboxEntry::Hold(generation) => tracker.on_hold_recorded(generation, RecordState::Held, None),
-                OutboxEntry::End(generation, _) if generation.recorded() == RecordState::TakenOver => {
+                OutboxEntry::End(generation, _) if generation.record_state() == RecordState::TakenOver => {
                     tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
                 }
-                OutboxEntry::End(generation, ending) => tracker.resolve_owned(generation, ending.clone()),
+                OutboxEntry::End(generation, end) => tracker.resolve_owned(generation, end.clone()),
                 _ => {}
             }
         }
@@ -104,7 +104,7 @@ impl Desk {
         self.write_some();
         self.world.work();
         let (counts, unfinished) = self.world.tracker.collect_unfinished(false);
-        assert_eq!((counts.active, counts.owed, unfinished.len(), self.world.tracker.len()), (0, 0, 0, 0));
+        assert_eq!((counts.active, counts.pending_ends, unfinished.len(), self.world.tracker.len()), (0, 0, 0, 0));
         assert_eq!(
             counts.starts,
             counts.ended + counts.held_elsewhere + counts.ended_elsewhere + counts.handed_over + counts.forgotten
@@ -263,7 +263,7 @@ fn g17_a_birth_that_is_given_up_and_recorded_later_starts_once() {
         // Nothing is recorded until somebody asks again.
         let desk = Desk::new(|tracker, op| {
             let OutboxEntry::Hold(generation) = op else { return false };
-            let is_first = generation.recorded() == RecordState::Pending;
+            let is_first = generation.record_state() == RecordState::Pending;
             tracker.on_hold_recorded(generation, if is_first { RecordState::None } else { RecordState::Held }, None);
             true
         });
@@ -287,12 +287,12 @@ fn g16_an_end_for_all_that_a_dead_holder_left_behind_is_delivered_once() {
         desk.hold("a");
         let generation: Arc<Generation> = desk.world.tracker.find(b"a").unwrap();
         let record = desk.world.tracker.record_of(&generation);
-        let end = crate::registry::EndRecord::new(crate::session::EndReason::Deleted, None, SystemTime::UNIX_EPOCH, 0);
+        let end = crate::registry::EndRecord::new(crate::EndReason::Deleted, None, SystemTime::UNIX_EPOCH, 0);
         desk.spawn(move |desk| {
             let _io = lock(&desk.io);
             if desk.claims.load(Ordering::SeqCst) == 0 {
                 let recovery = Arc::default();
-                desk.world.tracker.deliver_orphan(crate::registry::Orphan::new(record, end, 1), &recovery);
+                desk.world.tracker.take_over(crate::registry::Orphan::new(record, end, 1), &recovery);
             }
         });
         desk.spawn(|desk| {
