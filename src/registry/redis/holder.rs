@@ -121,7 +121,10 @@ impl Holder {
             };
             context.settings.check()?;
             let asked = DualClock::now();
-            let call = ScriptArgs { keys: Vec::new(), args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()] };
+            let call = ScriptArgs {
+                keys: vec![context.keys.old_incarnation()],
+                args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()],
+            };
             match self.eval(context, &ENTER, call, timeout).await? {
                 Reply::Done(values) => {
                     self.entered(values)?;
