@@ -585,7 +585,7 @@ impl ActiveSessions {
     where
         F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
     {
-        Arc::clone(&self.inner.shutdown).on(signal)
+        Arc::clone(&self.inner.shutdown).shutdown_on(signal)
     }
 
     /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,

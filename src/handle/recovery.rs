@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use crate::{
-    observability::{escape_controls, log_outcome},
+    observability::{error_chain, escape_controls, log_outcome},
     persist::Recovered,
     shutdown::report::millis,
     sync::{AtomicUsize, Ordering},
@@ -28,7 +28,7 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
         failed: count(&recovery.failed),
         unfinished: recovery.left() as u64,
         given_up: count(&recovery.given_up),
-        error: error.map(|error| error.to_string()),
+        error: error.map(|error| error_chain(&error).to_string()),
         elapsed: began.elapsed(),
     };
     log_outcome!(

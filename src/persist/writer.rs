@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     hooks::Pool,
+    observability::error_chain,
     registry::{Applied, Change, RegistryError},
     sync::lock,
     tracker::{OutboxEntry, clock::NEVER},
@@ -93,7 +94,7 @@ impl Writer {
                     tokio::time::sleep(Duration::from_millis(10 << attempts)).await;
                 }
                 error => {
-                    persister.degrade(&error);
+                    persister.degrade(&error_chain(&error));
                     calls.breaker.trip(persister.tracker.clock.now());
                     return self.apply_degraded(calls, true);
                 }
