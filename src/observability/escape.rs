@@ -5,8 +5,8 @@ use std::{
     fmt::{self, Write},
 };
 
-/// Shows `text` with its control characters escaped. An error may quote what a client sent, and a line break in it would forge a
-/// line of the log.
+/// Shows `text` with its control characters escaped. An error may quote what a client sent, and a line break in it
+/// would forge a line of the log.
 pub(crate) fn escape_controls<T: fmt::Display>(text: T) -> impl fmt::Display {
     EscapeControls(text)
 }
@@ -37,8 +37,8 @@ fn must_escape(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Shows an error and its sources, as `error: source: source of the source`. A source whose text the text before it already
-/// contains is left out: many errors repeat their source.
+/// Shows an error and its sources, as `error: source: source of the source`. A source whose text the text before it
+/// already contains is left out: many errors repeat their source.
 pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> impl fmt::Display {
     ErrorChain(error)
 }

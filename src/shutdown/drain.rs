@@ -125,8 +125,8 @@ impl Shutdown {
         self.drained.cancel();
     }
 
-    /// The counts since `drain` began. With `give_up`, later calls of [`wait_for_hooks`](Self::wait_for_hooks) do not wait for what
-    /// is unfinished now.
+    /// The counts since `drain` began. With `give_up`, later calls of [`wait_for_hooks`](Self::wait_for_hooks) do not
+    /// wait for what is unfinished now.
     pub(super) fn account(&self, drain: &Drain, give_up: bool) -> DrainReport {
         let tracker = &self.tracker;
         let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
@@ -179,7 +179,8 @@ pub(super) fn log_drain(report: &DrainReport) {
     );
 }
 
-/// The last part of the connection drain's time: 5 %, at most 50 ms. In it, responses that timed out tell their clients.
+/// The last part of the connection drain's time: 5 %, at most 50 ms. In it, responses that timed out tell their
+/// clients.
 pub(super) fn cut_grace(connection_drain_timeout: Duration) -> Duration {
     (connection_drain_timeout / 20).min(Duration::from_millis(50))
 }

@@ -1,4 +1,5 @@
-//! [`ActiveSessions::finish`](crate::ActiveSessions::finish): the bounded connection drain, the late starts, and the report.
+//! [`ActiveSessions::finish`](crate::ActiveSessions::finish): the bounded connection drain, the late starts, and the
+//! report.
 
 use std::{
     future::{IntoFuture, poll_fn},
@@ -15,8 +16,9 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Shutdown, lock,
+    Shutdown,
     drain::{cut_grace, log_drain},
+    lock,
     report::{ConnectionReport, ShutdownReport},
     state::Drain,
 };
@@ -157,7 +159,8 @@ impl Shutdown {
                 () = self.forced() => {}
             }
         }
-        // A second signal in the lame duck comes before any drain: the sessions are ended without waiting for the hooks.
+        // A second signal in the lame duck comes before any drain: the sessions are ended without waiting for the
+        // hooks.
         self.state.first_drain().unwrap_or_else(|| self.begin_drain())
     }
 
@@ -179,8 +182,8 @@ impl Shutdown {
         self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
-    /// The phase changes before the sweep, so a note that the sweep misses sees the phase. Responses end after both, so no head
-    /// with a new id leaves.
+    /// The phase changes before the sweep, so a note that the sweep misses sees the phase. Responses end after both, so
+    /// no head with a new id leaves.
     fn close(&self) {
         let tracker = &self.tracker;
         tracker.advance(Phase::Closed, tracker.shutdown_reason());

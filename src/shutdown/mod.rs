@@ -173,8 +173,8 @@ impl Drop for AbandonOnDrop<'_> {
     }
 }
 
-/// A signal that panics requests a shutdown, as one that fails does. Otherwise the server would begin a connection drain without
-/// a limit.
+/// A signal that panics requests a shutdown, as one that fails does. Otherwise the server would begin a connection
+/// drain without a limit.
 async fn request_of<F: Future<Output: Into<ShutdownRequest>>>(signal: F) -> ShutdownRequest {
     let request = Box::pin(async { signal.await.into() });
     CatchPanic::new(request).await.unwrap_or_else(|panic| {
@@ -209,9 +209,9 @@ fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
 ///
 /// # Cancel safety
 ///
-/// Dropping it before the signal changes nothing, except that idle expiry and the lease lose their driver. Dropping it after the
-/// signal loses no session: [`finish`](crate::ActiveSessions::finish) or the next [`drain`](crate::ActiveSessions::drain) runs
-/// the rest of the drain.
+/// Dropping it before the signal changes nothing, except that idle expiry and the lease lose their driver. Dropping it
+/// after the signal loses no session: [`finish`](crate::ActiveSessions::finish) or the next
+/// [`drain`](crate::ActiveSessions::drain) runs the rest of the drain.
 #[must_use = "futures do nothing unless polled: hand it to `with_graceful_shutdown`"]
 pub struct ShutdownFuture {
     inner: Pin<Box<dyn Future<Output = ()> + Send>>,

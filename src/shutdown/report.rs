@@ -19,8 +19,9 @@ use crate::{
 /// [`held_elsewhere`](Self::held_elsewhere) + [`ended_elsewhere`](Self::ended_elsewhere) +
 /// [`handed_over`](Self::handed_over) + the number of [`unfinished`](Self::unfinished).
 ///
-/// `Display` shows the counts and the first 8 unfinished sessions in one line, with [redacted](SessionId::redacted) ids. The JSON
-/// form has `camelCase` names, times in milliseconds (`elapsedMs`, `budgetMs`), and whole ids in `unfinished` alone.
+/// `Display` shows the counts and the first 8 unfinished sessions in one line, with [redacted](SessionId::redacted)
+/// ids. The JSON form has `camelCase` names, times in milliseconds (`elapsedMs`, `budgetMs`), and whole ids in
+/// `unfinished` alone.
 ///
 /// # Examples
 ///
@@ -66,16 +67,16 @@ pub struct DrainReport {
     pub failed: u64,
     /// Sessions that were forgotten while the drain ran: they have no `session_end`.
     pub forgotten: u64,
-    /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) kept: they outlive the process and have no `session_end`
-    /// here.
+    /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) kept: they outlive the process and have no
+    /// `session_end` here.
     pub kept: u64,
     /// Sessions that this process released and other replicas still hold. 0 without a
     /// [`Registry`](crate::registry::Registry), as are the next two counts.
     pub held_elsewhere: u64,
     /// Sessions that another process had ended, or had recovered.
     pub ended_elsewhere: u64,
-    /// Sessions whose record could not be reached, or whose lease had expired. The next process that starts, or another replica,
-    /// delivers their `session_end`.
+    /// Sessions whose record could not be reached, or whose lease had expired. The next process that starts, or another
+    /// replica, delivers their `session_end`.
     pub handed_over: u64,
     /// Sessions whose `session_end` was not over when the report was made.
     pub unfinished: Vec<UnfinishedEnd>,
@@ -96,7 +97,8 @@ pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Resul
 }
 
 impl DrainReport {
-    /// Whether nothing is [`unfinished`](Self::unfinished), [`failed`](Self::failed) or [`handed_over`](Self::handed_over).
+    /// Whether nothing is [`unfinished`](Self::unfinished), [`failed`](Self::failed) or
+    /// [`handed_over`](Self::handed_over).
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -278,15 +280,16 @@ pub struct ShutdownReport {
     pub forced: bool,
     /// The session drain, at its end.
     pub drain: DrainReport,
-    /// All sessions since the drain began, at the end of `finish`: with the hooks that completed after the drain, and with the
-    /// sessions that started in the connection drain.
+    /// All sessions since the drain began, at the end of `finish`: with the hooks that completed after the drain, and
+    /// with the sessions that started in the connection drain.
     pub sessions: DrainReport,
     /// The connection drain.
     pub connections: ConnectionReport,
 }
 
 impl ShutdownReport {
-    /// Whether [`sessions`](Self::sessions) is [clean](DrainReport::is_clean) and the connection drain did not time out.
+    /// Whether [`sessions`](Self::sessions) is [clean](DrainReport::is_clean) and the connection drain did not time
+    /// out.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -332,8 +335,8 @@ pub struct ConnectionReport {
     pub budget: Duration,
     /// Whether the server was dropped before it ended by itself: at the deadline, or at a second signal.
     pub timed_out: bool,
-    /// Open responses at the end of the connection drain: requests without a response head, and bodies without an end. A layer
-    /// sees no sockets, so an idle connection, or one with half a request, is not counted.
+    /// Open responses at the end of the connection drain: requests without a response head, and bodies without an end.
+    /// A layer sees no sockets, so an idle connection, or one with half a request, is not counted.
     pub open_responses: usize,
 }
 

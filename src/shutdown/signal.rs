@@ -1,4 +1,5 @@
-//! Signals that shut a process down: [`terminate`] for those of the operating system, [`ShutdownRequest`] for all others.
+//! Signals that shut a process down: [`terminate`] for those of the operating system, [`ShutdownRequest`] for all
+//! others.
 
 use std::{
     fmt,
@@ -60,10 +61,12 @@ impl ShutdownRequest {
         Self { reason, second_signal: None }
     }
 
-    /// Adds the second signal. When `second_signal` resolves, the shutdown no longer waits: the report lists the hooks that are
-    /// unfinished, and the open responses. With several `shutdown_on` futures, each that got its signal has to get a second one.
+    /// Adds the second signal. When `second_signal` resolves, the shutdown no longer waits: the report lists the hooks
+    /// that are unfinished, and the open responses. With several `shutdown_on` futures, each that got its signal has to
+    /// get a second one.
     ///
-    /// The future is polled until the shutdown is over. If it panics, that is logged, and it counts as a signal that never comes.
+    /// The future is polled until the shutdown is over. If it panics, that is logged, and it counts as a signal that
+    /// never comes.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -144,12 +147,12 @@ impl<T> From<Option<T>> for ShutdownRequest {
 #[cfg(unix)]
 pub use tokio::signal::unix::SignalKind;
 
-/// The signals that end a process: SIGTERM and SIGINT on Unix, Ctrl-C elsewhere, with [`EndReason::Shutdown`]. A second signal,
-/// of any of these kinds, forces the shutdown.
+/// The signals that end a process: SIGTERM and SIGINT on Unix, Ctrl-C elsewhere, with [`EndReason::Shutdown`]. A second
+/// signal, of any of these kinds, forces the shutdown.
 ///
-/// Within a tokio runtime this call registers them, so that none is missed while the server starts; outside of one, the first
-/// poll does. From then on tokio handles these signals, and they no longer end the process by themselves. A signal that cannot be
-/// registered is logged and left out.
+/// Within a tokio runtime this call registers them, so that none is missed while the server starts; outside of one, the
+/// first poll does. From then on tokio handles these signals, and they no longer end the process by themselves. A
+/// signal that cannot be registered is logged and left out.
 ///
 /// # Panics
 ///
@@ -182,7 +185,8 @@ pub fn terminate() -> Terminate {
 ///
 /// # Cancel safety
 ///
-/// Dropping it loses a signal that came and was not polled yet. tokio keeps handling these signals for the rest of the process.
+/// Dropping it loses a signal that came and was not polled yet. tokio keeps handling these signals for the rest of the
+/// process.
 #[must_use = "futures do nothing unless polled"]
 pub struct Terminate {
     sources: imp::Sources,

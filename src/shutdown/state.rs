@@ -56,13 +56,18 @@ pub(crate) struct Drain {
     /// The counts at its beginning.
     pub(crate) baseline: Counts,
     pub(crate) report: OnceLock<DrainReport>,
-    /// Futures that wait for it, changed under the lock of [`ShutdownProgress`]. Once all of them were dropped, the next one
-    /// begins a new drain.
+    /// Futures that wait for it, changed under the lock of [`ShutdownProgress`]. Once all of them were dropped, the
+    /// next one begins a new drain.
     waiters: Mutex<usize>,
 }
 
 impl Drain {
-    pub(crate) fn new(reason: EndReason, started_at: Instant, deadline: Option<Instant>, baseline: Counts) -> Arc<Self> {
+    pub(crate) fn new(
+        reason: EndReason,
+        started_at: Instant,
+        deadline: Option<Instant>,
+        baseline: Counts,
+    ) -> Arc<Self> {
         Arc::new(Self { reason, started_at, deadline, baseline, report: OnceLock::new(), waiters: Mutex::new(0) })
     }
 

@@ -7,12 +7,12 @@ mod noop;
 
 use std::time::Duration;
 
+pub(crate) use self::backend::Stopwatch;
+use self::backend::{Count, Counter, Gauge, Histogram, counter, gauge, histogram};
 #[cfg(feature = "metrics")]
 use self::facade as backend;
 #[cfg(not(feature = "metrics"))]
 use self::noop as backend;
-pub(crate) use self::backend::Stopwatch;
-use self::backend::{Count, Counter, Gauge, Histogram, counter, gauge, histogram};
 use crate::session::EndReason;
 
 /// A label and its value. A label has few values: never an id, and never another text of a client.
@@ -44,8 +44,8 @@ impl ReleaseCause {
     }
 }
 
-/// The changes of the counters in one step of the tracker. They are collected under a lock and added after it is released: a
-/// recorder is user code.
+/// The changes of the counters in one step of the tracker. They are collected under a lock and added after it is
+/// released: a recorder is user code.
 #[derive(Debug, Default)]
 pub(crate) struct CounterDelta {
     starts: Count,
@@ -201,11 +201,7 @@ impl RegistryMeter {
     pub(crate) fn new() -> Self {
         Self {
             degraded: gauge("session_registry_degraded", "Handles whose registry does not answer"),
-            degradations: counter(
-                "session_registry_degradations_total",
-                "How often a registry stopped answering",
-                &[],
-            ),
+            degradations: counter("session_registry_degradations_total", "How often a registry stopped answering", &[]),
             given_up: counter("session_given_up_total", "Ends that were claimed five times and are given up", &[]),
         }
     }
