@@ -1,4 +1,4 @@
-//! [`SessionGuard`] and [`ClosingFuture`]: for WebSockets, streams and jobs.
+//! [`SessionGuard`] and [`ClosingFuture`], for WebSockets, streams and jobs.
 
 use std::{
     future::Future,
@@ -17,18 +17,23 @@ use crate::{
 };
 
 pin_project! {
-    /// Resolves when the handle begins to close; made by [`ActiveSessions::closing`].
+    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing). Made by [`ActiveSessions::closing`]
+    /// and [`SessionGuard::closing`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It can be dropped and made again at any time: a new one resolves at once in `Closing`.
     #[must_use = "futures do nothing unless polled"]
     #[derive(Debug)]
     pub struct ClosingFuture {
         #[pin]
-        waiting: WaitForCancellationFutureOwned,
+        cancelled: WaitForCancellationFutureOwned,
     }
 }
 
 impl ClosingFuture {
     pub(super) fn new(closing: CancellationToken) -> Self {
-        Self { waiting: closing.cancelled_owned() }
+        Self { cancelled: closing.cancelled_owned() }
     }
 }
 
@@ -36,14 +41,16 @@ impl Future for ClosingFuture {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.project().waiting.poll(cx)
+        self.project().cancelled.poll(cx)
     }
 }
 
-/// Ties one generation of a session to a scope: on drop, that generation ends; made by [`ActiveSessions::guard`].
+/// Ties one generation of a session to a scope: when the guard is dropped, that generation ends. Made by
+/// [`ActiveSessions::guard`].
 ///
-/// A generation that is over already is left alone, and so is a later one of the same id. Dropping it never panics,
-/// not even where there is no runtime: the hook then waits for the drain.
+/// The drop ends it with [`EndReason::Unknown`]; [`end`](Self::end) gives another reason. A generation that has ended
+/// already, and a later generation of the same id, are unchanged. The drop never panics, also outside of a tokio
+/// runtime: the hook then waits for the drain.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the session"]
 pub struct SessionGuard {
@@ -57,7 +64,7 @@ impl SessionGuard {
         Self { sessions, id, generation }
     }
 
-    /// The session's id.
+    /// The id of the guarded session.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -69,7 +76,7 @@ impl SessionGuard {
         &self.id
     }
 
-    /// Ends the guarded generation with `reason`; false if it is over already.
+    /// Ends the guarded generation with `reason`. Returns false if it was not active any more.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -84,13 +91,40 @@ impl SessionGuard {
             .is_some_and(|generation| self.sessions.end_generation(generation, reason, EndedBy::Host))
     }
 
-    /// As [`ActiveSessions::shutdown_reason`].
+    /// The reason of the shutdown under way, as [`ActiveSessions::shutdown_reason`].
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1").unwrap();
+    /// assert_eq!(guard.shutdown_reason(), None);
+    /// let _ = sessions.drain(EndReason::Restart).await;
+    /// assert_eq!(guard.shutdown_reason(), Some(EndReason::Restart));
+    /// # }
+    /// ```
     #[must_use]
     pub fn shutdown_reason(&self) -> Option<EndReason> {
         self.sessions.shutdown_reason()
     }
 
-    /// As [`ActiveSessions::closing`].
+    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing), as [`ActiveSessions::closing`].
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1").unwrap();
+    /// let job = tokio::spawn(async move {
+    ///     guard.closing().await;
+    ///     guard.end(EndReason::Deleted); // false if the drain has ended it already
+    /// });
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// job.await.unwrap();
+    /// # }
+    /// ```
     pub fn closing(&self) -> ClosingFuture {
         self.sessions.closing()
     }
@@ -99,7 +133,8 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         if let Some(generation) = &self.generation {
-            // Of a session that no request has carried yet the head may be still to come: it revives nothing.
+            // If no request has carried the session yet, its response head may still follow. The tombstone of `Host`
+            // keeps that head from starting the session again.
             let by = if generation.requests() == 0 { EndedBy::Host } else { EndedBy::Policy };
             self.sessions.end_generation(generation, EndReason::Unknown, by);
             generation.end_activity(Activity::Stream);

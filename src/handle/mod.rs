@@ -1,4 +1,4 @@
-//! [`ActiveSessions`]: the handle. Every public method of it stands here, but for those that make a layer.
+//! [`ActiveSessions`], the handle. All of its public methods are here, except those that make a layer.
 
 mod builder;
 mod guard;
@@ -30,14 +30,18 @@ use crate::{
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted, Outbox, Tracker},
 };
 
-/// The handle: who is active, and everything that can be done about it.
+/// The handle: it tracks the active sessions, runs the hooks, and drains.
 ///
-/// A generation of a session leaves the handle once, by one of [`end`](Self::end), [`forget`](Self::forget),
-/// [`compact`](Self::compact), the drop of a [`SessionGuard`](crate::SessionGuard), a response that says so, or the drain. Whoever takes it
-/// out owes its one `session_end`; every other attempt finds nothing and does nothing.
+/// A session is *active* from a note ([`note`](Self::note), [`guard`](Self::guard), [`compact`](Self::compact), or a
+/// response that the layer reads) until it ends or is forgotten. Each time a session starts it is a new *generation*,
+/// with a [`GenerationId`](crate::GenerationId) of its own. A generation ends once: by [`end`](Self::end),
+/// [`compact`](Self::compact), the drop of a [`SessionGuard`], a response, idle expiry, eviction or a drain. Only the
+/// first of them finds it, and fires its one `session_end`; for all others it is no longer active.
 ///
-/// Cloning is cheap, and all clones are the same handle. Calls are synchronous, never block on a hook, and may come
-/// from any thread: the hooks run on the tokio runtime in which the handle was built, or drained last.
+/// A clone is cheap, and is the same handle. Except for the futures, all methods return at once: none waits for a hook
+/// or for the registry. They may be called from any thread, also outside of a tokio runtime. Hooks run on the runtime
+/// in which the handle was built, or in which [`recover`](Self::recover), [`shutdown_on`](Self::shutdown_on) or
+/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls.
 ///
 /// # Examples
 ///
@@ -47,15 +51,15 @@ use crate::{
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), tower_session_end::BuildError> {
 /// let sessions = ActiveSessions::builder()
-///     .on_session_end(async |end: SessionEnd| println!("{} is over: {}", end.session.id, end.reason))
+///     .on_session_end(async |end: SessionEnd| println!("{} ended: {}", end.session.id, end.reason))
 ///     .build()?;
 ///
 /// sessions.note("a");
 /// sessions.note("b");
 /// assert!(sessions.end("a", EndReason::Reset));
-/// assert!(!sessions.end("a", EndReason::Reset)); // once is enough
+/// assert!(!sessions.end("a", EndReason::Reset)); // `a` is no longer active
 ///
-/// let report = sessions.drain(EndReason::Shutdown).await; // the end of `a` may still run: it is awaited
+/// let report = sessions.drain(EndReason::Shutdown).await; // ends `b`, and waits for both hooks
 /// assert_eq!((report.active, report.already_ending), (1, 1));
 /// assert_eq!(report.ended, 2);
 /// # Ok(())
@@ -66,7 +70,7 @@ pub struct ActiveSessions {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// The parts of a handle. Each knows those that stand before it.
+/// The parts of a handle. Each uses only those before it.
 pub(crate) struct Inner {
     pub(crate) tracker: Arc<Tracker>,
     pub(crate) tasks: Arc<Tasks>,
@@ -140,7 +144,7 @@ impl ActiveSessions {
         Self { inner: Arc::new(inner) }
     }
 
-    /// A builder with the defaults.
+    /// Returns a builder with the default settings.
     ///
     /// ```
     /// use tower_session_end::ActiveSessions;
@@ -155,9 +159,10 @@ impl ActiveSessions {
 
     /// Remembers that a session is active. If it was not, it starts: `session_start` fires.
     ///
-    /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the outcome says so, it is counted in
-    /// [`ignored_ids`](Self::ignored_ids), and the first one is logged. Noting an active id again replaces its details and fires
-    /// nothing. In [`Phase::Closing`] the session ends at once, with the reason of the shutdown; in [`Phase::Closed`] it is not noted.
+    /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the outcome says so, it
+    /// is counted in [`ignored_ids`](Self::ignored_ids), and the first one is logged. Noting an active id again
+    /// replaces its details and fires nothing. In [`Phase::Closing`] the session ends at once, with the reason of the
+    /// shutdown; in [`Phase::Closed`] it is not noted.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, Session, SessionId};
@@ -226,9 +231,11 @@ impl ActiveSessions {
         });
     }
 
-    /// Ends the session, if it is active: `session_end` fires with `reason`. Says whether this call ended it.
+    /// Ends the session with `reason`, if it is active: `session_end` fires. Returns true if this call ended it, and
+    /// false if it was not active.
     ///
-    /// The hook runs in the background and outlives the request that asked for it.
+    /// The hook runs in the background, also after the caller's future is dropped. With a registry, the end counts for
+    /// all replicas.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -243,7 +250,7 @@ impl ActiveSessions {
         ended
     }
 
-    /// Ends this very generation, and no later one.
+    /// Ends this generation, and no other of its id.
     pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
         let ended = self.inner.tracker.claim(generation, reason, by);
         if ended {
@@ -252,7 +259,10 @@ impl ActiveSessions {
         ended
     }
 
-    /// Stops remembering the session, firing nothing: the host has finalised it itself. Says whether it was active.
+    /// Stops remembering the session, and fires nothing: the host has finalised it itself. Returns true if it was
+    /// active.
+    ///
+    /// Its `session_start` may still run. Other sessions are unchanged.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -267,7 +277,7 @@ impl ActiveSessions {
         forgotten
     }
 
-    /// Forgets every session, firing nothing, and says how many there were.
+    /// Forgets every active session, and fires nothing. Returns how many there were.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -283,12 +293,14 @@ impl ActiveSessions {
         forgotten
     }
 
-    /// Ends `old` with reason `compaction` and notes `session` as its successor, in one step: no observer sees neither or both. The
-    /// hooks run in order: the end of `old` (with `next`), then the start of the successor (with `resumed_from`).
+    /// Ends `old` with reason `compaction` and notes `session` as its successor, in one step: no observer sees neither
+    /// or both. The hooks run in order: the end of `old` (with `next`), then the start of the successor (with
+    /// `resumed_from`).
     ///
-    /// A successor with its id alone inherits the details of `old`, except for the [`session_file`](Session::session_file). If `old`
-    /// is not active, the successor is noted like any session. If the successor is active already, its details are replaced.
-    /// Compacting a session into itself does nothing. With an invalid id, `old` goes on.
+    /// A successor with its id alone inherits the details of `old`, except for the
+    /// [`session_file`](Session::session_file). If `old` is not active, the successor is noted like any session. If the
+    /// successor is active already, its details are replaced. Compacting a session into itself does nothing. With an
+    /// invalid id, `old` goes on.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -359,7 +371,9 @@ impl ActiveSessions {
         self.inner.tracker.find(id.as_ref().as_bytes()).map(|generation| generation.session())
     }
 
-    /// A copy of every active session, in no order; what you do to it changes nothing here.
+    /// A copy of every active session, in no particular order.
+    ///
+    /// Of a compaction that runs at the same time, it has either the old session or the new one.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -388,12 +402,29 @@ impl ActiveSessions {
     }
 
     /// Whether no session is active.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(sessions.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How far a shutdown has come.
+    /// The phase of the shutdown; [`Phase::Open`] while none runs. It only moves forward.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason, Phase};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert_eq!(sessions.phase(), Phase::Open);
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// assert_eq!(sessions.phase(), Phase::Closing);
+    /// # }
+    /// ```
     #[must_use]
     #[inline]
     pub fn phase(&self) -> Phase {
@@ -402,17 +433,23 @@ impl ActiveSessions {
 
     /// The reason of the shutdown under way; `None` until one is requested.
     ///
-    /// It is set from the signal on, before [`closing`](Self::closing) resolves. A handler, a hook or the holder of a guard can tell
-    /// a restart from a shutdown by it.
+    /// It is set from the signal on, in [`Phase::LameDuck`] too, and before [`closing`](Self::closing) resolves. A
+    /// handler, a hook or the holder of a guard can tell a restart from a shutdown by it. Further signals can change it
+    /// until the drain begins; from then on it is the reason with which the drain ends sessions. One atomic load.
     ///
     /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # use std::{future::ready, time::Duration};
+    /// # use tower_session_end::{ActiveSessions, EndReason, Phase};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// # let sessions = ActiveSessions::builder().lame_duck_timeout(Duration::from_secs(60)).build().unwrap();
     /// assert_eq!(sessions.shutdown_reason(), None);
-    /// let _ = sessions.drain(EndReason::Restart).await;
+    ///
+    /// let shutdown = tokio::spawn(sessions.shutdown_on(ready(EndReason::Restart)));
+    /// tokio::task::yield_now().await;
+    /// assert_eq!(sessions.phase(), Phase::LameDuck);
     /// assert_eq!(sessions.shutdown_reason(), Some(EndReason::Restart));
+    /// # shutdown.abort();
     /// # }
     /// ```
     #[must_use]
@@ -420,7 +457,7 @@ impl ActiveSessions {
         self.inner.tracker.requested_shutdown()
     }
 
-    /// Whether the phase is [`Phase::Open`]: what a readiness probe wants to know.
+    /// Whether the phase is [`Phase::Open`]: the answer for a readiness probe.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -434,7 +471,7 @@ impl ActiveSessions {
         self.phase() == Phase::Open
     }
 
-    /// How many ids were ignored because they were empty, too long, ambiguous, or not visible ASCII.
+    /// The number of ids that were ignored so far, because they were empty, too long, ambiguous, or not visible ASCII.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -447,20 +484,28 @@ impl ActiveSessions {
         self.inner.ignored_ids.load(Ordering::Relaxed)
     }
 
-    /// Delivers what processes that are gone have left behind in the [registry](crate::ActiveSessionsBuilder::registry):
-    /// sessions that they held, with the reason [`Lost`](crate::EndReason::Lost), and ends that they did not finish, with the reason that
-    /// those had. Their `session_end` carries the first [`generation`](crate::SessionEnd::generation).
+    /// Delivers the pending `session_end`s of processes that exited without delivering them, from the
+    /// [registry](crate::ActiveSessionsBuilder::registry). A session that such a process held ends with the reason
+    /// [`Lost`](crate::EndReason::Lost); an end that it left unfinished keeps its reason. Both have the
+    /// [`generation`](crate::SessionEnd::generation) of their start.
     ///
-    /// Call it before serving: then the end of a lost session comes before its next start. Without it,
-    /// [`shutdown_on`](Self::shutdown_on) and [`finish`](Self::finish) do the same at their first poll, and again and again while they are polled.
+    /// Call it before serving, so that the end of a lost session comes before its next start. Without this call,
+    /// [`shutdown_on`](Self::shutdown_on) and [`finish`](Self::finish) do the same at their first poll. While they are
+    /// polled, they also recover the sessions of processes that die later.
     ///
-    /// Returns when all of it is delivered, or after
-    /// [`recovery_timeout`](crate::ActiveSessionsBuilder::recovery_timeout): the rest is delivered in the background. A registry that
-    /// cannot be reached is an error in the report, and no other: the handle goes on in memory.
+    /// Returns when all of these ends are delivered, or after
+    /// [`recovery_timeout`](crate::ActiveSessionsBuilder::recovery_timeout) (10 s by default). The rest is delivered in
+    /// the background. If the registry cannot be reached, the report has an error, and the handle continues in memory.
+    /// Without a registry the report is empty.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: the ends that it has claimed are delivered in the background, and the next
+    /// call, or the next `shutdown_on`, claims the rest.
     ///
     /// # Examples
     ///
@@ -479,8 +524,8 @@ impl ActiveSessions {
         recovery::recover(&self.inner).await
     }
 
-    /// Whether the [registry](crate::ActiveSessionsBuilder::registry) is out of reach, and sessions are kept in memory only
-    /// until it is back. False where there is none.
+    /// Whether the [registry](crate::ActiveSessionsBuilder::registry) does not answer, so that sessions are kept in
+    /// memory until it does. False without a registry.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -492,7 +537,7 @@ impl ActiveSessions {
         self.inner.persister.as_ref().is_some_and(|persister| persister.is_degraded())
     }
 
-    /// How often the [registry](crate::ActiveSessionsBuilder::registry) has been out of reach so far.
+    /// How often [`is_degraded`](Self::is_degraded) became true so far.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -506,8 +551,10 @@ impl ActiveSessions {
 
     /// Notes the session and ties it to the guard: when the guard is dropped, the session ends.
     ///
-    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that generation; of two
-    /// guards on one generation, the first that is dropped ends it.
+    /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
+    /// generation; of two guards on one generation, the first that is dropped ends it. A session with a guard is not
+    /// idle: it neither expires nor is evicted. In [`Phase::Closing`] the session ends at once, and in
+    /// [`Phase::Closed`] it is not noted.
     ///
     /// # Errors
     ///
@@ -535,7 +582,12 @@ impl ActiveSessions {
         Ok(SessionGuard::new(self.clone(), id, generation))
     }
 
-    /// Resolves when the phase has come to [`Phase::Closing`](crate::Phase::Closing): for streams, sockets and jobs that want to say goodbye.
+    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing); at once if it is already. For
+    /// streams, sockets and jobs that send a last message in a shutdown.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future can be dropped and made again at any time: it misses nothing.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, EndReason};
@@ -551,19 +603,32 @@ impl ActiveSessions {
         ClosingFuture::new(self.inner.shutdown.closing.clone())
     }
 
-    /// The future for axum's `with_graceful_shutdown`: waits for `signal`, then runs the session drain, and resolves
-    /// when that is over, so that the connections drain after the sessions.
+    /// The future for axum's `with_graceful_shutdown`: it waits for `signal`, runs the session drain, and resolves when
+    /// the drain is over. So the connections drain after the sessions.
     ///
-    /// The phases: at the signal [`Phase::LameDuck`], for as long as the
-    /// [builder](crate::ActiveSessionsBuilder::lame_duck_timeout) says (not at all by default); then [`Phase::Closing`] and the
-    /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
-    /// session that is born meanwhile gets its end at once. A second signal, where the [`ShutdownRequest`] has one, ends the waiting.
+    /// At the signal the phase becomes [`Phase::LameDuck`], for
+    /// [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) (0 by default: the phase is skipped).
+    /// Then it becomes [`Phase::Closing`], and the [drain](Self::drain) takes at most
+    /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) (2 s by default). A session that starts in
+    /// `Closing` ends at once. If the [`ShutdownRequest`] has a second signal, that resolves this future at once.
     ///
-    /// It is also the driver of idle expiry, for as long as it is polled. For that alone, without a server, spawn
-    /// `sessions.shutdown_on(std::future::pending::<()>())`.
+    /// Until the signal, the future also drives idle expiry, and the lease and the recovery of a registry: it has to be
+    /// polled. Without a server, spawn `sessions.shutdown_on(std::future::pending::<()>())` for that.
     ///
-    /// ShardPair servers on one handle work: give each its own future. The first signal drains for all, and the time of the
-    /// connections counts from the last signal: a server that has had none by then is stopped with the others.
+    /// `signal` is any future whose output converts into a [`ShutdownRequest`]. A signal that panics, or fails, is
+    /// logged and shuts down.
+    ///
+    /// For several servers on one handle, give each its own future. The first signal drains for all, and the connection
+    /// drain counts from the last signal. A server that has got no signal by its deadline is dropped by
+    /// [`finish`](Self::finish) with the others.
+    ///
+    /// # Panics
+    ///
+    /// When polled outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`ShutdownFuture`]: dropping it loses no session.
     ///
     /// # Examples
     ///
@@ -585,24 +650,28 @@ impl ActiveSessions {
     where
         F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
     {
-        Arc::clone(&self.inner.shutdown).on(signal)
+        Arc::clone(&self.inner.shutdown).shutdown_on(signal)
     }
 
-    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
-    /// but not longer than [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
+    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included.
+    /// Takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) (2 s by default).
     ///
-    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway with no server to drain after it. It is
-    /// terminal: the handle is [`Phase::Closing`] from here on, and a session that is noted later ends at once.
+    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway without a server. The handle stays in
+    /// [`Phase::Closing`]: a session that is noted later ends at once. The report lists the hooks that are unfinished; they go on in
+    /// the background.
     ///
-    /// A drain that overlaps another shares its outcome, with the reason of the first; a later one fires nothing twice,
-    /// and waits again for what is unfinished. Dropping the future half-way loses nothing: the hooks go on, and the next
-    /// drain ends the rest.
+    /// Overlapping drains share one outcome, with the reason of the first. A later drain fires nothing twice, and waits
+    /// again for unfinished hooks.
     ///
-    /// A hook that waits for a drain waits for itself, and so for the whole budget: spawn it instead.
+    /// A hook that waits for a drain waits for itself, until the deadline. Spawn the drain instead.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: the hooks go on, and the next drain ends the remaining sessions.
     ///
     /// # Examples
     ///
@@ -621,25 +690,32 @@ impl ActiveSessions {
         self.inner.shutdown.drain(reason).await
     }
 
-    /// Runs the server to its end, bounds its connection drain, and returns the report of the stop.
+    /// Runs the server to its end, bounds its connection drain, and returns the report of the shutdown.
     ///
     /// From the signal on it takes at most [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) +
     /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) +
-    /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout), whatever the connections
-    /// do. What is open then is cut: a request without an answer gets 503 and `connection: close`, an unfinished body
-    /// ends with an error. Sessions that are born while the connections drain get their end too, and hooks that the
-    /// drain left unfinished go on meanwhile; what still runs when this future is over is dropped.
+    /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout) (12 s by default), whatever
+    /// the connections do. At the deadline, a request without a response head gets 503 and `connection: close`, an
+    /// unfinished body ends with an error, and the server is dropped. Sessions that start in the connection drain get
+    /// their `session_end` too. Hooks that the drain left unfinished go on in the connection drain; those that still
+    /// run when this future is over are dropped.
     ///
-    /// A server that ends without a signal is drained here. Any `IntoFuture` is a server; several on one handle work,
-    /// each with its own `finish`, polled together: the handle closes with the last of them.
+    /// If the server ends without a signal, `finish` drains the sessions with [`EndReason::Shutdown`]. Any `IntoFuture`
+    /// is a server. For several servers on one handle, call `finish` for each and poll them together: the handle closes
+    /// with the last of them.
     ///
-    /// Code inside `spawn_blocking` cannot be stopped, and a runtime that is dropped waits for it: end `main` with
-    /// [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or `std::process::exit` if your
-    /// hooks use it.
+    /// Code inside `spawn_blocking` cannot be stopped, and dropping a runtime waits for it. If your hooks use it, end
+    /// `main` with [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or
+    /// `std::process::exit`.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with a timer.
+    /// When polled outside of a tokio runtime with a timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the server. The sessions stay active, or their drain stays unfinished:
+    /// [`drain`](Self::drain) ends the rest.
     ///
     /// # Examples
     ///
@@ -649,7 +725,7 @@ impl ActiveSessions {
     /// # async fn main() -> std::io::Result<()> {
     /// # let sessions = ActiveSessions::builder().build().unwrap();
     /// sessions.note("a");
-    /// let server = async { std::io::Result::Ok(()) }; // ends at once, with no signal
+    /// let server = async { std::io::Result::Ok(()) }; // ends at once, without a signal
     /// let report = sessions.finish(server).await.into_result()?;
     /// assert!(!report.signalled && report.is_clean());
     /// assert_eq!(report.sessions.ended, 1);
@@ -673,7 +749,7 @@ impl fmt::Debug for ActiveSessions {
     }
 }
 
-/// The outcome of [`ActiveSessions::note`] and [`ActiveSessions::compact`]. It may be ignored.
+/// The outcome of [`ActiveSessions::note`] and [`ActiveSessions::compact`]. It may be dropped.
 #[derive(Clone, Debug)]
 pub struct NoteOutcome {
     is_new: bool,
@@ -688,26 +764,48 @@ impl NoteOutcome {
         Self { is_new: false, ended_old: false, invalid_id: Some(error), recorded: None }
     }
 
-    /// Whether a new generation started. False if the session was active already, its id is not valid, or the handle is closed.
+    /// Whether a new generation started. False if the session was active already, its id is not valid, or the phase is
+    /// [`Phase::Closed`].
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(sessions.note("a").is_new());
+    /// assert!(!sessions.note("a").is_new());
+    /// ```
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Why the id was ignored, if it was.
+    /// The error of an invalid id, which was ignored; `None` if the id is valid.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(sessions.note("").invalid_id().is_some());
+    /// ```
     #[must_use]
     pub const fn invalid_id(&self) -> Option<InvalidSessionId> {
         self.invalid_id
     }
 
-    /// Of a compaction: whether the old session was active, and so was ended by it. False for a note.
+    /// For a compaction: whether it ended the old session, which was active then. False for a note.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(!sessions.compact("unknown", "a").ended_old());
+    /// assert!(sessions.compact("a", "b").ended_old());
+    /// ```
     #[must_use]
     pub const fn ended_old(&self) -> bool {
         self.ended_old
     }
 
-    /// Waits for the [`Registry`](crate::registry::Registry): true once the session is recorded, so that it gets its
-    /// `session_end` even if this process dies; false if there is no registry, or it does not answer.
+    /// Waits until the session is recorded in the [`Registry`](crate::registry::Registry). Returns true if it is: it
+    /// gets its `session_end` even if this process dies. Returns false if there is no registry, or the registry does
+    /// not answer.
     ///
     /// The layer waits by itself; this is for sessions that a handler or a job notes.
     ///
@@ -728,7 +826,7 @@ impl NoteOutcome {
         tokio::select! {
             biased;
             is_recorded = generation.until_recorded() => is_recorded,
-            // What has not been written by now never is.
+            // The writer has ended: a session that is not recorded by now never is.
             () = sessions.inner.shutdown.closed.cancelled() => false,
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use crate::{
-    observability::{escape_controls, log_outcome},
+    observability::{error_chain, escape_controls, log_outcome},
     persist::Recovered,
     shutdown::report::millis,
     sync::{AtomicUsize, Ordering},
@@ -28,7 +28,7 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
         failed: count(&recovery.failed),
         unfinished: recovery.undelivered() as u64,
         given_up: count(&recovery.given_up),
-        error: error.map(|error| error.to_string()),
+        error: error.map(|error| error_chain(&error).to_string()),
         elapsed: began.elapsed(),
     };
     log_outcome!(
@@ -46,32 +46,44 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
     report
 }
 
-/// What a recovery did: ends that processes which are gone had left behind; from
-/// [`ActiveSessions::recover`](crate::ActiveSessions::recover).
+/// The report of [`ActiveSessions::recover`](crate::ActiveSessions::recover).
+///
+/// The sum holds: [`found`](Self::found) = [`ended`](Self::ended) + [`failed`](Self::failed) +
+/// [`unfinished`](Self::unfinished). The JSON form has `camelCase` names, and `elapsedMs` in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[must_use]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Ends that were found.
+    /// Pending ends that were claimed from the registry, without those that are given up.
     pub found: u64,
-    /// Those of which every hook is over and none erred.
+    /// Ends whose hooks have all succeeded.
     pub ended: u64,
-    /// Those of which every hook is over and at least one erred.
+    /// Ends whose hooks are all over, and at least one of them failed.
     pub failed: u64,
-    /// Those that are not over: they go on in the background.
+    /// Ends whose hooks are not over: they go on in the background. If the lease expires meanwhile, another process
+    /// delivers them.
     pub unfinished: u64,
-    /// Ends that were tried five times, and each time their process died. They are removed from the registry.
+    /// Ends that were claimed five times, and whose process died each time. They are removed from the registry.
     pub given_up: u64,
-    /// Why the registry could not be asked, or not for everything.
+    /// The error of the registry, with its sources; `None` if all pending ends were claimed.
     pub error: Option<String>,
-    /// How long it took.
+    /// The duration of the call.
     #[serde(rename = "elapsedMs", serialize_with = "millis")]
     pub elapsed: Duration,
 }
 
 impl RecoveryReport {
-    /// Whether the registry was asked, and everything that it knew of is delivered.
+    /// Whether there was no error, and every end that was found is delivered.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert!(sessions.recover().await.is_clean());
+    /// # }
+    /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.given_up == 0

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Hook, HookFuture, Hooks, Named};
 use crate::{
     error::BoxError,
-    observability::{HookEvent, HookMeter, HookSpan, Stopwatch},
+    observability::{HookEvent, HookMeter, HookSpan, Stopwatch, error_chain},
     panic::{Panic, catch},
     session::{GenerationId, SessionId},
 };
@@ -70,7 +70,7 @@ impl std::error::Error for HookError {
 
 impl Serialize for HookError {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.collect_str(&error_chain(self))
     }
 }
 

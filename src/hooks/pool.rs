@@ -26,7 +26,7 @@ use super::{
     worker::{Worker, WorkerState},
 };
 use crate::{
-    observability::escape_controls,
+    observability::{error_chain, escape_controls},
     panic::catch,
     session::SessionEnd,
     sync::{Mutex, lock},
@@ -246,7 +246,7 @@ impl Pool {
             session = %session_id.redacted(),
             %generation,
             hook,
-            error = %escape_controls(&error),
+            error = %escape_controls(error_chain(&error)),
             "a session hook failed",
         );
     }

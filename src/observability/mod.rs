@@ -1,14 +1,15 @@
 //! Events and spans of `tracing`, and metrics.
 //!
 //! Names and fields are stable: a change to them is a change to the API. Ids are credentials, so a log gets a
-//! [prefix](crate::SessionId::redacted) of them, and a metric none; `generation` identifies a generation and is not a credential.
-//! Control characters in the errors of hooks, signals and registries are escaped, so that no line of the log can be forged
-//! through them. The rest of such an error is logged as it is: an error that quotes an id puts it into the log.
+//! [prefix](crate::SessionId::redacted) of them, and a metric none; `generation` identifies a generation and is not a
+//! credential. Control characters in the errors of hooks, signals and registries are escaped, so that no line of the
+//! log can be forged through them. The rest of such an error is logged as it is: an error that quotes an id puts it
+//! into the log.
 //!
 //! # Events
 //!
-//! The name is the metadata's, which most formats do not show. The target is the emitting module, under `tower_session_end`.
-//! `session` is the redacted id. Times are in milliseconds.
+//! The name is the metadata's, which most formats do not show. The target is the emitting module, under
+//! `tower_session_end`. `session` is the redacted id. Times are in milliseconds.
 //!
 //! | event | level | fields | when |
 //! |---|---|---|---|
@@ -23,7 +24,7 @@
 //! | `session-signal-failed` | `ERROR` | `error` | a shutdown signal failed or panicked: the shutdown begins |
 //! | `session-signal-unavailable` | `ERROR` | `signal`, `error` | a signal of the system cannot be listened to |
 //! | `session-shutdown` | `INFO` | `reason`, `sessions` | a shutdown was requested, with this many active sessions |
-//! | `session-shutdown-forced` | `WARN` | | a second signal came: no longer waiting |
+//! | `session-shutdown-forced` | `WARN` | | a second signal came: the shutdown no longer waits |
 //! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
 //! | `session-finish` | `INFO`, `WARN` | `signalled`, `forced`, `ended`, `failed`, `unfinished`, `timed_out`, `open_responses`, `elapsed_ms` | a shutdown is over; a warning if the connection drain timed out |
 //! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `given_up`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
@@ -57,8 +58,8 @@
 //!
 //! # Metrics
 //!
-//! With the feature `metrics` they go to the recorder of the [`metrics`](https://docs.rs/metrics) facade that is installed when a
-//! handle is **built**: install yours before. Several handles in one process add up.
+//! With the feature `metrics` they go to the recorder of the [`metrics`](https://docs.rs/metrics) facade that is
+//! installed when a handle is **built**: install yours before. Several handles in one process add up.
 //!
 //! | metric | kind | labels | what |
 //! |---|---|---|---|
@@ -76,11 +77,11 @@
 //! | `session_registry_degraded` | gauge | | handles that keep sessions in memory because their registry does not answer |
 //! | `session_registry_degradations_total` | counter | | how often that began |
 //!
-//! Invariant when idle: starts + recovered = active + ends + releases. (An end whose lease expired before its hooks were called
-//! counts as both.) Labels have few values: the reasons, the causes, and the names of your hooks.
+//! Invariant when idle: starts + recovered = active + ends + releases. (An end whose lease expired before its hooks
+//! were called counts as both.) Labels have few values: the reasons, the causes, and the names of your hooks.
 //!
-//! A process that has exited cannot be scraped: to see the numbers of a shutdown, keep the listener of the exporter open until
-//! `finish` has returned, as `examples/metrics` does, or push them.
+//! A process that has exited cannot be scraped: to see the numbers of a shutdown, keep the listener of the exporter
+//! open until `finish` has returned, as `examples/metrics` does, or push them.
 //!
 //! # Examples
 //!
@@ -95,17 +96,15 @@
 
 mod escape;
 mod metrics;
-mod recorder;
 mod spans;
 
 pub(crate) use self::{
-    escape::escape_controls,
-    metrics::{CounterDelta, HookMeter, Meters, RegistryMeter, ReleaseCause},
-    recorder::Stopwatch,
+    escape::{error_chain, escape_controls},
+    metrics::{CounterDelta, HookMeter, Meters, RegistryMeter, ReleaseCause, Stopwatch},
     spans::{HookEvent, HookSpan},
 };
 
-/// An event at `INFO` if all went well, else at `WARN`.
+/// An event at `INFO` if `$is_well`, at `WARN` otherwise.
 macro_rules! log_outcome {
     ($is_well:expr, $($event:tt)+) => {
         if $is_well { tracing::info!($($event)+) } else { tracing::warn!($($event)+) }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{CALL_TIMEOUT, Calls, Persister, call};
 use crate::{
     hooks::Pool,
-    observability::escape_controls,
+    observability::{error_chain, escape_controls},
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::{Ordering, wait_for},
@@ -167,7 +167,7 @@ impl Persister {
     }
 
     fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
-        self.degrade(&error);
+        self.degrade(&error_chain(&error));
         calls.breaker.trip(self.tracker.clock.now());
         error
     }
@@ -236,7 +236,7 @@ impl Persister {
         if let Err(error) = call(limit, release).await {
             tracing::warn!(
                 name: "session-registry-lease-not-released",
-                error = %escape_controls(&error),
+                error = %escape_controls(error_chain(&error)),
                 "could not release the lease in the session registry; its sessions are recovered once it has expired",
             );
         }

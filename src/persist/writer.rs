@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     hooks::Pool,
+    observability::error_chain,
     registry::{Applied, Change, RegistryError},
     sync::lock,
     tracker::OutboxEntry,
@@ -92,7 +93,7 @@ impl Writer {
                     tokio::time::sleep(Duration::from_millis(10 << attempts)).await;
                 }
                 error => {
-                    persister.degrade(&error);
+                    persister.degrade(&error_chain(&error));
                     calls.breaker.trip(persister.tracker.clock.now());
                     return self.apply_degraded(calls, true);
                 }

@@ -1,4 +1,4 @@
-//! The drain: ending every active session within one budget.
+//! The drain: every active session ends within one budget.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,37 +35,37 @@ impl Shutdown {
         self.run_drain(&joined.0).instrument(span).await
     }
 
-    async fn run_drain(&self, run: &Drain) -> DrainReport {
+    async fn run_drain(&self, drain: &Drain) -> DrainReport {
         let settle = self.config.settle_timeout;
         if !settle.is_zero() {
             self.sweep(true).await;
-            let settled = run.began.checked_add(settle).into_iter().chain(run.deadline).min();
+            let settled = drain.started_at.checked_add(settle).into_iter().chain(drain.deadline).min();
             wait_for(&self.tracker.drained, settled, || self.tracker.len() == 0).await;
         }
         self.sweep(false).await;
-        self.wait_for_hooks(run.deadline).await;
-        self.until_written(run.deadline).await;
-        run.report.get_or_init(|| self.complete(run)).clone()
+        self.wait_for_hooks(drain.deadline).await;
+        self.until_written(drain.deadline).await;
+        drain.report.get_or_init(|| self.complete(drain)).clone()
     }
 
-    /// A drain that nobody waits for.
+    /// Begins a drain without waiting for it.
     pub(super) fn begin_drain(&self) -> Arc<Drain> {
         let joined = self.join_drain(self.tracker.shutdown_reason());
         Arc::clone(&joined.0)
     }
 
     fn join_drain(&self, reason: EndReason) -> DrainWaiter {
-        self.state.join(|servers| {
+        self.state.join_drain(|servers| {
             let tracker = &self.tracker;
-            // First the phase, then the sweep: a note that no sweep has seen sees the phase.
+            // The phase changes before the sweep, so a note that the sweep misses sees the phase.
             tracker.advance(Phase::Closing, reason);
             self.closing.cancel();
             if servers > 0 {
                 tracker.mark_late_starts();
             }
-            let (began, now) = (Instant::now(), tracker.clock.now());
+            let (started_at, now) = (Instant::now(), tracker.clock.now());
             let deadline = Clock::add(now, self.config.drain_timeout);
-            let before = tracker.baseline_counts();
+            let baseline = tracker.baseline_counts();
             self.tasks.remember_runtime();
             self.pool.begin_drain(now, deadline);
             if let Some(persister) = &self.persister {
@@ -73,11 +73,11 @@ impl Shutdown {
             }
             self.pool.wake();
             self.pool.wake_batches();
-            Drain::new(tracker.shutdown_reason(), began, tracker.clock.instant(deadline), before)
+            Drain::new(tracker.shutdown_reason(), started_at, tracker.clock.instant(deadline), baseline)
         })
     }
 
-    /// Ends every session; with `spare_work`, but those with a request that is not over, which end with it.
+    /// Ends every session. With `spare_work`, a session with a request in flight is left: it ends with the request.
     async fn sweep(&self, spare_work: bool) {
         let mut claims = 0;
         for shard in 0..Tracker::shard_count() {
@@ -91,28 +91,28 @@ impl Shutdown {
         self.pool.wake();
     }
 
-    /// Waits for every `session_end` that is owed and not given up.
+    /// Waits for every `session_end` that was claimed and not given up.
     pub(super) async fn wait_for_hooks(&self, deadline: Option<Instant>) {
         let tracker = &self.tracker;
-        // Once the pool is closed, what is left never runs.
-        let is_over = || tracker.awaited() == 0 || tracker.queue.state().limits.closed;
-        wait_for(&tracker.drained, deadline, is_over).await;
+        // A closed pool starts no hook any more.
+        let is_done = || tracker.awaited() == 0 || tracker.queue.state().limits.closed;
+        wait_for(&tracker.drained, deadline, is_done).await;
     }
 
-    fn complete(&self, run: &Drain) -> DrainReport {
-        let report = self.account(run, true);
+    fn complete(&self, drain: &Drain) -> DrainReport {
+        let report = self.account(drain, true);
         self.begin_connection_drain();
-        self.tracker.meters.drained(report.elapsed, report.unfinished.len());
+        self.tracker.meters.on_drain_done(report.elapsed, report.unfinished.len());
         log_drain(&report);
         report
     }
 
-    /// The time of the connections begins, anew if another server had its signal before.
+    /// Starts the time of the connections. With several servers, it starts again at each signal.
     pub(super) fn begin_connection_drain(&self) {
         let now = Instant::now();
         let mut servers = 0;
         self.state.update(|progress| {
-            progress.drained_at = Some(now);
+            progress.connections_since = Some(now);
             servers = progress.servers;
         });
         let next = match servers {
@@ -125,24 +125,25 @@ impl Shutdown {
         self.drained.cancel();
     }
 
-    /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
-    pub(super) fn account(&self, run: &Drain, give_up: bool) -> DrainReport {
+    /// The counts since `drain` began. With `give_up`, later calls of [`wait_for_hooks`](Self::wait_for_hooks) do not
+    /// wait for what is unfinished now.
+    pub(super) fn account(&self, drain: &Drain, give_up: bool) -> DrainReport {
         let tracker = &self.tracker;
         let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
         if give_up {
-            // Born late and not over: in the report of `finish`, which waits for them.
+            // `finish` waits for unfinished late starts, and reports them.
             let all = unfinished.len();
             unfinished.retain(|(generation, _)| !tracker.is_late_start(generation));
             after.starts -= (all - unfinished.len()) as u64;
         }
         let unfinished: Vec<_> =
             unfinished.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
-        let mut report = DrainReport::empty(run.reason, self.config.drain_timeout);
-        let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        report.timed_out = time_is_over && !unfinished.is_empty();
-        report.count(&run.before, &after, unfinished);
+        let mut report = DrainReport::empty(drain.reason, self.config.drain_timeout);
+        let is_past_deadline = drain.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        report.timed_out = is_past_deadline && !unfinished.is_empty();
+        report.count(&drain.baseline, &after, unfinished);
         report.failures = self.pool.failures();
-        report.elapsed = run.began.elapsed();
+        report.elapsed = drain.started_at.elapsed();
         report
     }
 
@@ -155,7 +156,7 @@ impl Shutdown {
     }
 }
 
-/// Says what a drain came to; one that did not go well is a warning, and the stop goes on.
+/// Logs a drain: at `WARN` unless it is clean.
 pub(super) fn log_drain(report: &DrainReport) {
     log_outcome!(
         report.is_clean(),
@@ -178,7 +179,8 @@ pub(super) fn log_drain(report: &DrainReport) {
     );
 }
 
-/// The last part of the connection drain's time, in which what was cut can say so to its client.
+/// The last part of the connection drain's time: 5 %, at most 50 ms. In it, responses that timed out tell their
+/// clients.
 pub(super) fn cut_grace(connection_drain_timeout: Duration) -> Duration {
     (connection_drain_timeout / 20).min(Duration::from_millis(50))
 }

@@ -1,11 +1,12 @@
-//! [`ActiveSessions::finish`]: the bounded connection drain, the sessions that are born in it, and the report.
+//! [`ActiveSessions::finish`](crate::ActiveSessions::finish): the bounded connection drain, the late starts, and the
+//! report.
 
 use std::{
     future::{IntoFuture, poll_fn},
     io,
     pin::pin,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Shutdown,
     drain::{cut_grace, log_drain},
+    lock,
     report::{ConnectionReport, ShutdownReport},
     state::Drain,
 };
@@ -27,7 +29,7 @@ impl Shutdown {
         self: &Arc<Self>,
         server: S,
     ) -> impl Future<Output = FinishOutput<S::Output>> + use<S> {
-        // Counted before the first poll: a drain that begins earlier knows of this server.
+        // Counted before the first poll, so a drain that begins earlier counts this server too.
         let token = ServerToken::new(self);
         async move {
             let shutdown = Arc::clone(&token.shutdown);
@@ -37,18 +39,18 @@ impl Shutdown {
 
     async fn finish_with<S: IntoFuture>(token: ServerToken, server: S) -> FinishOutput<S::Output> {
         let shutdown = &token.shutdown;
-        let began = Instant::now();
+        let started_at = Instant::now();
         let output = {
             let mut server = pin!(server.into_future());
             tokio::select! {
                 biased;
                 output = &mut server => Some(output),
-                () = shutdown.connection_deadline_reached(began) => None,
+                () = shutdown.connection_deadline_reached(started_at) => None,
             }
         };
-        let run = shutdown.drain_unless_done().await;
-        let cut = output.is_none();
-        let elapsed = shutdown.connections_began(began).map(|at| at.elapsed()).unwrap_or_default();
+        let drain = shutdown.drain_unless_done().await;
+        let timed_out = output.is_none();
+        let elapsed = shutdown.connections_since(started_at).map(|since| since.elapsed()).unwrap_or_default();
         let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
         let is_last = token.leave();
         if is_last {
@@ -56,55 +58,55 @@ impl Shutdown {
         }
         tokio::select! {
             biased;
-            () = shutdown.drain_late(began, cut) => {}
+            () = shutdown.drain_late(started_at, timed_out) => {}
             () = shutdown.forced() => {}
         }
         if is_last {
-            // What is delivered by now is not to be delivered again by whoever comes after us.
-            shutdown.until_written(Some(Instant::now() + shutdown.time_left(began))).await;
+            // An end that is delivered and not recorded as such would be delivered again by the next process.
+            shutdown.until_written(Some(Instant::now() + shutdown.registry_time_left(started_at))).await;
             shutdown.pool.close();
             if let Some(persister) = &shutdown.persister {
                 persister.abort_writer();
             }
-            shutdown.tasks.wait(shutdown.remaining_grace(began)).await;
+            shutdown.tasks.wait(shutdown.remaining_grace(started_at)).await;
             if let Some(persister) = &shutdown.persister {
-                persister.release_lease(shutdown.time_left(began)).await;
+                persister.release_lease(shutdown.registry_time_left(started_at)).await;
             }
         }
         FinishOutput {
             output,
             report: shutdown.shutdown_report(
-                &run,
+                &drain,
                 ConnectionReport {
                     elapsed,
                     budget: shutdown.config.connection_drain_timeout,
-                    timed_out: cut,
+                    timed_out,
                     open_responses,
                 },
             ),
         }
     }
 
-    /// When the connections have had their time, less the grace for what is cut.
-    fn connection_deadline(&self, began: Instant) -> Option<Instant> {
+    /// The end of the connections' time, less [`cut_grace`].
+    fn connection_deadline(&self, started_at: Instant) -> Option<Instant> {
         let timeout = self.config.connection_drain_timeout;
-        self.connections_began(began)?.checked_add(timeout.saturating_sub(cut_grace(timeout)))
+        self.connections_since(started_at)?.checked_add(timeout.saturating_sub(cut_grace(timeout)))
     }
 
-    /// Since when the connections drain: since the drain was over, if this `finish` had began by then.
-    fn connections_began(&self, began: Instant) -> Option<Instant> {
-        Some(self.state.progress().drained_at?.max(began))
+    /// The beginning of the connection drain: the end of the session drain, or of this `finish` if that is later.
+    fn connections_since(&self, started_at: Instant) -> Option<Instant> {
+        Some(self.state.progress().connections_since?.max(started_at))
     }
 
-    async fn connection_deadline_reached(&self, began: Instant) {
+    async fn connection_deadline_reached(&self, started_at: Instant) {
         let deadline = async {
-            self.state.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
-            if self.state.progress().drained_at.is_none() {
+            self.state.wait_for(|progress| progress.connections_since.is_some() || progress.is_abandoned).await;
+            if self.state.progress().connections_since.is_none() {
                 let _ = self.drain(self.tracker.shutdown_reason()).await;
             }
-            // Another signal may have moved it meanwhile.
+            // Another signal may move the deadline while this sleeps.
             loop {
-                match self.connection_deadline(began) {
+                match self.connection_deadline(started_at) {
                     Some(deadline) if deadline <= Instant::now() => break,
                     Some(deadline) => sleep_until(deadline).await,
                     None => std::future::pending().await,
@@ -117,22 +119,22 @@ impl Shutdown {
         }
     }
 
-    /// Waits until everybody who got a signal got a second one.
+    /// Waits until every `shutdown_on` that got a signal got a second one.
     async fn forced(&self) {
         let mut change = Box::pin(self.state.changed());
         poll_fn(|cx| {
             loop {
-                // What is not polled goes back; who finds nothing here is woken when the others are put back.
-                let again = || self.state.again.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut waiting = std::mem::take(&mut *again());
-                waiting.retain_mut(|signal| {
-                    let has_come = signal.as_mut().poll(cx).is_ready();
-                    if has_come {
+                // The signals are taken out while they are polled, and put back afterwards.
+                let second_signals = || lock(&self.state.second_signals);
+                let mut pending = std::mem::take(&mut *second_signals());
+                pending.retain_mut(|signal| {
+                    let is_ready = signal.as_mut().poll(cx).is_ready();
+                    if is_ready {
                         self.force();
                     }
-                    !has_come
+                    !is_ready
                 });
-                again().append(&mut waiting);
+                second_signals().append(&mut pending);
                 if self.state.progress().is_forced() {
                     return Poll::Ready(());
                 }
@@ -145,43 +147,43 @@ impl Shutdown {
         .await;
     }
 
-    /// Waits for the drain, or runs it, if the server has ended before it; not beyond a second signal.
+    /// Waits for the drain, and runs it if the server has ended before it. Stops waiting at a second signal.
     async fn drain_unless_done(&self) -> Arc<Drain> {
         let progress = self.state.progress();
-        // A second signal has dropped the future of the drain: the report is about that drain, not about one more.
-        let is_forced = progress.is_forced() && self.state.first_run().is_some();
-        if progress.drained_at.is_none() && !is_forced {
+        // A second signal has dropped the future of a drain that had begun: the report is about that drain.
+        let was_forced = progress.is_forced() && progress.has_drain();
+        if progress.connections_since.is_none() && !was_forced {
             tokio::select! {
                 biased;
                 _ = self.drain(self.tracker.shutdown_reason()) => {}
                 () = self.forced() => {}
             }
         }
-        // Cut in the lame duck: nothing was began, and the sessions are owed their ends all the same.
-        self.state.first_run().unwrap_or_else(|| self.begin_drain())
+        // A second signal in the lame duck comes before any drain: the sessions are ended without waiting for the
+        // hooks.
+        self.state.first_drain().unwrap_or_else(|| self.begin_drain())
     }
 
-    /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn drain_late(&self, began: Instant, cut: bool) {
+    /// Waits for the ends of sessions that started in the connection drain, until its deadline.
+    async fn drain_late(&self, started_at: Instant, timed_out: bool) {
         self.tracker.await_late_starts();
-        // Without a limit for the connections, that for a hook is left: those of the drain have no other.
-        let hook_timeout = self.config.hook_timeout;
-        self.wait_for_hooks(self.connection_deadline(began).or_else(|| Instant::now().checked_add(hook_timeout))).await;
-        // What was cut says so to its client.
-        while cut && self.open_responses.load(Ordering::SeqCst) > 0 {
-            let Some(end) = self.final_deadline(began).filter(|end| *end > Instant::now()) else { break };
+        // With `Duration::MAX` for the connections, the hook timeout is the limit.
+        let hook_deadline = || Instant::now().checked_add(self.config.hook_timeout);
+        self.wait_for_hooks(self.connection_deadline(started_at).or_else(hook_deadline)).await;
+        // Responses that timed out tell their clients.
+        while timed_out && self.open_responses.load(Ordering::SeqCst) > 0 {
+            let Some(end) = self.final_deadline(started_at).filter(|end| *end > Instant::now()) else { break };
             sleep_until(end.min(Instant::now() + Duration::from_millis(1))).await;
         }
     }
 
-    /// What is left for the registry.
-    fn time_left(&self, began: Instant) -> Duration {
-        let most = Duration::from_secs(1);
-        let left = self.final_deadline(began).map_or(most, |end| end.saturating_duration_since(Instant::now()));
-        left.clamp(Duration::from_millis(10), most)
+    /// The time that is left for the registry: 10 ms to 1 s.
+    fn registry_time_left(&self, started_at: Instant) -> Duration {
+        self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
-    /// First the phase, then the sweep, then the cut: no head with a new id leaves after it.
+    /// The phase changes before the sweep, so a note that the sweep misses sees the phase. Responses end after both, so
+    /// no head with a new id leaves.
     fn close(&self) {
         let tracker = &self.tracker;
         tracker.advance(Phase::Closed, tracker.shutdown_reason());
@@ -194,31 +196,35 @@ impl Shutdown {
         self.closed.cancel();
     }
 
-    /// When `finish` has to be over.
-    fn final_deadline(&self, began: Instant) -> Option<Instant> {
+    /// When `finish` has to return.
+    fn final_deadline(&self, started_at: Instant) -> Option<Instant> {
         if self.state.progress().is_forced() {
             return Some(Instant::now());
         }
-        self.connections_began(began)?.checked_add(self.config.connection_drain_timeout)
+        self.connections_since(started_at)?.checked_add(self.config.connection_drain_timeout)
     }
 
-    fn remaining_grace(&self, began: Instant) -> Duration {
-        let least = Duration::from_millis(10);
-        let most = Duration::from_millis(50);
-        self.final_deadline(began).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
+    /// `None` if there is no deadline.
+    fn time_left(&self, started_at: Instant) -> Option<Duration> {
+        Some(self.final_deadline(started_at)?.saturating_duration_since(Instant::now()))
     }
 
-    fn shutdown_report(&self, run: &Drain, connections: ConnectionReport) -> ShutdownReport {
+    /// The time for tasks that were told to end: 10 to 50 ms.
+    fn remaining_grace(&self, started_at: Instant) -> Duration {
+        self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_millis(50))
+    }
+
+    fn shutdown_report(&self, drain: &Drain, connections: ConnectionReport) -> ShutdownReport {
         let progress = self.state.progress();
-        let sessions = self.account(run, false);
-        let drain = run.report.get().cloned();
-        self.tracker.meters.reported(sessions.unfinished.len());
+        let sessions = self.account(drain, false);
+        let drain = drain.report.get().cloned();
+        self.tracker.meters.set_unfinished(sessions.unfinished.len());
         if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
-            // Else it has been said.
+            // Otherwise the drain has logged the same already.
             log_drain(&sessions);
         }
         let report = ShutdownReport {
-            signalled: progress.signals > 0,
+            signalled: progress.signalled > 0,
             forced: progress.forced > 0,
             drain: drain.unwrap_or_else(|| sessions.clone()),
             sessions,
@@ -241,22 +247,22 @@ impl Shutdown {
     }
 }
 
-/// One of the servers that the handle waits for.
+/// Counts one server of the handle, until it leaves.
 struct ServerToken {
     shutdown: Arc<Shutdown>,
-    left: AtomicBool,
+    has_left: AtomicBool,
 }
 
 impl ServerToken {
     fn new(shutdown: &Arc<Shutdown>) -> Self {
         shutdown.state.update(|progress| progress.servers += 1);
-        Self { shutdown: Arc::clone(shutdown), left: false.into() }
+        Self { shutdown: Arc::clone(shutdown), has_left: false.into() }
     }
 
-    /// True if it was the last.
+    /// Returns true if it was the last server.
     fn leave(&self) -> bool {
         let mut is_last = false;
-        if !self.left.swap(true, Ordering::SeqCst) {
+        if !self.has_left.swap(true, Ordering::SeqCst) {
             self.shutdown.state.update(|progress| {
                 progress.servers -= 1;
                 is_last = progress.servers == 0;
@@ -269,28 +275,40 @@ impl ServerToken {
 impl Drop for ServerToken {
     fn drop(&mut self) {
         self.leave();
-        // The second-signal futures may hold the waker of this `finish`: the others are woken to poll them again.
+        // The second signals may hold the waker of this `finish`. The update wakes the others, which poll them again.
         self.shutdown.state.update(|_| {});
     }
 }
 
-/// The output of [`ActiveSessions::finish`](crate::ActiveSessions::finish): the report, and what the server returned.
+/// The output of [`ActiveSessions::finish`](crate::ActiveSessions::finish): the server's own output, and the report.
+///
+/// ```
+/// # use tower_session_end::ActiveSessions;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let sessions = ActiveSessions::builder().build().unwrap();
+/// let finished = sessions.finish(async { 42 }).await;
+/// assert_eq!(finished.output, Some(42));
+/// assert!(finished.report.is_clean());
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
 pub struct FinishOutput<T> {
-    /// What the server returned; `None` if the connection drain timed out.
+    /// What the server returned. `None` if the connection drain timed out, or was forced: then the server was dropped.
     pub output: Option<T>,
     /// The report of the shutdown.
     pub report: ShutdownReport,
 }
 
 impl<T, E> FinishOutput<Result<T, E>> {
-    /// The report, or the server's error.
+    /// The report, or the server's error. With an error the report is dropped; it has been logged.
     ///
     /// # Errors
     ///
-    /// That of the server. A server whose connection drain timed out has none; the report says so.
+    /// The error of the server. A server that was dropped has none: see
+    /// [`ConnectionReport::timed_out`](crate::ConnectionReport::timed_out).
     pub fn into_result(self) -> Result<ShutdownReport, E> {
         match self.output {
             Some(Err(error)) => Err(error),
@@ -304,7 +322,7 @@ impl FinishOutput<()> {
     ///
     /// # Errors
     ///
-    /// None; the type is that of a server which can fail, so that code need not change between the two.
+    /// None. The type is the one of a server that can fail, so the same code fits both.
     pub fn into_result(self) -> io::Result<ShutdownReport> {
         Ok(self.report)
     }

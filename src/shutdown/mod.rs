@@ -1,4 +1,4 @@
-//! The shutdown of a handle: the drain of the sessions, then that of the connections, each with a deadline.
+//! The shutdown of a handle: first the sessions drain, then the connections. Each has a deadline.
 
 mod drain;
 mod finish;
@@ -41,7 +41,7 @@ pub(crate) struct ShutdownConfig {
     pub(crate) hook_timeout: Duration,
 }
 
-/// Everything that the shutdown of one handle needs.
+/// The shutdown of one handle.
 pub(crate) struct Shutdown {
     tracker: Arc<Tracker>,
     tasks: Arc<Tasks>,
@@ -50,13 +50,13 @@ pub(crate) struct Shutdown {
     persister: Option<Arc<Persister>>,
     pub(crate) config: ShutdownConfig,
     state: ShutdownState,
-    /// Cancelled in `Closing`.
+    /// Cancelled when the phase becomes `Closing`.
     pub(crate) closing: CancellationToken,
-    /// Cancelled when the drain is over: event streams that belong to no session end.
+    /// Cancelled when the drain is over: then event streams without a session end.
     pub(crate) drained: CancellationToken,
-    /// Cancelled in `Closed`: requests and bodies that are still open are ended.
+    /// Cancelled when the phase becomes `Closed`: then open requests and bodies end.
     pub(crate) closed: CancellationToken,
-    /// Requests without a response, and bodies without an end.
+    /// Requests without a response head, and response bodies without an end.
     pub(crate) open_responses: AtomicUsize,
 }
 
@@ -85,36 +85,36 @@ impl Shutdown {
     }
 
     /// Waits for the signal, then runs the drain. Until then it drives idle expiry and the lease.
-    pub(crate) fn on<F>(self: Arc<Self>, signal: F) -> ShutdownFuture
+    pub(crate) fn shutdown_on<F>(self: Arc<Self>, signal: F) -> ShutdownFuture
     where
         F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
     {
-        ShutdownFuture { running: Box::pin(self.run(signal)) }
+        ShutdownFuture { inner: Box::pin(self.drain_on(signal)) }
     }
 
-    async fn run<F: Future<Output: Into<ShutdownRequest>> + Send>(self: Arc<Self>, signal: F) {
+    async fn drain_on<F: Future<Output: Into<ShutdownRequest>> + Send>(self: Arc<Self>, signal: F) {
         self.tasks.remember_runtime();
-        let ShutdownRequest { reason, again } = tokio::select! {
+        let ShutdownRequest { reason, second_signal } = tokio::select! {
             biased;
             request = request_of(signal) => request,
             never = self.housekeeper.drive() => match never {},
             never = self.drive_persister() => match never {},
         };
-        let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
-        self.state.update(|progress| progress.signals += 1);
-        // The reason is known from here on, whatever becomes of this future.
+        let mut second_signal = second_signal.unwrap_or_else(|| Box::pin(std::future::pending()));
+        self.state.update(|progress| progress.signalled += 1);
+        // The reason has to be known even if this future is dropped now.
         self.tracker.advance(Phase::Open, reason);
         let mut abandoned = AbandonOnDrop(Some(&self));
         tracing::info!(name: "session-shutdown", %reason, sessions = self.tracker.len(), "shutdown requested");
         tokio::select! {
             biased;
             () = self.with_heartbeat(self.lame_duck_and_drain(reason)) => {
-                // `finish` goes on listening while the connections drain.
-                lock(&self.state.again).push(again);
-                // It may be waiting already, and has to see the new one.
+                // `finish` polls it while the connections drain.
+                lock(&self.state.second_signals).push(second_signal);
+                // Wakes a `finish` that waits already.
                 self.state.update(|_| {});
             }
-            () = &mut again => self.force(),
+            () = &mut second_signal => self.force(),
         }
         abandoned.0 = None;
     }
@@ -128,13 +128,13 @@ impl Shutdown {
                 never = self.housekeeper.drive() => match never {},
             }
         }
-        // `finish` returns the report: axum drops the output of this future.
+        // axum drops the output of this future, so the report comes from `finish`.
         let _ = self.drain(reason).await;
     }
 
-    /// A second signal came.
+    /// Notes that a second signal came.
     fn force(&self) {
-        tracing::warn!(name: "session-shutdown-forced", "a second signal came: no longer waiting");
+        tracing::warn!(name: "session-shutdown-forced", "a second signal came: the shutdown no longer waits for hooks and connections");
         self.state.update(|progress| progress.forced += 1);
     }
 
@@ -146,7 +146,7 @@ impl Shutdown {
         }
     }
 
-    /// Runs `work`, and keeps the lease meanwhile.
+    /// Runs `work`, and renews the lease meanwhile.
     async fn with_heartbeat<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             biased;
@@ -162,18 +162,19 @@ impl Shutdown {
     }
 }
 
-/// Records on its drop that the future was dropped between its signal and the end of the drain, unless it was disarmed.
+/// Dropped with a value, it notes that a `shutdown_on` was dropped between its signal and the end of its drain.
 struct AbandonOnDrop<'a>(Option<&'a Shutdown>);
 
 impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(shutdown) = self.0 {
-            shutdown.state.update(|progress| progress.abandoned = true);
+            shutdown.state.update(|progress| progress.is_abandoned = true);
         }
     }
 }
 
-/// A signal that panics requests a shutdown, as one that fails does: else the server would drain its connections with no limit.
+/// A signal that panics requests a shutdown, as one that fails does. Otherwise the server would begin a connection
+/// drain without a limit.
 async fn request_of<F: Future<Output: Into<ShutdownRequest>>>(signal: F) -> ShutdownRequest {
     let request = Box::pin(async { signal.await.into() });
     CatchPanic::new(request).await.unwrap_or_else(|panic| {
@@ -187,29 +188,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn signal_failed(error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-failed", error = %escape_controls(error), "the shutdown signal failed; the shutdown begins");
+    tracing::error!(
+        name: "session-signal-failed",
+        error = %escape_controls(error),
+        "the future given to `shutdown_on` failed; the shutdown begins",
+    );
 }
 
 fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-unavailable", signal, error = %escape_controls(error), "cannot listen for a signal");
+    tracing::error!(
+        name: "session-signal-unavailable",
+        signal,
+        error = %escape_controls(error),
+        "`signal::terminate` cannot listen for this signal, which is left out",
+    );
 }
 
-/// Resolves when the sessions have been drained, after a signal; made by
+/// Resolves when the session drain is over, which a signal begins. Made by
 /// [`ActiveSessions::shutdown_on`](crate::ActiveSessions::shutdown_on).
 ///
 /// # Cancel safety
 ///
-/// Dropped before the signal, it changes nothing. Dropped later, `finish` runs the rest of the drain.
+/// Dropping it before the signal changes nothing, except that idle expiry and the lease lose their driver. Dropping it
+/// after the signal loses no session: [`finish`](crate::ActiveSessions::finish) or the next
+/// [`drain`](crate::ActiveSessions::drain) runs the rest of the drain.
 #[must_use = "futures do nothing unless polled: hand it to `with_graceful_shutdown`"]
 pub struct ShutdownFuture {
-    running: Pin<Box<dyn Future<Output = ()> + Send>>,
+    inner: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Future for ShutdownFuture {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.running.as_mut().poll(cx)
+        self.inner.as_mut().poll(cx)
     }
 }
 

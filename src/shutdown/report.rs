@@ -1,4 +1,4 @@
-//! What a stop came to: counts of deliveries, never of attempts, and the sum holds.
+//! Shutdown reports: counts of deliveries, never of attempts, and the sum holds.
 
 use std::{fmt, time::Duration};
 
@@ -10,13 +10,18 @@ use crate::{
     tracker::{Counts, Stage},
 };
 
-/// What a drain did.
+/// The report of a drain.
 ///
-/// Deliveries are counted, never attempts, and the sum holds: what was [`active`](Self::active),
-/// [`already_ending`](Self::already_ending) or [born late](Self::late_starts) is now [`ended`](Self::ended),
-/// [`failed`](Self::failed), [`kept`](Self::kept), [`forgotten`](Self::forgotten) or
-/// [`unfinished`](Self::unfinished); with a registry also [`held_elsewhere`](Self::held_elsewhere),
-/// [`ended_elsewhere`](Self::ended_elsewhere) or [`handed_over`](Self::handed_over).
+/// It counts deliveries, never attempts, and the sum holds:
+///
+/// [`active`](Self::active) + [`already_ending`](Self::already_ending) + [`late_starts`](Self::late_starts) =
+/// [`ended`](Self::ended) + [`failed`](Self::failed) + [`kept`](Self::kept) + [`forgotten`](Self::forgotten) +
+/// [`held_elsewhere`](Self::held_elsewhere) + [`ended_elsewhere`](Self::ended_elsewhere) +
+/// [`handed_over`](Self::handed_over) + the number of [`unfinished`](Self::unfinished).
+///
+/// `Display` shows the counts and the first 8 unfinished sessions in one line, with [redacted](SessionId::redacted)
+/// ids. The JSON form has `camelCase` names, times in milliseconds (`elapsedMs`, `budgetMs`), and whole ids in
+/// `unfinished` alone.
 ///
 /// # Examples
 ///
@@ -47,40 +52,43 @@ use crate::{
 #[must_use]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// The reason that the drained sessions ended with.
+    /// The reason with which the drain ended the sessions.
     pub reason: EndReason,
     /// Sessions that were active when the drain began.
     pub active: u64,
-    /// Sessions that had ended before, with hooks that were not over yet.
+    /// Sessions that had ended before, and whose hooks were unfinished when the drain began.
     pub already_ending: u64,
-    /// Sessions that were born since the drain began; they end at once.
+    /// Sessions that started after the drain began. Each ends at once.
     pub late_starts: u64,
-    /// Sessions of which every hook is over and none erred.
+    /// Sessions whose hooks have all succeeded.
     pub ended: u64,
-    /// Sessions of which every hook is over and at least one erred, panicked, or took longer than the hook timeout.
+    /// Sessions whose hooks are all over, and at least one returned an error, panicked, or took longer than
+    /// [`hook_timeout`](crate::ActiveSessionsBuilder::hook_timeout).
     pub failed: u64,
-    /// Sessions that were forgotten in the meantime: nothing was owed.
+    /// Sessions that were forgotten while the drain ran: they have no `session_end`.
     pub forgotten: u64,
-    /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) let live on: nothing was owed.
+    /// Sessions that [`keep_if`](crate::ActiveSessionsBuilder::keep_if) kept: they outlive the process and have no
+    /// `session_end` here.
     pub kept: u64,
-    /// Sessions that this process let go of while other replicas still hold them. Only with a
-    /// [`Registry`](crate::registry::Registry), like the next two.
+    /// Sessions that this process released and other replicas still hold. 0 without a
+    /// [`Registry`](crate::registry::Registry), as are the next two counts.
     pub held_elsewhere: u64,
-    /// Sessions that others had ended, or taken over, before.
+    /// Sessions that another process had ended, or had recovered.
     pub ended_elsewhere: u64,
-    /// Sessions whose record could not be reached, or was no longer ours: the next start, or a survivor, ends them.
+    /// Sessions whose record could not be reached, or whose lease had expired. The next process that starts, or another
+    /// replica, delivers their `session_end`.
     pub handed_over: u64,
-    /// Sessions with a hook that is not over, one by one.
+    /// Sessions whose `session_end` was not over when the report was made.
     pub unfinished: Vec<UnfinishedEnd>,
-    /// What went wrong in the hooks since the stop began; the first 256, of ends and of starts.
+    /// The first 256 failures of hooks since the drain began, of `session_start` and `session_end`.
     pub failures: Vec<HookFailure>,
-    /// How long it took.
+    /// The duration of the drain.
     #[serde(rename = "elapsedMs", serialize_with = "millis")]
     pub elapsed: Duration,
-    /// How long it was allowed to take.
+    /// The [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
     #[serde(rename = "budgetMs", serialize_with = "millis")]
     pub budget: Duration,
-    /// Whether it had to stop waiting, because the time was over.
+    /// Whether the deadline came before all hooks were over.
     pub timed_out: bool,
 }
 
@@ -89,7 +97,8 @@ pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Resul
 }
 
 impl DrainReport {
-    /// Whether every session had its end, or was not this process' to end, and no hook erred.
+    /// Whether nothing is [`unfinished`](Self::unfinished), [`failed`](Self::failed) or
+    /// [`handed_over`](Self::handed_over).
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -97,7 +106,7 @@ impl DrainReport {
     /// # async fn main() {
     /// # let sessions = ActiveSessions::builder().build().unwrap();
     /// if !sessions.drain(EndReason::Shutdown).await.is_clean() {
-    ///     eprintln!("some sessions had no end");
+    ///     eprintln!("some sessions have no delivered end");
     /// }
     /// # }
     /// ```
@@ -106,13 +115,24 @@ impl DrainReport {
         self.unfinished.is_empty() && self.failed == 0 && self.handed_over == 0
     }
 
-    /// How many sessions there were to see to: active, running and late ones.
+    /// All sessions of the drain: [`active`](Self::active) + [`already_ending`](Self::already_ending) +
+    /// [`late_starts`](Self::late_starts).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// assert_eq!(sessions.drain(EndReason::Shutdown).await.total(), 1);
+    /// # }
+    /// ```
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.active + self.already_ending + self.late_starts
     }
 
-    /// The counts, as what has changed from `before` to `after`.
+    /// Sets the counts to the difference between `before` and `after`.
     pub(crate) fn count(&mut self, before: &Counts, after: &Counts, unfinished: Vec<UnfinishedEnd>) {
         self.active = before.active;
         self.already_ending = before.pending_ends + before.aborted;
@@ -168,8 +188,8 @@ impl DrainReport {
             (*failed, "failed"),
             (*kept, "kept"),
             (*forgotten, "forgotten"),
-            (self.held_elsewhere, "held by others"),
-            (self.ended_elsewhere, "ended by others"),
+            (self.held_elsewhere, "held elsewhere"),
+            (self.ended_elsewhere, "ended elsewhere"),
             (self.handed_over, "handed over"),
         ];
         for (count, what) in extra {
@@ -182,7 +202,7 @@ impl DrainReport {
 
     fn fmt_unfinished(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.timed_out {
-            write!(f, " (the budget of {:.1?} was over)", self.budget)?;
+            write!(f, " (timed out after {:.1?})", self.budget)?;
         }
         for unfinished in self.unfinished.iter().take(8) {
             write!(f, "; {unfinished}")?;
@@ -199,11 +219,11 @@ impl DrainReport {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct UnfinishedEnd {
-    /// The session.
+    /// The id of the session.
     pub session_id: SessionId,
-    /// Which generation of it.
+    /// The generation that ended.
     pub generation: GenerationId,
-    /// How far its end had come.
+    /// The stage of its `session_end`.
     pub stage: EndStage,
 }
 
@@ -213,16 +233,16 @@ impl fmt::Display for UnfinishedEnd {
     }
 }
 
-/// How far an unfinished `session_end` had come.
+/// The stage of an unfinished `session_end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum EndStage {
-    /// No hook was called: the time was over first.
+    /// No hook was called before the deadline.
     NeverStarted,
-    /// No hook was called: an earlier hook of the same session was not over.
+    /// No hook was called: an earlier hook of the same id was not over.
     Waiting,
-    /// At least one hook was called and is not over.
+    /// At least one hook was called and was not over.
     Running,
 }
 
@@ -230,7 +250,7 @@ impl fmt::Display for EndStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NeverStarted => "never started",
-            Self::Waiting => "waiting for its predecessor",
+            Self::Waiting => "waiting for an earlier hook",
             Self::Running => "running",
         })
     }
@@ -246,27 +266,40 @@ impl From<Stage> for EndStage {
     }
 }
 
-/// What a whole stop came to, from the signal to the end of [`finish`](crate::ActiveSessions::finish).
+/// The report of a whole shutdown, from the signal to the end of [`finish`](crate::ActiveSessions::finish).
+///
+/// `Display` shows it in one line, with [redacted](SessionId::redacted) ids; the JSON form is as of [`DrainReport`].
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[must_use]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Whether a signal came. False if the server ended by itself.
+    /// Whether a signal came. False if the server ended without one.
     pub signalled: bool,
-    /// Whether a second signal cut the waiting short.
+    /// Whether a second signal came. The shutdown no longer waited then.
     pub forced: bool,
-    /// The session drain, as it stood when it was over.
+    /// The session drain, at its end.
     pub drain: DrainReport,
-    /// All sessions, as they stood at the very end: what the drain left unfinished may have made it since, and sessions
-    /// that were born while the connections drained are in it.
+    /// All sessions since the drain began, at the end of `finish`: with the hooks that completed after the drain, and
+    /// with the sessions that started in the connection drain.
     pub sessions: DrainReport,
     /// The connection drain.
     pub connections: ConnectionReport,
 }
 
 impl ShutdownReport {
-    /// Whether every session had its end, no hook erred, and no connection was cut.
+    /// Whether [`sessions`](Self::sessions) is [clean](DrainReport::is_clean) and the connection drain did not time
+    /// out.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let report = sessions.finish(async {}).await.report;
+    /// assert!(report.is_clean() && !report.signalled);
+    /// # }
+    /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.sessions.is_clean() && !self.connections.timed_out
@@ -283,34 +316,34 @@ impl fmt::Display for ShutdownReport {
             f.write_str("; the server ended without a signal")?;
         }
         if *forced {
-            f.write_str("; a second signal cut it short")?;
+            f.write_str("; forced by a second signal")?;
         }
         Ok(())
     }
 }
 
-/// What the connection drain came to.
+/// The report of the connection drain.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ConnectionReport {
-    /// How long the server went on after the session drain.
+    /// The time from the end of the session drain to the end of the server.
     #[serde(rename = "elapsedMs", serialize_with = "millis")]
     pub elapsed: Duration,
-    /// How long it was allowed to.
+    /// The [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout).
     #[serde(rename = "budgetMs", serialize_with = "millis")]
     pub budget: Duration,
-    /// Whether it had to be cut off.
+    /// Whether the server was dropped before it ended by itself: at the deadline, or at a second signal.
     pub timed_out: bool,
-    /// Responses that were not over when it was: requests without an answer, and bodies without an end. A layer cannot
-    /// count sockets: an idle connection, or one with half a request, is in no number.
+    /// Open responses at the end of the connection drain: requests without a response head, and bodies without an end.
+    /// A layer sees no sockets, so an idle connection, or one with half a request, is not counted.
     pub open_responses: usize,
 }
 
 impl fmt::Display for ConnectionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.timed_out {
-            write!(f, "connections cut after {:.1?} with {} open responses", self.elapsed, self.open_responses)
+            write!(f, "connections dropped after {:.1?} with {} open responses", self.elapsed, self.open_responses)
         } else {
             write!(f, "connections drained in {:.1?}", self.elapsed)
         }

@@ -2,22 +2,22 @@
 
 use std::{fmt, time::Duration};
 
-/// Why [`ActiveSessionsBuilder::build`](crate::ActiveSessionsBuilder::build) refused.
+/// The error of [`ActiveSessionsBuilder::build`](crate::ActiveSessionsBuilder::build): a setting is not valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The drain would be over before its first part.
+    /// The settle timeout is longer than the drain timeout, of which it is a part.
     #[non_exhaustive]
     SettleOverDrain {
-        /// The time for requests that are not over.
+        /// The [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout).
         settle_timeout: Duration,
-        /// The time for the whole drain.
+        /// The [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
         drain_timeout: Duration,
     },
-    /// A capacity, or a time of the same effect, of zero: nothing could ever happen.
+    /// A setting is 0 that has to be at least 1, or longer than 0 s.
     #[non_exhaustive]
     ZeroValue {
-        /// The setting.
+        /// The name of the builder's method.
         setting: &'static str,
     },
 }
@@ -27,10 +27,9 @@ impl fmt::Display for BuildError {
         match self {
             Self::SettleOverDrain { settle_timeout, drain_timeout } => write!(
                 f,
-                "`settle_timeout` of {settle_timeout:?} is longer than the `drain_timeout` of {drain_timeout:?}, \
-                 of which it is a part"
+                "`settle_timeout` ({settle_timeout:?}) is longer than `drain_timeout` ({drain_timeout:?}), of which it is a part"
             ),
-            Self::ZeroValue { setting } => write!(f, "`{setting}` of 0 would let nothing happen; it has to be more"),
+            Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }
     }
 }

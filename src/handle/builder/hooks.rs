@@ -1,4 +1,4 @@
-//! The doors for hooks.
+//! The builder's methods that register hooks.
 
 use std::{
     future::Future,
@@ -16,9 +16,10 @@ use crate::{
 };
 
 impl ActiveSessionsBuilder {
-    /// Registers a hook that is a type of its own; see [`SessionHook`].
+    /// Registers a [`SessionHook`].
     ///
-    /// Hooks add up: each one is told every event, all of them at the same time.
+    /// Hooks add up: each of them gets every event, and all of them run at the same time. An event is over when all of
+    /// its hooks are.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -26,7 +27,7 @@ impl ActiveSessionsBuilder {
     ///
     /// impl SessionHook for Log {
     ///     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
-    ///         println!("{} is over", end.session.id);
+    ///         println!("{} ended", end.session.id);
     ///         Ok(())
     ///     }
     /// }
@@ -42,12 +43,14 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Registers a closure that is told of every session that is noted. Its future yields `()` or a `Result<(), E>`.
+    /// Registers a closure that is called with every session that starts. Its future returns `()` or a `Result<(), E>`.
+    ///
+    /// An error is logged, and the session stays active.
     ///
     /// ```
     /// # use tower_session_end::*;
     /// let sessions = ActiveSessions::builder()
-    ///     .on_session_start(async |start: SessionStart| println!("hello {}", start.session.id))
+    ///     .on_session_start(async |start: SessionStart| println!("{} started", start.session.id))
     ///     .build()?;
     /// # Ok::<(), BuildError>(())
     /// ```
@@ -62,7 +65,10 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Registers a closure that is told of every session that ended. Its future yields `()` or a `Result<(), E>`.
+    /// Registers a closure that is called with every session that ends. Its future returns `()` or a `Result<(), E>`.
+    ///
+    /// An error is logged and reported; the end counts as delivered, and is not delivered again. In logs and reports
+    /// the hook's name is its call site.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, SessionEnd};
@@ -88,8 +94,11 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Registers a tower service that is called with every session that ended, so that timeouts, retries, rate and
-    /// concurrency limits come from tower. Each call goes to a clone, once that is ready; the response is dropped.
+    /// Registers a Tower service that is called with every session that ends. So timeouts, retries, rate and
+    /// concurrency limits can be layers of Tower.
+    ///
+    /// Each call is made on a clone of the service, once that clone is ready. The response is dropped; an error counts
+    /// as that of a [hook](Self::on_session_end).
     ///
     /// ```
     /// use tower::service_fn;
@@ -109,11 +118,11 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Registers a closure that is told of many ended sessions at once: what has gathered while the last batch ran, up
-    /// to `max`. One database transaction for thousands of rows.
+    /// Registers a closure that is called with several ended sessions at once: those that ended while the last batch
+    /// ran, up to `max`. So one database transaction writes thousands of rows.
     ///
-    /// One batch is in flight at a time, and one batch is one fate: if it errs, all of its sessions count as failed;
-    /// if it hangs, those behind it are not started.
+    /// One batch runs at a time. If it returns an error, all of its sessions count as failed. While it hangs, the next
+    /// batch does not start. [`build`](Self::build) returns an error if `max` is 0.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, SessionEnd};

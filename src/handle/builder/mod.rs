@@ -1,4 +1,4 @@
-//! The builder: hooks, times, and the checks of both.
+//! The builder: hooks, settings, and their validation.
 
 mod error;
 mod hooks;
@@ -16,12 +16,12 @@ use crate::{
     session::{EndReason, Session},
 };
 
-/// Makes an [`ActiveSessions`]; from [`ActiveSessions::builder`].
+/// Builds an [`ActiveSessions`]. Made by [`ActiveSessions::builder`].
 ///
-/// A stop takes at most [`lame_duck_timeout`](Self::lame_duck_timeout) + [`drain_timeout`](Self::drain_timeout) +
-/// [`connection_drain_timeout`](Self::connection_drain_timeout): 12 s by default. Whatever starts your process has to
-/// allow more than that: Kubernetes' `terminationGracePeriodSeconds` is 30 s by default, and a `preStop` hook counts in
-/// it. `Duration::MAX` means no limit of its own, for each of the times.
+/// A shutdown takes at most [`lame_duck_timeout`](Self::lame_duck_timeout) + [`drain_timeout`](Self::drain_timeout) +
+/// [`connection_drain_timeout`](Self::connection_drain_timeout): 0 s + 2 s + 10 s = 12 s by default. The supervisor of
+/// the process has to allow more: Kubernetes' `terminationGracePeriodSeconds` is 30 s by default, and includes the
+/// `preStop` hook. For each of the times, `Duration::MAX` means no limit.
 ///
 /// # Examples
 ///
@@ -70,8 +70,11 @@ impl ActiveSessionsBuilder {
         }
     }
 
-    /// How long readiness probes may say no before the drain begins, while everything else goes on: time for a load
-    /// balancer to look elsewhere. Zero by default.
+    /// The duration of [`Phase::LameDuck`](crate::Phase::LameDuck): the time from the signal to the drain. 0 by
+    /// default: the phase is skipped.
+    ///
+    /// In it [`is_ready`](ActiveSessions::is_ready) is false, and everything else goes on, so a load balancer can stop
+    /// sending new requests before the listener closes.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -84,9 +87,10 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// How long the drain may take: the one deadline for every hook in it. 2 s by default.
+    /// The longest time that the session drain takes: one deadline for settling, all hooks and the registry. 2 s by
+    /// default.
     ///
-    /// Zero is legal: every session is claimed, no hook is started, and the report lists them all.
+    /// With 0, every session ends, no hook is started in the drain, and the report lists all of them as unfinished.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -99,18 +103,20 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// How long the drain waits for requests that are not over, before it ends their sessions. Zero by default; a finite
-    /// time is part of [`drain_timeout`](Self::drain_timeout) and cannot be longer.
+    /// The longest time that the drain waits for requests in flight before it ends their sessions. 0 by default. It is
+    /// a part of [`drain_timeout`](Self::drain_timeout), and cannot be longer; `Duration::MAX` means up to the drain's
+    /// deadline.
     ///
-    /// Sessions without a request end at once. One with a request ends when that is over, its response body included,
-    /// or when this time is. A `GET` of a `text/event-stream` is not a request in this sense.
+    /// Sessions without a request in flight end at once. A session with one ends when the request is over, including
+    /// its response body, or when this time is over. An open `GET` of a `text/event-stream` does not count as a request
+    /// here.
     ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_session_end::{ActiveSessions, BuildError};
     /// let builder = ActiveSessions::builder()
     ///     .drain_timeout(Duration::from_secs(10))
-    ///     .settle_timeout(Duration::from_secs(8)); // which leaves 2 s for the hooks
+    ///     .settle_timeout(Duration::from_secs(8)); // leaves 2 s for the hooks
     /// # builder.build()?;
     /// # Ok::<(), BuildError>(())
     /// ```
@@ -119,12 +125,12 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Ends sessions that have been silent for so long, with [`EndReason::Idle`](crate::EndReason::Idle). Off by
-    /// default.
+    /// Ends sessions that were idle for this time, with [`EndReason::Idle`](crate::EndReason::Idle). Off by default,
+    /// and with `Duration::MAX`; [`build`](Self::build) returns an error for 0.
     ///
-    /// A request, an open response body and a [`SessionGuard`](crate::SessionGuard) are activity. The work is done
-    /// within [`shutdown_on`](ActiveSessions::shutdown_on), as long as that is polled; a session ends at most a
-    /// sixteenth of the time late.
+    /// A session is not idle while it has a request in flight, an open response body or a
+    /// [`SessionGuard`](crate::SessionGuard). A session ends up to a sixteenth of the time late. Expiry runs in
+    /// [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise it runs only when sessions start.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -137,13 +143,16 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// The most sessions that are active at the same time; 1,000,000 by default.
+    /// The largest number of active sessions. 1,000,000 by default; [`build`](Self::build) returns an error for 0.
     ///
-    /// Beyond it each birth ends about the longest idle session, with [`EndReason::Evicted`](crate::EndReason::Evicted),
-    /// but never one with a request, an open response body or a guard. A flood of births therefore pushes out idle
-    /// sessions of others; set it well above what you expect. The successor of a compaction is exempt. Sessions that
-    /// have ended and wait for their hooks do not count: what bounds those is how fast the hooks are, and
-    /// [`hook_timeout`](Self::hook_timeout).
+    /// Beyond it, each start evicts one session, about the one that is idle for the longest time, with
+    /// [`EndReason::Evicted`](crate::EndReason::Evicted). A session with a request in flight, an open response body or
+    /// a guard is never evicted: if all are busy, the number grows beyond `max`, which is logged once. A client that
+    /// starts many sessions can evict the idle sessions of others, so set it well above the expected number. The
+    /// successor of a compaction evicts nothing.
+    ///
+    /// Sessions that have ended and wait for their hooks are not counted. Their number is bounded by the speed of the
+    /// hooks, and by [`hook_timeout`](Self::hook_timeout).
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -155,13 +164,15 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Whether an open event stream ends with its session. On by default.
+    /// Whether an open event stream ends with its session. `true` by default.
     ///
-    /// The body of a `GET` that is a `text/event-stream` is finished cleanly, as if the host had ended it, once its
-    /// session has ended; one that belongs to no session, once the drain is over. Without that, one client that
-    /// listens holds the connection drain until it is cut. A stream goes on over a compaction. To send a last event
-    /// first, listen to [`closing`](ActiveSessions::closing): in a stop, streams go on until the drain is over, and 20 ms
-    /// longer (at most a quarter of the connections' time).
+    /// The `text/event-stream` body of a `GET` ends cleanly, as if the host had ended it, once its session has ended. A
+    /// stream without a session ends once the drain is over. With `false`, one client that listens delays the
+    /// connection drain until its deadline.
+    ///
+    /// A compaction does not end the stream. In a shutdown, streams go on for 20 ms after the drain (at most a quarter
+    /// of [`connection_drain_timeout`](Self::connection_drain_timeout)): to send a last event, wait for
+    /// [`closing`](ActiveSessions::closing).
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -173,10 +184,10 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Whether requests that may open a session get 503 and `retry-after` once the phase is
-    /// [`Phase::Closing`](crate::Phase::Closing), instead of a session that ends at once. Off by default.
+    /// Whether requests that may start a session get 503 and `retry-after` from
+    /// [`Phase::Closing`](crate::Phase::Closing) on. `false` by default: their sessions start, and end at once.
     ///
-    /// Which those are, [`SessionProtocol::may_start`](crate::SessionProtocol::may_start) says.
+    /// [`SessionProtocol::may_start`](crate::SessionProtocol::may_start) decides which requests these are.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -188,11 +199,12 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Says which sessions outlive the process, because they are persisted and can be resumed elsewhere: a drain
-    /// forgets those without a `session_end`, and reports them as [kept](crate::DrainReport::kept).
+    /// Keeps the sessions for which `f` returns true: they outlive the process, because they are persisted and can be
+    /// resumed elsewhere. A drain forgets them without a `session_end`, and counts them as
+    /// [kept](crate::DrainReport::kept). By default no session is kept.
     ///
-    /// Called for each session that a drain comes upon, with the drain's reason; for one that is born late it may be
-    /// called twice. Should it panic, the session is ended.
+    /// A drain calls `f` for each active session, with the drain's reason. For a session that starts in the drain it
+    /// may be called twice. If `f` panics, the session ends.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -208,8 +220,10 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// How long the connections may take after the drain, before [`finish`](ActiveSessions::finish) cuts them. 10 s by
-    /// default.
+    /// The longest time that the connection drain takes, after the session drain. 10 s by default.
+    ///
+    /// At its end [`finish`](ActiveSessions::finish) ends the open responses and drops the server. Without `finish`,
+    /// nothing enforces it.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -222,8 +236,9 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// How long one call of a hook may take outside of a drain. 30 s by default. A call that takes longer is dropped,
-    /// and counts as failed.
+    /// The longest time that one call of a hook takes outside of a drain. 30 s by default. A call that takes longer is
+    /// dropped, and counts as failed. In a drain no call is dropped: at the drain's deadline it is reported as
+    /// unfinished.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -236,11 +251,12 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Sets a hard limit on the sessions whose hooks run at the same time.
+    /// Sets a hard limit on the number of sessions whose hooks run at the same time. No hard limit by default;
+    /// [`build`](Self::build) returns an error for 0.
     ///
-    /// Unset, the pool adapts: 256 at first, more where hooks are slow or hang, so that those delay nobody else. With a
-    /// hard limit of `n`, `n` hung hooks do starve all others: set it only where the consumer cannot take more, and
-    /// then give its calls a timeout. A batch hook has one call at a time in any case.
+    /// Without a hard limit, the hooks of 256 sessions run at the same time, and of more sessions if hooks are slow or
+    /// hang, so that these do not delay others. With a hard limit of `n`, `n` hung hooks block all others: set it only
+    /// if the consumer cannot take more, and give its calls a timeout. A batch hook always has one call at a time.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -252,11 +268,13 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Checks it all and makes the handle. Within a tokio runtime, its hooks run on that one.
+    /// Validates the settings and builds the handle. Hooks run on the current tokio runtime, if there is one.
     ///
     /// # Errors
     ///
-    /// [`BuildError`] if a capacity is zero, or a finite settle time longer than the drain's.
+    /// * [`BuildError::ZeroValue`] if `max_concurrent_hooks`, `max_sessions`, `idle_timeout`, or the `max` of a batch
+    ///   hook is 0.
+    /// * [`BuildError::SettleOverDrain`] if `settle_timeout` is finite and longer than `drain_timeout`.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -286,7 +304,7 @@ impl ActiveSessionsBuilder {
     }
 }
 
-/// What the builder has been told.
+/// The settings of a handle, without its hooks and its registry.
 pub(super) struct Settings {
     pub(super) lame_duck_timeout: Duration,
     pub(super) settle_timeout: Duration,

@@ -1,4 +1,4 @@
-//! The settings of the registry.
+//! The builder's settings of the registry.
 
 use std::time::Duration;
 
@@ -6,19 +6,22 @@ use super::ActiveSessionsBuilder;
 use crate::registry::{Durability, Registry};
 
 impl ActiveSessionsBuilder {
-    /// Records active sessions in a [`Registry`], so that none is lost with the process. None by default.
+    /// Records the active sessions in a [`Registry`], so that a crash loses no `session_end`. No registry by default.
     ///
-    /// A birth is written before its `session_start` runs, and an end before its `session_end` does. After a crash the
-    /// next start, or another process on the same registry, delivers what is owed: sessions with the reason
-    /// [`Lost`](crate::EndReason::Lost), ends that a drain could not finish with their own. Across a crash that is at least once,
-    /// with the same [`generation`](crate::SessionEnd::generation), and at most five times.
+    /// A start is written before its `session_start` runs, and an end before its `session_end` runs. After a crash, the
+    /// next process that starts, or another process on the same registry, delivers the pending ends: for a session that
+    /// was active, with the reason [`Lost`](crate::EndReason::Lost); for an end that was unfinished, with its own
+    /// reason. After a crash, delivery is at-least-once (at most five attempts), always with the same
+    /// [`generation`](crate::SessionEnd::generation).
     ///
-    /// Several processes on one registry are replicas: a session that some of them serve ends, on shutdown, with the last
-    /// one that lets go, and an explicit end on one is an end for all.
+    /// Several processes on one registry are replicas. If several of them serve a session, a shutdown, an expiry, an
+    /// eviction or the drop of a guard ends it on the last of them only. An explicit
+    /// [`end`](crate::ActiveSessions::end) on one replica ends it for all.
     ///
-    /// Call [`recover`](crate::ActiveSessions::recover) before serving; without it, the first polls of `shutdown_on` or
-    /// `finish` do the same. They also keep the lease, so one of the two has to be polled for as long as sessions are
-    /// active.
+    /// Call [`recover`](crate::ActiveSessions::recover) before serving.
+    /// [`shutdown_on`](crate::ActiveSessions::shutdown_on) and [`finish`](crate::ActiveSessions::finish) renew the
+    /// lease: one of them has to be polled for as long as sessions are active. While the registry does not answer,
+    /// requests succeed all the same, and sessions are kept in memory.
     ///
     /// ```no_run
     /// # #[cfg(feature = "sqlite")]
@@ -35,7 +38,8 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// What a birth waits for. [`Durability::Strict`] by default.
+    /// Whether the response that starts a session waits for its record, up to 250 ms. [`Durability::Strict`] by
+    /// default: it does. Without a [`registry`](Self::registry) it has no effect.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, registry::Durability};
@@ -47,16 +51,20 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// What becomes of recorded sessions in a drain while the registry is out of reach. By default, and with `true`, they
-    /// are left to the next start or to a survivor, and reported as [handed over](crate::DrainReport::handed_over): others
-    /// may still hold them. With `false` they end here, and perhaps once more elsewhere, with the same
-    /// [`generation`](crate::SessionEnd::generation).
+    /// Whether a drain leaves the recorded sessions to other processes while the registry does not answer. `true` by
+    /// default.
     ///
-    /// Sessions that are not on record end here in any case.
+    /// With `true`, other replicas may still serve these sessions, so the drain ends none of them. The next process
+    /// that starts, or another replica, delivers their ends. The report counts them as
+    /// [handed over](crate::DrainReport::handed_over).
+    ///
+    /// With `false` they end here. They may end once more elsewhere, with the same
+    /// [`generation`](crate::SessionEnd::generation). It fits a process without replicas. Sessions that were never
+    /// recorded end here in both cases.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
-    /// let builder = ActiveSessions::builder().hand_over_on_outage(false); // one process alone
+    /// let builder = ActiveSessions::builder().hand_over_on_outage(false); // there are no replicas
     /// # let _ = builder;
     /// ```
     pub fn hand_over_on_outage(mut self, hand_over: bool) -> Self {
@@ -64,9 +72,10 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// How long [`recover`](crate::ActiveSessions::recover) may take. 10 s by default.
+    /// The longest time that [`recover`](crate::ActiveSessions::recover) takes. 10 s by default; `Duration::MAX` means
+    /// no limit.
     ///
-    /// What it has found by then is delivered in the background.
+    /// The ends that it has claimed and not delivered by then are delivered in the background.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -107,7 +107,7 @@ async fn a_second_sigterm_ends_the_waiting_for_connections_too() {
     let gone = gateway.gone_within(SLACK).await;
 
     gone.assert_each_had_its_end();
-    assert!(gone.report.contains("connections cut") && gone.report.contains("second signal"), "{}", gone.report);
+    assert!(gone.report.contains("connections dropped") && gone.report.contains("second signal"), "{}", gone.report);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn half_a_request_head_holds_up_nothing_but_its_own_budget() {
 
     gone.assert_each_had_its_end();
     assert_eq!(gone.rows.reason(&id), "shutdown");
-    assert!(gone.report.contains("connections cut"), "{}", gone.report);
+    assert!(gone.report.contains("connections dropped"), "{}", gone.report);
     assert!(closes(&mut half).await);
 }
 

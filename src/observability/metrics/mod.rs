@@ -1,13 +1,26 @@
-//! What is measured: the handles of every metric, taken from the recorder when a handle is built.
+//! The handles of every metric. They are taken from the installed recorder when an `ActiveSessions` is built.
+
+#[cfg(feature = "metrics")]
+mod facade;
+#[cfg(not(feature = "metrics"))]
+mod noop;
 
 use std::time::Duration;
 
-use super::recorder::{Count, Counter, Gauge, Histogram, Stopwatch, counter, gauge, histogram};
+pub(crate) use self::backend::Stopwatch;
+use self::backend::{Count, Counter, Gauge, Histogram, counter, gauge, histogram};
+#[cfg(feature = "metrics")]
+use self::facade as backend;
+#[cfg(not(feature = "metrics"))]
+use self::noop as backend;
 use crate::session::EndReason;
+
+/// A label and its value. A label has few values: never an id, and never another text of a client.
+type Label<'a> = (&'static str, &'a str);
 
 const REASONS: usize = EndReason::ALL.len();
 
-/// How a session leaves without a `session_end` of this process.
+/// Why a session leaves without a `session_end` of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReleaseCause {
     Forgotten,
@@ -31,12 +44,13 @@ impl ReleaseCause {
     }
 }
 
-/// What has become of sessions in one step, until no lock is held and it can be told: a recorder is user code.
+/// The changes of the counters in one step of the tracker. They are collected under a lock and added after it is
+/// released: a recorder is user code.
 #[derive(Debug, Default)]
 pub(crate) struct CounterDelta {
     starts: Count,
     recovered: Count,
-    /// Sessions that are no longer active.
+    /// Sessions that are active no longer.
     left: Count,
     ends: [Count; REASONS],
     released: [Count; ReleaseCause::ALL.len()],
@@ -63,7 +77,7 @@ impl CounterDelta {
         self.released[cause as usize].add(1);
     }
 
-    /// An active session was ended by others and goes on as a new generation.
+    /// Another process ended an active session, which goes on here as a new generation.
     pub(crate) fn renewed(&mut self) {
         self.started();
         self.left();
@@ -71,7 +85,7 @@ impl CounterDelta {
     }
 }
 
-/// What a handle measures of its sessions.
+/// The metrics of one handle.
 #[derive(Debug)]
 pub(crate) struct Meters {
     active: Gauge,
@@ -88,36 +102,36 @@ impl Meters {
     pub(crate) fn new() -> Self {
         let ended = |n: usize| {
             let reason = EndReason::ALL[n].as_str();
-            counter("session_ends_total", "Sessions whose session_end is delivered here", &[("reason", reason)])
+            counter("session_ends_total", "Sessions whose session_end this process delivers", &[("reason", reason)])
         };
         let released = |cause: ReleaseCause| {
-            let what = "Sessions that left without a session_end of this process";
-            counter("session_releases_total", what, &[("cause", cause.as_str())])
+            let description = "Sessions that left without a session_end of this process";
+            counter("session_releases_total", description, &[("cause", cause.as_str())])
         };
         Self {
-            active: gauge("session_active", "Sessions that are active"),
-            starts: counter("session_starts_total", "Sessions that were noted anew", &[]),
+            active: gauge("session_active", "Active sessions"),
+            starts: counter("session_starts_total", "Sessions that started", &[]),
             ends: std::array::from_fn(ended),
             released: ReleaseCause::ALL.map(released),
-            recovered: counter("session_recovered_total", "Ends taken over from processes that are gone", &[]),
-            ignored_ids: counter("session_ignored_ids_total", "Ids that were ignored because they are not valid", &[]),
-            drain_duration: histogram("session_drain_duration_seconds", "How long a drain of all sessions took", &[]),
-            unfinished: gauge("session_unfinished_ends", "Ends that the last report of a stop lists as unfinished"),
+            recovered: counter("session_recovered_total", "Ends recovered from dead processes", &[]),
+            ignored_ids: counter("session_ignored_ids_total", "Invalid ids, which were ignored", &[]),
+            drain_duration: histogram("session_drain_duration_seconds", "Duration of a drain", &[]),
+            unfinished: gauge("session_unfinished_ends", "Unfinished ends in the last report of a shutdown"),
         }
     }
 
-    /// To be called with no lock held.
+    /// Must be called with no lock held.
     pub(crate) fn add(&self, delta: &CounterDelta) {
         let CounterDelta { starts, recovered, left, ends, released } = delta;
-        let by = |counter: &Counter, sum: Count| {
-            if sum.get() > 0 {
-                counter.increment(sum.get());
+        let increment = |counter: &Counter, count: Count| {
+            if count.get() > 0 {
+                counter.increment(count.get());
             }
         };
-        by(&self.starts, *starts);
-        by(&self.recovered, *recovered);
-        self.ends.iter().zip(ends).for_each(|(counter, sum)| by(counter, *sum));
-        self.released.iter().zip(released).for_each(|(counter, sum)| by(counter, *sum));
+        increment(&self.starts, *starts);
+        increment(&self.recovered, *recovered);
+        self.ends.iter().zip(ends).for_each(|(counter, count)| increment(counter, *count));
+        self.released.iter().zip(released).for_each(|(counter, count)| increment(counter, *count));
         let (started, left) = (starts.get() as f64, left.get() as f64);
         if started > left {
             self.active.increment(started - left);
@@ -126,7 +140,7 @@ impl Meters {
         }
     }
 
-    /// The handle goes, and so many sessions that are active go with it.
+    /// The handle is dropped with this many active sessions.
     pub(crate) fn on_handle_drop(&self, active: usize) {
         self.active.decrement(active as f64);
     }
@@ -135,17 +149,17 @@ impl Meters {
         self.ignored_ids.increment(1);
     }
 
-    pub(crate) fn drained(&self, elapsed: Duration, unfinished: usize) {
+    pub(crate) fn on_drain_done(&self, elapsed: Duration, unfinished: usize) {
         self.drain_duration.record(elapsed.as_secs_f64());
-        self.reported(unfinished);
+        self.set_unfinished(unfinished);
     }
 
-    pub(crate) fn reported(&self, unfinished: usize) {
+    pub(crate) fn set_unfinished(&self, unfinished: usize) {
         self.unfinished.set(unfinished as f64);
     }
 }
 
-/// What is measured of one hook, by the name that logs and reports call it.
+/// The metrics of one hook. Their label is the name that logs and reports show.
 #[derive(Debug)]
 pub(crate) struct HookMeter {
     duration: Histogram,
@@ -153,7 +167,7 @@ pub(crate) struct HookMeter {
 }
 
 impl HookMeter {
-    /// What a hook has until its handle is built.
+    /// For a hook whose handle is not built yet.
     pub(crate) const fn none() -> Self {
         Self { duration: Histogram::noop(), failures: Counter::noop() }
     }
@@ -161,8 +175,8 @@ impl HookMeter {
     pub(crate) fn new(kind: &'static str, hook: &str) -> Self {
         let labels = [("kind", kind), ("hook", hook)];
         Self {
-            duration: histogram("session_hook_duration_seconds", "How long a call of a hook took", &labels),
-            failures: counter("session_hook_failures_total", "Calls of a hook that failed", &labels),
+            duration: histogram("session_hook_duration_seconds", "Duration of a call of a hook", &labels),
+            failures: counter("session_hook_failures_total", "Failed calls of a hook", &labels),
         }
     }
 
@@ -175,7 +189,7 @@ impl HookMeter {
     }
 }
 
-/// What is measured of a registry.
+/// The metrics of a registry.
 #[derive(Debug)]
 pub(crate) struct RegistryMeter {
     degraded: Gauge,
@@ -186,13 +200,9 @@ pub(crate) struct RegistryMeter {
 impl RegistryMeter {
     pub(crate) fn new() -> Self {
         Self {
-            degraded: gauge("session_registry_degraded", "Handles whose registry is out of reach"),
-            degradations: counter(
-                "session_registry_degradations_total",
-                "Times that a registry went out of reach",
-                &[],
-            ),
-            given_up: counter("session_given_up_total", "Ends that were tried too often, and are given up", &[]),
+            degraded: gauge("session_registry_degraded", "Handles whose registry does not answer"),
+            degradations: counter("session_registry_degradations_total", "How often a registry stopped answering", &[]),
+            given_up: counter("session_given_up_total", "Ends that were claimed five times and are given up", &[]),
         }
     }
 
