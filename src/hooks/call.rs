@@ -80,6 +80,82 @@ impl From<Panic> for HookError {
     }
 }
 
+/// Calls one hook with the event.
+pub(super) fn call_one<E: HookEvent>(
+    hook: &Named<dyn Hook<E>>,
+    event: E,
+    expires: Option<Instant>,
+    on_first_pending: impl FnOnce(),
+) -> impl Future<Output = Option<HookError>> {
+    let mut call = [Call::new(hook, event)];
+    async move {
+        run_all(&mut call, expires, on_first_pending).await;
+        call[0].take_error()
+    }
+}
+
+/// Calls every hook with the event, concurrently. Resolves to the names and errors of those that failed.
+///
+/// An `async fn` would store the event twice in its future, and each busy worker holds one of these futures.
+pub(super) fn call_all<E: HookEvent + Clone>(
+    hooks: &Hooks<E>,
+    event: E,
+    expires: Option<Instant>,
+    on_first_pending: impl FnOnce(),
+) -> impl Future<Output = Vec<(String, HookError)>> {
+    let mut calls = match hooks.as_slice() {
+        // The usual case, without an allocation.
+        [hook] => Calls::One([Call::new(hook, event)]),
+        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
+    };
+    async move {
+        run_all(calls.as_mut(), expires, on_first_pending).await;
+        let calls = calls.as_mut().iter_mut();
+        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
+    }
+}
+
+enum Calls<'a> {
+    One([Call<'a>; 1]),
+    Many(Vec<Call<'a>>),
+}
+
+impl<'a> Calls<'a> {
+    fn as_mut(&mut self) -> &mut [Call<'a>] {
+        match self {
+            Self::One(call) => call,
+            Self::Many(calls) => calls,
+        }
+    }
+}
+
+/// Polls all calls until the last one completes. At `expires`, calls that still run are dropped.
+/// `on_first_pending` is called once, if the first poll leaves a call pending.
+async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pending: impl FnOnce()) {
+    let mut on_first_pending = Some(on_first_pending);
+    let all = poll_fn(|cx| {
+        let mut pending = false;
+        for call in &mut *calls {
+            pending |= call.poll(cx).is_pending();
+        }
+        if !pending {
+            return Poll::Ready(());
+        }
+        if let Some(callback) = on_first_pending.take() {
+            callback();
+        }
+        Poll::Pending
+    });
+    let Some(expires) = expires else { return all.await };
+    if timeout_at(expires, all).await.is_err() {
+        for call in calls {
+            if matches!(call.state, State::Running(_)) {
+                call.complete(Some(HookError::TimedOut));
+            }
+        }
+    }
+}
+
 /// A running or completed hook. Panics of its call, its polls and its drop are caught.
 pub(super) struct Call<'a> {
     name: &'a str,
@@ -163,82 +239,6 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         if matches!(self.state, State::Running(_)) {
             self.drop_future(None);
-        }
-    }
-}
-
-/// Polls all calls until the last one completes. At `expires`, calls that still run are dropped.
-/// `on_first_pending` is called once, if the first poll leaves a call pending.
-async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pending: impl FnOnce()) {
-    let mut on_first_pending = Some(on_first_pending);
-    let all = poll_fn(|cx| {
-        let mut pending = false;
-        for call in &mut *calls {
-            pending |= call.poll(cx).is_pending();
-        }
-        if !pending {
-            return Poll::Ready(());
-        }
-        if let Some(callback) = on_first_pending.take() {
-            callback();
-        }
-        Poll::Pending
-    });
-    let Some(expires) = expires else { return all.await };
-    if timeout_at(expires, all).await.is_err() {
-        for call in calls {
-            if matches!(call.state, State::Running(_)) {
-                call.complete(Some(HookError::TimedOut));
-            }
-        }
-    }
-}
-
-/// Calls one hook with the event.
-pub(super) fn call_one<E: HookEvent>(
-    hook: &Named<dyn Hook<E>>,
-    event: E,
-    expires: Option<Instant>,
-    on_first_pending: impl FnOnce(),
-) -> impl Future<Output = Option<HookError>> {
-    let mut call = [Call::new(hook, event)];
-    async move {
-        run_all(&mut call, expires, on_first_pending).await;
-        call[0].take_error()
-    }
-}
-
-/// Calls every hook with the event, concurrently. Resolves to the names and errors of those that failed.
-///
-/// An `async fn` would store the event twice in its future, and each busy worker holds one of these futures.
-pub(super) fn call_all<E: HookEvent + Clone>(
-    hooks: &Hooks<E>,
-    event: E,
-    expires: Option<Instant>,
-    on_first_pending: impl FnOnce(),
-) -> impl Future<Output = Vec<(String, HookError)>> {
-    let mut calls = match hooks.as_slice() {
-        // The usual case, without an allocation.
-        [hook] => Calls::One([Call::new(hook, event)]),
-        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
-    };
-    async move {
-        run_all(calls.as_mut(), expires, on_first_pending).await;
-        let calls = calls.as_mut().iter_mut();
-        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
-    }
-}
-
-enum Calls<'a> {
-    One([Call<'a>; 1]),
-    Many(Vec<Call<'a>>),
-}
-
-impl<'a> Calls<'a> {
-    fn as_mut(&mut self) -> &mut [Call<'a>] {
-        match self {
-            Self::One(call) => call,
-            Self::Many(calls) => calls,
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{CALL_TIMEOUT, Calls, Persister, call};
 use crate::{
     hooks::Pool,
-    observability::{error_chain, escape_controls},
+    observability::escape_controls,
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::{Ordering, wait_for},
@@ -52,6 +52,40 @@ impl Persister {
         }
     }
 
+    /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
+    pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
+        let recovery = Arc::new(Recovery::default());
+        let claimed = self.claim_orphans(pool, &recovery, || true);
+        let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
+        let deadline = deadline.unwrap_or_else(in_a_year);
+        let claimed = timeout_at(deadline, claimed)
+            .await
+            .unwrap_or_else(|_| Err(RegistryError::unavailable("`recovery_timeout` has expired")));
+        pool.wake();
+        tokio::select! {
+            biased;
+            () = wait_for(&recovery.progress, Some(deadline), || recovery.running() == 0) => {}
+            never = self.drive(pool) => match never {},
+        }
+        Recovered { recovery, error: claimed.err() }
+    }
+
+    /// Releases the lease. This is the last call of the registry.
+    pub(crate) async fn release_lease(&self, limit: Duration) {
+        let release = async {
+            // The breaker stays open.
+            self.calls.lock().await.breaker.retry_at = Some(NEVER);
+            self.registry.release_lease().await
+        };
+        if let Err(error) = call(limit, release).await {
+            tracing::warn!(
+                name: "session-registry-lease-not-released",
+                error = %escape_controls(&error),
+                "could not release the lease in the session registry; its sessions are recovered once it has expired",
+            );
+        }
+    }
+
     /// Without a driver, the writer sends the heartbeats, each with one batch of recovery.
     pub(super) async fn heartbeat_if_undriven(&self, pool: &Arc<Pool>) {
         let now = self.tracker.clock.now();
@@ -72,14 +106,24 @@ impl Persister {
         self.heartbeat_round(pool, 1).await;
     }
 
-    /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
-    fn is_heartbeat_due(&self) -> bool {
-        let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
-    }
-
-    fn heartbeat_nanos(&self) -> Nanos {
-        nanos(self.heartbeat_interval)
+    /// Sends a heartbeat to a registry whose breaker is open. On success the caller
+    /// [replays](Self::replay_backlog) the backlog.
+    pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
+        let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        match call(limit, self.registry.heartbeat()).await {
+            Ok(()) => {}
+            Err(RegistryError::Fenced) => self.on_fenced(),
+            Err(RegistryError::DataLost) => self.on_data_lost(),
+            Err(error) => return Err(self.trip(calls, error)),
+        }
+        calls.breaker.retry_at = None;
+        calls.backlog.replayed = calls.backlog.len();
+        self.tracker.rehold_unrecorded();
+        // With changes to write, the registry counts as restored once it has applied them.
+        if calls.backlog.len() == 0 && self.outbox.is_empty() {
+            self.restore(calls);
+        }
+        Ok(())
     }
 
     /// Renews the lease, and recovers up to this many batches of orphans.
@@ -146,30 +190,14 @@ impl Persister {
         Ok(())
     }
 
-    /// Sends a heartbeat to a registry whose breaker is open. On success the caller
-    /// [replays](Self::replay_backlog) the backlog.
-    pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
-        let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
-        match call(limit, self.registry.heartbeat()).await {
-            Ok(()) => {}
-            Err(RegistryError::Fenced) => self.on_fenced(),
-            Err(RegistryError::DataLost) => self.on_data_lost(),
-            Err(error) => return Err(self.trip(calls, error)),
-        }
-        calls.breaker.retry_at = None;
-        calls.backlog.replayed = calls.backlog.len();
-        self.tracker.rehold_unrecorded();
-        // With changes to write, the registry counts as restored once it has applied them.
-        if calls.backlog.len() == 0 && self.outbox.is_empty() {
-            self.restore(calls);
-        }
-        Ok(())
+    /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
+    fn is_heartbeat_due(&self) -> bool {
+        let last = self.last_heartbeat.load(Ordering::SeqCst);
+        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
-    fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
-        self.degrade(&error_chain(&error));
-        calls.breaker.trip(self.tracker.clock.now());
-        error
+    fn heartbeat_nanos(&self) -> Nanos {
+        nanos(self.heartbeat_interval)
     }
 
     /// Returns how many orphans were claimed.
@@ -208,37 +236,9 @@ impl Persister {
         self.tracker.abandon(orphan);
     }
 
-    /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
-    pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
-        let recovery = Arc::new(Recovery::default());
-        let claimed = self.claim_orphans(pool, &recovery, || true);
-        let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
-        let deadline = deadline.unwrap_or_else(in_a_year);
-        let claimed = timeout_at(deadline, claimed)
-            .await
-            .unwrap_or_else(|_| Err(RegistryError::unavailable("`recovery_timeout` has expired")));
-        pool.wake();
-        tokio::select! {
-            biased;
-            () = wait_for(&recovery.progress, Some(deadline), || recovery.running() == 0) => {}
-            never = self.drive(pool) => match never {},
-        }
-        Recovered { recovery, error: claimed.err() }
-    }
-
-    /// Releases the lease. This is the last call of the registry.
-    pub(crate) async fn release_lease(&self, limit: Duration) {
-        let release = async {
-            // The breaker stays open.
-            self.calls.lock().await.breaker.retry_at = Some(NEVER);
-            self.registry.release_lease().await
-        };
-        if let Err(error) = call(limit, release).await {
-            tracing::warn!(
-                name: "session-registry-lease-not-released",
-                error = %escape_controls(error_chain(&error)),
-                "could not release the lease in the session registry; its sessions are recovered once it has expired",
-            );
-        }
+    fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
+        self.degrade(&error);
+        calls.breaker.trip(self.tracker.clock.now());
+        error
     }
 }

@@ -119,34 +119,6 @@ impl Persister {
         self.degradations.load(Ordering::Relaxed)
     }
 
-    /// Starts no longer wait for the registry, until it answers again.
-    pub(crate) fn degrade(&self, error: &dyn std::fmt::Display) {
-        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
-            self.degradations.fetch_add(1, Ordering::Relaxed);
-            self.meter.degraded();
-            tracing::warn!(
-                name: "session-registry-degraded",
-                error = %escape_controls(error),
-                "the session registry is unavailable; sessions are kept in memory until it answers again",
-            );
-        }
-    }
-
-    fn restore(&self, calls: &mut Calls) {
-        calls.breaker.reset();
-        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
-            self.meter.restored();
-            let missed = std::mem::take(&mut calls.backlog.replayed);
-            let dropped = std::mem::take(&mut calls.backlog.dropped);
-            tracing::info!(
-                name: "session-registry-restored",
-                missed,
-                dropped,
-                "the session registry answers again; missed changes were replayed",
-            );
-        }
-    }
-
     /// Whether a response that starts this session waits for its record.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
         self.durability == Durability::Strict
@@ -178,6 +150,53 @@ impl Persister {
         wait_for(&self.written, deadline, is_written).await;
     }
 
+    pub(crate) fn abort_writer(&self) {
+        if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
+            abort.abort();
+        }
+        self.written.notify_waiters();
+    }
+
+    /// Queues the deferred ends in the outbox again.
+    pub(crate) fn reclaim_deferred(&self) {
+        let deferred = std::mem::take(&mut *lock(&self.deferred));
+        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
+    }
+
+    /// Starts no longer wait for the registry, until it answers again.
+    fn degrade(&self, error: &dyn std::fmt::Display) {
+        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
+            self.degradations.fetch_add(1, Ordering::Relaxed);
+            self.meter.degraded();
+            tracing::warn!(
+                name: "session-registry-degraded",
+                error = %escape_controls(error),
+                "the session registry is unavailable; sessions are kept in memory until it answers again",
+            );
+        }
+    }
+
+    fn restore(&self, calls: &mut Calls) {
+        calls.breaker.reset();
+        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
+            self.meter.restored();
+            let missed = std::mem::take(&mut calls.backlog.replayed);
+            let dropped = std::mem::take(&mut calls.backlog.dropped);
+            tracing::info!(
+                name: "session-registry-restored",
+                missed,
+                dropped,
+                "the session registry answers again; missed changes were replayed",
+            );
+        }
+    }
+
+    /// Queues the changes that the registry has missed before everything else, in their order.
+    fn replay_backlog(&self, calls: &mut Calls) {
+        self.reclaim_deferred();
+        self.outbox.put_back(calls.backlog.take());
+    }
+
     /// Spawns the writer, if the outbox has entries and no writer exists.
     fn wake_writer(self: &Arc<Self>, pool: &Arc<Pool>) {
         if self.outbox.is_empty() {
@@ -200,13 +219,6 @@ impl Persister {
         }
     }
 
-    pub(crate) fn abort_writer(&self) {
-        if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
-            abort.abort();
-        }
-        self.written.notify_waiters();
-    }
-
     /// Whether the end of this generation may be delivered: it has no record, or the lease is valid.
     fn lease_allows_delivery(&self, generation: &Generation) -> bool {
         match generation.record_state() {
@@ -214,22 +226,6 @@ impl Persister {
             RecordState::Held => self.registry.lease_is_valid(),
             RecordState::None | RecordState::Pending | RecordState::Uncertain | RecordState::Detached => true,
         }
-    }
-
-    /// Queues the deferred ends in the outbox again.
-    pub(crate) fn reclaim_deferred(&self) {
-        let deferred = std::mem::take(&mut *lock(&self.deferred));
-        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
-    }
-
-    /// Queues the changes that the registry has missed before everything else, in their order.
-    fn replay_backlog(&self, calls: &mut Calls) {
-        self.reclaim_deferred();
-        self.outbox.put_back(calls.backlog.take());
-    }
-
-    fn is_draining(&self) -> bool {
-        self.tracker.queue.state().limits.draining
     }
 
     /// Whether an open circuit breaker allows a call now. A drain may call a few times without waiting for the backoff.
@@ -250,6 +246,10 @@ impl Persister {
         }
         let left = Duration::from_nanos(limits.deadline.saturating_sub(self.tracker.clock.now()));
         Some((left / 4).clamp(Duration::from_millis(10), CALL_TIMEOUT))
+    }
+
+    fn is_draining(&self) -> bool {
+        self.tracker.queue.state().limits.draining
     }
 
     /// The lease has expired, and other processes have ended the sessions with a record.

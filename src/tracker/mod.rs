@@ -138,23 +138,39 @@ impl Tracker {
         }
     }
 
-    #[inline]
-    fn hash(&self, id: &[u8]) -> u64 {
-        self.hasher.hash_one(id)
+    pub(crate) fn find(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        let hash = self.hash(id);
+        self.shard(hash).find_active(hash, id).cloned()
+    }
+
+    /// As [`find`](Self::find), and begins a request. Both happen under the lock, so no sweep sees the session idle in
+    /// between.
+    pub(crate) fn begin_activity(&self, id: &[u8], tick: Tick) -> Option<Arc<Generation>> {
+        let hash = self.hash(id);
+        let shard = self.shard(hash);
+        let generation = shard.find_active(hash, id)?;
+        generation.begin_activity(Activity::Request);
+        generation.touch(tick);
+        generation.count_request();
+        Some(Arc::clone(generation))
     }
 
     #[inline]
-    fn hash_of(&self, generation: &Generation) -> u64 {
-        self.hash(generation.id.as_bytes())
+    pub(crate) fn len(&self) -> usize {
+        loop {
+            // Claims are read first, so they are never more than the generations.
+            let claimed = self.totals.claimed.load(Ordering::SeqCst);
+            let generations = self.totals.generations.load(Ordering::SeqCst);
+            // A claim between the two loads would make the difference wrong.
+            if claimed == self.totals.claimed.load(Ordering::SeqCst) {
+                return (generations - claimed) as usize;
+            }
+        }
     }
 
-    /// Uses other bits of the hash than the tables do.
-    fn index(hash: u64) -> usize {
-        (hash >> 40) as usize % SHARDS
-    }
-
-    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[Self::index(hash)])
+    /// The number of pending ends that a drain waits for.
+    pub(crate) fn awaited(&self) -> usize {
+        self.awaited.load(Ordering::SeqCst)
     }
 
     pub(crate) fn generation_id(&self, generation: &Generation) -> GenerationId {
@@ -185,41 +201,6 @@ impl Tracker {
         self.shutdown_reason.load(Ordering::SeqCst).checked_sub(1).map(EndReason::from_code)
     }
 
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        loop {
-            // Claims are read first, so they are never more than the generations.
-            let claimed = self.totals.claimed.load(Ordering::SeqCst);
-            let generations = self.totals.generations.load(Ordering::SeqCst);
-            // A claim between the two loads would make the difference wrong.
-            if claimed == self.totals.claimed.load(Ordering::SeqCst) {
-                return (generations - claimed) as usize;
-            }
-        }
-    }
-
-    /// The number of pending ends that a drain waits for.
-    pub(crate) fn awaited(&self) -> usize {
-        self.awaited.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn find(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        let hash = self.hash(id);
-        self.shard(hash).find_active(hash, id).cloned()
-    }
-
-    /// As [`find`](Self::find), and begins a request. Both happen under the lock, so no sweep sees the session idle in
-    /// between.
-    pub(crate) fn begin_activity(&self, id: &[u8], tick: Tick) -> Option<Arc<Generation>> {
-        let hash = self.hash(id);
-        let shard = self.shard(hash);
-        let generation = shard.find_active(hash, id)?;
-        generation.begin_activity(Activity::Request);
-        generation.touch(tick);
-        generation.count_request();
-        Some(Arc::clone(generation))
-    }
-
     /// The coarse time of the last start, or of the driver's last step.
     #[inline]
     pub(crate) fn tick(&self) -> Tick {
@@ -239,6 +220,25 @@ impl Tracker {
     /// held.
     fn decrement_awaited(&self) -> bool {
         self.awaited.fetch_sub(1, Ordering::SeqCst) == 1
+    }
+
+    #[inline]
+    fn hash(&self, id: &[u8]) -> u64 {
+        self.hasher.hash_one(id)
+    }
+
+    #[inline]
+    fn hash_of(&self, generation: &Generation) -> u64 {
+        self.hash(generation.id.as_bytes())
+    }
+
+    /// Uses other bits of the hash than the tables do.
+    fn index(hash: u64) -> usize {
+        (hash >> 40) as usize % SHARDS
+    }
+
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[Self::index(hash)])
     }
 }
 

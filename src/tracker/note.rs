@@ -86,6 +86,19 @@ impl Tracker {
         }
     }
 
+    /// Sessions that start from now on are late. Only the first call counts.
+    pub(crate) fn mark_late_starts(&self) {
+        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
+        let _ = self.first_late_number.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use
+    /// up its budget.
+    #[inline]
+    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
+        generation.number >= self.first_late_number.load(Ordering::SeqCst)
+    }
+
     /// Must be called under the shard's lock.
     pub(super) fn replace_details(&self, generation: &Arc<Generation>, session: Session) {
         if self.outbox.is_some() && generation.session() != session {
@@ -94,13 +107,6 @@ impl Tracker {
         } else {
             generation.set_details(session);
         }
-    }
-
-    /// The number of a generation that is not inserted as active: it started elsewhere, or goes on as a new generation.
-    pub(super) fn next_number(&self) -> u64 {
-        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
-        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
-        number
     }
 
     #[inline]
@@ -113,6 +119,13 @@ impl Tracker {
         let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         self.set_tick(now);
         Arc::new(Generation::new(session, number, now, resumed_from))
+    }
+
+    /// The number of a generation that is not inserted as active: it started elsewhere, or goes on as a new generation.
+    pub(super) fn next_number(&self) -> u64 {
+        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        number
     }
 
     /// Runs the start, unless that waits for predecessors or for the record. In `Closing` it claims the generation.
@@ -139,18 +152,5 @@ impl Tracker {
                 self.claim_with_end(shard, hash, generation, end, after_unlock);
             }
         }
-    }
-
-    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use
-    /// up its budget.
-    #[inline]
-    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
-        generation.number >= self.first_late_number.load(Ordering::SeqCst)
-    }
-
-    /// Sessions that start from now on are late. Only the first call counts.
-    pub(crate) fn mark_late_starts(&self) {
-        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
-        let _ = self.first_late_number.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 }

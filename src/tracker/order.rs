@@ -57,28 +57,6 @@ pub(crate) enum Outcome {
 }
 
 impl Tracker {
-    /// Runs the start of a generation whose predecessors have ended.
-    #[inline]
-    pub(super) fn start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
-        if self.has_start && !(self.outbox.is_some() && generation.started_elsewhere()) {
-            generation.set_stage(Stage::Starting);
-            self.queue.push(Job::Start(Arc::clone(generation)));
-        } else {
-            self.complete_start(shard, generation, after_unlock);
-        }
-    }
-
-    #[inline]
-    fn complete_start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
-        generation.set_stage(Stage::Started);
-        // Claimed while its start ran: the claim deferred what comes next.
-        if !generation.is_active()
-            && let Some(deferred) = generation.take_deferred()
-        {
-            self.run_after_start(shard, generation, deferred, after_unlock);
-        }
-    }
-
     /// Claims an active generation whose `session_end` is delivered here, unless the registry decides otherwise.
     #[inline]
     pub(super) fn claim_with_end(
@@ -132,6 +110,72 @@ impl Tracker {
         }
     }
 
+    /// Runs the start of a generation whose predecessors have ended.
+    #[inline]
+    pub(super) fn start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+        if self.has_start && !(self.outbox.is_some() && generation.started_elsewhere()) {
+            generation.set_stage(Stage::Starting);
+            self.queue.push(Job::Start(Arc::clone(generation)));
+        } else {
+            self.complete_start(shard, generation, after_unlock);
+        }
+    }
+
+    /// Must be called once for every [`Job::Start`], when its hooks have completed. Returns true if that may have
+    /// queued a job.
+    pub(crate) fn on_start_done(&self, generation: &Arc<Generation>) -> bool {
+        let mut after_unlock = AfterUnlock::default();
+        self.complete_start(&mut self.shard(self.hash_of(generation)), generation, &mut after_unlock);
+        self.apply_after_unlock(after_unlock) || !generation.is_active()
+    }
+
+    /// Must be called once for every [`Job::End`], when its hooks have completed. Returns true if that may have queued
+    /// a job, or an outbox entry.
+    pub(crate) fn on_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) -> bool {
+        let mut after_unlock = AfterUnlock::default();
+        self.complete_end(&mut self.shard(self.hash_of(generation)), generation, outcome, &mut after_unlock);
+        self.apply_after_unlock(after_unlock) || self.outbox.is_some()
+    }
+
+    #[inline]
+    pub(super) fn complete_or_defer(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        action: AfterStart,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        if generation.stage() < Stage::Started {
+            generation.defer(action);
+        } else {
+            self.run_after_start(shard, generation, action, after_unlock);
+        }
+    }
+
+    /// Applies what a step has left for after the lock. Returns true if that unblocked a generation.
+    #[inline]
+    pub(super) fn apply_after_unlock(&self, after_unlock: AfterUnlock) -> bool {
+        if after_unlock.is_empty() { false } else { self.apply_after_unlock_slow(after_unlock) }
+    }
+
+    #[inline(never)]
+    fn apply_after_unlock_slow(&self, mut after_unlock: AfterUnlock) -> bool {
+        let any = !after_unlock.unblocked.is_empty();
+        while let Some(generation) = after_unlock.unblocked.pop() {
+            let mut shard = self.shard(self.hash_of(&generation));
+            if generation.release_predecessor() {
+                self.start(&mut shard, &generation, &mut after_unlock);
+            }
+        }
+        // After the loop: without hooks, starts and ends complete in it, which may set `drained` and add effects.
+        after_unlock.listeners.drain(..).for_each(|stream| stream.cancel());
+        if after_unlock.drained {
+            self.drained.notify_waiters();
+        }
+        self.emit(&after_unlock.effects);
+        any
+    }
+
     /// Removes a generation from the active ones. Returns true if it has no hooks left to run.
     #[inline]
     pub(super) fn remove_active(
@@ -179,18 +223,21 @@ impl Tracker {
         is_done
     }
 
+    pub(super) fn retire(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+        generation.set_stage(Stage::Done);
+        shard.remove(self.hash_of(generation), generation);
+        self.shrink(shard);
+        after_unlock.unblocked.append(&mut generation.take_successors());
+    }
+
     #[inline]
-    pub(super) fn complete_or_defer(
-        &self,
-        shard: &mut Shard,
-        generation: &Arc<Generation>,
-        action: AfterStart,
-        after_unlock: &mut AfterUnlock,
-    ) {
-        if generation.stage() < Stage::Started {
-            generation.defer(action);
-        } else {
-            self.run_after_start(shard, generation, action, after_unlock);
+    fn complete_start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+        generation.set_stage(Stage::Started);
+        // Claimed while its start ran: the claim deferred what comes next.
+        if !generation.is_active()
+            && let Some(deferred) = generation.take_deferred()
+        {
+            self.run_after_start(shard, generation, deferred, after_unlock);
         }
     }
 
@@ -241,13 +288,6 @@ impl Tracker {
         self.retire(shard, generation, after_unlock);
     }
 
-    pub(super) fn retire(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
-        generation.set_stage(Stage::Done);
-        shard.remove(self.hash_of(generation), generation);
-        self.shrink(shard);
-        after_unlock.unblocked.append(&mut generation.take_successors());
-    }
-
     /// Shrinks the shard's tables, except in a shutdown: the process exits soon, and rehashing would use the drain's
     /// budget.
     #[inline]
@@ -255,45 +295,5 @@ impl Tracker {
         if self.phase() < Phase::Closing {
             shard.shrink(|generation| self.hash_of(generation));
         }
-    }
-
-    /// Applies what a step has left for after the lock. Returns true if that unblocked a generation.
-    #[inline]
-    pub(super) fn apply_after_unlock(&self, after_unlock: AfterUnlock) -> bool {
-        if after_unlock.is_empty() { false } else { self.apply_after_unlock_slow(after_unlock) }
-    }
-
-    #[inline(never)]
-    fn apply_after_unlock_slow(&self, mut after_unlock: AfterUnlock) -> bool {
-        let any = !after_unlock.unblocked.is_empty();
-        while let Some(generation) = after_unlock.unblocked.pop() {
-            let mut shard = self.shard(self.hash_of(&generation));
-            if generation.release_predecessor() {
-                self.start(&mut shard, &generation, &mut after_unlock);
-            }
-        }
-        // After the loop: without hooks, starts and ends complete in it, which may set `drained` and add effects.
-        after_unlock.listeners.drain(..).for_each(|stream| stream.cancel());
-        if after_unlock.drained {
-            self.drained.notify_waiters();
-        }
-        self.emit(&after_unlock.effects);
-        any
-    }
-
-    /// Must be called once for every [`Job::Start`], when its hooks have completed. Returns true if that may have
-    /// queued a job.
-    pub(crate) fn on_start_done(&self, generation: &Arc<Generation>) -> bool {
-        let mut after_unlock = AfterUnlock::default();
-        self.complete_start(&mut self.shard(self.hash_of(generation)), generation, &mut after_unlock);
-        self.apply_after_unlock(after_unlock) || !generation.is_active()
-    }
-
-    /// Must be called once for every [`Job::End`], when its hooks have completed. Returns true if that may have queued
-    /// a job, or an outbox entry.
-    pub(crate) fn on_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) -> bool {
-        let mut after_unlock = AfterUnlock::default();
-        self.complete_end(&mut self.shard(self.hash_of(generation)), generation, outcome, &mut after_unlock);
-        self.apply_after_unlock(after_unlock) || self.outbox.is_some()
     }
 }

@@ -22,21 +22,6 @@ use crate::{
 };
 
 impl Tracker {
-    /// Queues the record of a new generation, whose start waits for it. Must be called under the shard's lock.
-    pub(super) fn record_start(&self, generation: &Arc<Generation>) {
-        if let Some(outbox) = &self.outbox {
-            generation.wait_for_record();
-            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
-        }
-    }
-
-    /// Must be called under the shard's lock.
-    pub(super) fn record_details(&self, generation: &Arc<Generation>) {
-        if let Some(outbox) = &self.outbox {
-            outbox.push(OutboxEntry::Update(Arc::clone(generation)));
-        }
-    }
-
     /// A hold was answered, or the wait for it was given up. `joined` is the record of the id, if another process had
     /// started the session.
     pub(crate) fn on_hold_recorded(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
@@ -65,48 +50,6 @@ impl Tracker {
         self.resolve(generation, AfterStart::Release(cause));
     }
 
-    fn resolve(&self, generation: &Arc<Generation>, action: AfterStart) {
-        let mut after_unlock = AfterUnlock::default();
-        if let AfterStart::RunEnd(end) = &action {
-            after_unlock.effects.ended(generation, end);
-        }
-        self.complete_or_defer(&mut self.shard(self.hash_of(generation)), generation, action, &mut after_unlock);
-        self.apply_after_unlock(after_unlock);
-    }
-
-    pub(super) fn release_claimed(
-        &self,
-        shard: &mut Shard,
-        generation: &Arc<Generation>,
-        cause: ReleaseCause,
-        after_unlock: &mut AfterUnlock,
-    ) {
-        let counts = &mut shard.counts;
-        counts.pending_ends -= 1;
-        counts.release(cause);
-        if !generation.is_given_up() {
-            after_unlock.drained |= self.decrement_awaited();
-        }
-        generation.set_claim(ClaimState::Forgotten);
-        after_unlock.effects.released(generation, cause);
-        if let Some(recovery) = generation.recovery() {
-            recovery.on_released();
-        }
-        self.retire(shard, generation, after_unlock);
-    }
-
-    pub(super) fn record_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) {
-        if let Some(outbox) = &self.outbox {
-            if let Some(recovery) = generation.recovery() {
-                recovery.on_outcome(outcome);
-            }
-            // The record of an aborted end stays, so the next process delivers it.
-            if outcome != Outcome::Aborted {
-                outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
-            }
-        }
-    }
-
     /// The lease has expired, and other processes have ended every generation with a record. Active ones go on as new
     /// generations. A generation whose record is uncertain keeps its id: no other process may have seen it.
     pub(crate) fn restart_all(&self) {
@@ -129,19 +72,6 @@ impl Tracker {
             }
         }
         self.emit(&effects);
-    }
-
-    fn restart(&self, generation: &Arc<Generation>, now: SystemTime) {
-        let number = self.next_number();
-        generation.restart_as(GenerationId::new(self.instance, number), now);
-        if generation.stage() == Stage::Starting {
-            // The running start counts as the start of the new generation.
-            generation.set_record_state(RecordState::None);
-            self.rehold(generation);
-        } else {
-            generation.set_stage(Stage::Waiting);
-            self.record_start(generation);
-        }
     }
 
     /// The registry has lost its records: each generation is held again before an answer about it counts.
@@ -167,12 +97,6 @@ impl Tracker {
                 matches!(generation.record_state(), RecordState::None | RecordState::Uncertain)
             };
             shard.active().filter(missing).for_each(|generation| self.rehold(generation));
-        }
-    }
-
-    fn rehold(&self, generation: &Arc<Generation>) {
-        if let Some(outbox) = &self.outbox {
-            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
         }
     }
 
@@ -206,5 +130,81 @@ impl Tracker {
             (view.started_at, duration, view.requests.unwrap_or_else(|| generation.requests()))
         });
         elsewhere.unwrap_or_else(started_here)
+    }
+
+    /// Queues the record of a new generation, whose start waits for it. Must be called under the shard's lock.
+    pub(super) fn record_start(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            generation.wait_for_record();
+            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+        }
+    }
+
+    /// Must be called under the shard's lock.
+    pub(super) fn record_details(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            outbox.push(OutboxEntry::Update(Arc::clone(generation)));
+        }
+    }
+
+    pub(super) fn record_end_done(&self, generation: &Arc<Generation>, outcome: Outcome) {
+        if let Some(outbox) = &self.outbox {
+            if let Some(recovery) = generation.recovery() {
+                recovery.on_outcome(outcome);
+            }
+            // The record of an aborted end stays, so the next process delivers it.
+            if outcome != Outcome::Aborted {
+                outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
+            }
+        }
+    }
+
+    pub(super) fn release_claimed(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        cause: ReleaseCause,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        let counts = &mut shard.counts;
+        counts.pending_ends -= 1;
+        counts.release(cause);
+        if !generation.is_given_up() {
+            after_unlock.drained |= self.decrement_awaited();
+        }
+        generation.set_claim(ClaimState::Forgotten);
+        after_unlock.effects.released(generation, cause);
+        if let Some(recovery) = generation.recovery() {
+            recovery.on_released();
+        }
+        self.retire(shard, generation, after_unlock);
+    }
+
+    fn resolve(&self, generation: &Arc<Generation>, action: AfterStart) {
+        let mut after_unlock = AfterUnlock::default();
+        if let AfterStart::RunEnd(end) = &action {
+            after_unlock.effects.ended(generation, end);
+        }
+        self.complete_or_defer(&mut self.shard(self.hash_of(generation)), generation, action, &mut after_unlock);
+        self.apply_after_unlock(after_unlock);
+    }
+
+    fn restart(&self, generation: &Arc<Generation>, now: SystemTime) {
+        let number = self.next_number();
+        generation.restart_as(GenerationId::new(self.instance, number), now);
+        if generation.stage() == Stage::Starting {
+            // The running start counts as the start of the new generation.
+            generation.set_record_state(RecordState::None);
+            self.rehold(generation);
+        } else {
+            generation.set_stage(Stage::Waiting);
+            self.record_start(generation);
+        }
+    }
+
+    fn rehold(&self, generation: &Arc<Generation>) {
+        if let Some(outbox) = &self.outbox {
+            outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+        }
     }
 }
