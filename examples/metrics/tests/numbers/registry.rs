@@ -13,7 +13,7 @@ use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason};
 
 use crate::{
     store::{Fault, Holder, Store},
-    support::{Exporter, ends, let_go},
+    support::{Exporter, ends, releases},
 };
 
 fn on(holder: &Holder) -> ActiveSessionsBuilder {
