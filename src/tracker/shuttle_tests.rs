@@ -235,7 +235,10 @@ fn g13_an_eviction_that_races_with_a_request_ends_no_busy_session() {
         let harness = Harness::new();
         harness.note("a");
         harness.note("b");
-        let Noted::Started(new) = harness.tracker.note(Session::try_from("c").unwrap(), NoteSource::Handle, None) else { panic!() };
+        let Noted::Started(new) = harness.tracker.note(Session::try_from("c").unwrap(), NoteSource::Handle, None)
+        else {
+            panic!()
+        };
         harness.spawn(|harness| {
             if let Some(generation) = harness.tracker.begin_activity(b"a", 1) {
                 thread::yield_now();

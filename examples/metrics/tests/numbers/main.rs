@@ -1,4 +1,4 @@
-//! Numbers as a real exporter serves them, each test with an exporter of its own.
+//! Metrics as a real exporter serves them. Each test has its own exporter.
 
 #[cfg(unix)]
 mod process;
