@@ -10,11 +10,11 @@ use crate::error::BoxError;
 pub enum RegistryError {
     /// The store could not be reached, was too slow, or refused to write. A later call may succeed.
     Unavailable(BoxError),
-    /// This holder lost its lease, and other holders have recovered its sessions. It already has a new lease. The caller
-    /// must hold the sessions that are still active again, as new generations.
+    /// This holder lost its lease, and other holders have recovered its sessions. It already has a new lease. The
+    /// caller must hold the sessions that are still active again, as new generations.
     Fenced,
-    /// The store has lost some or all of its records. The caller must hold its active sessions again, with their present
-    /// generations, before it relies on another answer.
+    /// The store has lost some or all of its records. The caller must hold its active sessions again, with their
+    /// present generations, before it relies on another answer.
     DataLost,
     /// The store cannot be used, and waiting does not help: it is damaged, of another version, or of another kind. The
     /// text names the store and the cause.

@@ -28,8 +28,8 @@ use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// A durable record of active sessions, their holders and their pending ends.
 ///
-/// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait for
-/// another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
+/// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait
+/// for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
 ///
 /// Each instance is one **holder** (one process lifetime) and owns a **lease**. The lease must expire if, and only if,
 /// the process dies: an exclusive file lock, for example, or an expiry time that [`heartbeat`](Self::heartbeat) renews.
@@ -37,8 +37,8 @@ use crate::session::{EndReason, GenerationId, Session, SessionId};
 /// [`claim_orphans`](Self::claim_orphans).
 ///
 /// Every call may be repeated after an error, because the caller cannot know which part of it was applied. Each change,
-/// and each sequence of changes, must be idempotent for the same holder and the same generation. A call is dropped after
-/// one second (earlier in a drain). A dropped call, and a call that panics, counts as
+/// and each sequence of changes, must be idempotent for the same holder and the same generation. A call is dropped
+/// after one second (earlier in a drain). A dropped call, and a call that panics, counts as
 /// [`Unavailable`](RegistryError::Unavailable).
 pub trait Registry: Send + Sync + 'static {
     /// Applies all changes in order, or none of them. Returns one answer per change, in the same order.
@@ -47,7 +47,7 @@ pub trait Registry: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]. The changes may or may not have been applied.
+    /// [`RegistryError`]. The caller cannot assume that any change was applied, or that none was.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
 
     /// Renews the lease. Called every [`heartbeat_interval`](Self::heartbeat_interval).
@@ -62,24 +62,25 @@ pub trait Registry: Send + Sync + 'static {
     /// * sessions whose holders have all lost their leases, with the reason [`Lost`](EndReason::Lost);
     /// * undelivered ends that were claimed by a holder without a lease, with their recorded reason.
     ///
-    /// A claim is durable: if this holder dies too, another holder finds it again. Two holders never claim the same end.
-    /// An empty answer means that there are no orphans at the moment. If the answer of a call does not arrive (an error,
-    /// a dropped future), the next call returns the same orphans again.
+    /// A claim is durable: if this holder dies too, another holder finds it again. Two holders never claim the same
+    /// end. An empty answer means that there are no orphans at the moment. If the answer of a call does not arrive (an
+    /// error, a dropped future), the next call returns the same orphans again.
     ///
     /// # Errors
     ///
     /// [`RegistryError`].
     fn claim_orphans(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
 
-    /// Releases the lease. Other holders can claim this holder's sessions and pending ends at once. This is the last call.
+    /// Releases the lease. Other holders can claim this holder's sessions and pending ends at once. This is the last
+    /// call.
     ///
     /// # Errors
     ///
     /// [`RegistryError`]. The lease then expires as if the process had died.
     fn release_lease(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
-    /// Whether the lease is certainly still valid, by a clock of this process. Checked before each delivery of a recorded
-    /// `session_end`.
+    /// Whether the lease is certainly still valid, by a clock of this process. Checked before each delivery of a
+    /// recorded `session_end`.
     ///
     /// If it returns `false`, the end is claimed again after the next successful [`heartbeat`](Self::heartbeat), and
     /// delivered if this holder still owns it. In a drain it is left to other holders. The default is `true`.
@@ -87,7 +88,8 @@ pub trait Registry: Send + Sync + 'static {
         true
     }
 
-    /// The interval of [`heartbeat`](Self::heartbeat) and [`claim_orphans`](Self::claim_orphans) calls. The default is 2 s.
+    /// The interval of [`heartbeat`](Self::heartbeat) and [`claim_orphans`](Self::claim_orphans) calls. The default is
+    /// 2 s.
     fn heartbeat_interval(&self) -> Duration {
         Duration::from_secs(2)
     }
@@ -123,7 +125,8 @@ pub struct EndRecord {
     pub next: Option<Session>,
     /// When the session ended.
     pub ended_at: SystemTime,
-    /// The number of requests that this holder has counted.
+    /// The number of requests: counted by this holder in a [`Change`], by all that released the session in an
+    /// [`Orphan`].
     pub requests: u64,
 }
 
@@ -150,8 +153,8 @@ pub enum Change {
     Update(Record),
     /// This holder releases the session.
     ///
-    /// [`Applied::HeldElsewhere`] if the session has other holders, with or without a lease. Otherwise the end is recorded
-    /// and claimed by this holder: [`Applied::Owned`].
+    /// [`Applied::HeldElsewhere`] if the session has other holders, with or without a lease. Otherwise the end is
+    /// recorded and claimed by this holder: [`Applied::Owned`].
     ///
     /// If this holder holds no active record with this id and generation: [`Applied::Owned`] if it has claimed this end
     /// before, else [`Applied::NotFound`].
@@ -165,8 +168,8 @@ pub enum Change {
     },
     /// The session ends for all holders.
     ///
-    /// The end is recorded and claimed by this holder: [`Applied::Owned`]. If there is no active record with this id and
-    /// generation: [`Applied::Owned`] if this holder has claimed this end before, else [`Applied::NotFound`].
+    /// The end is recorded and claimed by this holder: [`Applied::Owned`]. If there is no active record with this id
+    /// and generation: [`Applied::Owned`] if this holder has claimed this end before, else [`Applied::NotFound`].
     End {
         /// The session.
         id: SessionId,

@@ -27,7 +27,7 @@ pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
 }
 
 /// Three holders recover one dead holder at the same time: each orphan is claimed once.
-pub(super) async fn two_recoverers<S: Store>(kit: &Kit<'_, S>) {
+pub(super) async fn concurrent_recoverers<S: Store>(kit: &Kit<'_, S>) {
     let dead = kit.holder().await;
     let records = kit.records(300);
     dead.expect_all("300 holds", records.iter().map(hold).collect(), vec![Applied::Created; 300]).await;

@@ -1,8 +1,8 @@
 //! The conformance kit: [`check`] tests whether an implementation fulfils the contract of [`Registry`] (feature
 //! `registry-conformance`, for tests).
 //!
-//! Enable the feature in the dev-dependencies, implement [`Store`], which creates and kills holders, and run [`check`] on
-//! an empty store. The kit needs a tokio runtime with time enabled. It kills about twenty holders and waits for each
+//! Enable the feature in the dev-dependencies, implement [`Store`], which creates and kills holders, and run [`check`]
+//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about twenty holders and waits for each
 //! lease to expire.
 //!
 //! The kit accepts every answer that the contract permits: a repeated release after
@@ -36,8 +36,8 @@ pub trait Store: Sync {
     /// Creates a holder on the store, with a lease of its own.
     fn holder(&self) -> impl Future<Output = Self::Holder> + Send;
 
-    /// Simulates the death of a holder's process, without [`release_lease`](Registry::release_lease). Returns once its lease
-    /// has certainly expired. The kit sends the heartbeats of the other holders meanwhile.
+    /// Simulates the death of a holder's process, without [`release_lease`](Registry::release_lease). Returns once its
+    /// lease has certainly expired. The kit sends the heartbeats of the other holders meanwhile.
     fn kill(&self, holder: Self::Holder) -> impl Future<Output = ()> + Send;
 }
 
@@ -45,7 +45,8 @@ pub trait Store: Sync {
 ///
 /// # Panics
 ///
-/// If an answer is wrong (the message names the case, the expected and the actual answer), or if a call returns an error.
+/// If an answer is wrong (the message names the case, the expected and the actual answer), or if a call returns an
+/// error.
 ///
 /// # Examples
 ///
@@ -102,7 +103,7 @@ pub async fn check<S: Store>(store: &S) {
     recovery::after_a_release(&kit).await;
     concurrency::dropped_applies(&kit).await;
     concurrency::dropped_recoveries(&kit).await;
-    concurrency::two_recoverers(&kit).await;
+    concurrency::concurrent_recoverers(&kit).await;
     concurrency::big_batches(&kit).await;
 }
 

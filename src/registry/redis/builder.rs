@@ -61,8 +61,8 @@ where
     /// The prefix of all keys of this deployment. The default is `tower-session-end`.
     ///
     /// All processes that share sessions must use the same prefix, and two deployments must not. It must not contain
-    /// braces. The prefix is the hash tag of all keys (`{tower-session-end}:lease`), so that one deployment uses one slot
-    /// of a cluster.
+    /// braces. The prefix is the hash tag of all keys (`{tower-session-end}:lease`), so that one deployment uses one
+    /// slot of a cluster.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.prefix = prefix.into();
         self
@@ -72,8 +72,8 @@ where
     /// 10 s, the minimum 100 ms, the maximum one day.
     ///
     /// The lease is renewed four times in that time. All processes of a deployment must use the same value. The others
-    /// also recover the sessions of a live process that is silent for longer (paused, or starved of CPU). An outage of the
-    /// server expires no lease.
+    /// also recover the sessions of a live process that is silent for longer (paused, or starved of CPU). An outage of
+    /// the server expires no lease.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
         self
@@ -81,8 +81,8 @@ where
 
     /// How long one command may take. The default is 200 ms. It must be less than the lease.
     ///
-    /// A call without an answer in that time returns [`Unavailable`](RegistryError::Unavailable), and is safe to repeat. A
-    /// session start waits at most 250 ms for its record, so a longer timeout helps the other calls only.
+    /// A call without an answer in that time returns [`Unavailable`](RegistryError::Unavailable), and is safe to
+    /// repeat. A session start waits at most 250 ms for its record, so a longer timeout helps the other calls only.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.settings.command_timeout = timeout;
         self
@@ -93,9 +93,9 @@ where
     /// # Errors
     ///
     /// * [`Unavailable`](RegistryError::Unavailable): there was no answer within two seconds, or a transient error.
-    /// * [`Invalid`](RegistryError::Invalid): a password is missing or wrong, the user may not run scripts, the server is
-    ///   older than 6.0 or evicts keys without an expiry, the keys under this prefix were written by another application,
-    ///   or a setting of this builder is out of bounds.
+    /// * [`Invalid`](RegistryError::Invalid): a password is missing or wrong, the user may not run scripts, the server
+    ///   is older than 6.0 or evicts keys without an expiry, the keys under this prefix were written by another
+    ///   application, or a setting of this builder is out of bounds.
     pub async fn connect(self) -> Result<RedisRegistry, RegistryError> {
         let registry = self.lazy();
         registry.enter_at_start().await?;
@@ -119,15 +119,14 @@ impl Settings {
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         let Self { prefix, lease, command_timeout } = self;
         if prefix.is_empty() || prefix.contains(['{', '}']) {
-            return Err(RegistryError::invalid(format!("the prefix {prefix:?} is empty or has a brace in it")));
+            return Err(RegistryError::invalid(format!("`prefix`: {prefix:?} is empty or contains a brace")));
         }
         if *lease < SHORTEST_LEASE || *lease > LONGEST_LEASE {
-            let text = format!("a lease of {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");
+            let text = format!("`lease`: {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");
             return Err(RegistryError::invalid(text));
         }
         if command_timeout.is_zero() || command_timeout >= lease {
-            let text =
-                format!("a command timeout of {command_timeout:?} is zero, or not less than the lease, {lease:?}");
+            let text = format!("`command_timeout`: {command_timeout:?} is zero, or not less than the lease, {lease:?}");
             return Err(RegistryError::invalid(text));
         }
         Ok(())

@@ -58,7 +58,7 @@ pub(super) struct ScriptContext<'a> {
     pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
     /// The number of data losses so far.
-    pub(super) forgotten: &'a AtomicU64,
+    pub(super) data_losses: &'a AtomicU64,
 }
 
 impl Holder {
@@ -81,8 +81,8 @@ impl Holder {
         self.seq
     }
 
-    /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error, after a
-    /// new lease was taken.
+    /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error,
+    /// after a new lease was taken.
     pub(super) async fn run(
         &mut self,
         context: &ScriptContext<'_>,
@@ -130,7 +130,7 @@ impl Holder {
                         None => {}
                         Some(LeaseLoss::Fenced) => return Err(RegistryError::Fenced),
                         Some(LeaseLoss::DataLost) => {
-                            context.forgotten.fetch_add(1, Ordering::Relaxed);
+                            context.data_losses.fetch_add(1, Ordering::Relaxed);
                             return Err(RegistryError::DataLost);
                         }
                     }
@@ -197,7 +197,8 @@ impl Holder {
         if history == "-" && self.history != "-" {
             tracing::warn!(
                 name: "session-registry-unwatched",
-                "the session registry may not run INFO, so a failover to a lagging replica will not be detected: permit INFO to this user"
+                "the session registry may not run INFO, so a failover to a lagging replica will not be detected: \
+                 permit INFO to this user"
             );
         }
         self.incarnation.clone_from(incarnation);

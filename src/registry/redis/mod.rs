@@ -55,25 +55,25 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
 /// applies up to 256 changes (fewer if they are large) and takes about 3 ms on the server. A larger
 /// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
-/// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that finds
-/// nothing. The calls of one holder run one after the other.
+/// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
+/// finds nothing. The calls of one holder run one after the other.
 ///
 /// Holders are not notified when another holder ends a session. They learn it from [`NotFound`](Applied::NotFound) when
 /// they release it.
 ///
 /// # Failures
 ///
-/// * **A holder is silent for longer than its lease** (by the server's clock): other holders recover its sessions and its
-///   claimed ends. Its next call returns [`Fenced`](RegistryError::Fenced), and none of its changes is applied after the
-///   expiry was detected. Its own [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
+/// * **A holder is silent for longer than its lease** (by the server's clock): other holders recover its sessions and
+///   its claimed ends. Its next call returns [`Fenced`](RegistryError::Fenced), and none of its changes
+///   since that recovery is applied. Its own [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
 /// * **The server is down**: calls return [`Unavailable`](RegistryError::Unavailable) within the command timeout. The
-///   first holder to reconnect detects the gap (no renewal for half a lease) and grants every holder one more full lease
-///   before any recovery. A single process that starts long after its predecessor died detects the same gap, and recovers
-///   the predecessor's sessions one lease later.
+///   first holder to reconnect detects the gap (no renewal for half a lease) and grants every holder one more full
+///   lease before any recovery. A single process that starts long after its predecessor died detects the same gap, and
+///   recovers the predecessor's sessions one lease later.
 /// * **The server comes back empty, or another server replaces it** (a restart, a failover, a flush): the next call
-///   returns [`DataLost`](RegistryError::DataLost), whether or not records are missing. Sessions that are then held again
-///   keep their event ids. If the answer to such a [`Hold`](Change::Hold) is [`NotFound`](Applied::NotFound), the record
-///   shows that another holder has ended that generation.
+///   returns [`DataLost`](RegistryError::DataLost), whether or not records are missing. Sessions that are then held
+///   again keep their event ids. If the answer to such a [`Hold`](Change::Hold) is [`NotFound`](Applied::NotFound), the
+///   record shows that another holder has ended that generation.
 /// * **A call arrives late**, over a dropped connection: it is not applied if a later call of the same holder was.
 ///
 /// # Limits
@@ -86,15 +86,15 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///   dies. `min-replicas-to-write` and `min-replicas-max-lag` keep the lag small (for scripts from Redis 7.0 on).
 /// * If two servers both act as the primary (a partition), the holders on each side recover the sessions of the other
 ///   side. These sessions end twice, with the same event id. The same two settings prevent that.
-/// * The clocks of the primary and its replicas should agree to a fraction of the lease. Setting a clock forward expires
-///   no lease early. Setting a clock back delays dead-holder detection by the same amount.
+/// * The clocks of the primary and its replicas should agree to a fraction of the lease. Setting a clock forward
+///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
 /// * A server that evicts keys without an expiry (`allkeys-*`) is rejected, because every key is needed.
 /// * A user without permission for `INFO` can use the registry, but a change of servers is then not detected.
 ///
 /// # For operators
 ///
-/// All keys begin with `{prefix}:`, in one slot of a cluster. Two keys remain when all sessions have ended and all holders
-/// have left.
+/// All keys begin with `{prefix}:`, in one slot of a cluster. Two keys remain when all sessions have ended and all
+/// holders have left.
 ///
 /// | key | type | |
 /// |---|---|---|
@@ -114,7 +114,7 @@ pub struct RedisRegistry {
     keys: Keys,
     instance: String,
     lease: Lease,
-    forgotten: AtomicU64,
+    data_losses: AtomicU64,
     holder: Mutex<Holder>,
 }
 
@@ -164,24 +164,24 @@ impl RedisRegistry {
             keys: Keys::new(&settings.prefix),
             holder: Mutex::new(Holder::new(connection, instance.clone())),
             lease: Lease::default(),
-            forgotten: AtomicU64::new(0),
+            data_losses: AtomicU64::new(0),
             instance,
             settings,
         }
     }
 
     fn context(&self) -> ScriptContext<'_> {
-        let Self { settings, keys, lease, forgotten, .. } = self;
-        ScriptContext { settings, keys, lease, forgotten }
+        let Self { settings, keys, lease, data_losses, .. } = self;
+        ScriptContext { settings, keys, lease, data_losses }
     }
 
-    /// Serialises the scripts. A call that waited while another one detected a data loss was made before the sessions were
-    /// held again, so it fails too.
+    /// Serialises the scripts. A call that waited while another one detected a data loss was made before the sessions
+    /// were held again, so it fails too.
     async fn lock(&self) -> Result<MutexGuard<'_, Holder>, RegistryError> {
-        let before = self.forgotten.load(Ordering::Relaxed);
+        let before = self.data_losses.load(Ordering::Relaxed);
         let holder = self.holder.lock().await;
         // The counter changes under this lock only.
-        if self.forgotten.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
+        if self.data_losses.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
     }
 
     async fn enter_at_start(&self) -> Result<(), RegistryError> {
@@ -192,8 +192,8 @@ impl RedisRegistry {
 /// The timeout of `connect`: its first call may have to establish the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A recovery call returns after this time with the orphans it has claimed. There may be none if other holders share the
-/// sessions of the expired holder; the next call continues.
+/// A recovery call returns after this time with the orphans it has claimed. There may be none if other holders share
+/// the sessions of the expired holder; the next call continues.
 const RECOVERY_TIME: Duration = Duration::from_millis(500);
 
 impl Registry for RedisRegistry {
@@ -218,7 +218,7 @@ impl Registry for RedisRegistry {
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         let mut holder = self.lock().await?;
-        let (this, begun) = (holder.next_seq(), Instant::now());
+        let (this, started) = (holder.next_seq(), Instant::now());
         let mut orphans = Vec::new();
         while orphans.len() < max {
             let args = vec![
@@ -233,7 +233,7 @@ impl Registry for RedisRegistry {
             for answer in answers {
                 orphans.extend(reply::orphan(answer)?);
             }
-            if more.as_deref() != Some("1") || begun.elapsed() > RECOVERY_TIME {
+            if more.as_deref() != Some("1") || started.elapsed() > RECOVERY_TIME {
                 break;
             }
         }
@@ -257,7 +257,7 @@ impl Registry for RedisRegistry {
 
 impl fmt::Debug for RedisRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { settings, keys: _, instance, lease: _, forgotten: _, holder: _ } = self;
+        let Self { settings, keys: _, instance, lease: _, data_losses: _, holder: _ } = self;
         f.debug_struct("RedisRegistry").field("settings", settings).field("instance", instance).finish_non_exhaustive()
     }
 }

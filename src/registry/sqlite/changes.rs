@@ -65,7 +65,10 @@ impl Changes<'_> {
         if let Read::Readable(record) = read {
             return Ok(Some((n, record)));
         }
-        tracing::error!(name: "session-registry-unreadable", "the record of a session cannot be read; it is replaced by a new one");
+        tracing::error!(
+            name: "session-registry-unreadable",
+            "the record of a session cannot be read; it is replaced by a new one"
+        );
         self.run("DELETE FROM sessions WHERE number = ?1", [n])?;
         Ok(None)
     }

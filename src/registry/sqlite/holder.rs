@@ -114,13 +114,13 @@ impl Holder {
         }
     }
 
-    /// Retries while another process writes, up to the busy timeout. SQLite's own busy handler backs off, and starves when
-    /// several processes write all the time.
+    /// Retries while another process writes, up to the busy timeout. SQLite's own busy handler backs off, and starves
+    /// when several processes write all the time.
     fn retry_while_busy<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match attempt() {
-                Err(error) if is_busy(&error) && begun.elapsed() < self.settings.busy_timeout => {
+                Err(error) if is_busy(&error) && started.elapsed() < self.settings.busy_timeout => {
                     thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,

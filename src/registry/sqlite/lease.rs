@@ -1,8 +1,8 @@
 //! Leases: exclusive locks on small files in one directory beside the database.
 //!
-//! The system releases the lock when the process exits or is killed. Two rules make it safe to probe and remove the files.
-//! A process creates, locks, probes and removes them only while it holds the lock on the file `LOCK`. Their names are
-//! random, because in a container every process may have the process id 1.
+//! The system releases the lock when the process exits or is killed. Two rules make it safe to probe and remove the
+//! files. A process creates, locks, probes and removes them only while it holds the lock on the file `LOCK`. Their
+//! names are random, because in a container every process may have the process id 1.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -60,12 +60,12 @@ impl Leases {
     pub(super) fn lock_directory(&self, timeout: Duration) -> io::Result<DirectoryLock> {
         self.create_dir()?;
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.dir.join(LOCK))?;
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(DirectoryLock { lock }),
                 Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < timeout => thread::sleep(Duration::from_millis(2)),
+                Err(TryLockError::WouldBlock) if started.elapsed() < timeout => thread::sleep(Duration::from_millis(2)),
                 Err(TryLockError::WouldBlock) => {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "another process does not release `LOCK`"));
                 }

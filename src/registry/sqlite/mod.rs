@@ -31,19 +31,21 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// # Guarantees
 ///
-/// * Applied changes are durable: [`apply`](Registry::apply) returns after the write-ahead log was synced, so they survive
-///   SIGKILL and a power cut. One call is one transaction. Calls that wait at the same time share one transaction.
-/// * Any number of processes may use the file at the same time: several replicas, or the old and the new process during a
-///   deployment.
-/// * The lease of a process is an exclusive lock on a small file in the directory `<file>-leases`. The system releases the
-///   lock when the process exits or is killed. No lease has to time out: the next
-///   [`claim_orphans`](Registry::claim_orphans) of any process finds the pending ends. A paused process keeps its lease.
+/// * Applied changes are durable: [`apply`](Registry::apply) returns after the write-ahead log was synced, so they
+///   survive SIGKILL and a power cut. One call is one transaction. Calls that wait at the same time share one
+///   transaction.
+/// * Any number of processes may use the file at the same time: several replicas, or the old and the new process during
+///   a deployment.
+/// * The lease of a process is an exclusive lock on a small file in the directory `<file>-leases`. The system releases
+///   the lock when the process exits or is killed. No lease has to time out: the next
+///   [`claim_orphans`](Registry::claim_orphans) of any process finds the pending ends. A paused process keeps its
+///   lease.
 /// * All blocking work runs on a dedicated thread, which exits when the registry is dropped.
 ///
 /// # Requirements
 ///
-/// * **A local file system.** SQLite's log and the locks do not work on NFS and other network file systems. Containers on
-///   one machine share the *directory*, not the single file.
+/// * **A local file system.** SQLite's log and the locks do not work on NFS and other network file systems. Containers
+///   on one machine share the *directory*, not the single file.
 /// * Do not modify the directory of leases or the files `-wal` and `-shm` while a process runs: they are part of the
 ///   database. If the file is removed or replaced, each running process records its sessions in the new file.
 /// * The file does not shrink. It reuses free pages; `sqlite3 FILE vacuum` returns them to the file system.
@@ -67,10 +69,10 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// # Damaged files
 ///
-/// [`open`](Self::open) checks that the file is a database of this crate, has a known version and all tables, and passes
-/// SQLite's `quick_check` (for up to one second). Otherwise it returns an error that names the file. With
-/// [`set_aside_damaged`](SqliteRegistryBuilder::set_aside_damaged) it renames a damaged file and creates a new one. A single
-/// record that cannot be read does not affect the others: it is logged, and stays in the view for the operator.
+/// [`open`](Self::open) checks that the file is a database of this crate, has a known version and all tables, and
+/// passes SQLite's `quick_check` (for up to one second). Otherwise it returns an error that names the file. With
+/// [`set_aside_damaged`](SqliteRegistryBuilder::set_aside_damaged) it renames a damaged file and creates a new one. A
+/// single record that cannot be read does not affect the others: it is logged, and stays in the view for the operator.
 ///
 /// While the disk is full, calls return [`Unavailable`](RegistryError::Unavailable).
 ///
@@ -102,8 +104,8 @@ pub struct SqliteRegistry {
 impl SqliteRegistry {
     /// Opens the file, or creates it, with the defaults of [`builder`](Self::builder).
     ///
-    /// This call blocks: usually for a few milliseconds, up to 1 s if the file is large, and up to 10 s if other processes
-    /// start at the same time. Call it before the server accepts connections.
+    /// This call blocks: usually for a few milliseconds, up to 1 s if the file is large, and up to 10 s if other
+    /// processes start at the same time. Call it before the server accepts connections.
     ///
     /// # Errors
     ///
@@ -212,12 +214,12 @@ impl SqliteRegistryBuilder {
         self
     }
 
-    /// Whether [`open`](Self::open) renames a damaged file (`<file>.damaged-20261124T170000Z-1`) and creates a new one. The
-    /// default is `false`.
+    /// Whether [`open`](Self::open) renames a damaged file (`<file>.damaged-20261124T170000Z-1`) and creates a new one.
+    /// The default is `false`.
     ///
-    /// The rename is logged as an error (`session-registry-set-aside`), because the pending ends in the damaged file will
-    /// not be delivered. By default `open` returns an error for a damaged file. It always returns an error for a file of
-    /// another version or of another application.
+    /// The rename is logged as an error (`session-registry-set-aside`), because the pending ends in the damaged file
+    /// will not be delivered. By default `open` returns an error for a damaged file. It always returns an error for a
+    /// file of another version or of another application.
     ///
     /// ```no_run
     /// # use tower_session_end::registry::SqliteRegistry;

@@ -40,7 +40,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
         Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if fs::symlink_metadata(path).is_ok() {
-                return Err(Failure::Invalid(format!("{} is a link to nothing", path.display())));
+                return Err(Failure::Invalid(format!("{} is a dangling symbolic link", path.display())));
             }
             let Some(name) = path.file_name() else {
                 return Err(Failure::Invalid(format!("{:?} is not the name of a file", path.display().to_string())));
@@ -57,10 +57,10 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// Opens the file, or creates it. The directory lock excludes other processes that do the same.
-pub(super) fn open(settings: &Settings, leases: &Leases, guard: &DirectoryLock) -> Result<Connection, Failure> {
+pub(super) fn open(settings: &Settings, leases: &Leases, lock: &DirectoryLock) -> Result<Connection, Failure> {
     match open_once(settings, leases) {
         Err(Failure::Damaged(why)) if settings.set_aside_damaged => {
-            set_aside(&settings.path, &why, guard)?;
+            set_aside(&settings.path, &why, lock)?;
             open_once(settings, leases)
         }
         result => result,
@@ -110,7 +110,7 @@ fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection
     let is_new = identify(&connection, path)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(at_start)?;
     if mode != "wal" {
-        let text = format!("{}: its file system cannot share a log among processes (WAL)", path.display());
+        let text = format!("{}: its file system does not support SQLite's log (WAL); use a local one", path.display());
         return Err(Failure::Invalid(text));
     }
     let settings = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 16777216;";
@@ -139,8 +139,8 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
             schema::VERSION
         ))),
         (schema::APPLICATION_ID, older) if older > 0 => Err(Failure::Invalid(format!(
-            "{} was written by an older version of this crate: it has schema {older}, and this version needs {}; deliver its ends \
-             with that version, or move the file away",
+            "{} was written by an older version of this crate: it has schema {older}, and this version needs {}; \
+             deliver its ends with that version, or move the file away",
             path.display(),
             schema::VERSION
         ))),
@@ -164,8 +164,8 @@ fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
     if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
-    let begun = Instant::now();
-    connection.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
+    let started = Instant::now();
+    connection.progress_handler(CHECK_STEPS, Some(move || started.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
     let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
     connection.progress_handler(0, None::<fn() -> bool>).map_err(at_start)?;
     match result {
@@ -221,7 +221,8 @@ fn set_aside(path: &Path, why: &str, _: &DirectoryLock) -> Result<(), Failure> {
         path = %path.display(),
         aside = %with(&aside).display(),
         why,
-        "the session registry was damaged: it was renamed and a new one created; its pending ends will not be delivered",
+        "the session registry was damaged: it was renamed and a new one created; its pending ends will not be \
+         delivered",
     );
     Ok(())
 }

@@ -10,8 +10,8 @@ pub(super) const VERSION: i32 = 2;
 pub(super) const OBJECTS: [&str; 8] =
     ["holders", "sessions", "holds", "holds_by_holder", "ends", "ends_by_holder", "active_sessions", "ending_sessions"];
 
-/// Times are milliseconds since 1970. Numbers are never reused (AUTOINCREMENT): a row that is left after a manual deletion
-/// must not refer to a later holder or session.
+/// Times are milliseconds since 1970. Numbers are never reused (AUTOINCREMENT): a row that is left after a manual
+/// deletion must not refer to a later holder or session.
 pub(super) const CREATE: &str = "
 CREATE TABLE holders (
     number INTEGER PRIMARY KEY AUTOINCREMENT,

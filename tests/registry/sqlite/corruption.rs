@@ -99,7 +99,7 @@ fn what_is_not_a_file_is_refused() {
     {
         unusable(Path::new("/dev/null"), "is not a regular file");
         std::os::unix::fs::symlink(dir.path().join("nothing"), dir.file()).unwrap();
-        unusable(&dir.file(), "is a link to nothing");
+        unusable(&dir.file(), "is a dangling symbolic link");
     }
 }
 
