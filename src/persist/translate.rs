@@ -20,20 +20,20 @@ pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut V
             }
         }
         OutboxEntry::End(generation, end) => changes_of_end(tracker, generation, end, changes),
-        OutboxEntry::EndDeliveredOffline(held, end) => {
-            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
-            changes.push(Change::End { id, generation, end: tracker.end_record_of(held, end) });
+        OutboxEntry::EndDeliveredOffline(ended, end) => {
+            let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
+            changes.push(Change::End { id, generation, end: tracker.end_record_of(ended, end) });
         }
-        OutboxEntry::Release(held, cause) => {
-            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
-            if held.record_state().is_on_record() {
+        OutboxEntry::Release(released, cause) => {
+            let (id, generation) = (released.id.clone(), tracker.generation_id(released));
+            if released.record_state().is_on_record() {
                 let is_kept = *cause == ReleaseCause::Kept;
                 changes.push(if is_kept { Change::Keep { id, generation } } else { Change::Forget { id, generation } });
             }
         }
-        OutboxEntry::Delivered(held) => {
-            if held.record_state().is_on_record() {
-                changes.push(Change::Delivered { generation: tracker.generation_id(held) });
+        OutboxEntry::Delivered(generation) => {
+            if generation.record_state().is_on_record() {
+                changes.push(Change::Delivered { generation: tracker.generation_id(generation) });
             }
         }
         OutboxEntry::Abandon(_, generation) => changes.push(Change::Delivered { generation: *generation }),
@@ -44,16 +44,16 @@ pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut V
     }
 }
 
-fn changes_of_end(tracker: &Tracker, held: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
-    match held.record_state() {
+fn changes_of_end(tracker: &Tracker, ended: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
+    match ended.record_state() {
         RecordState::None | RecordState::Detached | RecordState::TakenOver => return,
         // A record that the registry has lost, or never had, would be answered `NotFound`.
-        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(held))),
+        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(ended))),
         RecordState::Pending | RecordState::Held => {}
     }
-    let (id, generation) = (held.id.clone(), tracker.generation_id(held));
+    let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
     let scope = end.scope;
-    let end = tracker.end_record_of(held, end);
+    let end = tracker.end_record_of(ended, end);
     changes.push(match scope {
         Scope::Here => Change::Release { id, generation, end },
         Scope::Everywhere => Change::End { id, generation, end },
@@ -84,7 +84,7 @@ fn apply_hold_answer(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Genera
             if generation.record_state() == RecordState::Pending {
                 tracker.on_hold_recorded(generation, RecordState::Held, Some(record));
             } else {
-                // Its start was delivered under its own name, and so is its end.
+                // Its start was delivered with its own generation id, and so is its end.
                 detach_from(tracker, outbox, generation, record);
             }
         }

@@ -51,7 +51,7 @@ impl Writer {
         let mut writer = lock(&self.persister.writer);
         self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
         if self.group.is_empty() {
-            // In the same critical section, so that a later entry spawns a new writer.
+            // In the same critical section: an entry that is pushed later spawns a new writer.
             *writer = None;
             self.exited = true;
             self.persister.written.notify_waiters();

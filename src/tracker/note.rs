@@ -68,8 +68,8 @@ impl Tracker {
             }
             let generation = self.new_generation(session, now, None);
             busy(&generation);
-            let waits = shard.insert(hash, &generation, |generation| self.hash_of(generation));
-            self.after_insert(&mut shard, hash, &generation, waits, &mut after_unlock);
+            let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
+            self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
             Noted::Started(generation)
         };
         self.apply_after_unlock(after_unlock);
@@ -135,12 +135,12 @@ impl Tracker {
         shard: &mut Shard,
         hash: u64,
         generation: &Arc<Generation>,
-        waits: bool,
+        has_predecessor: bool,
         after_unlock: &mut AfterUnlock,
     ) {
         after_unlock.effects.started(generation);
         self.record_start(generation);
-        if !waits && self.outbox.is_none() {
+        if !has_predecessor && self.outbox.is_none() {
             self.start(shard, generation, after_unlock);
         }
         if self.phase() >= Phase::Closing {

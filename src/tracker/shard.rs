@@ -108,19 +108,19 @@ impl Shard {
         generation: &Arc<Generation>,
         rehash: impl Fn(&Arc<Generation>) -> u64,
     ) -> bool {
-        let before = match self.claimed.is_empty() {
+        let predecessor = match self.claimed.is_empty() {
             true => None,
             false => self.claimed.find_entry(hash, |other| other.id == generation.id).ok().map(|slot| slot.remove().0),
         };
-        let waits = before.is_some();
-        if let Some(before) = before {
-            before.add_successor(generation);
-            self.claimed_earlier.insert(before.number, before);
+        let has_predecessor = predecessor.is_some();
+        if let Some(predecessor) = predecessor {
+            predecessor.add_successor(generation);
+            self.claimed_earlier.insert(predecessor.number, predecessor);
         }
         self.active.insert_unique(hash, Arc::clone(generation), rehash);
         self.counts.starts += 1;
         self.counts.active += 1;
-        waits
+        has_predecessor
     }
 
     /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet.
@@ -209,14 +209,14 @@ impl Shard {
     }
 }
 
-/// The locks of two shards, or of one that is both.
+/// The locks of two shards, which may be the same one.
 pub(super) struct ShardPair<'a> {
     first: MutexGuard<'a, Shard>,
     second: Option<MutexGuard<'a, Shard>>,
 }
 
 impl<'a> ShardPair<'a> {
-    /// Always in the order of the indices, so that two of these never wait for each other.
+    /// Locks in the order of the indices, so two pairs cannot deadlock.
     pub(super) fn lock(shards: &'a [Mutex<Shard>], first: usize, second: usize) -> Self {
         if first == second {
             return Self { first: lock(&shards[first]), second: None };

@@ -125,7 +125,7 @@ impl Harness {
         for (id, generation, step) in self.log.lock().unwrap().iter() {
             by_id.entry(id.clone()).or_default().push((*generation, *step));
         }
-        let mut seen = 0;
+        let mut generations = 0;
         for (id, steps) in &by_id {
             let mut last = 0;
             for generation in steps.chunks(4) {
@@ -134,10 +134,10 @@ impl Harness {
                 assert!(number > last, "{id}: {steps:?}");
                 assert_eq!(generation, expected.map(|step| (number, step)), "{id}: {steps:?}");
                 last = number;
-                seen += 1;
+                generations += 1;
             }
         }
-        assert_eq!(seen, starts, "{by_id:?}");
+        assert_eq!(generations, starts, "{by_id:?}");
         let (counts, unfinished) = self.tracker.collect_unfinished(false);
         assert_eq!((counts.starts, counts.ended), (starts, starts));
         assert_eq!((counts.active, counts.pending_ends, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
