@@ -126,7 +126,7 @@ impl Tracker {
             drained: Notify::new(),
             compaction_lock: RwLock::new(()),
             queue: Queue::new(),
-            outbox: outbox,
+            outbox,
             clock: Clock::new(),
             meters: Meters::new(),
             has_start,
