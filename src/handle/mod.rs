@@ -225,8 +225,8 @@ impl ActiveSessions {
         self.inner.ignored_id.call_once(|| {
             tracing::warn!(
                 name: "session-id-ignored",
-                "ignored a session id that is empty, too long, ambiguous, or not visible ASCII; further ones are counted in \
-                 `ignored_ids`, not logged",
+                "ignored a session id that is empty, too long, ambiguous, or not visible ASCII; further occurrences are \
+                 counted in `ignored_ids`, not logged",
             );
         });
     }
@@ -657,8 +657,8 @@ impl ActiveSessions {
     /// Takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) (2 s by default).
     ///
     /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway without a server. The handle stays in
-    /// [`Phase::Closing`]: a session that is noted later ends at once. The report lists the hooks that are unfinished; they go on in
-    /// the background.
+    /// [`Phase::Closing`]: a session that is noted later ends at once. The report lists the hooks that are unfinished;
+    /// they go on in the background.
     ///
     /// Overlapping drains share one outcome, with the reason of the first. A later drain fires nothing twice, and waits
     /// again for unfinished hooks.

@@ -209,7 +209,7 @@ impl Shutdown {
         Some(self.final_deadline(started_at)?.saturating_duration_since(Instant::now()))
     }
 
-    /// The time for tasks that were told to end: 10 to 50 ms.
+    /// The time for tasks that the shutdown ends: 10 to 50 ms.
     fn remaining_grace(&self, started_at: Instant) -> Duration {
         self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_millis(50))
     }

@@ -134,7 +134,10 @@ impl Shutdown {
 
     /// Notes that a second signal came.
     fn force(&self) {
-        tracing::warn!(name: "session-shutdown-forced", "a second signal came: the shutdown no longer waits for hooks and connections");
+        tracing::warn!(
+            name: "session-shutdown-forced",
+            "a second signal came: the shutdown no longer waits for hooks and connections",
+        );
         self.state.update(|progress| progress.forced += 1);
     }
 

@@ -76,7 +76,8 @@ impl ShutdownRequest {
     /// let sessions = ActiveSessions::builder().on_session_end(|_| std::future::pending::<()>()).build().unwrap();
     /// sessions.note("hangs");
     ///
-    /// let request = ShutdownRequest::new(EndReason::Restart).forced_by(tokio::time::sleep(Duration::from_millis(100)));
+    /// let second_signal = tokio::time::sleep(Duration::from_millis(100));
+    /// let request = ShutdownRequest::new(EndReason::Restart).forced_by(second_signal);
     /// let shutdown = sessions.shutdown_on(std::future::ready(request));
     /// let report = sessions.finish(shutdown).await.report;
     /// assert!(report.forced);

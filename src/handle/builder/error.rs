@@ -27,7 +27,8 @@ impl fmt::Display for BuildError {
         match self {
             Self::SettleOverDrain { settle_timeout, drain_timeout } => write!(
                 f,
-                "`settle_timeout` ({settle_timeout:?}) is longer than `drain_timeout` ({drain_timeout:?}), of which it is a part"
+                "`settle_timeout` ({settle_timeout:?}) is longer than `drain_timeout` ({drain_timeout:?}), of which it is \
+                 a part"
             ),
             Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }
