@@ -1,4 +1,4 @@
-//! What a handle does by itself: idle expiry, `max_sessions`, and the choice of the sessions that outlive a shutdown.
+//! Policies of a handle: idle expiry, `max_sessions`, and `keep_if` in a drain.
 
 use std::{
     convert::Infallible,
@@ -19,10 +19,13 @@ use crate::{
     },
 };
 
-/// After this many shards the driver yields.
+/// The driver yields after this many shards.
 const SHARDS_PER_YIELD: usize = 64;
 
-/// Decides which sessions a drain keeps.
+/// A warning is logged if a handle has no driver this long after the first `idle_timeout`.
+const UNDRIVEN_GRACE: Nanos = 5_000_000_000;
+
+/// Whether a drain keeps the session.
 pub(crate) type KeepIf = Box<dyn Fn(&Session, EndReason) -> bool + Send + Sync>;
 
 pub(crate) struct HousekeeperConfig {
@@ -35,9 +38,9 @@ pub(crate) struct Housekeeper {
     tracker: Arc<Tracker>,
     pool: Arc<Pool>,
     config: HousekeeperConfig,
-    /// A driver is being polled.
+    /// A driver holds the [`DriverPermit`].
     driven: AtomicBool,
-    /// When idle expiry is due for the next shards, while there is no driver.
+    /// Without a driver: when the next shards are due for expiry.
     expiry_due: AtomicU64,
     undriven: Once,
     over_max_sessions: Once,
@@ -56,16 +59,16 @@ impl Housekeeper {
         })
     }
 
-    /// To be called for every new generation, once it is in the tracker.
+    /// Must be called for every new generation, after it was inserted into the tracker.
     pub(crate) fn on_started(&self, generation: &Arc<Generation>) {
-        // First insert, then read the phase: a generation that no sweep has seen sees the phase here.
+        // The insertion comes before this read of the phase. If no sweep saw the generation, the phase is set here.
         if self.config.keep_if.is_some() && self.tracker.phase() >= Phase::Closing {
             self.drain_one(generation);
         }
         self.expire_if_undriven();
     }
 
-    /// Ends this very generation because of the shutdown, or keeps it if `keep_if` says so.
+    /// Ends exactly this generation because of the shutdown, or releases it as kept if `keep_if` returns true.
     pub(crate) fn drain_one(&self, generation: &Arc<Generation>) {
         let reason = self.tracker.shutdown_reason();
         let keep = self.config.keep_if.as_ref().is_some_and(|keep_if| {
@@ -85,13 +88,13 @@ impl Housekeeper {
         }
     }
 
-    /// Ends or keeps every session of one shard because of the shutdown, and returns how many there were. With `spare_work`,
-    /// sessions with a request in flight are left alone.
+    /// Ends or keeps every session of one shard because of the shutdown, and returns how many there were. With
+    /// `spare_work`, sessions with a request in flight are skipped.
     pub(crate) fn drain_shard(&self, shard: usize, spare_work: bool) -> usize {
         if self.config.keep_if.is_none() {
             return self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work);
         }
-        let active = self.tracker.active_of(shard);
+        let active = self.tracker.active_in(shard);
         active
             .iter()
             .filter(|generation| !(spare_work && generation.has_work()))
@@ -99,7 +102,7 @@ impl Housekeeper {
         active.len()
     }
 
-    /// Evicts one session for the new one, if there are too many.
+    /// Evicts one session other than `new`, if there are more than `max_sessions`.
     pub(crate) fn enforce_max_sessions(&self, new: &Arc<Generation>) {
         let max_sessions = self.config.max_sessions;
         if self.tracker.len() > max_sessions && !self.tracker.evict(new) {
@@ -107,18 +110,18 @@ impl Housekeeper {
                 tracing::warn!(
                     name: "session-cap-exceeded",
                     max_sessions,
-                    "there are more sessions than `max_sessions`, and none of them is idle (logged once)",
+                    "there are more sessions than `max_sessions`, and none is idle (logged once)",
                 );
             });
         }
     }
 
-    /// The time of an activity. It is coarse where a driver advances it.
+    /// The tick of an activity. With a driver it is read without asking the clock.
     #[inline]
     pub(crate) fn tick(&self) -> Tick {
         match self.config.idle_timeout {
             None => self.tracker.tick(),
-            // The driver's last step may be a period ago: rather too late than too early.
+            // The driver's last step may be one period ago: expiry may come too late, never too early.
             Some(timeout) if self.driven.load(Ordering::Relaxed) => {
                 self.tracker.tick().wrapping_add(Clock::ticks(Self::expiry_period(timeout)))
             }
@@ -130,7 +133,7 @@ impl Housekeeper {
         (timeout / 32).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 
-    /// Idle expiry, for as long as it is polled. Of several drivers one does the work.
+    /// Idle expiry, while it is polled. Of several drivers, one holds the permit and works.
     pub(crate) async fn drive(self: &Arc<Self>) -> Infallible {
         let Some(timeout) = self.config.idle_timeout else { return std::future::pending().await };
         let period = Self::expiry_period(timeout);
@@ -141,7 +144,7 @@ impl Housekeeper {
                 permit = DriverPermit::acquire(self);
             }
             if permit.is_some() {
-                for _ in 0..Tracker::shards().div_ceil(SHARDS_PER_YIELD) {
+                for _ in 0..Tracker::shard_count().div_ceil(SHARDS_PER_YIELD) {
                     let now = self.tracker.clock.now();
                     self.tracker.set_tick(now);
                     self.tracker.expire(SHARDS_PER_YIELD, now, Clock::ticks(timeout));
@@ -152,7 +155,7 @@ impl Housekeeper {
         }
     }
 
-    /// Without a driver, starts do its work, a few shards at a time.
+    /// Without a driver, each start expires the shards that are due.
     fn expire_if_undriven(&self) {
         let Some(timeout) = self.config.idle_timeout else { return };
         if self.driven.load(Ordering::Relaxed) {
@@ -168,28 +171,28 @@ impl Housekeeper {
         let next = now.saturating_add(step);
         if self.expiry_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.tracker.expire(shards, now, Clock::ticks(timeout));
-            // A handle that was built a moment ago may still be about to be driven.
-            if now > nanos(timeout).saturating_add(5_000_000_000) {
+            // A new handle may not be driven yet.
+            if now > nanos(timeout).saturating_add(UNDRIVEN_GRACE) {
                 self.undriven.call_once(|| {
                     tracing::warn!(
                         name: "session-expiry-undriven",
-                        "`idle_timeout` is set, and no `shutdown_on` or `finish` future is being polled: sessions expire only when others \
-                         start (logged once)",
+                        "`idle_timeout` is set but no `shutdown_on` or `finish` future is being polled: sessions expire \
+                         only when others start (logged once)",
                     );
                 });
             }
         }
     }
 
-    /// How many shards are due, at one round of all shards a period, and when the next one will be.
+    /// The number of shards that are due, and the time per shard. All shards come due once per period.
     fn overdue(late: Nanos, period: Nanos) -> (usize, Nanos) {
-        let step = (period / Tracker::shards() as u64).max(1);
-        let shards = (late / step).saturating_add(1).min(Tracker::shards() as u64);
+        let step = (period / Tracker::shard_count() as u64).max(1);
+        let shards = (late / step).saturating_add(1).min(Tracker::shard_count() as u64);
         (shards as usize, step)
     }
 }
 
-/// The right to be the one driver that works.
+/// The permit of the one driver that works.
 struct DriverPermit(Arc<Housekeeper>);
 
 impl DriverPermit {

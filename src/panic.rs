@@ -1,7 +1,7 @@
 //! Panics of user code, caught and turned into values.
 //!
-//! Hooks, protocols, registries, signals, `keep_if`, log subscribers and metrics recorders are user code. A panic in one of
-//! them must end neither a request nor a shutdown.
+//! Hooks, protocols, registries, signals, `keep_if`, log subscribers and metrics recorders are user code. A panic in
+//! one of them must not end a request or a shutdown.
 
 use std::{
     any::Any,
@@ -34,7 +34,7 @@ impl fmt::Display for Panic {
     }
 }
 
-/// Runs user code.
+/// Runs user code and catches its panic.
 pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let panic = Panic::new(&*payload);
@@ -44,7 +44,8 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     })
 }
 
-/// A future of user code. Its polls and its drop are caught; after a panic it is dropped and never polled again.
+/// A future of user code. Panics of its polls and its drop are caught. After a panic it is dropped and not polled
+/// again.
 pub(crate) struct CatchPanic<F>(Option<F>);
 
 impl<F> CatchPanic<F> {
@@ -64,7 +65,7 @@ impl<F: Future + Unpin> Future for CatchPanic<F> {
             Err(panic) => Err(panic),
         };
         let finished = self.0.take();
-        // The output counts, whatever the drop does.
+        // A panic of the drop does not change the output.
         let _ = catch(|| drop(finished));
         Poll::Ready(output)
     }

@@ -1,4 +1,4 @@
-//! Synchronisation primitives: `std`, or `shuttle` under `cfg(shuttle)`; and two helpers.
+//! Synchronisation primitives: `std`, or `shuttle` under `cfg(shuttle)`.
 
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::{
@@ -19,18 +19,18 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Locks, poisoned or not: no user code runs under these locks, and one panic must not become two.
+/// Locks a mutex and ignores poisoning: no user code runs under these locks.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until `condition` holds, but not beyond `deadline`. A step that makes it true notifies afterwards.
+/// Waits until `condition` holds, at most until `deadline`. A step that makes it true must notify afterwards.
 pub(crate) async fn wait_for(notify: &Notify, deadline: Option<Instant>, mut condition: impl FnMut() -> bool) {
     let holds = async {
         loop {
             let notified = notify.notified();
             tokio::pin!(notified);
-            // First register, then read: no notification is lost in between.
+            // Register before reading, so no notification is lost in between.
             notified.as_mut().enable();
             if condition() {
                 break;

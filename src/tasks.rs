@@ -1,7 +1,8 @@
-//! The background tasks of a handle: the runtime that they are spawned on, and how many there are.
+//! The background tasks of a handle, and the runtime that they are spawned on.
 //!
-//! Sessions may end on a thread that has no runtime, or while a runtime is shut down. So the runtime of the last caller that had
-//! one is remembered; work for which there is no runtime stays in its queue for a later caller.
+//! A session may end on a thread without a runtime, or while a runtime shuts down. So a runtime is remembered: the
+//! one in which the handle was built, or that of a later caller. Without a runtime, work stays queued until a caller has
+//! one.
 
 use std::time::Duration;
 
@@ -33,12 +34,12 @@ impl Tasks {
         lock(&self.runtime).is_some()
     }
 
-    /// To be called when a task was dropped before its first poll: the remembered runtime has shut down.
+    /// Must be called when a task was dropped before its first poll: the remembered runtime has shut down.
     pub(crate) fn drop_runtime(&self) {
         let _old = lock(&self.runtime).take();
     }
 
-    /// Spawns on the remembered runtime, or else on that of the caller. With neither, the task is dropped at once.
+    /// Spawns on the remembered runtime, or on the caller's. With neither, the task is dropped at once.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Option<AbortHandle> {
         let remembered = lock(&self.runtime).clone();
         // No lock is held here: a runtime that shuts down drops the task at once, and the drop takes locks.
@@ -46,7 +47,7 @@ impl Tasks {
         Some(self.running.spawn_on(task, &runtime).abort_handle())
     }
 
-    /// Waits until every task is gone, but not longer than `limit`: code that blocks its thread cannot be stopped.
+    /// Waits until every task has exited, at most for `limit`: a task that blocks its thread cannot be aborted.
     pub(crate) async fn wait(&self, limit: Duration) {
         self.running.close();
         let _ = tokio::time::timeout(limit, self.running.wait()).await;

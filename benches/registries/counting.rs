@@ -1,4 +1,4 @@
-//! A registry around another one, which counts what it is asked.
+//! A registry that wraps another one and counts the calls.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
 
-/// What was asked so far.
+/// The counts so far.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     applies: AtomicUsize,
@@ -22,7 +22,7 @@ impl Calls {
         self.applies.load(Ordering::SeqCst)
     }
 
-    /// In all those calls together.
+    /// In all these calls together.
     pub(crate) fn changes(&self) -> usize {
         self.changes.load(Ordering::SeqCst)
     }

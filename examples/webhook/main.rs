@@ -1,13 +1,13 @@
-//! Each `session_end` posted as JSON to a URL, with tower's timeout around each try, and tower's retry around them.
+//! Posts each `session_end` as JSON to a URL, with tower's timeout around each attempt and tower's retry around them.
 //!
 //! ```text
 //! cargo run --example webhook
 //! ```
 //!
-//! The receiver is a trying one. Of each event it turns down the first two tries with 500. The third it takes in, but
-//! never says so: only a timeout gets the sender out of that, and the sender cannot know. So there is a fourth try, and
-//! what makes that harmless is the `Idempotency-Key`, which is the end's `idempotency_key()`: the receiver sees that it has this one,
-//! and says 200. The program counts, and fails if an event was taken in twice, or not at all.
+//! The receiver is unreliable. It answers the first two attempts for each event with 500. It stores the third but
+//! never answers, so the attempt times out and the sender cannot know that it succeeded. The fourth attempt is
+//! harmless because of its `Idempotency-Key`: the receiver already has the key, and answers 200. The program counts,
+//! and fails if an event was stored twice or not at all.
 
 #[cfg(test)]
 mod tests;
@@ -44,10 +44,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 type Http = Client<HttpConnector, Full<Bytes>>;
 
-/// The header that tells a receiver which event it is, however often it comes.
+/// The header by which a receiver recognises repeated attempts for one event.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// A service that posts ends to `url`: up to `tries` times, each of them for up to `patience`.
+/// A service that posts ends to `url` in up to `tries` attempts, each for up to `patience`.
 pub(crate) fn webhook(
     url: Uri,
     tries: u32,
@@ -55,17 +55,17 @@ pub(crate) fn webhook(
 ) -> impl Service<SessionEnd, Response = (), Error = BoxError, Future: Send> + Clone + Send + 'static {
     let http: Http = Client::builder(TokioExecutor::new()).build_http();
     ServiceBuilder::new()
-        // What is not accepted in the end is an error, so that reports count it as failed.
+        // An end that the receiver never accepted is an error, so the report counts it as failed.
         .map_result(|answer: Result<StatusCode, BoxError>| match answer? {
             status if status.is_success() => Ok(()),
-            status => Err(format!("the receiver says {status}").into()),
+            status => Err(format!("the receiver answered {status}").into()),
         })
-        .retry(Again { left: tries.saturating_sub(1), wait: Duration::from_millis(20) })
+        .retry(Retry { left: tries.saturating_sub(1), wait: Duration::from_millis(20) })
         .timeout(patience)
         .service(service_fn(move |end| deliver(http.clone(), url.clone(), end)))
 }
 
-/// One try.
+/// One attempt.
 async fn deliver(http: Http, url: Uri, end: SessionEnd) -> Result<StatusCode, BoxError> {
     let request = Request::post(url)
         .header(CONTENT_TYPE, "application/json")
@@ -73,30 +73,30 @@ async fn deliver(http: Http, url: Uri, end: SessionEnd) -> Result<StatusCode, Bo
         .body(Full::from(serde_json::to_vec(&end)?))?;
     let response = http.request(request).await?;
     let status = response.status();
-    // To its end, so that the connection can be used again.
+    // Reads to the end, so that the connection can be reused.
     response.into_body().collect().await?;
     Ok(status)
 }
 
-/// Tries again after what may get better by itself, and waits twice as long each time.
+/// Retries after temporary errors, and doubles the wait each time.
 #[derive(Clone)]
-struct Again {
+struct Retry {
     left: u32,
     wait: Duration,
 }
 
-impl Policy<SessionEnd, StatusCode, BoxError> for Again {
+impl Policy<SessionEnd, StatusCode, BoxError> for Retry {
     type Future = Sleep;
 
     fn retry(&mut self, end: &mut SessionEnd, answer: &mut Result<StatusCode, BoxError>) -> Option<Sleep> {
-        let may_get_better = match answer {
+        let is_temporary = match answer {
             Ok(status) => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
-            Err(_) => true, // nobody there, cut off, or too slow
+            Err(_) => true, // unreachable, disconnected, or too slow
         };
-        // One more try is for nothing if nobody waits for it any more: it has as much time as the wait before it, or it
-        // is not begun, and the report has the error of this one.
+        // An attempt past the deadline is useless. Another attempt is made only if the time until the deadline covers
+        // the wait and as much time again for the attempt; otherwise the report has the error of this one.
         let is_in_time = end.deadline.is_none_or(|deadline| Instant::now() + self.wait * 2 < deadline.into());
-        self.left = self.left.checked_sub(1).filter(|_| may_get_better && is_in_time)?;
+        self.left = self.left.checked_sub(1).filter(|_| is_temporary && is_in_time)?;
         self.wait *= 2;
         Some(sleep(self.wait / 2))
     }
@@ -113,7 +113,7 @@ async fn run() -> Result<(), BoxError> {
     let receiver = Router::new().route("/hooks/session-end", post(receive)).with_state(inbox.clone());
     let receiver = tokio::spawn(async move { axum::serve(listener, receiver).await });
 
-    // All of the tries of an event are one hook to the pool, and one delivery to the report.
+    // All attempts for an event are one hook in the pool and one delivery in the report.
     let sessions = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(5))
         .session_end_service(webhook(url, 6, Duration::from_millis(300)))
@@ -131,12 +131,12 @@ async fn run() -> Result<(), BoxError> {
     receiver.abort();
     println!("{report}");
     if !report.is_clean() {
-        return Err("the stop was not clean".into());
+        return Err("the shutdown was not clean".into());
     }
     inbox.check(&["telegram", "discord", "slack"])
 }
 
-/// What the clients do, and the operator.
+/// The requests of the clients, and the SIGTERM of the operator.
 async fn visit(address: SocketAddr) -> Result<(), BoxError> {
     let http: Http = Client::builder(TokioExecutor::new()).build_http();
     let post = async |path: &str, session: &str| -> Result<(), BoxError> {
@@ -147,22 +147,22 @@ async fn visit(address: SocketAddr) -> Result<(), BoxError> {
     for key in ["telegram", "discord", "slack"] {
         post(&format!("/open/{key}"), key).await?;
     }
-    // This end is under way when the process is told to stop: the drain waits for its tries too.
+    // This end is being delivered when SIGTERM arrives. The drain waits for its attempts too.
     post("/end", "discord").await?;
-    println!("telling myself to stop, with SIGTERM");
+    println!("sending SIGTERM to this process");
     raise_sigterm()?;
     Ok(())
 }
 
-/// What the receiver knows of an event.
+/// The receiver's record of an event.
 #[derive(Default)]
 struct Event {
     tries: u32,
-    taken_in: u32,
+    stored: u32,
     session: String,
 }
 
-/// The receiver's memory, by `Idempotency-Key`.
+/// The receiver's records, by `Idempotency-Key`.
 #[derive(Clone, Default)]
 struct Inbox(Arc<Mutex<HashMap<String, Event>>>);
 
@@ -171,20 +171,20 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One event for each session, and each one taken in once.
+    /// Checks that there is one event for each session, and each was stored once.
     fn check(&self, sessions: &[&str]) -> Result<(), BoxError> {
         let events = self.events();
         let mut seen = BTreeMap::<&str, u32>::new();
         for (key, event) in events.iter() {
-            if event.taken_in != 1 || event.tries < 4 {
-                return Err(format!("{key}: taken in {} times, in {} tries", event.taken_in, event.tries).into());
+            if event.stored != 1 || event.tries < 4 {
+                return Err(format!("{key}: stored {} times, in {} attempts", event.stored, event.tries).into());
             }
             *seen.entry(&event.session).or_default() += 1;
         }
         if seen != sessions.iter().map(|session| (*session, 1)).collect() {
-            return Err(format!("one event expected for each of {sessions:?}, not {seen:?}").into());
+            return Err(format!("expected one event for each of {sessions:?}, got {seen:?}").into());
         }
-        println!("{} ends, and each of them was taken in once", seen.len());
+        println!("{} ends, and each of them was stored once", seen.len());
         Ok(())
     }
 }
@@ -198,18 +198,18 @@ async fn receive(State(inbox): State<Inbox>, headers: HeaderMap, Json(end): Json
         let event = events.entry(key.to_owned()).or_default();
         event.tries += 1;
         if event.tries == 3 {
-            event.taken_in += 1;
+            event.stored += 1;
             event.session = end["sessionId"].as_str().unwrap_or_default().to_owned();
         }
         event.tries
     };
     let told = match tries {
         1 | 2 => "500",
-        3 => "taken in, and no answer",
-        _ => "200, is here already",
+        3 => "stored, no answer",
+        _ => "200, already stored",
     };
     println!(
-        "{:<9} {:<9} try {tries}: {told}",
+        "{:<9} {:<9} attempt {tries}: {told}",
         end["sessionId"].as_str().unwrap_or("?"),
         end["reason"].as_str().unwrap_or("?")
     );
@@ -220,7 +220,7 @@ async fn receive(State(inbox): State<Inbox>, headers: HeaderMap, Json(end): Json
     }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -228,12 +228,12 @@ fn raise_sigterm() -> io::Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
 
     let outcome = match timeout(Duration::from_secs(30), run()).await {
         Ok(outcome) => outcome,
-        Err(_) => Err("did not stop within 30 s".into()),
+        Err(_) => Err("did not shut down within 30 s".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

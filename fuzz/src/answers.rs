@@ -45,7 +45,7 @@ impl Liar {
     }
 
     fn record(&self) -> Record {
-        let session = Session::from(IDS[usize::from(self.byte()) % IDS.len()]);
+        let session = Session::try_from(IDS[usize::from(self.byte()) % IDS.len()]).expect("a valid id");
         Record::new(session, self.event(), SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(self.byte()) << 32))
     }
 

@@ -21,7 +21,7 @@ pub use self::{
     recovery::RecoveryReport,
 };
 use crate::{
-    hooks::{EndRecorder, HookSet, Pool, PoolConfig},
+    hooks::{HookSet, Persistence, Pool, PoolConfig},
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
@@ -113,7 +113,7 @@ impl ActiveSessions {
             Arc::clone(&tasks),
             hooks,
             PoolConfig { max_concurrent_hooks, hook_timeout, drain_timeout },
-            persister.clone().map(|persister| persister as Arc<dyn EndRecorder>),
+            persister.clone().map(|persister| persister as Arc<dyn Persistence>),
         );
         let housekeeper = Housekeeper::new(
             Arc::clone(&tracker),

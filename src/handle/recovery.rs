@@ -26,7 +26,7 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
         found: count(&recovery.found),
         ended: count(&recovery.ended),
         failed: count(&recovery.failed),
-        unfinished: recovery.left() as u64,
+        unfinished: recovery.undelivered() as u64,
         given_up: count(&recovery.given_up),
         error: error.map(|error| error_chain(&error).to_string()),
         elapsed: began.elapsed(),

@@ -1,4 +1,5 @@
-//! Batch hooks: what has gathered while the last batch ran goes out in one call. One batch is in flight at a time.
+//! Batch hooks: ends that come due while a batch runs are delivered together in the next one. Each batch hook has one
+//! call in flight.
 
 use std::{
     collections::VecDeque,
@@ -13,28 +14,28 @@ use crate::{
     tracker::{Generation, Outcome, PendingEnd},
 };
 
-/// An end that several parties work on: each batch hook, and the worker with the other hooks.
+/// An end with several parts: one for each batch hook, and one for the worker with the other hooks.
 pub(super) struct SharedEnd {
     pool: Arc<Pool>,
     generation: Arc<Generation>,
-    ending: PendingEnd,
+    end: PendingEnd,
     parts: AtomicUsize,
     /// The worst outcome so far.
     worst: AtomicU8,
 }
 
 impl SharedEnd {
-    pub(super) fn new(pool: &Arc<Pool>, generation: &Arc<Generation>, ending: &PendingEnd) -> Arc<Self> {
+    pub(super) fn new(pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> Arc<Self> {
         Arc::new(Self {
             pool: Arc::clone(pool),
             generation: Arc::clone(generation),
-            ending: ending.clone(),
+            end: end.clone(),
             parts: AtomicUsize::new(pool.batches.len() + 1),
             worst: AtomicU8::new(Outcome::Ended as u8),
         })
     }
 
-    /// To be called once by each party; the last one finishes the end.
+    /// Must be called once for each part. The last call completes the end.
     pub(super) fn complete_part(&self, outcome: Outcome) {
         self.worst.fetch_max(outcome as u8, Ordering::SeqCst);
         if self.parts.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -50,7 +51,7 @@ impl SharedEnd {
     }
 }
 
-/// What waits for the next batch of one hook.
+/// The ends that wait for the next batch of one hook.
 #[derive(Default)]
 pub(super) struct BatchQueue {
     state: Mutex<State>,
@@ -67,7 +68,7 @@ impl BatchQueue {
         lock(&self.state).waiting.push_back(Arc::clone(end));
     }
 
-    /// Spawns the runner, if there is something to run and none runs.
+    /// Spawns the runner if ends are waiting and no runner exists.
     pub(super) fn wake(pool: &Arc<Pool>, index: usize) {
         let batch = &pool.batches[index];
         let abort = {
@@ -98,9 +99,9 @@ impl BatchQueue {
 struct Runner {
     pool: Arc<Pool>,
     index: usize,
-    /// What its drop finishes if it does not come to it itself.
+    /// The ends of the running batch. The runner's drop completes them as aborted.
     current: Vec<Arc<SharedEnd>>,
-    /// Has left its place to the next one.
+    /// `State::runner` may belong to another runner.
     exited: bool,
 }
 
@@ -113,7 +114,7 @@ impl Runner {
             let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
             let event = |shared: &Arc<SharedEnd>| {
                 shared.generation.set_end_running();
-                pool.end_event(&shared.generation, shared.ending.clone(), &call_limits)
+                pool.end_event(&shared.generation, shared.end.clone(), &call_limits)
             };
             let events = self.current.iter().map(event).collect();
             let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
@@ -130,18 +131,18 @@ impl Runner {
         }
     }
 
-    /// Takes the next batch; false if there is none, or none may start any more.
+    /// Takes the next batch. Returns false if no end is waiting, or none may start.
     fn fill(&mut self, max: usize) -> bool {
         let now = self.pool.tracker.clock.now();
         let mut state = lock(&self.pool.batches[self.index].state);
-        // Under the lock: whoever opens the gate afterwards finds the place empty.
-        let open = self.pool.tracker.queue.state().limits.is_open(now);
-        if open {
+        // Under the lock: a call that relaxes the limits later finds no runner and spawns one.
+        let may_start = self.pool.tracker.queue.state().limits.allow_start(now);
+        if may_start {
             let n = max.min(state.waiting.len());
             self.current = state.waiting.drain(..n).collect();
         }
         if self.current.is_empty() {
-            // In the same critical section, so that who lines up later finds the place empty.
+            // In the same critical section: an end that is pushed later finds no runner and spawns one.
             state.runner = None;
             self.exited = true;
         }

@@ -1,4 +1,4 @@
-//! One call of a hook. A panic becomes an error of that hook alone.
+//! One call of a hook. A panic is caught and becomes an error of that hook.
 
 use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
 
@@ -13,19 +13,19 @@ use crate::{
     session::{GenerationId, SessionId},
 };
 
-/// A hook that failed: it returned an error, panicked, or took longer than the hook timeout.
+/// A hook that returned an error, panicked, or exceeded the hook timeout.
 ///
-/// The session's event counts as delivered, and is not delivered again.
+/// The event counts as delivered and is not delivered again.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct HookFailure {
-    /// The session of the event.
+    /// The session of the event. It is serialized in redacted form.
     #[serde(serialize_with = "redacted")]
     pub session_id: SessionId,
-    /// Its generation.
+    /// The generation of the event.
     pub generation: GenerationId,
-    /// The hook: its name, or the call site where it was registered.
+    /// The hook's name, or the file and line of its registration.
     pub hook: String,
     /// The error.
     pub error: HookError,
@@ -35,15 +35,16 @@ fn redacted<S: Serializer>(id: &SessionId, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(&id.redacted())
 }
 
-/// Why a hook failed.
+/// The error of a hook.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum HookError {
-    /// It returned this error.
+    /// The hook returned this error.
     Failed(Arc<dyn std::error::Error + Send + Sync>),
-    /// It panicked, with this message.
+    /// The hook panicked with this message.
     Panicked(String),
-    /// It took longer than the hook timeout and was dropped.
+    /// The hook exceeded
+    /// [`hook_timeout`](crate::ActiveSessionsBuilder::hook_timeout) and was dropped.
     TimedOut,
 }
 
@@ -79,7 +80,83 @@ impl From<Panic> for HookError {
     }
 }
 
-/// A hook's future until it is over. Panics of the call, the polls and the drop are caught.
+/// Calls one hook with the event.
+pub(super) fn call_one<E: HookEvent>(
+    hook: &Named<dyn Hook<E>>,
+    event: E,
+    expires: Option<Instant>,
+    on_first_pending: impl FnOnce(),
+) -> impl Future<Output = Option<HookError>> {
+    let mut call = [Call::new(hook, event)];
+    async move {
+        run_all(&mut call, expires, on_first_pending).await;
+        call[0].take_error()
+    }
+}
+
+/// Calls every hook with the event, concurrently. Resolves to the names and errors of those that failed.
+///
+/// An `async fn` would store the event twice in its future, and each busy worker holds one of these futures.
+pub(super) fn call_all<E: HookEvent + Clone>(
+    hooks: &Hooks<E>,
+    event: E,
+    expires: Option<Instant>,
+    on_first_pending: impl FnOnce(),
+) -> impl Future<Output = Vec<(String, HookError)>> {
+    let mut calls = match hooks.as_slice() {
+        // The usual case, without an allocation.
+        [hook] => Calls::One([Call::new(hook, event)]),
+        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
+    };
+    async move {
+        run_all(calls.as_mut(), expires, on_first_pending).await;
+        let calls = calls.as_mut().iter_mut();
+        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
+    }
+}
+
+enum Calls<'a> {
+    One([Call<'a>; 1]),
+    Many(Vec<Call<'a>>),
+}
+
+impl<'a> Calls<'a> {
+    fn as_mut(&mut self) -> &mut [Call<'a>] {
+        match self {
+            Self::One(call) => call,
+            Self::Many(calls) => calls,
+        }
+    }
+}
+
+/// Polls all calls until the last one completes. At `expires`, calls that still run are dropped.
+/// `on_first_pending` is called once, if the first poll leaves a call pending.
+async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pending: impl FnOnce()) {
+    let mut on_first_pending = Some(on_first_pending);
+    let all = poll_fn(|cx| {
+        let mut pending = false;
+        for call in &mut *calls {
+            pending |= call.poll(cx).is_pending();
+        }
+        if !pending {
+            return Poll::Ready(());
+        }
+        if let Some(callback) = on_first_pending.take() {
+            callback();
+        }
+        Poll::Pending
+    });
+    let Some(expires) = expires else { return all.await };
+    if timeout_at(expires, all).await.is_err() {
+        for call in calls {
+            if matches!(call.state, State::Running(_)) {
+                call.complete(Some(HookError::TimedOut));
+            }
+        }
+    }
+}
+
+/// A running or completed hook. Panics of its call, its polls and its drop are caught.
 pub(super) struct Call<'a> {
     name: &'a str,
     meter: &'a HookMeter,
@@ -90,7 +167,7 @@ pub(super) struct Call<'a> {
 
 enum State<'a> {
     Running(HookFuture<'a>),
-    Over(Option<HookError>),
+    Done(Option<HookError>),
 }
 
 impl<'a> Call<'a> {
@@ -108,7 +185,7 @@ impl<'a> Call<'a> {
             Ok((span, future)) => (span, State::Running(future)),
             Err(panic) => {
                 meter.over(began, true);
-                (HookSpan::NONE, State::Over(Some(panic.into())))
+                (HookSpan::NONE, State::Done(Some(panic.into())))
             }
         };
         Self { name, meter, began, span, state }
@@ -131,27 +208,28 @@ impl<'a> Call<'a> {
         Poll::Ready(())
     }
 
-    fn finish(&mut self, error: Option<HookError>) {
-        let before = std::mem::replace(&mut self.state, State::Over(error));
+    /// Sets the result, and drops the future within its span.
+    fn drop_future(&mut self, error: Option<HookError>) {
+        let before = std::mem::replace(&mut self.state, State::Done(error));
         let span = &self.span;
-        let drop_within = || {
+        let drop_in_span = || {
             let _entered = span.enter();
             drop(before);
         };
-        if let Err(panic) = catch(drop_within) {
-            self.state = State::Over(Some(panic.into()));
+        if let Err(panic) = catch(drop_in_span) {
+            self.state = State::Done(Some(panic.into()));
         }
     }
 
-    /// As above, of its own accord or because its time was over.
+    /// As [`drop_future`](Self::drop_future), and records the metrics.
     fn complete(&mut self, error: Option<HookError>) {
-        self.finish(error);
-        self.meter.over(self.began, matches!(self.state, State::Over(Some(_))));
+        self.drop_future(error);
+        self.meter.over(self.began, matches!(self.state, State::Done(Some(_))));
     }
 
     fn take_error(&mut self) -> Option<HookError> {
         match &mut self.state {
-            State::Over(error) => error.take(),
+            State::Done(error) => error.take(),
             State::Running(_) => None,
         }
     }
@@ -160,84 +238,7 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if matches!(self.state, State::Running(_)) {
-            self.finish(None);
-        }
-    }
-}
-
-/// Polls all of them until the last is over, or until `expires`: then what still runs is dropped.
-/// `first_pending` is told, once, if they do not end at once.
-async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, first_pending: impl FnOnce()) {
-    let mut first_pending = Some(first_pending);
-    let all = poll_fn(|cx| {
-        let mut pending = false;
-        for call in &mut *calls {
-            pending |= call.poll(cx).is_pending();
-        }
-        if !pending {
-            return Poll::Ready(());
-        }
-        if let Some(tell) = first_pending.take() {
-            tell();
-        }
-        Poll::Pending
-    });
-    let Some(expires) = expires else { return all.await };
-    if timeout_at(expires, all).await.is_err() {
-        for call in calls {
-            if matches!(call.state, State::Running(_)) {
-                call.complete(Some(HookError::TimedOut));
-            }
-        }
-    }
-}
-
-/// Calls one hook with the event.
-pub(super) fn call_one<E: HookEvent>(
-    hook: &Named<dyn Hook<E>>,
-    event: E,
-    expires: Option<Instant>,
-    first_pending: impl FnOnce(),
-) -> impl Future<Output = Option<HookError>> {
-    let mut call = [Call::new(hook, event)];
-    async move {
-        run_all(&mut call, expires, first_pending).await;
-        call[0].take_error()
-    }
-}
-
-/// Calls every hook with the event, all at the same time, so that none of them holds up another. Resolves to the names
-/// and the errors of those that failed.
-///
-/// No `async fn`: its future would hold the event twice over, and of these futures there may be many.
-pub(super) fn call_all<E: HookEvent + Clone>(
-    hooks: &Hooks<E>,
-    event: E,
-    expires: Option<Instant>,
-    first_pending: impl FnOnce(),
-) -> impl Future<Output = Vec<(String, HookError)>> {
-    let mut calls = match hooks.as_slice() {
-        // One hook is the usual case, and needs no list.
-        [hook] => Calls::One([Call::new(hook, event)]),
-        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
-    };
-    async move {
-        run_all(calls.as_mut(), expires, first_pending).await;
-        let calls = calls.as_mut().iter_mut();
-        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
-    }
-}
-
-enum Calls<'a> {
-    One([Call<'a>; 1]),
-    Many(Vec<Call<'a>>),
-}
-
-impl<'a> Calls<'a> {
-    fn as_mut(&mut self) -> &mut [Call<'a>] {
-        match self {
-            Self::One(call) => call,
-            Self::Many(calls) => calls,
+            self.drop_future(None);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the user plugs in: a trait, closures, a tower service, or a batch function.
+//! Hooks: the trait and the adapters for closures, tower services and batch functions; the pool that runs them.
 
 mod batch;
 mod call;
@@ -18,20 +18,26 @@ use std::{
 use tower_service::Service;
 
 pub use self::call::{HookError, HookFailure};
-pub(crate) use self::pool::{EndRecorder, Pool, PoolConfig};
+pub(crate) use self::pool::{Persistence, Pool, PoolConfig};
 use crate::{
     error::BoxError,
     observability::HookMeter,
     session::{SessionEnd, SessionStart},
 };
 
-/// A consumer of session events: the first of the three doors for hooks, and the one with a name and both events.
+/// A named hook for both session events.
 ///
-/// Register it with [`ActiveSessionsBuilder::hook`](crate::ActiveSessionsBuilder::hook).
+/// Register it with [`ActiveSessionsBuilder::hook`](crate::ActiveSessionsBuilder::hook). Closures and tower services
+/// are registered with other methods of the builder.
 ///
-/// The hooks of one session run in order, over generations too: an end never before its start is over, and the start
-/// of a session that is noted again never before its last end is over. Those of different sessions run at the same
-/// time. A hook that panics or errs is reported and disturbs nobody else.
+/// The hooks of one session run in order: an end after its start has completed, and the start of a session that is
+/// noted again after its last end has completed. Hooks of different sessions run concurrently. A hook that returns an
+/// error or panics is logged and reported, and other hooks run as usual.
+///
+/// # Cancel safety
+///
+/// A hook's future is dropped when the hook timeout expires, at the end of
+/// [`finish`](crate::ActiveSessions::finish), or when its runtime shuts down.
 ///
 /// # Examples
 ///
@@ -42,13 +48,13 @@ use crate::{
 ///
 /// impl SessionHook for Archive {
 ///     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
-///         println!("hello {}", start.session.id);
+///         println!("{} started", start.session.id);
 ///         Ok(())
 ///     }
 ///
 ///     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
 ///         if !end.reason.may_resume() {
-///             println!("{} is over", end.session.id);
+///             println!("{} ended", end.session.id);
 ///         }
 ///         Ok(())
 ///     }
@@ -67,30 +73,30 @@ use crate::{
     note = "for a closure use `.on_session_end(..)` or `.on_session_start(..)`, for a tower service `.session_end_service(..)`"
 )]
 pub trait SessionHook: Send + Sync + 'static {
-    /// Called when a session was noted. Does nothing unless you say otherwise.
+    /// Called once for each generation of a session that starts. The default does nothing.
     ///
     /// # Errors
     ///
-    /// What you return is logged; the session goes on.
+    /// An error is logged. The session stays active.
     fn session_start(&self, start: SessionStart) -> impl Future<Output = Result<(), BoxError>> + Send {
         let _ = start;
         async { Ok(()) }
     }
 
-    /// Called once for each generation of a session that ended.
+    /// Called once for each generation of a session that ends.
     ///
     /// # Errors
     ///
-    /// What you return counts as delivered and failed: it is logged and reported, and not tried again.
+    /// An error counts as a failed delivery. It is logged and reported, and the end is not delivered again.
     fn session_end(&self, end: SessionEnd) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// How logs and reports call this hook. The type's name unless you say otherwise.
+    /// The name of this hook in logs, metrics and reports. The default is the type's name.
     fn name(&self) -> &str {
         type_name::<Self>()
     }
 }
 
-/// A shared hook is the same hook.
+/// Calls the shared hook.
 impl<H: SessionHook> SessionHook for std::sync::Arc<H> {
     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
         H::session_start(self, start).await
@@ -105,18 +111,18 @@ impl<H: SessionHook> SessionHook for std::sync::Arc<H> {
     }
 }
 
-/// What the future of a hook closure may yield: `()`, or a `Result<(), E>` with any error.
+/// The output of a hook closure's future: `()`, or `Result<(), E>` with any error type.
 #[diagnostic::on_unimplemented(
     message = "a hook's future yields `()` or `Result<(), E>`, not `{Self}`",
     label = "this future is no hook",
     note = "`E` is anything that converts into `Box<dyn Error + Send + Sync>`"
 )]
 pub trait HookOutput: private::Sealed {
-    /// The one form that the caller of a hook sees.
+    /// Converts the output into a result.
     ///
     /// # Errors
     ///
-    /// That of the hook.
+    /// Returns the error of the hook.
     fn into_result(self) -> Result<(), BoxError>;
 }
 
@@ -140,7 +146,7 @@ mod private {
 
 pub(crate) type HookFuture<'a> = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
 
-/// A hook for one kind of event, whichever door it came through.
+/// A hook for one kind of event, after its adapter.
 pub(crate) trait Hook<E>: Send + Sync {
     fn call(&self, event: E) -> HookFuture<'_>;
 }
@@ -156,15 +162,16 @@ impl<H: ?Sized> Named<H> {
         Self { name, meter: HookMeter::none(), hook }
     }
 
-    fn measure(&mut self, kind: &'static str) {
+    fn register_metrics(&mut self, kind: &'static str) {
         self.meter = HookMeter::new(kind, &self.name);
     }
 }
 
 pub(crate) type Hooks<E> = Vec<Named<dyn Hook<E>>>;
 
-/// A hook for many ends at once.
+/// A hook that takes many ends in one call.
 pub(crate) struct Batch {
+    /// The most ends of one call.
     pub(crate) max: usize,
     pub(crate) hook: Named<dyn Hook<Vec<SessionEnd>>>,
 }
@@ -182,11 +189,11 @@ impl HookSet {
         !self.end.is_empty() || !self.batch.is_empty()
     }
 
-    /// From here on every call is measured.
-    pub(crate) fn measured(mut self) -> Self {
-        self.start.iter_mut().for_each(|hook| hook.measure("start"));
-        self.end.iter_mut().for_each(|hook| hook.measure("end"));
-        self.batch.iter_mut().for_each(|batch| batch.hook.measure("batch"));
+    /// Registers the metrics of every hook.
+    pub(crate) fn with_metrics(mut self) -> Self {
+        self.start.iter_mut().for_each(|hook| hook.register_metrics("start"));
+        self.end.iter_mut().for_each(|hook| hook.register_metrics("end"));
+        self.batch.iter_mut().for_each(|batch| batch.hook.register_metrics("batch"));
         self
     }
 }
@@ -202,13 +209,13 @@ impl fmt::Debug for HookSet {
     }
 }
 
-/// The name of a closure: the place where it was registered.
-pub(crate) fn call_site_name(what: &str, place: &Location<'_>) -> String {
-    let file = place.file().rsplit(['/', '\\']).next().unwrap_or_default();
-    format!("{what} at {file}:{}", place.line())
+/// The name of a hook without a name of its own: the file and line of its registration.
+pub(crate) fn call_site_name(what: &str, location: &Location<'_>) -> String {
+    let file = location.file().rsplit(['/', '\\']).next().unwrap_or_default();
+    format!("{what} at {file}:{}", location.line())
 }
 
-/// Both events of a [`SessionHook`], which its two registrations share.
+/// A [`SessionHook`], shared by its registrations for both events.
 pub(crate) struct TraitHook<H>(pub(crate) std::sync::Arc<H>);
 
 impl<H: SessionHook> Hook<SessionStart> for TraitHook<H> {
@@ -236,7 +243,7 @@ where
     }
 }
 
-/// The lock is for services that are not `Sync`; it is held for a clone.
+/// The mutex allows services that are not `Sync`. It is held only while the service is cloned.
 pub(crate) struct ServiceHook<S>(pub(crate) Mutex<S>);
 
 impl<S> Hook<SessionEnd> for ServiceHook<S>

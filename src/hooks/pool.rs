@@ -1,14 +1,15 @@
 //! The hook pool: workers take jobs from the tracker's queue and poll the hooks in place.
 //!
-//! * **Patience**: a worker whose hook is slow is detached. It stays with that hook, and a new worker takes its place, so a hook
-//!   that hangs delays no other session. A hard limit on concurrent hooks switches this off.
+//! * **Patience**: a worker whose hook is slow is detached. It stays with that hook, and a new worker takes its place,
+//!   so a hook that hangs delays no other session. A hard limit on concurrent hooks switches this off.
 //! * **Pacing**: during a drain, hooks are paced so that all have started by 60 % of the budget.
-//! * **Deadline**: it is read before a hook's first poll, so hooks that block their thread overrun it by one hook at most.
+//! * **Deadline**: it is read before a hook's first poll, so hooks that block their thread overrun it by one hook at
+//!   most.
 //!
 //! Workers exist only while there are jobs.
 //!
-//! Why not a semaphore and a task for each hook: 1,000,000 no-op hooks take 14 to 29 ms with workers that poll in place, and 0.93
-//! to 1.99 s with a task each.
+//! Why not a semaphore and a task for each hook: 1,000,000 no-op hooks take 14 to 29 ms with workers that poll in
+//! place, and 0.93 to 1.99 s with a task each.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -37,34 +38,34 @@ use crate::{
     },
 };
 
-/// How many hooks run at once where no limit is set and none is slow.
+/// The number of attached workers, unless `max_concurrent_hooks` is set.
 const BASE_CONCURRENCY: usize = 256;
 
-/// How many failures a handle keeps for the report of its drain.
-const KEPT_FAILURES: usize = 256;
+/// The number of failures that a handle keeps for the drain's report.
+const MAX_KEPT_FAILURES: usize = 256;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolConfig {
-    /// `None`: adaptive.
+    /// `None`: adaptive, [`BASE_CONCURRENCY`] and one more for each slow hook.
     pub(crate) max_concurrent_hooks: Option<usize>,
     pub(crate) hook_timeout: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
-/// What a registry adds to the pool. The room that keeps tracker and registry in step implements it, above this one.
-pub(crate) trait EndRecorder: Send + Sync {
-    /// Whether this end may be delivered now. If not, the recorder has taken it over.
+/// The pool's view of the registry, implemented by `Persister`.
+pub(crate) trait Persistence: Send + Sync {
+    /// Whether this end may be delivered now. If not, the implementation has deferred or released it.
     fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool;
 
-    /// There may be changes to write. What their answers set free runs in `pool`.
+    /// Writes queued changes. Hooks that their answers queue run in `pool`.
     fn wake(self: Arc<Self>, pool: &Arc<Pool>);
 }
 
 /// The time limits of one call of a hook.
 pub(super) struct CallLimits {
-    /// When the result is no longer waited for.
+    /// The deadline in the hook's event.
     pub(super) deadline: Option<Instant>,
-    /// When the call is dropped.
+    /// When the call is dropped. `None` in a drain, where `finish` drops it.
     pub(super) expires: Option<Instant>,
 }
 
@@ -77,8 +78,8 @@ pub(crate) struct Pool {
     pub(super) workers: Mutex<Workers>,
     pub(super) next_worker: AtomicU64,
     failures: Mutex<Vec<HookFailure>>,
-    /// Where there is a registry.
-    recorder: Option<Arc<dyn EndRecorder>>,
+    /// `Some` with a registry.
+    persistence: Option<Arc<dyn Persistence>>,
 }
 
 /// The workers that exist, and the one task that watches them.
@@ -95,30 +96,30 @@ impl Pool {
         tasks: Arc<Tasks>,
         hooks: HookSet,
         config: PoolConfig,
-        recorder: Option<Arc<dyn EndRecorder>>,
+        persistence: Option<Arc<dyn Persistence>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             tracker,
             tasks,
             batches: hooks.batch.iter().map(|_| BatchQueue::default()).collect(),
-            hooks: hooks.measured(),
+            hooks: hooks.with_metrics(),
             config,
             workers: Mutex::default(),
             next_worker: AtomicU64::new(0),
             failures: Mutex::default(),
-            recorder,
+            persistence,
         })
     }
 
     pub(super) fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
-        self.recorder.as_ref().is_none_or(|recorder| recorder.may_deliver(generation, end))
+        self.persistence.as_ref().is_none_or(|persistence| persistence.may_deliver(generation, end))
     }
 
-    /// Spawns workers for the queued hooks, and the writer for the queued changes. To be called after every step of the tracker
-    /// that may have queued one, with no lock held.
+    /// Spawns workers for queued jobs, and the writer for queued changes. Must be called after every step of the
+    /// tracker that may have queued one, with no lock held.
     pub(crate) fn wake(self: &Arc<Self>) {
-        if let Some(recorder) = &self.recorder {
-            Arc::clone(recorder).wake(self);
+        if let Some(persistence) = &self.persistence {
+            Arc::clone(persistence).wake(self);
         }
         self.wake_workers();
     }
@@ -129,10 +130,10 @@ impl Pool {
         }
     }
 
-    /// Spawns workers up to the usual concurrency, and at least `extra` beyond it if there are as many jobs.
+    /// Spawns workers up to the usual concurrency, or `extra` workers if that is more; at most one for each job.
     pub(super) fn spawn_workers(self: &Arc<Self>, extra: usize) {
         if self.try_spawn_workers(extra) > 0 && !self.tasks.has_runtime() {
-            // The remembered runtime has shut down, and the jobs are in the queue again.
+            // The remembered runtime has shut down, and the jobs are still queued.
             self.tasks.remember_runtime();
             if self.tasks.has_runtime() {
                 self.try_spawn_workers(extra);
@@ -145,10 +146,10 @@ impl Pool {
         let spawned = {
             let now = self.tracker.clock.now();
             let mut queue = self.tracker.queue.state();
-            if !queue.limits.is_open(now) {
+            if !queue.limits.allow_start(now) {
                 return 0;
             }
-            // Those that are starting count: else each tick would spawn them again.
+            // Starting workers count, or each tick would spawn them again.
             let extra = extra.saturating_sub(queue.starting);
             let available = usual.saturating_sub(queue.attached).max(extra);
             let spawned = available.min(queue.jobs.len().saturating_sub(queue.starting));
@@ -172,27 +173,27 @@ impl Pool {
         (0..self.batches.len()).for_each(|index| BatchQueue::wake(self, index));
     }
 
-    /// From now on the deadline of the drain counts. With [`NEVER`] there is none.
+    /// Sets the drain's deadline, which replaces the hook timeout. With [`NEVER`] there is no deadline.
     pub(crate) fn begin_drain(&self, now: Nanos, deadline: Nanos) {
         let mut queue = self.tracker.queue.state();
         queue.limits.deadline = deadline;
         queue.limits.draining = true;
-        // All are to be started in 0.6 of the budget, which leaves the last ones time to finish.
+        // All hooks start within 60 % of the budget, which leaves the last ones time to complete.
         let span = deadline.saturating_sub(now) / 5 * 3;
         queue.pace = (deadline != NEVER).then_some(Pace { began: now, span, started: queue.started });
     }
 
-    /// After a drain, unfinished and late hooks go on until `deadline`.
+    /// After a drain: unfinished and late hooks may start until `deadline`.
     pub(crate) fn end_drain(&self, deadline: Nanos) {
         let mut queue = self.tracker.queue.state();
         queue.limits.deadline = deadline;
         queue.pace = None;
     }
 
-    /// Starts no hook from here on, and aborts every task.
+    /// Starts no more hooks, and aborts every task.
     pub(crate) fn close(&self) {
         self.tracker.queue.state().limits.closed = true;
-        // A drain that still waits would wait for hooks that no longer run.
+        // A drain that still waits returns: no hook will complete.
         self.tracker.drained.notify_waiters();
         {
             let workers = lock(&self.workers);
@@ -202,7 +203,7 @@ impl Pool {
         self.batches.iter().for_each(BatchQueue::abort);
     }
 
-    /// The limits of a call that starts `now`: the drain's deadline, which the call may outlive, or else the hook timeout.
+    /// The limits of a call that starts `now`: the drain's deadline, which the call may outlive, or the hook timeout.
     pub(super) fn call_limits(&self, now: Nanos, limits: &RunLimits) -> CallLimits {
         let in_drain = limits.draining && limits.deadline != NEVER;
         let at = if in_drain { limits.deadline } else { Clock::add(now, self.config.hook_timeout) };
@@ -210,19 +211,19 @@ impl Pool {
         CallLimits { deadline, expires: deadline.filter(|_| !in_drain) }
     }
 
-    /// After this time a worker whose hook still runs is detached.
+    /// A worker is detached after its hook has run for this time.
     pub(super) fn patience(&self) -> Nanos {
         let sixteenth = nanos(self.config.drain_timeout) / 16;
         sixteenth.clamp(1_000_000, 1_000_000_000)
     }
 
-    /// The failures since the first drain began, at most [`KEPT_FAILURES`].
+    /// The failures since the first drain began, at most [`MAX_KEPT_FAILURES`].
     pub(crate) fn failures(&self) -> Vec<HookFailure> {
         lock(&self.failures).clone()
     }
 
-    /// Logs a failure, and keeps it for the report. In a drain only the first [`KEPT_FAILURES`] are logged: more would use up its
-    /// time.
+    /// Logs a failure, and keeps it for the report. In a drain only the first [`MAX_KEPT_FAILURES`] are logged: more
+    /// would use up its budget.
     pub(super) fn record_failure(&self, failure: HookFailure) {
         // The text of an error, its drop, and the subscribers of the log are user code.
         if catch(|| self.log_and_keep(failure)).is_err() {
@@ -234,7 +235,7 @@ impl Pool {
         let draining = self.tracker.queue.state().limits.draining;
         if draining {
             let mut failures = lock(&self.failures);
-            if failures.len() >= KEPT_FAILURES {
+            if failures.len() >= MAX_KEPT_FAILURES {
                 return;
             }
             failures.push(failure.clone());
@@ -259,17 +260,12 @@ impl Pool {
         }
     }
 
-    pub(super) fn end_event(
-        &self,
-        generation: &Generation,
-        ending: PendingEnd,
-        call_limits: &CallLimits,
-    ) -> SessionEnd {
-        let (started_at, duration, requests) = self.tracker.life_of(generation, &ending);
+    pub(super) fn end_event(&self, generation: &Generation, end: PendingEnd, call_limits: &CallLimits) -> SessionEnd {
+        let (started_at, duration, requests) = self.tracker.start_duration_requests(generation, &end);
         SessionEnd {
             session: generation.session(),
-            reason: ending.reason,
-            next: ending.next.map(|next| *next),
+            reason: end.reason,
+            next: end.next.map(|next| *next),
             started_at,
             duration,
             requests,

@@ -1,6 +1,6 @@
-//! The one task that watches the workers: patience and pacing, with no timer for each hook.
+//! The watchdog: one task that detaches slow workers and paces a drain, without a timer for each hook.
 //!
-//! It is there only while a hook is pending.
+//! It exists only while a hook is pending.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     tracker::clock::{Nanos, nanos},
 };
 
-/// Sees to it that somebody watches. Called by a worker whose hook did not end at its first poll.
+/// Spawns the watchdog, unless it exists. Called by a worker whose hook is pending after its first poll.
 pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     {
         let mut workers = lock(&pool.workers);
@@ -25,12 +25,13 @@ pub(super) fn ensure_watchdog(pool: &Arc<Pool>) {
     }
 }
 
-/// How many more a drain that is behind may hire at a time: more than a thread can start before the next tick.
-const EXTRA_PER_TICK: usize = 8192;
+/// The most workers that one tick spawns for a drain that is behind its pace. A thread starts fewer before the next
+/// tick.
+const MAX_CATCH_UP_WORKERS: usize = 8192;
 
-/// The same where the tick comes late: then the threads have enough to do, and more hooks at once would only be in each
-/// other's way. Not none, because they may be busy with something else while all of ours hang.
-const EXTRA_PER_LATE_TICK: usize = 512;
+/// The same after a late tick: the runtime's threads are busy, and more hooks would slow each other down. It is not 0,
+/// because the threads may be busy with other work while all hooks hang.
+const MAX_CATCH_UP_WORKERS_LATE: usize = 512;
 
 struct Watchdog {
     pool: Arc<Pool>,
@@ -44,24 +45,24 @@ impl Watchdog {
             let due = self.pool.tracker.clock.now().saturating_add(nanos(period));
             tokio::time::sleep(period).await;
             let now = self.pool.tracker.clock.now();
-            if !self.look(now) {
+            if !self.check_workers(now) {
                 return;
             }
             let is_late = now.saturating_sub(due) > nanos(period) / 8;
-            let most = if is_late { EXTRA_PER_LATE_TICK } else { EXTRA_PER_TICK };
-            self.pool.spawn_workers(self.behind(self.pool.tracker.clock.now()).min(most));
+            let max = if is_late { MAX_CATCH_UP_WORKERS_LATE } else { MAX_CATCH_UP_WORKERS };
+            self.pool.spawn_workers(self.missing_starts(self.pool.tracker.clock.now()).min(max));
         }
     }
 
-    /// Looks at every worker; false if none has a hook in hand.
-    fn look(&mut self, now: Nanos) -> bool {
+    /// Detaches slow workers. Returns false if no worker is busy.
+    fn check_workers(&mut self, now: Nanos) -> bool {
         let adaptive = self.pool.config.max_concurrent_hooks.is_none();
         let patience = self.pool.patience();
         let mut detached = 0;
         {
             let mut workers = lock(&self.pool.workers);
             if !workers.states.values().any(|worker| worker.is_busy()) {
-                // In the same critical section, so that the next worker finds the place empty.
+                // In the same critical section: a worker whose hook is pending later spawns a new watchdog.
                 workers.has_watchdog = false;
                 self.exited = true;
                 return false;
@@ -76,15 +77,15 @@ impl Watchdog {
         true
     }
 
-    /// How many hooks a drain has started too few by now.
-    fn behind(&self, now: Nanos) -> usize {
+    /// How many hooks the drain is behind its pace.
+    fn missing_starts(&self, now: Nanos) -> usize {
         if self.pool.config.max_concurrent_hooks.is_some() {
             return 0;
         }
-        let line = self.pool.tracker.queue.state();
-        let Some(pace) = line.pace else { return 0 };
-        let started = line.started - pace.started;
-        let all = u128::from(started) + line.jobs.len() as u128;
+        let queue = self.pool.tracker.queue.state();
+        let Some(pace) = queue.pace else { return 0 };
+        let started = queue.started - pace.started;
+        let all = u128::from(started) + queue.jobs.len() as u128;
         let due = all * u128::from(now.saturating_sub(pace.began)) / u128::from(pace.span.max(1));
         usize::try_from(due.min(all).saturating_sub(u128::from(started))).unwrap_or(usize::MAX)
     }

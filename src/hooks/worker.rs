@@ -24,7 +24,7 @@ use crate::{
 const JOBS_PER_YIELD: u32 = 64;
 const NANOS_PER_YIELD: Nanos = 200_000;
 
-/// Whether a worker counts as attached. It stops being so once, and the call that changes it corrects the count.
+/// Whether a worker counts as attached. That changes once, and the call that changes it decrements the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum WorkerStatus {
@@ -32,7 +32,7 @@ pub(super) enum WorkerStatus {
     Attached = 0,
     /// Its hook is slow: it stays with that hook, and another worker takes jobs in its place.
     Detached = 1,
-    /// It has left.
+    /// It takes no more jobs.
     Exited = 2,
 }
 
@@ -47,15 +47,16 @@ pub(super) struct WorkerState {
 }
 
 impl WorkerState {
-    /// True if it was attached; then the caller owes the decrement of `QueueState::attached`.
-    fn leave(&self, status: WorkerStatus) -> bool {
+    /// Returns true if it was attached. The caller then decrements `QueueState::attached`.
+    fn set_unattached(&self, status: WorkerStatus) -> bool {
         let attached = WorkerStatus::Attached as u8;
         self.status.compare_exchange(attached, status as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// As [`leave`](Self::leave), because the hook is slow.
+    /// Must be called if the hook is slow. Returns true if the worker was attached, as
+    /// [`set_unattached`](Self::set_unattached) does.
     pub(super) fn detach(&self) -> bool {
-        self.leave(WorkerStatus::Detached)
+        self.set_unattached(WorkerStatus::Detached)
     }
 
     fn is_attached(&self) -> bool {
@@ -119,20 +120,20 @@ impl Worker {
         let (mut jobs, mut since) = (0, self.pool.tracker.clock.now());
         loop {
             let now = self.pool.tracker.clock.now();
-            let Some((job, limits)) = self.take(now) else { break };
-            if let Job::End(generation, ending) = &job
-                && !self.pool.may_deliver(generation, ending)
+            let Some((job, limits)) = self.next_job(now) else { break };
+            if let Job::End(generation, end) = &job
+                && !self.pool.may_deliver(generation, end)
             {
                 continue;
             }
             self.state.started.store(now, Ordering::SeqCst);
             let call_limits = self.pool.call_limits(now, &limits);
-            let has_unblocked = match job {
-                Job::Start(generation) => self.start(generation, &call_limits).await,
-                Job::End(generation, ending) => self.end(generation, ending, &call_limits).await,
+            let may_have_queued = match job {
+                Job::Start(generation) => self.run_start(generation, &call_limits).await,
+                Job::End(generation, end) => self.run_end(generation, end, &call_limits).await,
             };
             self.state.started.store(NEVER, Ordering::SeqCst);
-            if has_unblocked {
+            if may_have_queued {
                 self.pool.wake();
             }
             jobs += 1;
@@ -143,9 +144,9 @@ impl Worker {
         }
     }
 
-    /// The next job. With none, or where another worker has taken its place, the worker leaves: in the same critical section, so
-    /// that a job that is queued later spawns a worker.
-    fn take(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
+    /// The next job. Without one, the worker exits, in the same critical section: a job that is queued later spawns a
+    /// worker. A detached worker exits too.
+    fn next_job(&mut self, now: Nanos) -> Option<(Job, RunLimits)> {
         if !self.state.is_attached() {
             return None;
         }
@@ -155,13 +156,13 @@ impl Worker {
             state.starting -= 1;
         }
         let job = queue.pop(&mut state, now);
-        if job.is_none() && self.state.leave(WorkerStatus::Exited) {
+        if job.is_none() && self.state.set_unattached(WorkerStatus::Exited) {
             state.attached -= 1;
         }
         Some((job?, state.limits))
     }
 
-    async fn start(&mut self, generation: Arc<Generation>, call_limits: &CallLimits) -> bool {
+    async fn run_start(&mut self, generation: Arc<Generation>, call_limits: &CallLimits) -> bool {
         let event = SessionStart {
             session: generation.session(),
             resumed_from: generation.resumed_from(),
@@ -177,9 +178,9 @@ impl Worker {
         self.pool.tracker.on_start_done(&generation)
     }
 
-    async fn end(&mut self, generation: Arc<Generation>, ending: PendingEnd, call_limits: &CallLimits) -> bool {
+    async fn run_end(&mut self, generation: Arc<Generation>, end: PendingEnd, call_limits: &CallLimits) -> bool {
         let pool = Arc::clone(&self.pool);
-        let shared = (!pool.batches.is_empty()).then(|| SharedEnd::new(&pool, &generation, &ending));
+        let shared = (!pool.batches.is_empty()).then(|| SharedEnd::new(&pool, &generation, &end));
         if let Some(shared) = &shared {
             pool.push_to_batches(shared);
         }
@@ -188,7 +189,7 @@ impl Worker {
         } else {
             generation.set_end_running();
             self.current = Some(Current::End(Arc::clone(&generation), shared.clone()));
-            let event = pool.end_event(&generation, ending, call_limits);
+            let event = pool.end_event(&generation, end, call_limits);
             let failed = call_all(&pool.hooks.end, event, call_limits.expires, || ensure_watchdog(&pool)).await;
             self.current = None;
             failed
@@ -213,7 +214,7 @@ impl Drop for Worker {
             self.pool.tracker.queue.state().starting -= 1;
             self.pool.tasks.drop_runtime();
         }
-        if self.state.leave(WorkerStatus::Exited) {
+        if self.state.set_unattached(WorkerStatus::Exited) {
             self.pool.tracker.queue.state().attached -= 1;
         }
         lock(&self.pool.workers).states.remove(&self.state.key);

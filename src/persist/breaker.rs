@@ -1,4 +1,7 @@
 //! The circuit breaker of the registry, and the backlog of changes that the registry has missed.
+//!
+//! Why no crate: the breaker is one deadline and one backoff under a lock that the caller holds. Its rules for a drain,
+//! and the replay of the backlog, would be hand-made with a crate too.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,16 +10,19 @@ use crate::tracker::{
     clock::{Clock, Nanos},
 };
 
-/// How long a registry that fails is left alone: at first, and at most.
+/// The pause after an error. It doubles up to [`MAX_RETRY_BACKOFF`].
 const RETRY_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How many missed changes are kept.
-pub(super) const BACKLOG_LIMIT: usize = 65_536;
+/// In a drain, the attempts of one call, and the attempts to reconnect.
+pub(super) const MAX_ATTEMPTS_IN_DRAIN: u32 = 3;
+
+/// The most missed changes that are kept, and the most deferred ends.
+pub(super) const MAX_BACKLOG: usize = 65_536;
 
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
-    /// Open until then: the registry is left alone.
+    /// The breaker is open until then: the registry is not called.
     pub(super) retry_at: Option<Nanos>,
     backoff: Duration,
     pub(super) attempts_in_drain: u32,
@@ -41,20 +47,20 @@ impl CircuitBreaker {
     }
 }
 
-/// Changes that the registry has missed, in their order.
+/// Changes that the registry has missed, in order.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     entries: VecDeque<OutboxEntry>,
-    /// Beyond the limit.
+    /// Changes beyond [`MAX_BACKLOG`].
     pub(super) dropped: u64,
-    /// How many there were when they were last replayed.
+    /// The length at the last replay.
     pub(super) replayed: usize,
 }
 
 impl Backlog {
     pub(super) fn push(&mut self, entry: OutboxEntry) {
-        if self.entries.len() == BACKLOG_LIMIT {
-            // At worst an end is delivered once more, under the same generation, when this process is gone.
+        if self.entries.len() == MAX_BACKLOG {
+            // At worst an end is delivered a second time after this process exits, with the same generation id.
             self.entries.pop_front();
             self.dropped += 1;
         }

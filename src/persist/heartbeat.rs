@@ -1,4 +1,4 @@
-//! The lease: heartbeats, and the recovery of ends that dead processes left.
+//! The lease: heartbeats, and the recovery of ends that dead processes have not delivered.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{CALL_TIMEOUT, Calls, Persister, call};
 use crate::{
     hooks::Pool,
-    observability::{error_chain, escape_controls},
+    observability::escape_controls,
     registry::{Orphan, RegistryError},
     session::Phase,
     sync::{Ordering, wait_for},
@@ -17,22 +17,22 @@ use crate::{
     },
 };
 
-/// Orphans of one call.
+/// The most orphans of one call.
 const RECOVERY_BATCH: usize = 256;
 
-/// How many of these calls a heartbeat makes in a row, before the driver does other work.
+/// The most such calls after one heartbeat.
 const BATCHES_PER_ROUND: usize = 64;
 
-/// How long one of these calls may take. No request waits for it.
+/// The time limit of one such call. No request waits for it.
 const RECOVERY_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After this time without a driver a warning is logged.
+/// A warning is logged if the handle has no driver after this time.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
 
-/// How often in a row a lost lease, or lost records, are accepted as an answer.
+/// After this many answers `Fenced` or `DataLost` in a row, the registry counts as unavailable.
 pub(super) const MAX_LEASE_RETRIES: u32 = 10;
 
-/// How often an end is delivered at most.
+/// An orphan is given up when its attempts exceed this.
 const MAX_DELIVERY_ATTEMPTS: u32 = 5;
 
 /// The outcome of [`Persister::recover`].
@@ -42,7 +42,7 @@ pub(crate) struct Recovered {
 }
 
 impl Persister {
-    /// A heartbeat each interval, for as long as it is polled.
+    /// Sends a heartbeat each interval while it is polled. Several drivers share the work.
     pub(crate) async fn drive(&self, pool: &Arc<Pool>) -> Infallible {
         loop {
             if self.is_heartbeat_due() {
@@ -52,43 +52,87 @@ impl Persister {
         }
     }
 
-    /// Without a driver, the writer sends the heartbeat, with one batch of recovery.
+    /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
+    pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
+        let recovery = Arc::new(Recovery::default());
+        let claimed = self.claim_orphans(pool, &recovery, || true);
+        let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
+        let deadline = deadline.unwrap_or_else(in_a_year);
+        let claimed = timeout_at(deadline, claimed)
+            .await
+            .unwrap_or_else(|_| Err(RegistryError::unavailable("`recovery_timeout` has expired")));
+        pool.wake();
+        tokio::select! {
+            biased;
+            () = wait_for(&recovery.progress, Some(deadline), || recovery.running() == 0) => {}
+            never = self.drive(pool) => match never {},
+        }
+        Recovered { recovery, error: claimed.err() }
+    }
+
+    /// Releases the lease. This is the last call of the registry.
+    pub(crate) async fn release_lease(&self, limit: Duration) {
+        let release = async {
+            // The breaker stays open.
+            self.calls.lock().await.breaker.retry_at = Some(NEVER);
+            self.registry.release_lease().await
+        };
+        if let Err(error) = call(limit, release).await {
+            tracing::warn!(
+                name: "session-registry-lease-not-released",
+                error = %escape_controls(&error),
+                "could not release the lease in the session registry; its sessions are recovered once it has expired",
+            );
+        }
+    }
+
+    /// Without a driver, the writer sends the heartbeats, each with one batch of recovery.
     pub(super) async fn heartbeat_if_undriven(&self, pool: &Arc<Pool>) {
         let now = self.tracker.clock.now();
-        let silence = now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst));
-        if silence <= 2 * self.interval() {
+        let since_last = now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst));
+        if since_last <= 2 * self.heartbeat_nanos() {
             return;
         }
-        // A handle that was built a moment ago may still be about to be driven.
+        // A new handle may not be driven yet.
         if now > nanos(UNDRIVEN_AFTER) {
             self.undriven.call_once(|| {
                 tracing::warn!(
                     name: "session-registry-undriven",
-                    "there is a session registry, and no `shutdown_on` or `finish` future is being polled: its lease is renewed only \
-                     when sessions start and end (logged once)",
+                    "a session registry is set but no `shutdown_on` or `finish` future is being polled: its lease is \
+                     renewed only when sessions start and end (logged once)",
                 );
             });
         }
         self.heartbeat_round(pool, 1).await;
     }
 
-    /// Whether this heartbeat is still to be sent: several drivers share the work.
-    fn is_heartbeat_due(&self) -> bool {
-        let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.interval() / 2
-    }
-
-    fn interval(&self) -> Nanos {
-        nanos(self.heartbeat_interval)
+    /// Sends a heartbeat to a registry whose breaker is open. On success the caller
+    /// [replays](Self::replay_backlog) the backlog.
+    pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
+        let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        match call(limit, self.registry.heartbeat()).await {
+            Ok(()) => {}
+            Err(RegistryError::Fenced) => self.on_fenced(),
+            Err(RegistryError::DataLost) => self.on_data_lost(),
+            Err(error) => return Err(self.trip(calls, error)),
+        }
+        calls.breaker.retry_at = None;
+        calls.backlog.replayed = calls.backlog.len();
+        self.tracker.rehold_unrecorded();
+        // With changes to write, the registry counts as restored once it has applied them.
+        if calls.backlog.len() == 0 && self.outbox.is_empty() {
+            self.restore(calls);
+        }
+        Ok(())
     }
 
     /// Renews the lease, and recovers up to this many batches of orphans.
     async fn heartbeat_round(&self, pool: &Arc<Pool>, batches: usize) {
         let recovery = Arc::new(Recovery::default());
         let mut batches = 0..batches;
-        let goes_on = || batches.next().is_some() && self.tracker.phase() < Phase::Closing;
-        // An error has been logged, and the next heartbeat tries again.
-        let _ = self.claim_orphans(pool, &recovery, goes_on).await;
+        let may_continue = || batches.next().is_some() && self.tracker.phase() < Phase::Closing;
+        // The error has been logged, and the next heartbeat retries.
+        let _ = self.claim_orphans(pool, &recovery, may_continue).await;
         let found = recovery.found.load(Ordering::SeqCst);
         if found > 0 {
             tracing::info!(name: "session-recovered", found, "delivering the pending session_ends of dead processes");
@@ -96,13 +140,13 @@ impl Persister {
         pool.wake();
     }
 
-    /// Renews the lease, and claims orphans for as long as there are any and it `goes_on`. The lock is free in between, so that
-    /// starts do not wait for it.
+    /// Renews the lease, and claims orphans while there are any and `may_continue` returns true. The lock is released
+    /// between batches, so starts do not wait for all of them.
     async fn claim_orphans(
         &self,
         pool: &Arc<Pool>,
         recovery: &Arc<Recovery>,
-        mut goes_on: impl FnMut() -> bool,
+        mut may_continue: impl FnMut() -> bool,
     ) -> Result<(), RegistryError> {
         let mut is_first = true;
         loop {
@@ -110,7 +154,7 @@ impl Persister {
             if std::mem::take(&mut is_first) || self.is_heartbeat_due() {
                 self.heartbeat(&mut calls).await?;
             }
-            if !goes_on() || self.claim_batch(&mut calls, recovery).await? == 0 {
+            if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
                 return Ok(());
             }
             drop(calls);
@@ -123,7 +167,7 @@ impl Persister {
         let now = self.tracker.clock.now();
         self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
         if calls.breaker.is_open(now) {
-            return Err(RegistryError::unavailable("not called for a moment, after an error"));
+            return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
         }
         if calls.breaker.retry_at.is_some() {
             self.reconnect(calls).await?;
@@ -135,7 +179,7 @@ impl Persister {
             Ok(()) => {}
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
-            // In a drain the writer finds out by itself, and tries more than once.
+            // In a drain the writer decides, after several attempts.
             Err(error) if limit.is_some() => return Err(error),
             Err(error) => return Err(self.trip(calls, error)),
         }
@@ -146,29 +190,14 @@ impl Persister {
         Ok(())
     }
 
-    /// Asks a registry that was left alone whether it is back. Then the caller [replays](Self::replay_backlog) what it has missed.
-    pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
-        let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
-        match call(limit, self.registry.heartbeat()).await {
-            Ok(()) => {}
-            Err(RegistryError::Fenced) => self.on_fenced(),
-            Err(RegistryError::DataLost) => self.on_data_lost(),
-            Err(error) => return Err(self.trip(calls, error)),
-        }
-        calls.breaker.retry_at = None;
-        calls.backlog.replayed = calls.backlog.len();
-        self.tracker.rehold_unrecorded();
-        // It answers. Whether it takes changes, the next ones will tell.
-        if calls.backlog.len() == 0 && self.outbox.is_empty() {
-            self.restore(calls);
-        }
-        Ok(())
+    /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
+    fn is_heartbeat_due(&self) -> bool {
+        let last = self.last_heartbeat.load(Ordering::SeqCst);
+        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
-    fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
-        self.degrade(&error_chain(&error));
-        calls.breaker.trip(self.tracker.clock.now());
-        error
+    fn heartbeat_nanos(&self) -> Nanos {
+        nanos(self.heartbeat_interval)
     }
 
     /// Returns how many orphans were claimed.
@@ -189,7 +218,7 @@ impl Persister {
                 recovery.given_up.fetch_add(1, Ordering::SeqCst);
                 self.give_up(&orphan);
             } else {
-                self.tracker.deliver_orphan(orphan, recovery);
+                self.tracker.take_over(orphan, recovery);
             }
         }
         Ok(n)
@@ -202,42 +231,14 @@ impl Persister {
             session = %orphan.record.session.id.redacted(),
             generation = %orphan.record.generation,
             reason = %orphan.end.reason,
-            "this session_end was claimed {MAX_DELIVERY_ATTEMPTS} times, and its process died each time; it is given up",
+            "this session_end was claimed {MAX_DELIVERY_ATTEMPTS} times and never delivered; it is given up",
         );
         self.tracker.abandon(orphan);
     }
 
-    /// Claims the orphans that there are and waits until their ends are delivered, not beyond `deadline`.
-    pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
-        let recovery = Arc::new(Recovery::default());
-        let found = self.claim_orphans(pool, &recovery, || true);
-        let a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
-        let deadline = deadline.unwrap_or_else(a_year);
-        let found = timeout_at(deadline, found)
-            .await
-            .unwrap_or_else(|_| Err(RegistryError::unavailable("the `recovery_timeout` is over")));
-        pool.wake();
-        tokio::select! {
-            biased;
-            () = wait_for(&recovery.progress, Some(deadline), || recovery.running() == 0) => {}
-            never = self.drive(pool) => match never {},
-        }
-        Recovered { recovery, error: found.err() }
-    }
-
-    /// Gives the lease back; the last call.
-    pub(crate) async fn release_lease(&self, limit: Duration) {
-        let release = async {
-            // The breaker stays open from here on.
-            self.calls.lock().await.breaker.retry_at = Some(NEVER);
-            self.registry.release_lease().await
-        };
-        if let Err(error) = call(limit, release).await {
-            tracing::warn!(
-                name: "session-registry-lease-not-released",
-                error = %escape_controls(error_chain(&error)),
-                "could not release the lease in the session registry; its sessions are recovered once it has expired",
-            );
-        }
+    fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
+        self.degrade(&error);
+        calls.breaker.trip(self.tracker.clock.now());
+        error
     }
 }

@@ -1,11 +1,11 @@
-//! What makes the tracker and the registry agree: the [`Persister`] writes the tracker's outbox into the registry, keeps the
-//! lease, and recovers ends that dead processes left.
+//! The [`Persister`] writes the tracker's outbox to the registry, renews the lease, and recovers ends that dead
+//! processes have not delivered.
 //!
-//! * **One call at a time**: every call of the registry is made under one lock, so the consequences of an error are applied before
-//!   the next call.
-//! * **Circuit breaker**: a registry that is down or slow is left alone for a while. Meanwhile the process goes on in memory:
-//!   starts do not wait, ends are delivered, and missed changes are replayed later.
-//! * **Lease**: the `session_end` of a recorded session is delivered only while the lease certainly runs.
+//! * **One call at a time**: every call of the registry is made under one lock, so the consequences of an error are
+//!   applied before the next call.
+//! * **Circuit breaker**: a registry that is down or slow is not called for 250 ms, doubling to 5 s. Meanwhile the
+//!   process goes on in memory: starts do not wait, ends are delivered, and missed changes are replayed later.
+//! * **Lease**: the `session_end` of a recorded session is delivered only while the lease is certainly valid.
 
 mod breaker;
 mod heartbeat;
@@ -25,11 +25,11 @@ use tokio::{
 
 pub(crate) use self::heartbeat::Recovered;
 use self::{
-    breaker::{BACKLOG_LIMIT, Backlog, CircuitBreaker},
+    breaker::{Backlog, CircuitBreaker, MAX_ATTEMPTS_IN_DRAIN, MAX_BACKLOG},
     writer::Writer,
 };
 use crate::{
-    hooks::{EndRecorder, Pool},
+    hooks::{Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause, escape_controls},
     registry::{Durability, DynRegistry, RegistryError},
     sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long a start waits for its record.
-pub(crate) const START_WAIT: Duration = Duration::from_millis(250);
+const MAX_START_WAIT: Duration = Duration::from_millis(250);
 
 /// How long one call of the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct PersistConfig {
     pub(crate) registry: Box<dyn DynRegistry>,
     pub(crate) durability: Durability,
-    /// Recorded sessions that the registry cannot be told of in a drain are left to the next process.
+    /// In a drain without a registry, the ends of recorded sessions are left to the next process.
     pub(crate) hand_over_on_outage: bool,
 }
 
@@ -59,14 +59,14 @@ pub(crate) struct Persister {
     heartbeat_interval: Duration,
     durability: Durability,
     hand_over_on_outage: bool,
-    /// Held for each call of the registry.
+    /// Held during each call of the registry.
     calls: tokio::sync::Mutex<Calls>,
     writer: Mutex<Option<Arc<OnceLock<AbortHandle>>>>,
-    /// Starts do not wait.
+    /// Starts do not wait for their records.
     degraded: AtomicU8,
     degradations: AtomicU64,
     meter: RegistryMeter,
-    /// When the last heartbeat was tried; 0 for never.
+    /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
@@ -75,7 +75,7 @@ pub(crate) struct Persister {
     written: Notify,
 }
 
-/// What the lock of the calls guards.
+/// The state that the lock of the calls guards.
 struct Calls {
     breaker: CircuitBreaker,
     backlog: Backlog,
@@ -89,7 +89,7 @@ impl Persister {
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let PersistConfig { registry, durability, hand_over_on_outage } = config;
-        // Asked once: this call is not guarded against a panic.
+        // Called once, here: the panics of this method are not caught.
         let heartbeat_interval = registry.heartbeat_interval().max(Duration::from_millis(10));
         Arc::new(Self {
             tracker,
@@ -119,47 +119,26 @@ impl Persister {
         self.degradations.load(Ordering::Relaxed)
     }
 
-    /// From here on starts do not wait for the registry, until it has answered again.
-    pub(crate) fn degrade(&self, error: &dyn std::fmt::Display) {
-        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
-            self.degradations.fetch_add(1, Ordering::Relaxed);
-            self.meter.degraded();
-            tracing::warn!(
-                name: "session-registry-degraded",
-                error = %escape_controls(error),
-                "the session registry does not answer in time; sessions are kept in memory until it does",
-            );
-        }
-    }
-
-    fn restore(&self, calls: &mut Calls) {
-        calls.breaker.reset();
-        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
-            self.meter.restored();
-            let missed = std::mem::take(&mut calls.backlog.replayed);
-            let dropped = std::mem::take(&mut calls.backlog.dropped);
-            tracing::info!(name: "session-registry-restored", missed, dropped, "the session registry answers again");
-        }
-    }
-
-    /// Whether a response head that starts this session is to wait for the record.
+    /// Whether a response that starts this session waits for its record.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict && generation.recorded() == RecordState::Pending && !self.is_degraded()
+        self.durability == Durability::Strict
+            && generation.record_state() == RecordState::Pending
+            && !self.is_degraded()
     }
 
-    /// Waits for the records of starts, at most [`START_WAIT`].
+    /// Waits for the records of starts, at most [`MAX_START_WAIT`].
     pub(crate) async fn until_recorded(&self, starts: &[Arc<Generation>]) {
         let recorded = async {
             for generation in starts {
                 generation.until_recorded().await;
             }
         };
-        if timeout(START_WAIT, recorded).await.is_err() {
-            self.degrade(&format_args!("a session was not recorded within {START_WAIT:?}"));
+        if timeout(MAX_START_WAIT, recorded).await.is_err() {
+            self.degrade(&format_args!("a session was not recorded within {MAX_START_WAIT:?}"));
         }
     }
 
-    /// Waits until the outbox is written or the handle is closed, not beyond `deadline`.
+    /// Waits until the outbox is written or the handle is closed, at most until `deadline`.
     pub(crate) async fn until_written(self: &Arc<Self>, pool: &Arc<Pool>, deadline: Option<Instant>) {
         let is_written = || {
             let is_written = self.outbox.is_empty() && lock(&self.writer).is_none();
@@ -171,7 +150,54 @@ impl Persister {
         wait_for(&self.written, deadline, is_written).await;
     }
 
-    /// Spawns the writer, if there is something to write.
+    pub(crate) fn abort_writer(&self) {
+        if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
+            abort.abort();
+        }
+        self.written.notify_waiters();
+    }
+
+    /// Queues the deferred ends in the outbox again.
+    pub(crate) fn reclaim_deferred(&self) {
+        let deferred = std::mem::take(&mut *lock(&self.deferred));
+        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
+    }
+
+    /// Starts no longer wait for the registry, until it answers again.
+    fn degrade(&self, error: &dyn std::fmt::Display) {
+        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
+            self.degradations.fetch_add(1, Ordering::Relaxed);
+            self.meter.degraded();
+            tracing::warn!(
+                name: "session-registry-degraded",
+                error = %escape_controls(error),
+                "the session registry is unavailable; sessions are kept in memory until it answers again",
+            );
+        }
+    }
+
+    fn restore(&self, calls: &mut Calls) {
+        calls.breaker.reset();
+        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
+            self.meter.restored();
+            let missed = std::mem::take(&mut calls.backlog.replayed);
+            let dropped = std::mem::take(&mut calls.backlog.dropped);
+            tracing::info!(
+                name: "session-registry-restored",
+                missed,
+                dropped,
+                "the session registry answers again; missed changes were replayed",
+            );
+        }
+    }
+
+    /// Queues the changes that the registry has missed before everything else, in their order.
+    fn replay_backlog(&self, calls: &mut Calls) {
+        self.reclaim_deferred();
+        self.outbox.put_back(calls.backlog.take());
+    }
+
+    /// Spawns the writer, if the outbox has entries and no writer exists.
     fn wake_writer(self: &Arc<Self>, pool: &Arc<Pool>) {
         if self.outbox.is_empty() {
             return;
@@ -193,39 +219,26 @@ impl Persister {
         }
     }
 
-    pub(crate) fn abort_writer(&self) {
-        if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
-            abort.abort();
-        }
-        self.written.notify_waiters();
-    }
-
-    /// Whether the end of this generation may be delivered: it is not on record, or the lease runs.
+    /// Whether the end of this generation may be delivered: it has no record, or the lease is valid.
     fn lease_allows_delivery(&self, generation: &Generation) -> bool {
-        match generation.recorded() {
+        match generation.record_state() {
             RecordState::TakenOver => false,
             RecordState::Held => self.registry.lease_is_valid(),
             RecordState::None | RecordState::Pending | RecordState::Uncertain | RecordState::Detached => true,
         }
     }
 
-    /// Claims the deferred ends again.
-    pub(crate) fn reclaim_deferred(&self) {
-        let deferred = std::mem::take(&mut *lock(&self.deferred));
-        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
+    /// Whether an open circuit breaker allows a call now. A drain may call a few times without waiting for the backoff.
+    fn may_call(&self, calls: &mut Calls) -> bool {
+        let breaker = &mut calls.breaker;
+        let in_drain = self.call_timeout_in_drain().is_some() && breaker.attempts_in_drain < MAX_ATTEMPTS_IN_DRAIN;
+        if in_drain {
+            breaker.attempts_in_drain += 1;
+        }
+        in_drain && breaker.retry_at != Some(NEVER) || !breaker.is_open(self.tracker.clock.now())
     }
 
-    /// Queues what the registry has missed before everything else, in its order.
-    fn replay_backlog(&self, calls: &mut Calls) {
-        self.reclaim_deferred();
-        self.outbox.put_back(calls.backlog.take());
-    }
-
-    fn is_draining(&self) -> bool {
-        self.tracker.queue.state().limits.draining
-    }
-
-    /// In a drain, how long one call of the registry may take, so that a registry that hangs leaves time for the hooks.
+    /// In a drain, the time limit of one call of the registry: a registry that hangs must leave time for the hooks.
     fn call_timeout_in_drain(&self) -> Option<Duration> {
         let limits = self.tracker.queue.state().limits;
         if !limits.draining || limits.deadline == NEVER {
@@ -235,12 +248,16 @@ impl Persister {
         Some((left / 4).clamp(Duration::from_millis(10), CALL_TIMEOUT))
     }
 
-    /// The lease was lost, and others have ended what was held here.
+    fn is_draining(&self) -> bool {
+        self.tracker.queue.state().limits.draining
+    }
+
+    /// The lease has expired, and other processes have ended the sessions with a record.
     fn on_fenced(&self) {
         tracing::warn!(
             name: "session-registry-fenced",
-            "the lease in the session registry expired, and other processes have ended the sessions that this one held; active \
-             sessions go on as new generations",
+            "the lease in the session registry expired, and other processes have ended the sessions that this process \
+             held; active sessions go on as new generations",
         );
         self.tracker.restart_all();
     }
@@ -256,17 +273,17 @@ impl Persister {
     }
 }
 
-impl EndRecorder for Persister {
-    /// While the lease is uncertain an end is deferred and claimed again after the next heartbeat. In a drain there is no time for
-    /// that: the end is handed over to the next process.
+impl Persistence for Persister {
+    /// While the lease is uncertain, an end is deferred until the next heartbeat. A drain has no time for that: the end
+    /// is handed over to the next process.
     fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
         if self.lease_allows_delivery(generation) {
             return true;
         }
         {
             let mut deferred = lock(&self.deferred);
-            let may_wait = generation.recorded() == RecordState::Held && deferred.len() < BACKLOG_LIMIT;
-            // Read under the lock: the drain empties the list after it has begun.
+            let may_wait = generation.record_state() == RecordState::Held && deferred.len() < MAX_BACKLOG;
+            // Read under the lock: a drain sets `draining` first and empties the list then.
             if may_wait && !self.is_draining() {
                 deferred.push((Arc::clone(generation), end.clone()));
                 return false;
@@ -276,7 +293,7 @@ impl EndRecorder for Persister {
         false
     }
 
-    /// Where the remembered runtime has shut down, the writer is spawned on that of the caller.
+    /// If the remembered runtime has shut down, the writer is spawned on the caller's.
     fn wake(self: Arc<Self>, pool: &Arc<Pool>) {
         self.wake_writer(pool);
         if !self.tasks.has_runtime() {
@@ -296,7 +313,7 @@ impl Drop for Persister {
     }
 }
 
-/// One call of the registry. A panic is an error, see [`DynRegistry`].
+/// One call of the registry. [`DynRegistry`] turns a panic into an error.
 async fn call<T>(limit: Duration, call: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
     timeout(limit, call)
         .await

@@ -1,4 +1,4 @@
-//! From an entry of the outbox to the changes of the registry, and from their answers back to the tracker.
+//! Translates outbox entries to changes of the registry, and applies the answers to the tracker.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -7,33 +7,33 @@ use crate::{
     observability::ReleaseCause,
     registry::{Applied, Change, EndRecord, Orphan, Record},
     session::EndReason,
-    tracker::{Generation, Origin, Outbox, OutboxEntry, PendingEnd, RecordState, Recovery, Scope, Tracker},
+    tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Recovery, Scope, Tracker},
 };
 
-/// Appends the changes of one entry; none if the registry need not know.
+/// Appends the changes of one entry: none, one or two.
 pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
     match entry {
         OutboxEntry::Hold(generation) => changes.push(Change::Hold(tracker.record_of(generation))),
         OutboxEntry::Update(generation) => {
-            if generation.recorded() == RecordState::Held && generation.is_active() {
+            if generation.record_state() == RecordState::Held && generation.is_active() {
                 changes.push(Change::Update(tracker.record_of(generation)));
             }
         }
         OutboxEntry::End(generation, end) => changes_of_end(tracker, generation, end, changes),
-        OutboxEntry::EndDeliveredOffline(held, end) => {
-            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
-            changes.push(Change::End { id, generation, end: tracker.end_record_of(held, end) });
+        OutboxEntry::EndDeliveredOffline(ended, end) => {
+            let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
+            changes.push(Change::End { id, generation, end: tracker.end_record_of(ended, end) });
         }
-        OutboxEntry::Release(held, cause) => {
-            let (id, generation) = (held.id.clone(), tracker.generation_id(held));
-            if held.recorded().is_on_record() {
+        OutboxEntry::Release(released, cause) => {
+            let (id, generation) = (released.id.clone(), tracker.generation_id(released));
+            if released.record_state().is_on_record() {
                 let is_kept = *cause == ReleaseCause::Kept;
                 changes.push(if is_kept { Change::Keep { id, generation } } else { Change::Forget { id, generation } });
             }
         }
-        OutboxEntry::Delivered(held) => {
-            if held.recorded().is_on_record() {
-                changes.push(Change::Delivered { generation: tracker.generation_id(held) });
+        OutboxEntry::Delivered(generation) => {
+            if generation.record_state().is_on_record() {
+                changes.push(Change::Delivered { generation: tracker.generation_id(generation) });
             }
         }
         OutboxEntry::Abandon(_, generation) => changes.push(Change::Delivered { generation: *generation }),
@@ -44,30 +44,30 @@ pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut V
     }
 }
 
-fn changes_of_end(tracker: &Tracker, held: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
-    match held.recorded() {
+fn changes_of_end(tracker: &Tracker, ended: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
+    match ended.record_state() {
         RecordState::None | RecordState::Detached | RecordState::TakenOver => return,
         // A record that the registry has lost, or never had, would be answered `NotFound`.
-        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(held))),
+        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(ended))),
         RecordState::Pending | RecordState::Held => {}
     }
-    let (id, generation) = (held.id.clone(), tracker.generation_id(held));
+    let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
     let scope = end.scope;
-    let end = tracker.end_record_of(held, end);
+    let end = tracker.end_record_of(ended, end);
     changes.push(match scope {
         Scope::Here => Change::Release { id, generation, end },
         Scope::Everywhere => Change::End { id, generation, end },
     });
 }
 
-/// Applies the answers to the changes of one entry; there is one answer for each change.
-pub(super) fn settle(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, answers: &[Applied]) {
+/// Applies the answers to the changes of one entry, one answer for each change.
+pub(super) fn apply_answers(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, answers: &[Applied]) {
     match entry {
-        OutboxEntry::Hold(generation) => settle_hold(tracker, outbox, &generation, &answers[0]),
-        OutboxEntry::End(generation, end) => settle_end(tracker, outbox, &generation, end, answers),
+        OutboxEntry::Hold(generation) => apply_hold_answer(tracker, outbox, &generation, &answers[0]),
+        OutboxEntry::End(generation, end) => apply_end_answer(tracker, outbox, &generation, end, answers),
         OutboxEntry::LeaveForeign(record) => {
             if let Applied::Owned { requests } = answers[0] {
-                adopt_foreign(tracker, *record, requests);
+                end_foreign_record(tracker, *record, requests);
             }
         }
         OutboxEntry::Update(_)
@@ -78,13 +78,13 @@ pub(super) fn settle(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, ans
     }
 }
 
-fn settle_hold(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, answer: &Applied) {
+fn apply_hold_answer(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, answer: &Applied) {
     match answer {
         Applied::Joined(record) if record.generation != tracker.generation_id(generation) => {
-            if generation.recorded() == RecordState::Pending {
+            if generation.record_state() == RecordState::Pending {
                 tracker.on_hold_recorded(generation, RecordState::Held, Some(record));
             } else {
-                // Its start was delivered under its own name, and so is its end.
+                // Its start was delivered with its own generation id, and so is its end.
                 detach_from(tracker, outbox, generation, record);
             }
         }
@@ -92,16 +92,22 @@ fn settle_hold(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>,
     }
 }
 
-/// The generation goes on by itself, and this process no longer holds the one on record.
+/// The generation goes on without a record, and this process leaves the record that it has joined.
 fn detach_from(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, record: &Record) {
     tracker.on_hold_recorded(generation, RecordState::Detached, None);
-    // The one on record may be a later generation of this process.
-    if !tracker.has(&record.session.id, record.generation) {
+    // The record may be that of a later generation of this process.
+    if !tracker.has_generation(&record.session.id, record.generation) {
         outbox.put_back([OutboxEntry::LeaveForeign(Box::new(record.clone()))]);
     }
 }
 
-fn settle_end(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, end: PendingEnd, answers: &[Applied]) {
+fn apply_end_answer(
+    tracker: &Tracker,
+    outbox: &Outbox,
+    generation: &Arc<Generation>,
+    end: PendingEnd,
+    answers: &[Applied],
+) {
     if let [Applied::Joined(record), _] = answers
         && record.generation != tracker.generation_id(generation)
     {
@@ -109,8 +115,8 @@ fn settle_end(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, 
         return tracker.resolve_owned(generation, end);
     }
     match answers.last() {
-        // The registry was not asked.
-        None if generation.recorded() == RecordState::TakenOver => {
+        // The entry had no changes.
+        None if generation.record_state() == RecordState::TakenOver => {
             tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
         }
         None => tracker.resolve_owned(generation, end),
@@ -119,40 +125,33 @@ fn settle_end(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, 
         Some(answer) => {
             if let Applied::Owned { requests } = answer {
                 let record = tracker.record_of(generation);
-                generation.set_requests(*requests, || Origin {
-                    generation: record.generation,
-                    started_at: record.started_at,
-                    ended_at: None,
-                    requests: None,
-                    is_joined: false,
-                    recovery: None,
-                });
+                generation.set_requests(*requests, &record);
             }
-            generation.set_recorded(RecordState::Held);
+            generation.set_record_state(RecordState::Held);
             tracker.resolve_owned(generation, end);
         }
     }
 }
 
-/// This process was the last holder of a generation that it held for a moment only.
-fn adopt_foreign(tracker: &Tracker, record: Record, requests: u64) {
+/// This process was the last holder of a record that it has left again: it delivers the end.
+fn end_foreign_record(tracker: &Tracker, record: Record, requests: u64) {
     let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), requests);
-    tracker.deliver_orphan(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
+    tracker.take_over(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
 }
 
-/// What becomes of an entry while the registry is out of reach. `tried` if some of it may have arrived there.
+/// Applies an entry while the registry is unavailable. `tried`: the registry may have applied some of its changes.
 pub(super) fn apply_degraded(persister: &Persister, backlog: &mut Backlog, entry: OutboxEntry, tried: bool) {
     let tracker = &persister.tracker;
     match entry {
         OutboxEntry::Hold(generation) => {
-            let state = match generation.recorded() {
+            let state = match generation.record_state() {
                 RecordState::Pending | RecordState::None if tried => RecordState::Uncertain,
                 RecordState::Pending => RecordState::None,
                 state => state,
             };
             tracker.on_hold_recorded(&generation, state, None);
         }
-        OutboxEntry::End(generation, end) => match generation.recorded() {
+        OutboxEntry::End(generation, end) => match generation.record_state() {
             RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
             RecordState::Held
                 if persister.hand_over_on_outage && end.scope == Scope::Here && persister.is_draining() =>
@@ -170,7 +169,7 @@ pub(super) fn apply_degraded(persister: &Persister, backlog: &mut Backlog, entry
         | OutboxEntry::EndDeliveredOffline(ref generation, _)
         | OutboxEntry::Release(ref generation, _)
         | OutboxEntry::Delivered(ref generation) => {
-            if generation.recorded().is_on_record() {
+            if generation.record_state().is_on_record() {
                 backlog.push(entry);
             }
         }

@@ -1,30 +1,29 @@
-//! The writer: a task that exists only while the outbox has something to write.
+//! The writer: a task that writes the outbox to the registry. It exists only while the outbox has entries.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    CALL_TIMEOUT, Calls, Persister, call,
+    CALL_TIMEOUT, Calls, Persister,
+    breaker::MAX_ATTEMPTS_IN_DRAIN,
+    call,
     heartbeat::MAX_LEASE_RETRIES,
-    translate::{apply_degraded, changes_of, settle},
+    translate::{apply_answers, apply_degraded, changes_of},
 };
 use crate::{
     hooks::Pool,
     observability::error_chain,
     registry::{Applied, Change, RegistryError},
     sync::lock,
-    tracker::{OutboxEntry, clock::NEVER},
+    tracker::OutboxEntry,
 };
 
-/// The most changes of one call.
-const GROUP: usize = 1000;
-
-/// How often a call is tried in a drain, before the registry counts as out of reach.
-const ATTEMPTS_IN_DRAIN: u32 = 3;
+/// The most outbox entries that one call writes.
+const ENTRIES_PER_CALL: usize = 1000;
 
 pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
-    /// Its drop puts them back, if they are not settled by then.
+    /// The entries of the running call. The writer's drop puts them back.
     group: Vec<OutboxEntry>,
     exited: bool,
     /// It has not been polled yet.
@@ -47,12 +46,12 @@ impl Writer {
         }
     }
 
-    /// The next group; false if there is none.
+    /// Takes the next group. Returns false if there is none.
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
-        self.group = self.persister.outbox.take(GROUP);
+        self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
         if self.group.is_empty() {
-            // In the same critical section, so that a later entry spawns a new writer.
+            // In the same critical section: an entry that is pushed later spawns a new writer.
             *writer = None;
             self.exited = true;
             self.persister.written.notify_waiters();
@@ -67,7 +66,7 @@ impl Writer {
             if !restored {
                 return self.apply_degraded(calls, false);
             }
-            // What the registry has missed comes first.
+            // Missed changes are written first.
             persister.outbox.put_back(std::mem::take(&mut self.group));
             return persister.replay_backlog(calls);
         }
@@ -80,7 +79,7 @@ impl Writer {
                     if is_asked {
                         persister.restore(calls);
                     }
-                    return self.settle(&answers, &counts);
+                    return self.apply_answers(&answers, &counts);
                 }
                 Err(error) => error,
             };
@@ -89,7 +88,7 @@ impl Writer {
                 RegistryError::Fenced if attempts < MAX_LEASE_RETRIES => persister.on_fenced(),
                 RegistryError::DataLost if attempts < MAX_LEASE_RETRIES => persister.on_data_lost(),
                 RegistryError::Unavailable(_)
-                    if attempts < ATTEMPTS_IN_DRAIN && persister.call_timeout_in_drain().is_some() =>
+                    if attempts < MAX_ATTEMPTS_IN_DRAIN && persister.call_timeout_in_drain().is_some() =>
                 {
                     tokio::time::sleep(Duration::from_millis(10 << attempts)).await;
                 }
@@ -102,7 +101,7 @@ impl Writer {
         }
     }
 
-    /// The changes of the group, and how many of them belong to each entry.
+    /// The changes of the group, and the number of changes of each entry.
     fn changes(&self) -> (Vec<Change>, Vec<usize>) {
         let mut changes = Vec::with_capacity(self.group.len());
         let mut counts = Vec::with_capacity(self.group.len());
@@ -128,11 +127,11 @@ impl Writer {
         }
     }
 
-    fn settle(&mut self, answers: &[Applied], counts: &[usize]) {
+    fn apply_answers(&mut self, answers: &[Applied], counts: &[usize]) {
         let mut answers = answers;
         for (entry, count) in std::mem::take(&mut self.group).into_iter().zip(counts) {
             let (own, rest) = answers.split_at(*count);
-            settle(&self.persister.tracker, &self.persister.outbox, entry, own);
+            apply_answers(&self.persister.tracker, &self.persister.outbox, entry, own);
             answers = rest;
         }
     }
@@ -155,17 +154,5 @@ impl Drop for Writer {
         if self.is_starting {
             self.persister.tasks.drop_runtime();
         }
-    }
-}
-
-impl Persister {
-    /// Whether the registry has been left alone for long enough. A drain does not wait for that.
-    fn may_call(&self, calls: &mut Calls) -> bool {
-        let breaker = &mut calls.breaker;
-        let in_drain = self.call_timeout_in_drain().is_some() && breaker.attempts_in_drain < ATTEMPTS_IN_DRAIN;
-        if in_drain {
-            breaker.attempts_in_drain += 1;
-        }
-        in_drain && breaker.retry_at != Some(NEVER) || !breaker.is_open(self.tracker.clock.now())
     }
 }

@@ -1,14 +1,9 @@
-//! A [`Registry`] of any type, behind one pointer; user code, so every call of it is contained.
+//! A [`Registry`] of any type behind one pointer. It may be user code, so the panics of every call are caught.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::ready, pin::Pin, time::Duration};
 
 use super::{Applied, Change, Orphan, Registry, RegistryError};
-use crate::panic;
+use crate::panic::{CatchPanic, Panic, catch};
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
 
@@ -24,25 +19,29 @@ pub(crate) trait DynRegistry: Send + Sync + 'static {
 
 impl<R: Registry> DynRegistry for R {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>> {
-        contained(|| Box::pin(Registry::apply(self, changes)))
+        guarded(|| Box::pin(Registry::apply(self, changes)))
     }
 
     fn heartbeat(&self) -> Answer<'_, ()> {
-        contained(|| Box::pin(Registry::heartbeat(self)))
+        guarded(|| Box::pin(Registry::heartbeat(self)))
     }
 
     fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>> {
-        contained(|| Box::pin(Registry::claim_orphans(self, max)))
+        guarded(|| Box::pin(Registry::claim_orphans(self, max)))
     }
 
     fn release_lease(&self) -> Answer<'_, ()> {
-        contained(|| Box::pin(Registry::release_lease(self)))
+        guarded(|| Box::pin(Registry::release_lease(self)))
     }
 
     fn lease_is_valid(&self) -> bool {
-        // Who cannot say is as one who has nothing to say: better an end too many than none.
-        catch(|| Registry::lease_is_valid(self)).unwrap_or_else(|error| {
-            tracing::warn!(name: "session-registry-panicked", %error, "whether the lease runs cannot be said");
+        // If it panics, assume that the lease is valid: a duplicate end is better than a lost one.
+        catch(|| Registry::lease_is_valid(self)).unwrap_or_else(|panic| {
+            tracing::warn!(
+                name: "session-registry-panicked",
+                error = %panic,
+                "`Registry::lease_is_valid` panicked; the lease is assumed to be valid",
+            );
             true
         })
     }
@@ -52,33 +51,12 @@ impl<R: Registry> DynRegistry for R {
     }
 }
 
-fn catch<T>(f: impl FnOnce() -> T) -> Result<T, RegistryError> {
-    panic::catch(f).map_err(|panic| RegistryError::unavailable(format!("panicked: {panic}")))
-}
-
-fn contained<'a, T: Send + 'a>(call: impl FnOnce() -> Answer<'a, T>) -> Answer<'a, T> {
+fn guarded<'a, T: Send + 'a>(call: impl FnOnce() -> Answer<'a, T>) -> Answer<'a, T> {
+    let panicked = |panic: Panic| RegistryError::unavailable(format!("panicked: {panic}"));
     match catch(call) {
-        Ok(answer) => Box::pin(Contained(Some(answer))),
-        Err(error) => Box::pin(std::future::ready(Err(error))),
-    }
-}
-
-/// The call, its polls and its drop, contained.
-struct Contained<'a, T>(Option<Answer<'a, T>>);
-
-impl<T> Future for Contained<'_, T> {
-    type Output = Result<T, RegistryError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(answer) = &mut self.0 else { return Poll::Pending };
-        catch(|| answer.as_mut().poll(cx)).unwrap_or_else(|error| Poll::Ready(Err(error)))
-    }
-}
-
-impl<T> Drop for Contained<'_, T> {
-    fn drop(&mut self) {
-        let answer = self.0.take();
-        // What it panicked with is of no interest any more.
-        let _ = catch(|| drop(answer));
+        Ok(answer) => {
+            Box::pin(async move { CatchPanic::new(answer).await.unwrap_or_else(|panic| Err(panicked(panic))) })
+        }
+        Err(panic) => Box::pin(ready(Err(panicked(panic)))),
     }
 }

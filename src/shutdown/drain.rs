@@ -61,7 +61,7 @@ impl Shutdown {
             tracker.advance(Phase::Closing, reason);
             self.closing.cancel();
             if servers > 0 {
-                tracker.expect_late_starts();
+                tracker.mark_late_starts();
             }
             let (started_at, now) = (Instant::now(), tracker.clock.now());
             let deadline = Clock::add(now, self.config.drain_timeout);
@@ -80,7 +80,7 @@ impl Shutdown {
     /// Ends every session. With `spare_work`, a session with a request in flight is left: it ends with the request.
     async fn sweep(&self, spare_work: bool) {
         let mut claims = 0;
-        for shard in 0..Tracker::shards() {
+        for shard in 0..Tracker::shard_count() {
             claims += self.housekeeper.drain_shard(shard, spare_work);
             if claims >= CLAIMS_PER_YIELD {
                 claims = 0;

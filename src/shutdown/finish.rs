@@ -187,7 +187,7 @@ impl Shutdown {
     fn close(&self) {
         let tracker = &self.tracker;
         tracker.advance(Phase::Closed, tracker.shutdown_reason());
-        for shard in 0..Tracker::shards() {
+        for shard in 0..Tracker::shard_count() {
             self.housekeeper.drain_shard(shard, false);
         }
         self.pool.wake();

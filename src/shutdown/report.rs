@@ -135,7 +135,7 @@ impl DrainReport {
     /// Sets the counts to the difference between `before` and `after`.
     pub(crate) fn count(&mut self, before: &Counts, after: &Counts, unfinished: Vec<UnfinishedEnd>) {
         self.active = before.active;
-        self.already_ending = before.owed + before.aborted;
+        self.already_ending = before.pending_ends + before.aborted;
         self.late_starts = after.starts - before.starts;
         self.ended = after.ended - before.ended;
         self.failed = after.failed - before.failed;
@@ -261,7 +261,7 @@ impl From<Stage> for EndStage {
         match stage {
             Stage::Waiting | Stage::Starting => Self::Waiting,
             Stage::Started | Stage::EndQueued => Self::NeverStarted,
-            Stage::EndRunning | Stage::Over => Self::Running,
+            Stage::EndRunning | Stage::Done => Self::Running,
         }
     }
 }

@@ -1,22 +1,21 @@
-//! What a step says of sessions once no lock is held: whoever listens to a log, or records metrics, is user code.
+//! Log events and metric deltas, collected under a shard's lock and emitted after it is released: subscribers and
+//! metrics recorders are user code.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
 use super::{Generation, PendingEnd, Tracker};
-use crate::observability::{CounterDelta, ReleaseCause};
+use crate::{
+    observability::{CounterDelta, ReleaseCause},
+    panic::catch,
+};
 
-/// What there is to say.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     delta: CounterDelta,
     is_counted: bool,
-    /// Only where somebody listens at `DEBUG`.
+    /// Empty unless a subscriber enables `DEBUG`.
     events: Vec<Event>,
 }
 
@@ -33,30 +32,30 @@ impl Effects {
         self.log(|| Event::Started(Arc::clone(generation)));
     }
 
-    /// It is no longer active.
-    pub(super) fn left(&mut self) {
+    /// The generation is no longer active.
+    pub(super) fn removed(&mut self) {
         self.count(CounterDelta::left);
     }
 
-    /// Its `session_end` is ours to deliver.
-    pub(super) fn ended(&mut self, generation: &Arc<Generation>, ending: &PendingEnd) {
-        self.count(|delta| delta.ended(ending.reason));
-        self.log(|| Event::Ended(Arc::clone(generation), ending.clone()));
+    /// This process delivers its `session_end`.
+    pub(super) fn ended(&mut self, generation: &Arc<Generation>, end: &PendingEnd) {
+        self.count(|delta| delta.ended(end.reason));
+        self.log(|| Event::Ended(Arc::clone(generation), end.clone()));
     }
 
-    /// There is none, or it is not ours.
+    /// This process delivers no `session_end` for it.
     pub(super) fn released(&mut self, generation: &Arc<Generation>, cause: ReleaseCause) {
         self.count(|delta| delta.released(cause));
         self.log(|| Event::Released(Arc::clone(generation), cause));
     }
 
-    /// Others have left it behind.
+    /// Its end was taken over from a dead process.
     pub(super) fn recovered(&mut self) {
         self.count(CounterDelta::recovered);
     }
 
-    /// Others have ended it, and it goes on.
-    pub(super) fn renewed(&mut self) {
+    /// Others have ended it, and it goes on as a new generation.
+    pub(super) fn restarted(&mut self) {
         self.count(CounterDelta::renewed);
     }
 
@@ -71,7 +70,7 @@ impl Effects {
     }
 
     fn log(&mut self, event: impl FnOnce() -> Event) {
-        // Not `enabled!`, which may ask the subscriber: this is under a lock.
+        // `enabled!` would call the subscriber, and a lock is held here.
         if LevelFilter::current() >= LevelFilter::DEBUG {
             self.events.push(event());
         }
@@ -79,12 +78,12 @@ impl Effects {
 }
 
 impl Tracker {
-    /// To be called with no lock held. Contained: a listener that panics keeps no session from its end.
+    /// Must be called with no lock held. A panic of a subscriber or recorder is caught: it must not prevent an end.
     #[inline]
     pub(super) fn emit(&self, effects: &Effects) {
         if !effects.is_empty() {
-            // The panic hook has said it.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.emit_inner(effects)));
+            // The panic hook has reported it.
+            let _ = catch(|| self.emit_inner(effects));
         }
     }
 
@@ -92,10 +91,10 @@ impl Tracker {
     fn emit_inner(&self, effects: &Effects) {
         let Effects { delta, is_counted: _, events } = effects;
         self.meters.add(delta);
-        events.iter().for_each(|event| self.log(event));
+        events.iter().for_each(|event| self.log_event(event));
     }
 
-    fn log(&self, event: &Event) {
+    fn log_event(&self, event: &Event) {
         match event {
             Event::Started(generation) => {
                 let resumed_from = generation.resumed_from();
@@ -104,17 +103,17 @@ impl Tracker {
                     session = %generation.id.redacted(),
                     generation = %self.generation_id(generation),
                     resumed_from = resumed_from.as_ref().map(|old| tracing::field::display(old.redacted())),
-                    "a session began",
+                    "a session started",
                 );
             }
-            Event::Ended(generation, ending) => {
-                let (_, duration, requests) = self.life_of(generation, ending);
+            Event::Ended(generation, end) => {
+                let (_, duration, requests) = self.start_duration_requests(generation, end);
                 tracing::debug!(
                     name: "session-end",
                     session = %generation.id.redacted(),
                     generation = %self.generation_id(generation),
-                    reason = %ending.reason,
-                    next = ending.next.as_ref().map(|next| tracing::field::display(next.id.redacted())),
+                    reason = %end.reason,
+                    next = end.next.as_ref().map(|next| tracing::field::display(next.id.redacted())),
                     duration_ms = millis(duration),
                     requests,
                     "a session ended",
@@ -125,7 +124,7 @@ impl Tracker {
                 session = %generation.id.redacted(),
                 generation = %self.generation_id(generation),
                 cause = cause.as_str(),
-                "a session left without a session_end of this process",
+                "a session was released: this process delivers no session_end for it",
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! Births: how a generation becomes active, and what a note of one that is active changes.
+//! Notes: a new generation starts, or the details of an active one change.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use crate::{
     sync::Ordering,
 };
 
-/// Who says that a session is there.
+/// Where a note comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoteSource {
-    /// A call of `note`: the details are replaced, by none if there are none.
+    /// A call of `note`: replaces the details, also by none.
     Handle,
     /// A `SessionUpdate` or a guard: a bare session leaves the details as they are.
     Update,
-    /// An id in a response head: as `Update`, but it never revives a tombstoned id.
+    /// A response header: as `Update`, but it never revives a tombstoned id.
     ResponseHeader,
 }
 
-/// What came of a note.
+/// The outcome of a note.
 #[derive(Debug)]
 pub(crate) enum Noted {
     /// A new generation.
     Started(Arc<Generation>),
-    /// The id was active, and has its new details.
+    /// The id was active.
     AlreadyActive(Arc<Generation>),
     /// A response header named an id that has ended.
     Tombstoned,
@@ -39,12 +39,13 @@ pub(crate) enum Noted {
 }
 
 impl Tracker {
-    /// With `load`, the session is busy from here on: under the lock, so that nobody finds it at rest in between.
+    /// With `activity`, the session is busy from this call on: it begins under the lock, so no sweep sees the session
+    /// idle in between.
     pub(crate) fn note(&self, session: Session, source: NoteSource, activity: Option<Activity>) -> Noted {
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let hash = self.hash(session.id.as_bytes());
-        let mut after = AfterUnlock::default();
+        let mut after_unlock = AfterUnlock::default();
         let note = {
             let mut shard = self.shard(hash);
             if let Some(generation) = shard.find_active(hash, session.id.as_bytes()) {
@@ -54,12 +55,12 @@ impl Tracker {
                 busy(generation);
                 return Noted::AlreadyActive(Arc::clone(generation));
             }
-            // Read after the lock was taken: a sweep that has passed this shard has stored the phase before.
+            // Read under the lock: a sweep that has passed this shard stored the phase before.
             if self.phase() == Phase::Closed {
                 return Noted::Closed;
             }
             let now = self.clock.now();
-            if source == NoteSource::ResponseHeader && shard.tombstones.has(hash, Clock::tick(now)) {
+            if source == NoteSource::ResponseHeader && shard.tombstones.contains(hash, Clock::tick(now)) {
                 return Noted::Tombstoned;
             }
             if source != NoteSource::ResponseHeader {
@@ -67,25 +68,38 @@ impl Tracker {
             }
             let generation = self.new_generation(session, now, None);
             busy(&generation);
-            let waits = shard.insert(hash, &generation, |generation| self.hash_of(generation));
-            self.after_insert(&mut shard, hash, &generation, waits, &mut after);
+            let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
+            self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
             Noted::Started(generation)
         };
-        self.apply_deferred(after);
+        self.apply_after_unlock(after_unlock);
         note
     }
 
-    /// Replaces the details of this very generation, unless it is over or there are none.
+    /// Replaces the details of exactly this generation, if it is active and `session` has details.
     pub(crate) fn set_details(&self, generation: &Arc<Generation>, session: Session) {
         if !session.is_bare() {
-            let _claims_wait = self.shard(self.hash_of(generation));
+            let _shard = self.shard(self.hash_of(generation));
             if generation.is_active() {
                 self.replace_details(generation, session);
             }
         }
     }
 
-    /// Under the shard's lock.
+    /// Sessions that start from now on are late. Only the first call counts.
+    pub(crate) fn mark_late_starts(&self) {
+        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
+        let _ = self.first_late_number.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use
+    /// up its budget.
+    #[inline]
+    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
+        generation.number >= self.first_late_number.load(Ordering::SeqCst)
+    }
+
+    /// Must be called under the shard's lock.
     pub(super) fn replace_details(&self, generation: &Arc<Generation>, session: Session) {
         if self.outbox.is_some() && generation.session() != session {
             generation.set_details(session);
@@ -93,13 +107,6 @@ impl Tracker {
         } else {
             generation.set_details(session);
         }
-    }
-
-    /// The number of a generation that does not become active by it: of one that began elsewhere, or goes on anew.
-    pub(super) fn next_number(&self) -> u64 {
-        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
-        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
-        number
     }
 
     #[inline]
@@ -114,43 +121,36 @@ impl Tracker {
         Arc::new(Generation::new(session, number, now, resumed_from))
     }
 
-    /// The part of a birth after the insertion: its start, unless that waits for ends or for the record, and in `Closing`
-    /// its end.
+    /// The number of a generation that is not inserted as active: it started elsewhere, or goes on as a new generation.
+    pub(super) fn next_number(&self) -> u64 {
+        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        number
+    }
+
+    /// Runs the start, unless that waits for predecessors or for the record. In `Closing` it claims the generation.
     #[inline]
     pub(super) fn after_insert(
         &self,
         shard: &mut Shard,
         hash: u64,
         generation: &Arc<Generation>,
-        waits: bool,
-        after: &mut AfterUnlock,
+        has_predecessor: bool,
+        after_unlock: &mut AfterUnlock,
     ) {
-        after.effects.started(generation);
+        after_unlock.effects.started(generation);
         self.record_start(generation);
-        if !waits && self.outbox.is_none() {
-            self.start(shard, generation, after);
+        if !has_predecessor && self.outbox.is_none() {
+            self.start(shard, generation, after_unlock);
         }
         if self.phase() >= Phase::Closing {
             if self.is_late_start(generation) {
                 generation.set_given_up(true);
             }
             if self.ends_late_starts {
-                let ending = self.ending(self.shutdown_reason(), Scope::Here);
-                self.claim_with_end(shard, hash, generation, ending, after);
+                let end = self.pending_end(self.shutdown_reason(), Scope::Here);
+                self.claim_with_end(shard, hash, generation, end, after_unlock);
             }
         }
-    }
-
-    /// Whether it was born after the drain had begun, in front of a server whose `finish` waits for it. Else a steady
-    /// stream of births would use up the drain's time.
-    #[inline]
-    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
-        generation.number >= self.late_from.load(Ordering::SeqCst)
-    }
-
-    /// What is born from now on is not the drain's to wait for.
-    pub(crate) fn expect_late_starts(&self) {
-        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
-        let _ = self.late_from.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 }

@@ -1,7 +1,7 @@
-//! What is to be written into the registry, in the order in which it happened.
+//! The outbox: changes for the registry, in order.
 //!
-//! Like the queue of hooks it belongs to the handle, and is filled under the shards' locks: a session's changes are
-//! written in the order of its claims.
+//! It belongs to the handle and is filled under the shards' locks, so the changes of a session are written in the order
+//! of its steps.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -16,24 +16,24 @@ use crate::{
     sync::{AtomicUsize, Mutex, Ordering, lock},
 };
 
-/// Something to write.
+/// One change for the registry.
 #[derive(Debug)]
 pub(crate) enum OutboxEntry {
-    /// A generation is to be held, or held again.
+    /// Create the record, or join it.
     Hold(Arc<Generation>),
-    /// Its details have changed.
+    /// The details have changed.
     Update(Arc<Generation>),
-    /// It was claimed; whether its end is ours to deliver, the registry says.
+    /// It was claimed. The registry decides whether this process delivers the end.
     End(Arc<Generation>, PendingEnd),
-    /// It was claimed, and its end was delivered while the registry was out of reach.
+    /// It was claimed, and its end was delivered while the registry was unavailable.
     EndDeliveredOffline(Arc<Generation>, PendingEnd),
     /// It was claimed silently.
     Release(Arc<Generation>, ReleaseCause),
     /// Its end is delivered.
     Delivered(Arc<Generation>),
-    /// We have become a holder of a generation that is not ours.
+    /// This process has joined the record of a generation that it does not have.
     LeaveForeign(Box<Record>),
-    /// An end was tried often enough.
+    /// The delivery of this end was attempted too often.
     Abandon(SessionId, GenerationId),
 }
 
@@ -54,49 +54,49 @@ impl OutboxEntry {
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    line: Mutex<VecDeque<OutboxEntry>>,
-    /// A copy of the line's length, so that nobody locks an empty one.
+    entries: Mutex<VecDeque<OutboxEntry>>,
+    /// A copy of the length, so an empty outbox is not locked.
     len: AtomicUsize,
 }
 
 impl Outbox {
-    pub(super) fn push(&self, op: OutboxEntry) {
-        let mut line = lock(&self.line);
-        line.push_back(op);
-        self.len.store(line.len(), Ordering::SeqCst);
+    pub(super) fn push(&self, entry: OutboxEntry) {
+        let mut entries = lock(&self.entries);
+        entries.push_back(entry);
+        self.len.store(entries.len(), Ordering::SeqCst);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len.load(Ordering::SeqCst) == 0
     }
 
-    /// Puts back what was taken, or comes before everything else, in its order.
-    pub(crate) fn put_back(&self, ops: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
-        let mut line = lock(&self.line);
-        ops.into_iter().rev().for_each(|op| line.push_front(op));
-        self.len.store(line.len(), Ordering::SeqCst);
+    /// Queues `first` before everything else, in its order.
+    pub(crate) fn put_back(&self, first: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
+        let mut entries = lock(&self.entries);
+        first.into_iter().rev().for_each(|entry| entries.push_front(entry));
+        self.len.store(entries.len(), Ordering::SeqCst);
     }
 
-    /// The next ones that can be written in one go. The answer to a hold, or to a claim that has to be held first, decides
-    /// how the changes after it are to be written, so those of the same id wait for the next time; changes of different
-    /// ids may pass each other.
+    /// Takes up to `max` entries that one call can write. The answer to a hold, or to an end that holds first, decides
+    /// how later entries of the same id are written, so these stay in the outbox. Entries of different ids may pass
+    /// each other.
     pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
-        let mut line = lock(&self.line);
-        let n = max.min(line.len());
-        let mut held = HashSet::new();
+        let mut entries = lock(&self.entries);
+        let n = max.min(entries.len());
+        let mut blocked_ids = HashSet::new();
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
-        for op in line.drain(..n) {
-            if held.contains(op.id()) {
-                later.push(op);
+        for entry in entries.drain(..n) {
+            if blocked_ids.contains(entry.id()) {
+                later.push(entry);
                 continue;
             }
-            if matches!(op, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
-                held.insert(op.id().clone());
+            if matches!(entry, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
+                blocked_ids.insert(entry.id().clone());
             }
-            taken.push(op);
+            taken.push(entry);
         }
-        later.into_iter().rev().for_each(|op| line.push_front(op));
-        self.len.store(line.len(), Ordering::SeqCst);
+        later.into_iter().rev().for_each(|entry| entries.push_front(entry));
+        self.len.store(entries.len(), Ordering::SeqCst);
         taken
     }
 }

@@ -1,6 +1,6 @@
-//! The handle's queue of hook jobs, and what decides whether the next one may start.
+//! The queue of hook jobs, and the limits that apply when the next one starts.
 //!
-//! It belongs to the handle, never to a future's stack: a drain that is dropped half-way loses nothing.
+//! It belongs to the handle and not to a future, so a drain that is dropped half-way loses no job.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -10,43 +10,43 @@ use super::{
 };
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 
-/// A hook that is due.
+/// The start hooks or the end hooks of one generation.
 #[derive(Debug)]
 pub(crate) enum Job {
     Start(Arc<Generation>),
     End(Arc<Generation>, PendingEnd),
 }
 
-/// How many hooks a drain wants to have started by when.
+/// The pace at which a drain starts hooks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) began: Nanos,
-    /// The time in which all of them are to be started, in nanoseconds.
+    /// All hooks should have started after this many nanoseconds.
     pub(crate) span: Nanos,
     /// [`QueueState::started`] when the drain began.
     pub(crate) started: u64,
 }
 
-/// Until when hooks may be started, and how long they may take.
+/// The limits on hooks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunLimits {
-    /// No hook is polled for the first time from here on.
+    /// No hook starts after this.
     pub(crate) deadline: Nanos,
-    /// The deadline is that of a stop, which replaces the hook timeout.
+    /// A drain has begun: its deadline replaces the hook timeout.
     pub(crate) draining: bool,
-    /// Nothing starts any more.
+    /// The handle is closed: no hook starts.
     pub(crate) closed: bool,
 }
 
-/// What the queue's lock guards.
+/// The part of the queue that its lock guards.
 #[derive(Debug)]
 pub(crate) struct QueueState {
     pub(crate) jobs: VecDeque<Job>,
-    /// Workers that take jobs and are not written off.
+    /// Workers that take jobs: spawned, and neither detached nor exited.
     pub(crate) attached: usize,
-    /// Workers that were hired and have not taken their first job.
+    /// Spawned workers that have not taken a job yet.
     pub(crate) starting: usize,
-    /// Jobs that were ever taken.
+    /// Jobs taken so far.
     pub(crate) started: u64,
     pub(crate) limits: RunLimits,
     pub(crate) pace: Option<Pace>,
@@ -55,7 +55,7 @@ pub(crate) struct QueueState {
 #[derive(Debug)]
 pub(crate) struct Queue {
     state: Mutex<QueueState>,
-    /// A copy of `state.jobs.len()`, so that nobody locks an empty queue.
+    /// A copy of `state.jobs.len()`, so an empty queue is not locked.
     len: AtomicUsize,
 }
 
@@ -86,9 +86,9 @@ impl Queue {
         self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
-    /// The next job, if the gate lets it pass at `now`.
+    /// The next job, if the limits allow a start at `now`.
     pub(crate) fn pop(&self, state: &mut QueueState, now: Nanos) -> Option<Job> {
-        if !state.limits.is_open(now) {
+        if !state.limits.allow_start(now) {
             return None;
         }
         let job = state.jobs.pop_front()?;
@@ -99,7 +99,7 @@ impl Queue {
 }
 
 impl RunLimits {
-    pub(crate) fn is_open(&self, now: Nanos) -> bool {
+    pub(crate) fn allow_start(&self, now: Nanos) -> bool {
         !self.closed && now < self.deadline
     }
 }

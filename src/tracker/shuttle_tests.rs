@@ -1,9 +1,9 @@
-//! Schedules of the tracker, explored with shuttle: `RUSTFLAGS="--cfg shuttle" cargo test --lib schedules`.
+//! Schedules of the tracker, explored with shuttle: `RUSTFLAGS="--cfg shuttle" cargo test --lib shuttle_tests`.
 //!
-//! What must hold in each: every generation gets one start and one end, its start before its end, and the generations
-//! of one id one after the other; nothing is left active, owed or queued.
+//! Invariants of every schedule: each generation has one start and one end, in this order; generations of one id do not
+//! overlap; no generation stays active, no end pending and no job queued.
 
-mod recorded;
+mod registry;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,12 +15,12 @@ use crate::{
     sync::{AtomicUsize, Ordering},
 };
 
-/// `SCHEDULES=100000` for a long run.
+/// The number of schedules per scenario and strategy. `SCHEDULES=100000` is a long run.
 fn schedules() -> usize {
     std::env::var("SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(2000)
 }
 
-/// Random schedules, and as many with few but well-placed preemptions.
+/// Explores random schedules, and as many PCT schedules with at most three preemptions.
 fn explore(scenario: fn()) {
     shuttle::check_random(scenario, schedules());
     shuttle::check_pct(scenario, schedules(), 3);
@@ -28,31 +28,31 @@ fn explore(scenario: fn()) {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    StartBegins,
-    StartOver,
-    EndBegins,
-    EndOver,
+    StartBegan,
+    StartDone,
+    EndBegan,
+    EndDone,
 }
 
-struct World {
+struct Harness {
     tracker: Tracker,
     log: Mutex<Vec<(String, u64, Step)>>,
-    busy: AtomicUsize,
+    running: AtomicUsize,
 }
 
-impl World {
+impl Harness {
     fn new() -> Arc<Self> {
-        Self::with(false)
+        Self::with_registry(false)
     }
 
-    /// With a registry, whose answers are somebody else's.
-    fn recorded() -> Arc<Self> {
-        Self::with(true)
+    /// With an outbox. The caller writes it and applies the answers.
+    fn with_outbox() -> Arc<Self> {
+        Self::with_registry(true)
     }
 
-    fn with(is_recorded: bool) -> Arc<Self> {
-        let tracker = Tracker::new(true, true, true, is_recorded.then(Arc::default));
-        Arc::new(Self { tracker, log: Mutex::new(Vec::new()), busy: AtomicUsize::new(0) })
+    fn with_registry(has_registry: bool) -> Arc<Self> {
+        let tracker = Tracker::new(true, true, true, has_registry.then(Arc::default));
+        Arc::new(Self { tracker, log: Mutex::new(Vec::new()), running: AtomicUsize::new(0) })
     }
 
     fn note(&self, id: &str) {
@@ -68,76 +68,79 @@ impl World {
 
     fn sweep(&self) {
         self.tracker.advance(Phase::Closing, EndReason::Shutdown);
-        (0..Tracker::shards()).for_each(|shard| {
+        (0..Tracker::shard_count()).for_each(|shard| {
             self.tracker.sweep(shard, EndReason::Shutdown, false);
         });
     }
 
     fn spawn(self: &Arc<Self>, f: impl FnOnce(&Self) + Send + 'static) {
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        let world = Arc::clone(self);
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let harness = Arc::clone(self);
         thread::spawn(move || {
-            f(&world);
-            world.busy.fetch_sub(1, Ordering::SeqCst);
+            f(&harness);
+            harness.running.fetch_sub(1, Ordering::SeqCst);
         });
     }
 
-    /// A hook worker, until everybody else is done and nothing is left to do.
-    fn work(&self) {
+    /// A hook worker. It exits when all spawned threads have finished and no end is awaited.
+    fn run_worker(&self) {
         loop {
             let job = {
-                let mut line = self.tracker.queue.state();
-                self.tracker.queue.pop(&mut line, NEVER - 1)
+                let mut queue = self.tracker.queue.state();
+                self.tracker.queue.pop(&mut queue, NEVER - 1)
             };
             let log = |generation: &super::Generation, step| {
                 self.log.lock().unwrap().push((generation.id.to_string(), generation.number, step));
             };
             match job {
                 Some(Job::Start(generation)) => {
-                    log(&generation, Step::StartBegins);
+                    log(&generation, Step::StartBegan);
                     thread::yield_now();
-                    log(&generation, Step::StartOver);
+                    log(&generation, Step::StartDone);
                     self.tracker.on_start_done(&generation);
                 }
                 Some(Job::End(generation, _)) => {
-                    log(&generation, Step::EndBegins);
+                    log(&generation, Step::EndBegan);
                     thread::yield_now();
-                    log(&generation, Step::EndOver);
+                    log(&generation, Step::EndDone);
                     self.tracker.on_end_done(&generation, Outcome::Ended);
                 }
-                None if self.busy.load(Ordering::SeqCst) == 0 && self.tracker.awaited() == 0 => break,
+                None if self.running.load(Ordering::SeqCst) == 0 && self.tracker.awaited() == 0 => break,
                 None => thread::yield_now(),
             }
         }
     }
 
-    /// Runs two workers to the end, and checks the log.
-    fn check(self: &Arc<Self>, starts: u64) {
-        let other = Arc::clone(self);
-        let second = thread::spawn(move || other.work());
-        self.work();
-        second.join().unwrap();
+    fn run_two_workers(self: &Arc<Self>) {
+        let harness = Arc::clone(self);
+        let other_worker = thread::spawn(move || harness.run_worker());
+        self.run_worker();
+        other_worker.join().unwrap();
+    }
 
+    /// Runs two workers until everything is done, and checks the log.
+    fn check(self: &Arc<Self>, starts: u64) {
+        self.run_two_workers();
         let mut by_id = BTreeMap::<String, Vec<(u64, Step)>>::new();
         for (id, generation, step) in self.log.lock().unwrap().iter() {
             by_id.entry(id.clone()).or_default().push((*generation, *step));
         }
-        let mut seen = 0;
+        let mut generations = 0;
         for (id, steps) in &by_id {
             let mut last = 0;
             for generation in steps.chunks(4) {
-                let expected = [Step::StartBegins, Step::StartOver, Step::EndBegins, Step::EndOver];
+                let expected = [Step::StartBegan, Step::StartDone, Step::EndBegan, Step::EndDone];
                 let number = generation[0].0;
                 assert!(number > last, "{id}: {steps:?}");
                 assert_eq!(generation, expected.map(|step| (number, step)), "{id}: {steps:?}");
                 last = number;
-                seen += 1;
+                generations += 1;
             }
         }
-        assert_eq!(seen, starts, "{by_id:?}");
+        assert_eq!(generations, starts, "{by_id:?}");
         let (counts, unfinished) = self.tracker.collect_unfinished(false);
         assert_eq!((counts.starts, counts.ended), (starts, starts));
-        assert_eq!((counts.active, counts.owed, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
+        assert_eq!((counts.active, counts.pending_ends, unfinished.len(), self.tracker.len()), (0, 0, 0, 0));
         assert!(self.tracker.queue.is_empty());
     }
 }
@@ -145,138 +148,129 @@ impl World {
 #[test]
 fn g02_two_generations_of_one_id_never_overlap() {
     explore(|| {
-        let world = World::new();
+        let harness = Harness::new();
         for _ in 0..2 {
-            world.spawn(|world| {
-                world.note("a");
-                world.end("a");
+            harness.spawn(|harness| {
+                harness.note("a");
+                harness.end("a");
             });
         }
-        // Whoever comes first decides whether there are one or two.
-        let other = Arc::clone(&world);
-        let second = thread::spawn(move || other.work());
-        world.work();
-        second.join().unwrap();
-        let starts = world.tracker.collect_unfinished(false).0.starts;
+        // There are one or two generations, depending on the order of the notes and ends.
+        harness.run_two_workers();
+        let starts = harness.tracker.collect_unfinished(false).0.starts;
         assert!((1..=2).contains(&starts));
-        world.check(starts);
+        harness.check(starts);
     });
 }
 
 #[test]
-fn g08_a_note_that_races_with_the_close_is_ended_once() {
+fn g08_a_note_that_races_with_closing_is_ended_once() {
     explore(|| {
-        let world = World::new();
-        world.note("early");
-        world.spawn(|world| {
-            world.note("a");
-            world.note("b");
+        let harness = Harness::new();
+        harness.note("early");
+        harness.spawn(|harness| {
+            harness.note("a");
+            harness.note("b");
         });
-        world.spawn(|world| world.sweep());
-        world.check(3);
+        harness.spawn(|harness| harness.sweep());
+        harness.check(3);
     });
 }
 
 #[test]
 fn g01_an_end_that_races_with_the_sweep_fires_once() {
     explore(|| {
-        let world = World::new();
-        world.note("a");
-        world.spawn(|world| {
-            world.end("a");
+        let harness = Harness::new();
+        harness.note("a");
+        harness.spawn(|harness| {
+            harness.end("a");
         });
-        world.spawn(|world| world.sweep());
-        world.check(1);
+        harness.spawn(|harness| harness.sweep());
+        harness.check(1);
     });
 }
 
 #[test]
 fn g02_a_compaction_that_races_with_an_end_and_the_sweep_keeps_the_order() {
     explore(|| {
-        let world = World::new();
-        world.note("old");
-        world.spawn(|world| {
-            world.tracker.compact(b"old", None, Session::try_from("new").unwrap(), NoteSource::Handle, None);
+        let harness = Harness::new();
+        harness.note("old");
+        harness.spawn(|harness| {
+            harness.tracker.compact(b"old", None, Session::try_from("new").unwrap(), NoteSource::Handle, None);
         });
-        world.spawn(|world| {
-            world.end("old");
-            world.sweep();
+        harness.spawn(|harness| {
+            harness.end("old");
+            harness.sweep();
         });
-        world.check(2);
+        harness.check(2);
     });
 }
 
 #[test]
-fn g09_a_request_that_is_over_while_the_drain_spares_work_ends_its_session_once() {
+fn g09_a_request_that_completes_during_a_sparing_sweep_ends_its_session_once() {
     explore(|| {
-        let world = World::new();
-        world.note("a");
-        let generation = world.tracker.begin_activity(b"a", 0).unwrap();
-        world.spawn(move |world| {
-            // As an exchange does at its end: first put down, then read the phase.
-            if generation.end_activity(Activity::Request) && world.tracker.phase() >= Phase::Closing {
-                world.tracker.claim(&generation, EndReason::Shutdown, EndedBy::Policy);
+        let harness = Harness::new();
+        harness.note("a");
+        let generation = harness.tracker.begin_activity(b"a", 0).unwrap();
+        harness.spawn(move |harness| {
+            // In the order of `Exchange`: end the activity, then read the phase.
+            if generation.end_activity(Activity::Request) && harness.tracker.phase() >= Phase::Closing {
+                harness.tracker.claim(&generation, EndReason::Shutdown, EndedBy::Policy);
             }
         });
-        // As a drain does: first the phase, then the sweep. Nobody sweeps again.
-        world.spawn(|world| {
-            world.tracker.advance(Phase::Closing, EndReason::Shutdown);
-            for shard in 0..Tracker::shards() {
-                world.tracker.sweep(shard, EndReason::Shutdown, true);
+        // In the order of a drain: store the phase, then sweep. There is no second sweep.
+        harness.spawn(|harness| {
+            harness.tracker.advance(Phase::Closing, EndReason::Shutdown);
+            for shard in 0..Tracker::shard_count() {
+                harness.tracker.sweep(shard, EndReason::Shutdown, true);
             }
         });
-        world.check(1);
+        harness.check(1);
     });
 }
 
 #[test]
-fn g13_an_eviction_that_races_with_a_request_ends_nobody_who_is_busy() {
+fn g13_an_eviction_that_races_with_a_request_ends_no_busy_session() {
     explore(|| {
-        let world = World::new();
-        world.note("a");
-        world.note("b");
-        let Noted::Started(newcomer) = world.tracker.note(Session::try_from("c").unwrap(), NoteSource::Handle, None)
+        let harness = Harness::new();
+        harness.note("a");
+        harness.note("b");
+        let Noted::Started(new) = harness.tracker.note(Session::try_from("c").unwrap(), NoteSource::Handle, None)
         else {
             panic!()
         };
-        world.spawn(|world| {
-            if let Some(generation) = world.tracker.begin_activity(b"a", 1) {
+        harness.spawn(|harness| {
+            if let Some(generation) = harness.tracker.begin_activity(b"a", 1) {
                 thread::yield_now();
                 assert!(generation.is_active(), "evicted while it was busy");
                 generation.end_activity(Activity::Request);
             }
         });
-        world.spawn(move |world| {
-            world.tracker.evict(&newcomer);
-            assert!(newcomer.is_active());
+        harness.spawn(move |harness| {
+            harness.tracker.evict(&new);
+            assert!(new.is_active());
         });
-        let other = Arc::clone(&world);
-        let second = thread::spawn(move || other.work());
-        world.work();
-        second.join().unwrap();
-        world.sweep();
-        world.check(3);
+        harness.run_two_workers();
+        harness.sweep();
+        harness.check(3);
     });
 }
 
 #[test]
 fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
     explore(|| {
-        let world = World::new();
-        world.note("a");
-        world.note("b");
-        world.spawn(|world| {
-            world.tracker.compact(b"a", None, Session::try_from("b").unwrap(), NoteSource::Handle, None);
+        let harness = Harness::new();
+        harness.note("a");
+        harness.note("b");
+        harness.spawn(|harness| {
+            harness.tracker.compact(b"a", None, Session::try_from("b").unwrap(), NoteSource::Handle, None);
         });
-        world.spawn(|world| {
-            world.tracker.compact(b"b", None, Session::try_from("a").unwrap(), NoteSource::Handle, None);
+        harness.spawn(|harness| {
+            harness.tracker.compact(b"b", None, Session::try_from("a").unwrap(), NoteSource::Handle, None);
         });
-        let other = Arc::clone(&world);
-        let second = thread::spawn(move || other.work());
-        world.work();
-        second.join().unwrap();
-        world.sweep();
-        let starts = world.tracker.collect_unfinished(false).0.starts;
-        world.check(starts);
+        harness.run_two_workers();
+        harness.sweep();
+        let starts = harness.tracker.collect_unfinished(false).0.starts;
+        harness.check(starts);
     });
 }

@@ -2,9 +2,9 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use crate::support::{Recorder, assert_sum};
+use crate::support::assert_sum;
 use tokio::time::{sleep, timeout};
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason};
+use tower_session_end::{ActiveSessions, EndReason};
 
 /// A few of these rows, in which any three columns still have all the values that they have together in all of them.
 fn any_three_together(rows: &[[Duration; 5]]) -> Vec<[Duration; 5]> {

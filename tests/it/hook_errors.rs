@@ -2,9 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use crate::support::Recorder;
 use tokio::time::timeout;
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason};
+use tower_session_end::{ActiveSessions, EndReason};
 
 /// An error whose text is a panic.
 #[derive(Debug)]

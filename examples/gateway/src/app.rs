@@ -1,4 +1,4 @@
-//! The routes. Each handler says what became of the session; the layer does the rest.
+//! The routes. Each handler reports the change of its session; the layer does the rest.
 
 use axum::{
     Json, Router,
@@ -27,7 +27,7 @@ pub(crate) fn router(agent: Agent, sessions: &ActiveSessions) -> Router {
 /// One header that a response carries beside its body.
 type Header = [(&'static str, String); 1];
 
-/// What is said of a session that is not known, or no longer.
+/// The answer for a session that is unknown or has ended.
 const NO_SUCH_SESSION: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such session\n");
 
 type Rejection = (StatusCode, &'static str);
@@ -68,11 +68,11 @@ async fn chat(State(agent): State<Agent>, id: SessionId, message: String) -> Res
     Ok(([("x-session-id", id.to_string())], Json(json!({ "reply": reply, "messageCount": count }))))
 }
 
-/// A signal is a list: a reset is an end and a start.
+/// A reset is an end and a start in one [`SessionUpdate`].
 async fn reset(State(agent): State<Agent>, old: SessionId) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let next = agent.reset(&old).ok_or(NO_SUCH_SESSION)?;
-    let signal = SessionUpdate::ended(old, EndReason::Reset).and(SessionUpdate::started(session(&next)));
-    Ok((signal, id_header(&next), body_of(&next)))
+    let update = SessionUpdate::ended(old, EndReason::Reset).and(SessionUpdate::started(session(&next)));
+    Ok((update, id_header(&next), body_of(&next)))
 }
 
 async fn compact(
@@ -83,7 +83,7 @@ async fn compact(
     Ok((SessionUpdate::compacted(old, session(&next)), id_header(&next), body_of(&next)))
 }
 
-/// The other way to say it: the layer reads headers too, and needs nothing else from a host.
+/// Reports the end with a header instead of a [`SessionUpdate`]. The layer reads both.
 async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode, Header), Rejection> {
     agent.close(&id).ok_or(NO_SUCH_SESSION)?;
     Ok((StatusCode::NO_CONTENT, [("x-session-end", EndReason::Deleted.to_string())]))
@@ -93,12 +93,12 @@ async fn list(State(agent): State<Agent>) -> Json<Vec<Conversation>> {
     Json(agent.list())
 }
 
-/// For the load balancer: no from the signal on, while the lame duck still serves what comes.
+/// For the load balancer: 503 from the signal on, while requests are still served in the lame-duck phase.
 async fn ready(sessions: ActiveSessions) -> (StatusCode, &'static str) {
-    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n") }
+    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n") }
 }
 
-/// The session as the hooks will see it.
+/// The session that the hooks receive.
 fn session(conversation: &Conversation) -> Session {
     Session::new(conversation.session_id.clone()).with_key(&conversation.session_key)
 }

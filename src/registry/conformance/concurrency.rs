@@ -1,4 +1,4 @@
-//! Much at once, several at once, and calls that were given up half-way.
+//! Large batches, concurrent recoveries and dropped calls.
 
 use std::{
     collections::BTreeSet,
@@ -13,45 +13,45 @@ use super::{Applied, Kit, Registry, Store, done, end, hold, same, same_all};
 pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let records = kit.records(1000);
-    a.expect_all("1,000 are born", records.iter().map(hold).collect(), vec![Applied::Created; 1000]).await;
+    a.expect_all("1,000 holds", records.iter().map(hold).collect(), vec![Applied::Created; 1000]).await;
     let again = records.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = records.iter().map(|record| Applied::Joined(record.clone())).collect();
-    b.expect_all("1,000 are shared", again, joined).await;
+    b.expect_all("1,000 joins", again, joined).await;
     let ends = records.iter().zip(0..).map(|(record, requests)| end(record, requests)).collect();
-    let yours = (0..1000).map(|requests| Applied::Owned { requests }).collect();
-    a.expect_all("1,000 are ended", ends, yours).await;
+    let owned = (0..1000).map(|requests| Applied::Owned { requests }).collect();
+    a.expect_all("1,000 ends", ends, owned).await;
     let gone = records.iter().map(|record| end(record, 0)).collect();
-    b.expect_all("1,000 are gone", gone, vec![Applied::NotFound; 1000]).await;
-    a.expect_all("1,000 are done", records.iter().map(done).collect(), vec![Applied::Ok; 1000]).await;
-    kit.nothing_is_owed([a, b]).await;
+    b.expect_all("1,000 ends by another holder", gone, vec![Applied::NotFound; 1000]).await;
+    a.expect_all("1,000 delivered ends", records.iter().map(done).collect(), vec![Applied::Ok; 1000]).await;
+    kit.nothing_is_pending([a, b]).await;
 }
 
-/// Three at once, over what one dead holder has left: each is claimed once.
-pub(super) async fn two_recoverers<S: Store>(kit: &Kit<'_, S>) {
+/// Three holders recover one dead holder at the same time: each orphan is claimed once.
+pub(super) async fn concurrent_recoverers<S: Store>(kit: &Kit<'_, S>) {
     let dead = kit.holder().await;
     let records = kit.records(300);
-    dead.expect_all("300 are born", records.iter().map(hold).collect(), vec![Applied::Created; 300]).await;
+    dead.expect_all("300 holds", records.iter().map(hold).collect(), vec![Applied::Created; 300]).await;
     let ends = records[..150].iter().map(|record| end(record, 0)).collect();
-    dead.expect_all("150 are ended", ends, vec![Applied::Owned { requests: 0 }; 150]).await;
+    dead.expect_all("150 ends", ends, vec![Applied::Owned { requests: 0 }; 150]).await;
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     kit.kill(dead).await;
-    let (of_a, of_b, of_c) = tokio::join!(a.take_over_all(), b.take_over_all(), c.take_over_all());
+    let (of_a, of_b, of_c) = tokio::join!(a.claim_all(), b.claim_all(), c.claim_all());
     let mut found: Vec<_> =
         [&of_a, &of_b, &of_c].into_iter().flatten().map(|orphan| orphan.record.generation).collect();
-    // One may have been told "nothing" while another was at it: there is nothing now.
-    let rest = a.take_over_all().await;
+    // A holder may have got an empty answer while another one was recovering. Afterwards there is nothing left.
+    let rest = a.claim_all().await;
     found.extend(rest.iter().map(|orphan| orphan.record.generation));
     found.sort();
     let expected: Vec<_> = records.iter().map(|record| record.generation).collect();
-    same_all("what several recoverers claimed together", &found, &expected);
+    same_all("the claims of all recoverers together", &found, &expected);
     for (holder, orphans) in [(&a, &of_a), (&b, &of_b), (&c, &of_c), (&a, &rest)] {
-        assert!(orphans.iter().all(|orphan| orphan.attempts == 1), "each was claimed once: {orphans:?}");
+        assert!(orphans.iter().all(|orphan| orphan.attempts == 1), "an orphan was claimed more than once: {orphans:?}");
         holder.deliver(orphans).await;
     }
-    kit.nothing_is_owed([a, b, c]).await;
+    kit.nothing_is_pending([a, b, c]).await;
 }
 
-/// Polls it so often, fast or slowly, and drops it, unless it was quicker.
+/// Polls the future up to `polls` times, fast or slowly, and drops it if it is still pending.
 async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     for _ in 0..polls {
@@ -68,7 +68,7 @@ async fn give_up<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     None
 }
 
-/// All or none of it, and the next call works.
+/// A dropped `apply` is applied completely or not at all, and the next call works.
 pub(super) async fn dropped_applies<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let batches: Vec<_> = (0..40).map(|_| kit.records(4)).collect();
@@ -78,29 +78,29 @@ pub(super) async fn dropped_applies<S: Store>(kit: &Kit<'_, S>) {
     let (again, rest) = batches.split_at(20);
     for batch in again {
         let changes = batch.iter().map(hold).collect();
-        a.expect_all("a call that was given up, repeated", changes, vec![Applied::Created; 4]).await;
+        a.expect_all("a dropped `apply`, repeated", changes, vec![Applied::Created; 4]).await;
     }
     kit.kill(a).await;
     let b = kit.holder().await;
-    let orphans = b.take_over_all().await;
+    let orphans = b.claim_all().await;
     let found: BTreeSet<_> = orphans.iter().map(|orphan| orphan.record.generation).collect();
-    same("no orphan twice", &found.len(), &orphans.len());
+    same("the number of distinct orphans", &found.len(), &orphans.len());
     for batch in again {
-        assert!(batch.iter().all(|record| found.contains(&record.generation)), "a call that was repeated is lost");
+        assert!(batch.iter().all(|record| found.contains(&record.generation)), "a repeated call was lost");
     }
     for batch in rest {
         let there = batch.iter().filter(|record| found.contains(&record.generation)).count();
-        assert!(there == 0 || there == batch.len(), "of a call that was given up, {there} of 4 changes were applied");
+        assert!(there == 0 || there == batch.len(), "of a dropped call, {there} of 4 changes were applied");
     }
     b.deliver(&orphans).await;
-    kit.nothing_is_owed([b]).await;
+    kit.nothing_is_pending([b]).await;
 }
 
-/// What the answer would have told is told by the next one.
-pub(super) async fn dropped_take_overs<S: Store>(kit: &Kit<'_, S>) {
+/// The next call returns the orphans that a dropped call has claimed.
+pub(super) async fn dropped_recoveries<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let records = kit.records(60);
-    a.expect_all("60 are born", records.iter().map(hold).collect(), vec![Applied::Created; 60]).await;
+    a.expect_all("60 holds", records.iter().map(hold).collect(), vec![Applied::Created; 60]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let mut found = Vec::new();
@@ -110,10 +110,10 @@ pub(super) async fn dropped_take_overs<S: Store>(kit: &Kit<'_, S>) {
         }
         found.extend(b.claim_orphans(1).await);
     }
-    found.extend(b.take_over_all().await);
+    found.extend(b.claim_all().await);
     found.sort_by_key(|orphan| orphan.record.generation);
-    let told: Vec<_> = found.iter().map(|orphan| &orphan.record).collect();
-    same_all("each once, after take-overs that were given up", &told, &records.iter().collect::<Vec<_>>());
+    let returned: Vec<_> = found.iter().map(|orphan| &orphan.record).collect();
+    same_all("each orphan once, after dropped `claim_orphans` calls", &returned, &records.iter().collect::<Vec<_>>());
     b.deliver(&found).await;
-    kit.nothing_is_owed([b]).await;
+    kit.nothing_is_pending([b]).await;
 }

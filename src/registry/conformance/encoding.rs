@@ -1,4 +1,4 @@
-//! What goes in comes out, whatever it is made of.
+//! Ids, details, numbers and times are stored without change.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ fn id(text: impl AsRef<str>) -> SessionId {
     SessionId::with_max_len(text, usize::MAX).expect("visible ASCII")
 }
 
-/// Ids that somebody could take for something else.
+/// Ids that a store could misinterpret.
 pub(super) async fn ids<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let visible: String = ('!'..='~').collect();
@@ -31,22 +31,22 @@ pub(super) async fn ids<S: Store>(kit: &Kit<'_, S>) {
     all.dedup();
     let records: Vec<_> = all.iter().map(|id| kit.again(id, kit.generation())).collect();
     let holds = records.iter().map(hold).collect();
-    a.expect_all("sessions of every id are different ones", holds, vec![Applied::Created; records.len()]).await;
+    a.expect_all("all ids are distinct", holds, vec![Applied::Created; records.len()]).await;
     let again = records.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = records.iter().map(|record| Applied::Joined(record.clone())).collect();
-    a.expect_all("sessions of every id come back as they are", again, joined).await;
+    a.expect_all("sessions of all ids are unchanged", again, joined).await;
     let ends = records.iter().map(|record| release(record, 1)).collect();
-    a.expect_all("sessions of every id end", ends, vec![Applied::Owned { requests: 1 }; records.len()]).await;
+    a.expect_all("ends of all ids", ends, vec![Applied::Owned { requests: 1 }; records.len()]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
-    let orphans = b.take_over_all().await;
+    let orphans = b.claim_all().await;
     let found: Vec<_> = orphans.iter().map(|orphan| orphan.record.clone()).collect();
-    same_all("claims of every id are found", &found, &records);
+    same_all("orphans of all ids", &found, &records);
     b.deliver(&orphans).await;
-    kit.nothing_is_owed([b]).await;
+    kit.nothing_is_pending([b]).await;
 }
 
-/// Texts that somebody could cut, turn or refuse.
+/// Texts that a store could truncate, normalise or reject.
 pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let texts = [
@@ -81,18 +81,18 @@ pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     let records = || expected.iter().map(|orphan| &orphan.record);
     a.expect_all("holds", records().map(hold).collect(), vec![Applied::Created; expected.len()]).await;
     let again = records().map(|record| hold(&kit.next(record))).collect();
-    a.expect_all("details as they are", again, records().cloned().map(Applied::Joined).collect()).await;
+    a.expect_all("unchanged details", again, records().cloned().map(Applied::Joined).collect()).await;
     let ends = expected.iter().map(|orphan| end_as(&orphan.record, orphan.end.clone())).collect();
     a.expect_all("ends", ends, vec![Applied::Owned { requests: 1 }; expected.len()]).await;
     kit.kill(a).await;
     let b = kit.holder().await;
-    let orphans = b.take_over_all().await;
+    let orphans = b.claim_all().await;
     same_all("details of claims", &orphans, &expected);
     b.deliver(&orphans).await;
-    kit.nothing_is_owed([b]).await;
+    kit.nothing_is_pending([b]).await;
 }
 
-/// Numbers and times at their borders.
+/// Numbers and times at their limits.
 pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let times = [0, 1, 999, 1_000, 253_402_300_799_999].map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
@@ -102,7 +102,7 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
     for (i, (time, (instance, generation))) in times.into_iter().zip(ids).enumerate() {
         let record = Record::new(kit.record().session, GenerationId::new(instance, generation), time);
         a.expect("a hold", hold(&record), Applied::Created).await;
-        a.expect("times as they are", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
+        a.expect("unchanged times", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
         let reason = EndReason::ALL[i];
         let end = EndRecord::new(reason, None, time, requests[i]);
         a.expect("an end", end_as(&record, end.clone()), Applied::Owned { requests: requests[i] }).await;
@@ -110,8 +110,8 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
     }
     kit.kill(a).await;
     let b = kit.holder().await;
-    let orphans = b.take_over_all().await;
+    let orphans = b.claim_all().await;
     same_all("numbers and times of claims", &orphans, &expected);
     b.deliver(&orphans).await;
-    kit.nothing_is_owed([b]).await;
+    kit.nothing_is_pending([b]).await;
 }

@@ -1,8 +1,8 @@
-//! Every change, and every batch, once more: nobody knows how far a call came that failed or ran out of time.
+//! Every change and every batch can be repeated: a failed or timed-out call may have been applied.
 
 use super::{Applied, Kit, Store, done, end, forget, hold, keep, release, same_all};
 
-pub(super) async fn births_and_ends<S: Store>(kit: &Kit<'_, S>) {
+pub(super) async fn starts_and_ends<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
     let joining = kit.next(&record);
@@ -28,38 +28,38 @@ pub(super) async fn births_and_ends<S: Store>(kit: &Kit<'_, S>) {
     for what in ["an end", "the same end again"] {
         a.expect(what, end(&record, 4), Applied::Owned { requests: 4 }).await;
     }
-    b.expect("another's end", end(&record, 4), Applied::NotFound).await;
+    b.expect("an end by another holder", end(&record, 4), Applied::NotFound).await;
     a.expect("a delivered end", done(&record), Applied::Ok).await;
 
     let record = kit.record();
     a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    for what in ["one of two keeps it", "the same again"] {
+    for what in ["`Keep` by one of two", "the same `Keep` again"] {
         a.expect(what, keep(&record), Applied::Ok).await;
     }
-    b.expect("the other holds it still", release(&record, 1), Applied::Owned { requests: 1 }).await;
+    b.expect("a release by the remaining holder", release(&record, 1), Applied::Owned { requests: 1 }).await;
     b.expect("a delivered end", done(&record), Applied::Ok).await;
-    kit.nothing_is_owed([a, b]).await;
+    kit.nothing_is_pending([a, b]).await;
 }
 
-/// Batches that were made without knowing the answers to themselves, each applied twice as a whole.
+/// Batches that contain several changes of one session, each applied twice.
 pub(super) async fn batches<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let (first, next) = (kit.record(), kit.record());
     let second = kit.next(&first);
     let third = kit.next(&first);
-    let (yours, born) = (Applied::Owned { requests: 3 }, Applied::Created);
+    let (owned, created) = (Applied::Owned { requests: 3 }, Applied::Created);
     let batches = [
-        ("born and ended", vec![hold(&first), end(&first, 3)], vec![born.clone(), yours.clone()]),
-        ("born once more", vec![end(&first, 3), hold(&second)], vec![yours.clone(), born.clone()]),
+        ("created and ended", vec![hold(&first), end(&first, 3)], vec![created.clone(), owned.clone()]),
+        ("created once more", vec![end(&first, 3), hold(&second)], vec![owned.clone(), created.clone()]),
         (
-            "ended and born, twice",
+            "ended and created, twice",
             vec![hold(&second), end(&second, 3), hold(&third), end(&third, 3), hold(&next)],
-            vec![born.clone(), yours.clone(), born.clone(), yours.clone(), born.clone()],
+            vec![created.clone(), owned.clone(), created.clone(), owned.clone(), created.clone()],
         ),
-        ("all done", vec![done(&first), done(&second), done(&third)], vec![Applied::Ok; 3]),
-        ("kept, and back", vec![keep(&next), hold(&first)], vec![Applied::Ok, born.clone()]),
-        ("forgotten", vec![forget(&first), hold(&next), forget(&next)], vec![Applied::Ok, born, Applied::Ok]),
+        ("all ends delivered", vec![done(&first), done(&second), done(&third)], vec![Applied::Ok; 3]),
+        ("kept and held again", vec![keep(&next), hold(&first)], vec![Applied::Ok, created.clone()]),
+        ("forgotten", vec![forget(&first), hold(&next), forget(&next)], vec![Applied::Ok, created, Applied::Ok]),
     ];
     for (what, changes, expected) in batches {
         for time in ["", ", the same batch again"] {
@@ -67,5 +67,5 @@ pub(super) async fn batches<S: Store>(kit: &Kit<'_, S>) {
             same_all(&format!("{what}{time}"), &answers, &expected);
         }
     }
-    kit.nothing_is_owed([a]).await;
+    kit.nothing_is_pending([a]).await;
 }

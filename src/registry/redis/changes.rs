@@ -12,10 +12,10 @@ use crate::session::{GenerationId, Session, SessionId};
 /// 500 changes block a server for about 9 ms, 2,000 for 40 ms.
 const BATCH: usize = 256;
 
-/// About so many bytes of ids and details go into one batch, unless a single change has more.
+/// About this many bytes of ids and details go into one batch. A single change may have more.
 const BATCH_BYTES: usize = 512 * 1024;
 
-/// Some changes, and how many.
+/// Keys and arguments of up to [`BATCH`] changes.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) call: ScriptArgs,
@@ -114,7 +114,7 @@ fn json(session: &Session) -> Result<String, RegistryError> {
     serde_json::to_string(session).map_err(RegistryError::invalid)
 }
 
-/// Since 1970, or before it.
+/// Milliseconds since 1970; negative before.
 fn millis(time: SystemTime) -> String {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_millis().to_string(),

@@ -1,17 +1,17 @@
-//! Which errors of a server pass, and which do not.
+//! Classifies Redis errors as transient or permanent.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::super::RegistryError;
 
-/// What a plain `ERR` says when it is for good: no scripts there, or not for this user.
+/// Texts of a permanent plain `ERR`: the server has no scripts, or this user may not run them.
 const PERMANENT_ERRORS: [&str; 6] = [
     "unknown command",
     "can't run this command",
     "can't access at least one",
     "ACL failure",
     "no permissions",
-    // From within a script of Redis 6.
+    // Redis 6 reports it as a plain `ERR` from within a script.
     "WRONGTYPE",
 ];
 
@@ -32,13 +32,13 @@ fn is_permanent(error: &RedisError) -> bool {
         ErrorKind::Server(ServerErrorKind::ResponseError) => {
             error.detail().is_some_and(|detail| PERMANENT_ERRORS.iter().any(|text| detail.contains(text)))
         }
-        // The prefix is somebody else's; or the password is wrong.
+        // Another application uses the prefix; or the password is wrong.
         ErrorKind::Extension => matches!(error.code(), Some("WRONGTYPE" | "WRONGPASS")),
         _ => false,
     }
 }
 
-/// Whoever has not given it yet may send short commands only, and hears of those alone what is missing.
+/// Before AUTH, Redis rejects long commands with a protocol error instead of NOAUTH.
 fn wants_a_password(error: &RedisError) -> bool {
     error.code() == Some("NOAUTH") || error.detail().is_some_and(|detail| detail.contains("unauthenticated"))
 }

@@ -1,4 +1,4 @@
-//! One holder: its lease, its losses, and one script at a time.
+//! One holder: its lease, its losses, and its scripts, which run one at a time.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -18,32 +18,31 @@ use super::{
     scripts::{ENTER, RELEASE_LEASE, RedisScript, ScriptArgs},
 };
 
-/// How the incarnation of a store begins that is laid out as here.
+/// The version of the key layout: every incarnation begins with it.
 const LAYOUT: &str = "2-";
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
-/// What a holder and its scripts share; the registry has it behind a lock, so that there is one script at a time.
+/// The state of a holder. The registry locks it, so that one script runs at a time.
 pub(super) struct Holder {
     connection: Connection,
     instance: String,
-    /// Counts the leases that were taken away: `instance:epoch` is the name that the others know.
+    /// The number of leases that other holders have recovered; `instance:epoch` is the name of the holder in the keys.
     epoch: u64,
-    /// Counts the calls, over all epochs.
+    /// The number of calls, over all epochs.
     seq: u64,
     lease_state: LeaseState,
     incarnation: String,
     history: String,
-    /// The last take-over whose answer has arrived.
+    /// The last recovery call whose answer has arrived.
     pub(super) answered: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum LeaseState {
-    /// With no lease, and with a loss that the caller has not been told yet.
+    /// No lease. The loss is not reported to the caller yet.
     None(Option<LeaseLoss>),
     Held,
-    /// It was given back.
     Released,
 }
 
@@ -53,13 +52,13 @@ pub(super) enum LeaseLoss {
     DataLost,
 }
 
-/// What does not change.
+/// What a script call needs of the registry.
 pub(super) struct ScriptContext<'a> {
     pub(super) settings: &'a Settings,
     pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
-    /// Counts how often the store has forgotten something.
-    pub(super) forgotten: &'a AtomicU64,
+    /// The number of data losses so far.
+    pub(super) data_losses: &'a AtomicU64,
 }
 
 impl Holder {
@@ -76,14 +75,14 @@ impl Holder {
         }
     }
 
-    /// A number for a call, higher than all before.
+    /// The number of a new call, higher than all before.
     pub(super) fn next_seq(&mut self) -> u64 {
         self.seq += 1;
         self.seq
     }
 
-    /// Carries out a script under the lease, which is taken first where there is none. A loss that shows is told once,
-    /// as an error, when there is a lease again.
+    /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error,
+    /// after a new lease was taken.
     pub(super) async fn run(
         &mut self,
         context: &ScriptContext<'_>,
@@ -98,9 +97,9 @@ impl Holder {
                 return Ok(values);
             }
             Reply::Lost => {}
-            Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
+            Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way; repeat the call")),
             Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
-            Reply::Fenced => return Err(RegistryError::invalid("an answer that only an enter has")),
+            Reply::Fenced => return Err(RegistryError::invalid("the server gave an answer that only `enter` gives")),
         }
         context.lease.lost();
         self.lease_state = LeaseState::None(Some(LeaseLoss::DataLost));
@@ -121,7 +120,10 @@ impl Holder {
             };
             context.settings.check()?;
             let asked = DualClock::now();
-            let call = ScriptArgs { keys: Vec::new(), args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()] };
+            let call = ScriptArgs {
+                keys: vec![context.keys.old_incarnation()],
+                args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()],
+            };
             match self.eval(context, &ENTER, call, timeout).await? {
                 Reply::Done(values) => {
                     self.entered(values)?;
@@ -131,23 +133,25 @@ impl Holder {
                         None => {}
                         Some(LeaseLoss::Fenced) => return Err(RegistryError::Fenced),
                         Some(LeaseLoss::DataLost) => {
-                            context.forgotten.fetch_add(1, Ordering::Relaxed);
+                            context.data_losses.fetch_add(1, Ordering::Relaxed);
                             return Err(RegistryError::DataLost);
                         }
                     }
                 }
-                // The others have this name's lease and all that it held, also where another loss showed first.
+                // Other holders have recovered this name and its sessions. That outweighs an earlier data loss.
                 Reply::Fenced => {
                     self.epoch += 1;
                     self.lease_state = LeaseState::None(loss.map(|_| LeaseLoss::Fenced));
                 }
                 Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
-                Reply::Lost | Reply::Stale => return Err(RegistryError::invalid("an answer that no enter has")),
+                Reply::Lost | Reply::Stale => {
+                    return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
+                }
             }
         }
     }
 
-    /// Gives the lease back, if there is one. Nothing but this works afterwards.
+    /// Releases the lease, if there is one. Afterwards only this call works.
     pub(super) async fn release_lease(&mut self, context: &ScriptContext<'_>) -> Result<(), RegistryError> {
         context.lease.lost();
         let never_entered = self.incarnation.is_empty();
@@ -187,16 +191,17 @@ impl Holder {
         }
     }
 
-    /// Remembers which store it is.
+    /// Stores the identity of the store.
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let [incarnation, history] = &texts[..] else {
-            return Err(RegistryError::invalid("an answer that no enter has"));
+            return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
         };
         if history == "-" && self.history != "-" {
             tracing::warn!(
                 name: "session-registry-unwatched",
-                "the session registry may not run INFO: a failover to a server that lagged behind will not be noticed"
+                "the session registry may not run INFO, so a failover to a lagging replica will not be detected: \
+                 permit INFO to this user"
             );
         }
         self.incarnation.clone_from(incarnation);
@@ -205,7 +210,7 @@ impl Holder {
     }
 }
 
-/// 128 bits that no other holder and no other store has.
+/// 128 random bits, unique to a holder or a store.
 pub(super) fn random() -> String {
     let half = || RandomState::new().hash_one(std::process::id());
     format!("{:016x}{:016x}", half(), half())

@@ -1,4 +1,4 @@
-//! How our keys are called.
+//! The names of the keys.
 
 use crate::session::{GenerationId, SessionId};
 
@@ -14,12 +14,12 @@ impl Keys {
         Self { root: format!("{{{prefix}}}:") }
     }
 
-    /// How each of them begins.
+    /// The common beginning.
     pub(super) fn root(&self) -> &str {
         &self.root
     }
 
-    /// What every script gets, in the order that `common.lua` expects.
+    /// The keys of every script, in the order that `common.lua` expects.
     pub(super) fn common(&self, rid: &str) -> [String; 9] {
         let Self { root } = self;
         [
@@ -35,12 +35,17 @@ impl Keys {
         ]
     }
 
+    /// What stood in the place of the incarnation in an older layout.
+    pub(super) fn old_incarnation(&self) -> String {
+        format!("{}inc", self.root)
+    }
+
     /// An active session.
     pub(super) fn session(&self, id: &SessionId) -> String {
         format!("{}session:{}", self.root, id.as_str())
     }
 
-    /// An end that is claimed and not done.
+    /// An end that is claimed and not delivered.
     pub(super) fn ending(&self, generation: GenerationId) -> String {
         format!("{}end:{generation}", self.root)
     }

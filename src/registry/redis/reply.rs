@@ -1,4 +1,4 @@
-//! What the scripts answer.
+//! Parses the answers of the scripts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,24 +7,24 @@ use redis::Value;
 use super::super::{Applied, Change, EndRecord, Orphan, Record, RegistryError};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
 
-/// What became of a call.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// It was carried out, with this answer.
+    /// It was applied, with this answer.
     Done(Vec<Value>),
-    /// The lease is gone, or the store is not the one that this holder knew.
+    /// The lease is missing, or the store is not the known one.
     Lost,
-    /// From an enter: others have taken the lease of this name.
+    /// From `enter` only: other holders have recovered this name.
     Fenced,
-    /// A later call of this holder, or this very one, was carried out before it.
+    /// This call, or a later one of this holder, was applied before.
     Stale,
-    /// Not with this server; the text says why.
+    /// The server cannot be used; the text says why.
     Invalid(String),
 }
 
 pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
     let Value::Array(mut values) = value else {
-        return Err(unexpected("no list"));
+        return Err(unexpected("something else than a list"));
     };
     if values.is_empty() {
         return Err(unexpected("an empty list"));
@@ -40,30 +40,30 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
 }
 
 fn unexpected(what: &str) -> RegistryError {
-    RegistryError::invalid(format!("a server that is no Redis, or has other scripts: it answered {what}"))
+    RegistryError::invalid(format!("the server is not Redis, or runs other scripts: it answered {what}"))
 }
 
 pub(super) fn text(value: Value) -> Result<String, RegistryError> {
     match value {
         Value::BulkString(bytes) => {
-            String::from_utf8(bytes).map_err(|error| RegistryError::invalid(format!("an answer is no text: {error}")))
+            String::from_utf8(bytes).map_err(|error| RegistryError::invalid(format!("an answer is not text: {error}")))
         }
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(text),
         Value::Okay => Ok("OK".to_owned()),
         Value::Int(number) => Ok(number.to_string()),
         Value::Nil => Ok(String::new()),
-        _ => Err(unexpected("something that is no text")),
+        _ => Err(unexpected("something that is not text")),
     }
 }
 
 fn texts(value: Value) -> Result<Vec<String>, RegistryError> {
     match value {
         Value::Array(values) => values.into_iter().map(text).collect(),
-        _ => Err(unexpected("something that is no list")),
+        _ => Err(unexpected("something that is not a list")),
     }
 }
 
-/// What came of this change.
+/// Parses the answer to this change.
 pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -81,15 +81,20 @@ pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, Registry
     }
 }
 
-/// Whatever happened to the details: the session is there, and its end is owed.
+/// The end of a session is pending even if its details cannot be read.
 fn details(json: &str, instead: &Session, generation: GenerationId) -> Session {
     serde_json::from_str(json).unwrap_or_else(|error| {
-        tracing::warn!(name: "session-registry-details-lost", %error, %generation, "the details of a session in the registry cannot be read");
+        tracing::warn!(
+            name: "session-registry-details-lost",
+            %error,
+            %generation,
+            "the details of a session in the registry cannot be read; its end is delivered without them"
+        );
         instead.clone()
     })
 }
 
-/// An end that was taken over. `None` if it cannot be told whose it is.
+/// Parses a recovered end. `None` if its generation or session id cannot be read.
 pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -97,7 +102,11 @@ pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
         return Err(unexpected("an end with other fields"));
     };
     let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) else {
-        tracing::warn!(name: "session-registry-unreadable", generation, "an end in the session registry cannot be read, and is left there");
+        tracing::warn!(
+            name: "session-registry-unreadable",
+            generation,
+            "an end in the session registry cannot be read; it is not delivered and stays in the registry"
+        );
         return Ok(None);
     };
     let session = details(session, &Session::new(id), generation);

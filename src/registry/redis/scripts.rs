@@ -1,10 +1,10 @@
-//! The scripts, and how one is run.
+//! The Lua scripts and their execution.
 
 use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, aio::ConnectionLike};
 
-/// A script with what all have in common before it.
+/// A script, preceded by `common.lua`.
 macro_rules! script {
     ($file:literal) => {{
         const CODE: &str = concat!(include_str!("lua/common.lua"), include_str!($file));
@@ -24,7 +24,7 @@ pub(super) struct RedisScript {
     sha1: String,
 }
 
-/// What a script is called with.
+/// The keys and arguments of a script, besides the common ones.
 #[derive(Debug, Default)]
 pub(super) struct ScriptArgs {
     pub(super) keys: Vec<String>,
@@ -32,8 +32,8 @@ pub(super) struct ScriptArgs {
 }
 
 impl RedisScript {
-    /// Runs it by its hash; a server that does not know it yet gets the text. Unlike `SCRIPT LOAD` that is the same way
-    /// through a cluster as the call itself takes.
+    /// Runs the script by its hash, or by its text if the server does not know it yet. Unlike `SCRIPT LOAD`, `EVAL` is
+    /// routed through a cluster like the call itself.
     pub(super) async fn run<C: ConnectionLike + ?Sized>(
         &self,
         connection: &mut C,

@@ -1,4 +1,4 @@
-//! Each [`Change`], within a transaction.
+//! Applies each [`Change`] within a transaction.
 
 use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
@@ -8,13 +8,13 @@ use crate::{
     session::{GenerationId, SessionId},
 };
 
-/// An active record, as far as a change needs it.
+/// The columns of an active record that a change needs.
 struct Active {
     n: i64,
     requests: u64,
 }
 
-/// One holder, in one transaction.
+/// A transaction of the holder `me`.
 pub(super) struct Changes<'a> {
     pub(super) tx: &'a Transaction<'a>,
     pub(super) me: i64,
@@ -39,7 +39,7 @@ impl Changes<'_> {
     fn hold(&self, record: &Record) -> Result<Applied> {
         let generation = record.generation.to_string();
         if self.claimed(record.generation)?.is_some() {
-            // An earlier call did it all, and this one is its repeat.
+            // This call repeats an earlier one.
             return Ok(Applied::Created);
         }
         let (id, details) = (record.session.id.as_str(), json(&record.session)?);
@@ -62,10 +62,13 @@ impl Changes<'_> {
         let sql = format!("SELECT {}, number FROM sessions WHERE id = ?1", codec::RECORD);
         let row = |row: &Row<'_>| Ok((row.get::<_, i64>(4)?, codec::record(row)?));
         let Some((n, read)) = self.tx.prepare_cached(&sql)?.query_row([id], row).optional()? else { return Ok(None) };
-        if let Read::Good(record) = read {
+        if let Read::Readable(record) = read {
             return Ok(Some((n, record)));
         }
-        tracing::error!(name: "session-registry-unreadable", "a recorded session cannot be read, and is replaced");
+        tracing::error!(
+            name: "session-registry-unreadable",
+            "the record of a session cannot be read; it is replaced by a new one"
+        );
         self.run("DELETE FROM sessions WHERE number = ?1", [n])?;
         Ok(None)
     }
@@ -87,7 +90,7 @@ impl Changes<'_> {
         let Some(active) = self.active(id, generation)? else { return self.ended_before(generation) };
         let Some(released) = self.released(active.n)? else { return Ok(Applied::NotFound) };
         if released {
-            // A repeat: its requests are counted.
+            // A repeat: the requests are already counted.
             return Ok(Applied::HeldElsewhere);
         }
         if !self.has_others(active.n)? {
@@ -123,7 +126,7 @@ impl Changes<'_> {
         self.tx.prepare_cached(sql)?.query_row((id.as_str(), generation.to_string()), active).optional()
     }
 
-    /// Whether this holder has let go already; none if it never held it.
+    /// Whether this holder has released the session; `None` if it never held it.
     fn released(&self, n: i64) -> Result<Option<bool>> {
         let sql = "SELECT released FROM holds WHERE session = ?1 AND holder = ?2";
         self.tx.prepare_cached(sql)?.query_row((n, self.me), |row| row.get(0)).optional()
@@ -140,7 +143,7 @@ impl Changes<'_> {
         Ok(Applied::Owned { requests })
     }
 
-    /// There is no such active record: an earlier call of this holder may have done it.
+    /// The answer without an active record: an earlier call of this holder may have ended it.
     fn ended_before(&self, generation: GenerationId) -> Result<Applied> {
         Ok(self.claimed(generation)?.map_or(Applied::NotFound, |requests| Applied::Owned { requests }))
     }
@@ -158,7 +161,7 @@ impl Changes<'_> {
     }
 }
 
-/// Makes an active record one that is ended and claimed.
+/// Turns an active record into a claimed end.
 pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, attempts: u32) -> Result<()> {
     let next = end.next.as_ref().map(json).transpose()?;
     let sql = "INSERT OR REPLACE INTO ends

@@ -1,4 +1,4 @@
-//! What a row means. One that cannot be read must not stand in the way of the others.
+//! Decodes rows. A row that cannot be read must not block the others.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,30 +12,30 @@ use crate::{
 /// The columns of a record, in the order that [`record`] expects.
 pub(super) const RECORD: &str = "id, generation, details, started_at";
 
-/// What a row came to.
+/// A decoded row.
 #[derive(Debug)]
 pub(super) enum Read<T> {
-    Good(T),
-    /// Damaged, in a way that SQLite does not see.
+    Readable(T),
+    /// The row has a value that does not decode. SQLite does not detect such damage.
     Unreadable,
 }
 
-/// An error of SQLite stays one; a value that is none makes the row unreadable.
+/// Errors of SQLite are returned; a value that does not decode makes the row unreadable.
 fn read<T>(result: Result<T>) -> Result<Read<T>> {
     match result {
-        Ok(value) => Ok(Read::Good(value)),
+        Ok(value) => Ok(Read::Readable(value)),
         Err(error @ Error::SqliteFailure(..)) => Err(error),
         Err(_) => Ok(Read::Unreadable),
     }
 }
 
-/// The first four columns.
+/// Decodes the columns [`RECORD`].
 pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
     let parse = || {
         let id: String = row.get(0)?;
         let id = SessionId::with_max_len(id, usize::MAX).map_err(invalid)?;
         let generation = row.get_ref(1)?.as_str()?.parse().map_err(invalid)?;
-        // Without its details, a session can still be ended.
+        // A session can be ended without its details.
         let details = row.get_ref(2)?.as_str().map(serde_json::from_str::<Session>);
         let session = match details {
             Ok(Ok(details)) => Session { id, ..details },
@@ -44,7 +44,7 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
                     name: "session-registry-details-lost",
                     session = %id.redacted(),
                     %generation,
-                    "the recorded details of a session cannot be read; it goes on without",
+                    "the recorded details of a session cannot be read; it continues without them",
                 );
                 Session::new(id)
             }
@@ -54,12 +54,12 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
     read(parse())
 }
 
-/// A record, then `requests, reason, next, ended_at, attempts`.
+/// Decodes the columns [`RECORD`], then `requests, reason, next, ended_at, attempts`.
 pub(super) fn ended(row: &Row<'_>) -> Result<Read<(Record, EndRecord, u32)>> {
-    let Read::Good(record) = record(row)? else { return Ok(Read::Unreadable) };
+    let Read::Readable(record) = record(row)? else { return Ok(Read::Unreadable) };
     let parse = || {
         let reason: EndReason = row.get_ref(5)?.as_str()?.parse().unwrap_or(EndReason::Unknown);
-        // A successor that cannot be read is worth less than the end.
+        // An unreadable successor must not prevent the end.
         let next = row.get_ref(6)?.as_str_or_null()?.and_then(|next| serde_json::from_str(next).ok());
         let requests = row.get::<_, i64>(4)?.try_into().unwrap_or(0);
         let end = EndRecord::new(reason, next, from_ms(row.get(7)?), requests);
@@ -76,7 +76,7 @@ pub(super) fn json(session: &Session) -> Result<String> {
     serde_json::to_string(session).map_err(|error| Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-/// SQLite's numbers have a sign.
+/// SQLite's integers are signed.
 pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

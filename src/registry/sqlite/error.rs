@@ -1,4 +1,4 @@
-//! What went wrong, inside: with the path in every text.
+//! The internal error type. Each text contains the path.
 
 use std::{io, path::Path};
 
@@ -6,12 +6,12 @@ use rusqlite::ErrorCode;
 
 use crate::registry::RegistryError;
 
-/// As [`RegistryError`], for as many callers as there are in a group.
+/// A [`RegistryError`] that can be cloned, for the callers that share a transaction.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     Unavailable(String),
     Invalid(String),
-    /// Unusable, and what [`set_aside_damaged`](super::SqliteRegistryBuilder::set_aside_damaged) is for.
+    /// Invalid, but [`set_aside_damaged`](super::SqliteRegistryBuilder::set_aside_damaged) applies.
     Damaged(String),
     Fenced,
     DataLost,
@@ -33,16 +33,16 @@ impl Failure {
         Self::Unavailable(format!("{}: {error}", path.display()))
     }
 
-    /// An error in use.
+    /// An error after the start: always unavailable.
     pub(super) fn in_use(path: &Path, error: &rusqlite::Error) -> Self {
         Self::Unavailable(format!("{}: {error}", path.display()))
     }
 
-    /// An error at the start, when damage can be told from what passes.
+    /// An error at the start: damage, or else unavailable.
     pub(super) fn at_start(path: &Path, error: &rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => Self::Damaged(format!(
-                "{} is no SQLite database, or its first page is damaged ({error})",
+                "{} is not a SQLite database, or its first page is damaged ({error})",
                 path.display()
             )),
             Some(ErrorCode::DatabaseCorrupt) => Self::damaged(path, error),

@@ -23,9 +23,9 @@ pub(super) struct Holder {
     pub(super) leases: Leases,
     /// The number of the row in `holders`.
     pub(super) me: i64,
-    /// Which file it was; another one may come to have its name.
+    /// The identity of the open file. Another file may replace it under the same name.
     file: Option<FileId>,
-    /// The last to be dropped: once it is seen to be lost, nothing else is held.
+    /// The last field, so that the lease is released after everything else was dropped.
     lease: Lease,
 }
 
@@ -34,7 +34,7 @@ impl Holder {
         let path = &settings.path;
         let leases = Leases::for_database(path);
         let no_leases = |error| Failure::io(leases.dir(), &error);
-        let lock = leases.guard(OPEN_TIMEOUT).map_err(no_leases)?;
+        let lock = leases.lock_directory(OPEN_TIMEOUT).map_err(no_leases)?;
         let conn = open(&settings, &leases, &lock)?;
         let file = file_id(path);
         let lease = leases.create(&lock).map_err(no_leases)?;
@@ -42,7 +42,7 @@ impl Holder {
         let known = known(&conn).map_err(|error| Failure::at_start(path, &error))?;
         leases.sweep(&lock, |name| known.iter().any(|known| known == name)).map_err(no_leases)?;
         drop(lock);
-        // From here on `patiently` waits.
+        // From here on `retry_while_busy` waits.
         conn.busy_timeout(Duration::ZERO).map_err(|error| Failure::at_start(path, &error))?;
         Ok(Self { settings, conn, leases, me, file, lease })
     }
@@ -59,10 +59,10 @@ impl Holder {
     /// The lease needs no renewal, but its file or row may have been removed by hand.
     pub(super) fn heartbeat(&mut self) -> Result<(), Failure> {
         if self.file.is_some() && file_id(&self.settings.path) != self.file {
-            self.start_again()?;
+            self.reopen()?;
             return Err(Failure::DataLost);
         }
-        if self.lease.is_there() {
+        if self.lease.exists() {
             return self.with(|holder| holder.is_known()).and_then(|known| self.or_fenced(known));
         }
         let lock = self.lock_directory()?;
@@ -74,7 +74,7 @@ impl Holder {
         self.or_fenced(known)
     }
 
-    /// Ends and sessions that are left can be claimed at once.
+    /// Other holders can claim the remaining sessions and ends at once.
     pub(super) fn release_lease(self) -> Result<(), Failure> {
         let sql = "DELETE FROM holders WHERE number = ?1
              AND NOT EXISTS (SELECT 1 FROM ends WHERE holder = ?1)
@@ -87,16 +87,16 @@ impl Holder {
         result
     }
 
-    /// A query, or a change in one statement.
+    /// Runs a query, or a change in one statement.
     pub(super) fn with<T>(&self, f: impl Fn(&Self) -> Result<T>) -> Result<T, Failure> {
-        self.patiently(|| f(self)).map_err(|error| Failure::in_use(&self.settings.path, &error))
+        self.retry_while_busy(|| f(self)).map_err(|error| Failure::in_use(&self.settings.path, &error))
     }
 
     pub(super) fn lock_directory(&self) -> Result<DirectoryLock, Failure> {
-        self.leases.guard(self.settings.busy_timeout).map_err(|error| Failure::io(self.leases.dir(), &error))
+        self.leases.lock_directory(self.settings.busy_timeout).map_err(|error| Failure::io(self.leases.dir(), &error))
     }
 
-    /// One transaction, and only as long as this holder has not been recovered by another.
+    /// Runs a transaction, or returns [`Failure::Fenced`] if another holder has recovered this one.
     pub(super) fn in_transaction<T>(&mut self, f: impl Fn(&Transaction<'_>) -> Result<T>) -> Result<T, Failure> {
         let transaction = || {
             let tx = Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate)?;
@@ -107,20 +107,20 @@ impl Holder {
             tx.commit()?;
             Ok(Some(answer))
         };
-        match self.patiently(transaction) {
+        match self.retry_while_busy(transaction) {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => self.fenced(),
             Err(error) => Err(Failure::in_use(&self.settings.path, &error)),
         }
     }
 
-    /// Tries again while another process writes. SQLite's own busy handler backs off, and starves where several processes write
-    /// all the time.
-    fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let begun = Instant::now();
+    /// Retries while another process writes, up to the busy timeout. SQLite's own busy handler backs off, and starves
+    /// when several processes write all the time.
+    fn retry_while_busy<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let started = Instant::now();
         loop {
             match attempt() {
-                Err(error) if is_busy(&error) && begun.elapsed() < self.settings.busy_timeout => {
+                Err(error) if is_busy(&error) && started.elapsed() < self.settings.busy_timeout => {
                     thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -138,12 +138,12 @@ impl Holder {
 
     /// Another holder has recovered this one; its claims are gone too.
     fn fenced<T>(&mut self) -> Result<T, Failure> {
-        self.start_again()?;
+        self.reopen()?;
         Err(Failure::Fenced)
     }
 
-    /// A new holder in place of this one.
-    fn start_again(&mut self) -> Result<(), Failure> {
+    /// Replaces this holder with a new one.
+    fn reopen(&mut self) -> Result<(), Failure> {
         *self = Self::open(self.settings.clone())?;
         Ok(())
     }
@@ -168,7 +168,7 @@ fn is_known(conn: &Connection, me: i64) -> Result<bool> {
     conn.prepare_cached("SELECT 1 FROM holders WHERE number = ?1")?.exists([me])
 }
 
-/// The name of this process, for operators.
+/// The name of this process in the operator views.
 fn process_label() -> String {
     let program = std::env::current_exe().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
@@ -186,7 +186,7 @@ fn file_id(path: &Path) -> Option<FileId> {
     std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
-/// On other systems an open file cannot be removed.
+/// Outside Unix an open file cannot be removed.
 #[cfg(not(unix))]
 fn file_id(_: &Path) -> Option<FileId> {
     None

@@ -20,10 +20,10 @@ use crate::{
     session::EndReason,
 };
 
-/// Sessions that another holder holds too, and that are only released: how many in one transaction.
+/// The number of sessions that one transaction releases for an expired holder.
 const SHARED_BATCH: i32 = 1000;
 
-/// Expired holders that are recovered at a time: each is an open file.
+/// The number of expired holders that are recovered at a time. Each has an open file.
 const EXPIRED_BATCH: usize = 16;
 
 /// A holder whose lease has expired. Its lock is held while it is recovered.
@@ -54,12 +54,12 @@ impl Drop for ClaimedOrphans {
 #[derive(Default)]
 pub(super) struct Recovery {
     expired: Vec<ExpiredHolder>,
-    /// Claimed for a caller that did not wait for the answer.
+    /// Orphans that were claimed for a call that was dropped.
     undelivered: Arc<Mutex<Vec<Orphan>>>,
 }
 
 impl Recovery {
-    /// To be called after each failure of the holder: one that starts again has claimed nothing and locks no lease.
+    /// Called after each failure of the holder. A reopened holder has claimed nothing and holds no other lease.
     pub(super) fn on_failure(&mut self, failure: &Failure) {
         match failure {
             Failure::Fenced => {
@@ -160,7 +160,7 @@ fn claims_of(tx: &Transaction<'_>, expired: i64, me: i64, max: usize) -> Result<
     let mut claim = tx.prepare_cached("UPDATE ends SET holder = ?2, attempts = ?3 WHERE rowid = ?1")?;
     let mut orphans = Vec::new();
     for (rowid, read) in claims {
-        if let Read::Good((record, end, attempts)) = read {
+        if let Read::Readable((record, end, attempts)) = read {
             let attempts = attempts.saturating_add(1);
             claim.execute((rowid, me, attempts))?;
             orphans.push(Orphan::new(record, end, attempts));
@@ -195,7 +195,7 @@ fn sessions_of(tx: &Transaction<'_>, expired: i64, me: i64, max: usize, orphans:
         }
         room -= 1;
         let end = EndRecord::new(EndReason::Lost, None, now(), requests.try_into().unwrap_or(0));
-        if let Read::Good(record) = read {
+        if let Read::Readable(record) = read {
             end_session(tx, n, &end, me, 1)?;
             orphans.push(Orphan::new(record, end, 1));
         } else {
@@ -209,12 +209,12 @@ fn sessions_of(tx: &Transaction<'_>, expired: i64, me: i64, max: usize, orphans:
 fn warn_unreadable() {
     tracing::error!(
         name: "session-registry-unreadable",
-        "a record of the session registry cannot be read, and its session_end cannot be delivered; it stays in the view \
-         `ending_sessions`, claimed by nobody",
+        "a record of the session registry cannot be read, so its session_end cannot be delivered; it stays in the view \
+         `ending_sessions`, unclaimed",
     );
 }
 
-/// Now, as it will be read again.
+/// The current time, in whole milliseconds, as it will be decoded.
 fn now() -> SystemTime {
     codec::from_ms(to_ms(SystemTime::now()))
 }

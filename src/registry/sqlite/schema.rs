@@ -1,17 +1,17 @@
-//! The tables, and the views for whoever looks at them with `sqlite3`.
+//! The tables, and the views for operators with `sqlite3`.
 
-/// `tSes`: what marks a file as ours.
+/// `tSes`: identifies the files of this crate.
 pub(super) const APPLICATION_ID: i32 = 0x7453_6573;
 
-/// The version that this crate reads and writes.
+/// The schema version that this crate reads and writes.
 pub(super) const VERSION: i32 = 2;
 
-/// What has to be there.
+/// The tables, indexes and views that every file must have.
 pub(super) const OBJECTS: [&str; 8] =
     ["holders", "sessions", "holds", "holds_by_holder", "ends", "ends_by_holder", "active_sessions", "ending_sessions"];
 
-/// Times are milliseconds since 1970. Numbers are never used twice (AUTOINCREMENT): a row that was missed in a removal by
-/// hand must not come to belong to somebody else.
+/// Times are milliseconds since 1970. Numbers are never reused (AUTOINCREMENT): a row that is left after a manual
+/// deletion must not refer to a later holder or session.
 pub(super) const CREATE: &str = "
 CREATE TABLE holders (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -25,13 +25,13 @@ CREATE TABLE sessions (
     generation TEXT NOT NULL,
     details TEXT NOT NULL,
     started_at INTEGER NOT NULL,
-    -- Of those that have let go.
+    -- Counted by the holders that have released it.
     requests INTEGER NOT NULL
 );
 CREATE TABLE holds (
     session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE,
     holder INTEGER NOT NULL,
-    -- It has let go, and its requests are counted.
+    -- 1 after a release; the requests of this holder are then counted.
     released INTEGER NOT NULL,
     PRIMARY KEY (session, holder)
 ) WITHOUT ROWID;
@@ -45,7 +45,7 @@ CREATE TABLE ends (
     reason TEXT NOT NULL,
     next TEXT,
     ended_at INTEGER NOT NULL,
-    -- Who delivers it; 0 is nobody, since it cannot be read.
+    -- The holder that delivers it; 0 if it cannot be read.
     holder INTEGER NOT NULL,
     attempts INTEGER NOT NULL
 );

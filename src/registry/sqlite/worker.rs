@@ -52,6 +52,8 @@ pub(super) fn run(mut holder: Holder, jobs: &Receiver<Job>) {
                 drop(reply.send(result.map_err(Into::into)));
             }
             Job::ReleaseLease(reply) => {
+                // Frees the locks of the leases under recovery, before another holder hears of it.
+                drop(recovery);
                 drop(reply.send(holder.release_lease().map_err(Into::into)));
                 return;
             }

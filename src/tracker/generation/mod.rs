@@ -1,4 +1,4 @@
-//! One generation of a session, and where its two hooks stand.
+//! One generation of a session, and the progress of its two hooks.
 
 mod remote;
 
@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::remote::{Origin, RecordState};
+pub(crate) use self::remote::RecordState;
+use self::remote::RegistryView;
 use super::clock::{Clock, Nanos, Tick};
 use crate::{
     observability::ReleaseCause,
@@ -20,34 +21,34 @@ pub(crate) struct Generation {
     pub(crate) number: u64,
     pub(crate) started_at: Nanos,
     requests: AtomicU32,
-    /// When it was last heard of, in ticks.
+    /// The tick of its last activity.
     last_seen: AtomicU32,
-    /// What keeps it busy: [`Activity`].
+    /// Requests and streams, both counted in one word: [`Activity`].
     activity: AtomicU32,
     claim: AtomicU8,
     stage: AtomicU8,
-    /// A report has listed it as unfinished, and nobody waits for it any more.
+    /// A report has listed it as unfinished, and no drain waits for it.
     given_up: AtomicU8,
-    recorded: AtomicU8,
+    record_state: AtomicU8,
     extra: Mutex<Option<Box<Extra>>>,
 }
 
-/// What most sessions at most times have none of.
+/// Cold fields, boxed because most sessions never need them.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
     details: Option<Session>,
     resumed_from: Option<SessionId>,
-    /// How many ends have to be over before the start may run.
+    /// The start waits for this many ends; a pending record counts as one more.
     pending_predecessors: u32,
-    /// Claimed before its start was over.
+    /// The step after the start, if the claim came before the start had completed.
     deferred: Option<AfterStart>,
-    /// Whose starts wait for this end.
+    /// Their starts wait for this generation's end.
     pub(super) successors: Vec<Arc<Generation>>,
-    /// Streams that wait for its end, and those of sessions that were compacted into it.
+    /// Tokens of streams that wait for its end, and of streams of sessions that were compacted into it.
     pub(super) listeners: Vec<CancellationToken>,
-    /// Cancelled when the record is written, or given up.
-    on_record: Option<CancellationToken>,
-    origin: Option<Box<Origin>>,
+    /// Cancelled when the record is written, or the wait for it is given up.
+    recorded_signal: Option<CancellationToken>,
+    registry_view: Option<Box<RegistryView>>,
 }
 
 impl Generation {
@@ -65,44 +66,44 @@ impl Generation {
             requests: AtomicU32::new(0),
             last_seen: AtomicU32::new(last_seen),
             activity: AtomicU32::new(0),
-            claim: AtomicU8::new(Claim::Active as u8),
+            claim: AtomicU8::new(ClaimState::Active as u8),
             stage: AtomicU8::new(Stage::Waiting as u8),
             given_up: AtomicU8::new(0),
-            recorded: AtomicU8::new(RecordState::None as u8),
+            record_state: AtomicU8::new(RecordState::None as u8),
             extra: Mutex::new(extra),
         }
     }
 
-    /// One that ended elsewhere, and whose end is to be delivered here.
+    /// A generation that another process ended, and whose end this process delivers.
     pub(super) fn orphan(session: Session, number: u64, now: Nanos) -> Self {
         let generation = Self::new(session, number, now, None);
-        generation.set_claim(Claim::Owed);
+        generation.set_claim(ClaimState::EndPending);
         generation.set_stage(Stage::Started);
-        generation.set_recorded(RecordState::Held);
+        generation.set_record_state(RecordState::Held);
         generation
     }
 
     #[inline]
-    pub(crate) fn claim(&self) -> Claim {
+    pub(crate) fn claim(&self) -> ClaimState {
         match self.claim.load(Ordering::Acquire) {
-            0 => Claim::Active,
-            1 => Claim::Owed,
-            2 => Claim::Compacted,
-            _ => Claim::Forgotten,
+            0 => ClaimState::Active,
+            1 => ClaimState::EndPending,
+            2 => ClaimState::Compacted,
+            _ => ClaimState::Forgotten,
         }
     }
 
     #[inline]
     pub(crate) fn is_active(&self) -> bool {
-        self.claim() == Claim::Active
+        self.claim() == ClaimState::Active
     }
 
     pub(crate) fn is_compacted(&self) -> bool {
-        self.claim() == Claim::Compacted
+        self.claim() == ClaimState::Compacted
     }
 
     #[inline]
-    pub(super) fn set_claim(&self, claim: Claim) {
+    pub(super) fn set_claim(&self, claim: ClaimState) {
         self.claim.store(claim as u8, Ordering::Release);
     }
 
@@ -114,7 +115,7 @@ impl Generation {
             2 => Stage::Started,
             3 => Stage::EndQueued,
             4 => Stage::EndRunning,
-            _ => Stage::Over,
+            _ => Stage::Done,
         }
     }
 
@@ -123,7 +124,7 @@ impl Generation {
         self.stage.store(stage as u8, Ordering::Release);
     }
 
-    /// The hook of its end is about to be polled for the first time.
+    /// Must be called before the first poll of its end hooks.
     pub(crate) fn set_end_running(&self) {
         self.set_stage(Stage::EndRunning);
     }
@@ -138,10 +139,10 @@ impl Generation {
         self.last_seen.store(tick, Ordering::Relaxed);
     }
 
-    /// How long it has been silent at `now`. Ticks wrap around, after 497 days.
+    /// The time since its last activity.
     pub(super) fn idle_for(&self, now: Tick) -> Tick {
         let age = now.wrapping_sub(self.last_seen.load(Ordering::Relaxed));
-        // Heard of in a tick that `now` has not come to yet.
+        // Ticks wrap around. A large age is an activity in a tick later than `now`.
         if age > Tick::MAX / 2 { 0 } else { age }
     }
 
@@ -150,23 +151,25 @@ impl Generation {
         self.activity.fetch_add(activity as u32, Ordering::SeqCst);
     }
 
-    /// True if that was the last of its work.
+    /// Returns true if that was the last request in flight.
     #[inline]
     pub(crate) fn end_activity(&self, activity: Activity) -> bool {
         let before = self.activity.fetch_sub(activity as u32, Ordering::SeqCst);
         activity == Activity::Request && before & REQUEST_MASK == 1
     }
 
+    /// Whether a request is in flight.
     pub(crate) fn has_work(&self) -> bool {
         self.activity.load(Ordering::SeqCst) & REQUEST_MASK != 0
     }
 
-    /// Nothing keeps it busy.
+    /// Whether it has neither a request nor a stream or guard.
     pub(super) fn is_idle(&self) -> bool {
         self.activity.load(Ordering::SeqCst) == 0
     }
 
-    /// Is cancelled when the generation ends, or that into which it is compacted. Look at the claim again after this.
+    /// A token that is cancelled when the generation ends, or the last of those that it is compacted into. The caller
+    /// reads the claim after this call: a claim before it cancels no token.
     pub(crate) fn listen(&self) -> CancellationToken {
         self.with_extra(|extra| match extra.listeners.first() {
             Some(shared) => shared.clone(),
@@ -177,7 +180,7 @@ impl Generation {
         })
     }
 
-    /// To be called after the claim was set.
+    /// Must be called after the claim is set.
     pub(super) fn take_listeners(&self) -> Vec<CancellationToken> {
         lock(&self.extra).as_mut().map(|extra| std::mem::take(&mut extra.listeners)).unwrap_or_default()
     }
@@ -215,7 +218,7 @@ impl Generation {
         }
     }
 
-    /// Looks at what there is, if there is anything.
+    /// Calls `f` if there are cold fields. Allocates none.
     #[inline]
     pub(super) fn with_existing_extra(&self, f: impl FnOnce(&mut Extra)) {
         if let Some(extra) = lock(&self.extra).as_mut() {
@@ -227,13 +230,13 @@ impl Generation {
         f(lock(&self.extra).get_or_insert_default())
     }
 
-    /// Lets the start of `next` wait for the end of `self`.
+    /// Makes the start of `next` wait for the end of `self`.
     pub(super) fn add_successor(self: &Arc<Self>, next: &Arc<Self>) {
         next.with_extra(|extra| extra.pending_predecessors += 1);
         self.with_extra(|extra| extra.successors.push(Arc::clone(next)));
     }
 
-    /// One of the ends that the start waits for is over; true if it was the last.
+    /// One of the ends that the start waits for has completed. Returns true if it was the last.
     pub(super) fn release_predecessor(&self) -> bool {
         self.with_extra(|extra| {
             extra.pending_predecessors = extra.pending_predecessors.saturating_sub(1);
@@ -249,15 +252,15 @@ impl Generation {
         lock(&self.extra).as_mut().map(|extra| std::mem::take(&mut extra.successors)).unwrap_or_default()
     }
 
-    pub(super) fn defer(&self, due: AfterStart) {
-        self.with_extra(|extra| extra.deferred = Some(due));
+    pub(super) fn defer(&self, action: AfterStart) {
+        self.with_extra(|extra| extra.deferred = Some(action));
     }
 
     pub(super) fn take_deferred(&self) -> Option<AfterStart> {
         lock(&self.extra).as_mut().and_then(|extra| extra.deferred.take())
     }
 
-    /// Sets whether anybody waits for its end; true if that is a change.
+    /// Returns true if that is a change.
     pub(super) fn set_given_up(&self, given_up: bool) -> bool {
         self.given_up.swap(u8::from(given_up), Ordering::SeqCst) != u8::from(given_up)
     }
@@ -268,38 +271,38 @@ impl Generation {
     }
 }
 
-/// Whether a generation is active, and if not, what its claimer owes. Written under the shard's lock only.
+/// Whether a generation is active, and what its claim left to do. Written under the shard's lock only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Claim {
+pub(crate) enum ClaimState {
     Active = 0,
-    /// Claimed, and its `session_end` is owed.
-    Owed = 1,
-    /// As `Owed`, by a compaction: another session goes on in its place.
+    /// Claimed with a `session_end`.
+    EndPending = 1,
+    /// As `EndPending`, by a compaction: its streams wait for the successor.
     Compacted = 2,
     /// Claimed silently.
     Forgotten = 3,
 }
 
-/// How far the hooks of a generation have come. Written under the shard's lock, but for `PendingEnd`.
+/// The progress of a generation's hooks. Written under the shard's lock, except `EndRunning`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Stage {
-    /// Its start waits for hooks of generations before it.
+    /// The start waits for ends of earlier generations, or for the record.
     Waiting = 0,
-    /// Its start is queued or runs.
+    /// The start is queued or runs.
     Starting = 1,
-    /// Its start is over.
+    /// The start has completed.
     Started = 2,
-    /// Its end is queued.
+    /// The end is queued.
     EndQueued = 3,
-    /// Its end runs.
+    /// The end runs.
     EndRunning = 4,
-    /// Everything is over.
-    Over = 5,
+    /// All hooks have completed.
+    Done = 5,
 }
 
-/// How a session ended, kept until its hooks can be told.
+/// An end that is to be delivered.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingEnd {
     pub(crate) reason: EndReason,
@@ -308,31 +311,31 @@ pub(crate) struct PendingEnd {
     pub(crate) scope: Scope,
 }
 
-/// How far an end reaches, where several replicas hold the session.
+/// The reach of an end where several replicas hold the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// It is over, for everybody.
+    /// It ends on all replicas.
     Everywhere,
-    /// This process lets go of it.
+    /// This process releases it. It ends when the last replica has released it.
     Here,
 }
 
-/// What is due of a claimed generation once its start is over.
+/// The next step of a claimed generation once its start has completed.
 #[derive(Debug)]
 pub(super) enum AfterStart {
     Nothing,
     RunEnd(PendingEnd),
-    /// Its end is not delivered here.
+    /// This process does not deliver its end.
     Release(ReleaseCause),
 }
 
-/// What keeps a session busy. Both are counted in one word.
+/// What makes a session busy. Both are counted in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Activity {
-    /// A request that is not over; the drain may wait for it. Up to 65,535 at a time.
+    /// A request in flight, which the drain may wait for. At most 65,535 at a time.
     Request = 1,
-    /// A guard, or a stream that only listens. Up to 65,535 at a time.
+    /// A guard, or an event stream. At most 65,535 at a time.
     Stream = REQUEST_MASK + 1,
 }
 
@@ -343,8 +346,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_with_an_inline_id_is_small() {
-        // With the two counts of its `Arc`, and the allocator's word, this is the 112-byte class of most allocators.
+    fn a_generation_with_an_inline_id_is_at_most_88_bytes() {
+        // With the two counts of its `Arc` and the allocator's header that is the 112-byte size class of most
+        // allocators.
         assert!(size_of::<SessionId>() <= 40, "{}", size_of::<SessionId>());
         assert!(size_of::<Generation>() <= 88, "{}", size_of::<Generation>());
     }

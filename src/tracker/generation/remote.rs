@@ -1,10 +1,8 @@
-//! What a generation has to do with the registry: whether it stands there, and where it comes from.
+//! A generation's record in the registry: its state, and the values that differ from this process's own.
 
 use std::{sync::Arc, time::SystemTime};
 
-use tokio_util::sync::CancellationToken;
-
-use super::{AfterStart, Claim, Generation};
+use super::{AfterStart, ClaimState, Generation};
 use crate::{
     registry::{EndRecord, Record},
     session::GenerationId,
@@ -12,48 +10,55 @@ use crate::{
     tracker::Recovery,
 };
 
-/// Where a generation stands in the registry.
+/// The state of a generation's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum RecordState {
-    /// It does not, or there is no registry.
+    /// There is no record, or no registry.
     None = 0,
-    /// It is about to be written, and its start waits for that.
+    /// The record is queued, and the start waits for it.
     Pending = 1,
-    /// This process holds it.
+    /// The record exists, and this process holds it.
     Held = 2,
-    /// It was written, but nobody knows whether it is there.
+    /// The record was written, or its call timed out; whether it exists is unknown.
     Uncertain = 3,
-    /// Others have taken it over.
+    /// Another process has taken the record over.
     TakenOver = 4,
-    /// Another generation of the id is recorded in its place; this one goes on by itself.
+    /// The id has a record of another generation. This one goes on without a record.
     Detached = 5,
 }
 
 impl RecordState {
-    /// Others may know of it.
+    /// Whether other processes may have seen the record.
     pub(crate) const fn is_on_record(self) -> bool {
         matches!(self, Self::Held | Self::Uncertain)
     }
 }
 
-/// What a generation that began elsewhere, or under another name, has of its own.
+/// The registry's values for a generation, where they differ from this process's own: it started in another process, or
+/// goes on under a new id after a lost lease.
 #[derive(Debug)]
-pub(crate) struct Origin {
+pub(crate) struct RegistryView {
     pub(crate) generation: GenerationId,
     pub(crate) started_at: SystemTime,
-    /// If it ended elsewhere.
+    /// `Some` if another process ended it.
     pub(crate) ended_at: Option<SystemTime>,
-    /// All that its holders have seen, once that is known.
+    /// The requests of all its holders, once known.
     pub(crate) requests: Option<u64>,
-    /// Its start was somebody else's.
-    pub(crate) is_joined: bool,
-    pub(crate) recovery: Option<Arc<Recovery>>,
+    /// Another process ran its start hooks.
+    started_elsewhere: bool,
+    recovery: Option<Arc<Recovery>>,
+}
+
+impl RegistryView {
+    const fn new(generation: GenerationId, started_at: SystemTime) -> Self {
+        Self { generation, started_at, ended_at: None, requests: None, started_elsewhere: false, recovery: None }
+    }
 }
 
 impl Generation {
-    pub(crate) fn recorded(&self) -> RecordState {
-        match self.recorded.load(Ordering::SeqCst) {
+    pub(crate) fn record_state(&self) -> RecordState {
+        match self.record_state.load(Ordering::SeqCst) {
             0 => RecordState::None,
             1 => RecordState::Pending,
             2 => RecordState::Held,
@@ -63,98 +68,96 @@ impl Generation {
         }
     }
 
-    /// Returns what it was before.
-    pub(crate) fn set_recorded(&self, state: RecordState) -> RecordState {
-        let before = self.recorded();
-        self.recorded.store(state as u8, Ordering::SeqCst);
+    /// Returns the previous state.
+    pub(crate) fn set_record_state(&self, state: RecordState) -> RecordState {
+        let before = self.record_state();
+        self.record_state.store(state as u8, Ordering::SeqCst);
         before
     }
 
     pub(in crate::tracker) fn wait_for_record(&self) {
-        self.set_recorded(RecordState::Pending);
+        self.set_record_state(RecordState::Pending);
         self.with_extra(|extra| extra.pending_predecessors += 1);
     }
 
-    /// Is cancelled when the record is written or given up. Look at [`recorded`](Self::recorded) again after this.
-    fn on_record(&self) -> CancellationToken {
-        self.with_extra(|extra| extra.on_record.get_or_insert_default().clone())
-    }
-
-    /// True once it is on record; false if it will not be, for now.
+    /// Waits until the record is written, or the wait for it is given up. Returns whether this process holds it.
     pub(crate) async fn until_recorded(&self) -> bool {
-        if self.recorded() == RecordState::Pending {
-            let told = self.on_record();
-            if self.recorded() == RecordState::Pending {
-                told.cancelled().await;
+        if self.record_state() == RecordState::Pending {
+            let signal = self.with_extra(|extra| extra.recorded_signal.get_or_insert_default().clone());
+            // Read again: the state may have changed before the signal was created.
+            if self.record_state() == RecordState::Pending {
+                signal.cancelled().await;
             }
         }
-        self.recorded() == RecordState::Held
+        self.record_state() == RecordState::Held
     }
 
-    pub(in crate::tracker) fn tell_recorded(&self) {
-        let told = lock(&self.extra).as_mut().and_then(|extra| extra.on_record.take());
-        told.into_iter().for_each(|told| told.cancel());
+    pub(in crate::tracker) fn notify_recorded(&self) {
+        let signal = lock(&self.extra).as_mut().and_then(|extra| extra.recorded_signal.take());
+        signal.into_iter().for_each(|signal| signal.cancel());
     }
 
-    /// An older generation goes on here.
-    pub(in crate::tracker) fn join(&self, record: &Record) {
-        let origin = Origin {
-            generation: record.generation,
-            started_at: record.started_at,
-            ended_at: None,
-            requests: None,
-            is_joined: true,
-            recovery: None,
-        };
-        self.with_extra(|extra| extra.origin = Some(Box::new(origin)));
+    /// Becomes the generation of `record`, which another process started.
+    pub(in crate::tracker) fn join_record(&self, record: &Record) {
+        let view = RegistryView { started_elsewhere: true, ..RegistryView::new(record.generation, record.started_at) };
+        self.set_registry_view(view);
     }
 
-    /// It has ended elsewhere, and its end is delivered here.
-    pub(in crate::tracker) fn end_elsewhere(
+    /// Another process ended it, and this process delivers the end.
+    pub(in crate::tracker) fn set_ended_elsewhere(
         &self,
         record: &Record,
         end: &EndRecord,
-        is_joined: bool,
+        started_elsewhere: bool,
         recovery: Arc<Recovery>,
     ) {
         let Record { generation, started_at, .. } = *record;
         let (ended_at, requests, recovery) = (Some(end.ended_at), Some(end.requests), Some(recovery));
-        let origin = Origin { generation, started_at, ended_at, requests, is_joined, recovery };
-        self.with_extra(|extra| extra.origin = Some(Box::new(origin)));
+        self.set_registry_view(RegistryView {
+            generation,
+            started_at,
+            ended_at,
+            requests,
+            started_elsewhere,
+            recovery,
+        });
     }
 
-    /// Claimed, and to be delivered here, as far as the registry has not said otherwise.
-    pub(in crate::tracker) fn is_owed_here(&self) -> bool {
+    /// Goes on as a new generation.
+    pub(in crate::tracker) fn restart_as(&self, generation: GenerationId, now: SystemTime) {
+        self.set_registry_view(RegistryView::new(generation, now));
+    }
+
+    fn set_registry_view(&self, view: RegistryView) {
+        self.with_extra(|extra| extra.registry_view = Some(Box::new(view)));
+    }
+
+    /// Whether it is claimed and recorded, and the registry has not released its end.
+    pub(in crate::tracker) fn has_pending_end_here(&self) -> bool {
         let is_released =
             || lock(&self.extra).as_ref().is_some_and(|extra| matches!(extra.deferred, Some(AfterStart::Release(_))));
-        matches!(self.claim(), Claim::Owed | Claim::Compacted) && self.recorded().is_on_record() && !is_released()
+        matches!(self.claim(), ClaimState::EndPending | ClaimState::Compacted)
+            && self.record_state().is_on_record()
+            && !is_released()
     }
 
-    /// It is a new generation from here on.
-    pub(in crate::tracker) fn renew(&self, generation: GenerationId, now: SystemTime) {
-        let origin =
-            Origin { generation, started_at: now, ended_at: None, requests: None, is_joined: false, recovery: None };
-        self.with_extra(|extra| extra.origin = Some(Box::new(origin)));
+    pub(in crate::tracker) fn started_elsewhere(&self) -> bool {
+        self.registry_view(|view| view.started_elsewhere).unwrap_or_default()
     }
 
-    pub(in crate::tracker) fn is_joined(&self) -> bool {
-        self.origin(|origin| origin.is_joined).unwrap_or_default()
+    pub(crate) fn registry_view<T>(&self, f: impl FnOnce(&RegistryView) -> T) -> Option<T> {
+        lock(&self.extra).as_ref().and_then(|extra| extra.registry_view.as_deref()).map(f)
     }
 
-    pub(crate) fn origin<T>(&self, f: impl FnOnce(&Origin) -> T) -> Option<T> {
-        lock(&self.extra).as_ref().and_then(|extra| extra.origin.as_deref()).map(f)
-    }
-
-    /// What all that have held it have seen together, if that is more than we have.
-    pub(crate) fn set_requests(&self, requests: u64, otherwise: impl FnOnce() -> Origin) {
+    /// Sets the requests of all its holders, if they differ from this process's own. `record` is its record.
+    pub(crate) fn set_requests(&self, requests: u64, record: &Record) {
         if requests != self.requests() {
-            self.with_extra(|extra| {
-                extra.origin.get_or_insert_with(|| Box::new(otherwise())).requests = Some(requests)
-            });
+            let view = || Box::new(RegistryView::new(record.generation, record.started_at));
+            self.with_extra(|extra| extra.registry_view.get_or_insert_with(view).requests = Some(requests));
         }
     }
 
     pub(in crate::tracker) fn recovery(&self) -> Option<Arc<Recovery>> {
-        self.origin(|origin| origin.recovery.clone()).flatten()
+        self.registry_view(|view| view.recovery.clone()).flatten()
     }
 }

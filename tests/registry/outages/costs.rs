@@ -85,7 +85,8 @@ async fn g06_a_drain_of_10_000_sessions_on_redis_is_a_few_hundred_scripts() {
     let scripts = server.calls("evalsha") + server.calls("eval") - before;
     // Three changes a session, 256 in one script, and what comes in while another group is written.
     assert!(scripts < 400, "{scripts} scripts");
-    let left: Vec<_> = server.keys().into_iter().filter(|key| key.contains(":s:") || key.contains(":x:")).collect();
+    let left: Vec<_> =
+        server.keys().into_iter().filter(|key| key.contains(":session:") || key.contains(":end:")).collect();
     assert!(left.is_empty(), "{} keys are left", left.len());
 }
 

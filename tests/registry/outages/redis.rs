@@ -27,7 +27,7 @@ async fn g17_while_redis_is_paused_no_request_fails_and_a_birth_waits_250_ms_at_
     }
     // Back again: all is recorded, and nobody was told anything twice.
     until("restored", || !sessions.is_degraded()).await;
-    until("recorded", || server.keys().iter().filter(|key| key.contains(":s:")).count() == 102).await;
+    until("recorded", || server.keys().iter().filter(|key| key.contains(":session:")).count() == 102).await;
     driver.abort();
     let report = sessions.drain(EndReason::Shutdown).await;
     assert!(report.is_clean(), "{report}");
@@ -50,8 +50,8 @@ async fn g17_while_redis_is_gone_everything_goes_on_and_is_made_up_for() {
     until("the end is delivered", || !recorder.ends().is_empty()).await;
     server.start_again();
     until("restored", || !sessions.is_degraded()).await;
-    let active = |server: &RedisServer| server.keys().iter().filter(|key| key.contains(":s:")).count();
-    until("made up for", || active(&server) == 2 && !server.keys().iter().any(|key| key.contains(":x:"))).await;
+    let active = |server: &RedisServer| server.keys().iter().filter(|key| key.contains(":session:")).count();
+    until("made up for", || active(&server) == 2 && !server.keys().iter().any(|key| key.contains(":end:"))).await;
     driver.abort();
     let report = sessions.drain(EndReason::Shutdown).await;
     assert_eq!(report.ended, 2, "{report}");

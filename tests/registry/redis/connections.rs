@@ -92,6 +92,9 @@ async fn keys_of_something_else_are_left_alone() {
     server.ask("SET {tower-session-end}:lease mine");
     says(&unusable(builder(&server.url()).connect().await), "WRONGTYPE");
     server.ask("FLUSHALL");
+    server.ask("SET {tower-session-end}:inc 1-0");
+    says(&unusable(builder(&server.url()).connect().await), "an older version of this crate");
+    server.ask("DEL {tower-session-end}:inc");
     server.ask("SET {tower-session-end}:incarnation 3-0");
     says(&unusable(builder(&server.url()).connect().await), "another version");
     assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);

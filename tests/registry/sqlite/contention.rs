@@ -101,7 +101,7 @@ async fn leases_that_somebody_keeps_locked_are_unavailable_for_so_long() {
     lock.lock().unwrap();
     let error = registry.claim_orphans(10).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
-    assert!(error.to_string().contains("does not let go of `LOCK`"), "{error}");
+    assert!(error.to_string().contains("does not release `LOCK`"), "{error}");
     assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
     lock.unlock().unwrap();
     assert_eq!(registry.claim_orphans(10).await.unwrap(), []);

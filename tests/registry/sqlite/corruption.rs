@@ -39,7 +39,7 @@ fn a_text_file_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     for text in ["hello", &"a longer text, of some pages\n".repeat(1000)] {
         fs::write(dir.file(), text).unwrap();
-        unusable(&dir.file(), "is no SQLite database");
+        unusable(&dir.file(), "is not a SQLite database");
         assert_eq!(fs::read_to_string(dir.file()).unwrap(), *text);
     }
 }
@@ -99,7 +99,7 @@ fn what_is_not_a_file_is_refused() {
     {
         unusable(Path::new("/dev/null"), "is not a regular file");
         std::os::unix::fs::symlink(dir.path().join("nothing"), dir.file()).unwrap();
-        unusable(&dir.file(), "is a link to nothing");
+        unusable(&dir.file(), "is a dangling symbolic link");
     }
 }
 

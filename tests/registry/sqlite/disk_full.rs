@@ -30,7 +30,7 @@ async fn a_file_that_may_only_be_read_is_refused() {
     filled(&dir, 1).await;
     mode(&dir.file(), 0o400);
     let said = open_as_a_user(&dir.file());
-    assert!(said.starts_with("Unavailable(") && said.contains("sessions.db may only be read"), "{said}");
+    assert!(said.starts_with("Unavailable(") && said.contains("sessions.db is read-only"), "{said}");
     mode(&dir.file(), 0o600);
     let said = open_as_a_user(&dir.file());
     assert!(said.starts_with("open, and then Ok([Created])"), "{said}");

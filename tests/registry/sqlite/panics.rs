@@ -137,15 +137,15 @@ impl Store for BrokenStore {
 #[tokio::test]
 async fn the_kit_finds_what_is_broken() {
     let faults = [
-        (Fault::ClaimsTwice, "claims after another said"),
+        (Fault::ClaimsTwice, "claims after another holder's `Delivered`"),
         (Fault::ClaimsDieWithTheClaimer, "a claim of a dead recoverer"),
-        (Fault::LosesUntoldClaims, "each once, after take-overs that were given up"),
+        (Fault::LosesUntoldClaims, "each orphan once, after dropped `claim_orphans` calls"),
         (Fault::LosesTheFirstReason, "details of claims"),
-        (Fault::IgnoresMax, "`take_over(7)` claimed"),
+        (Fault::IgnoresMax, "`claim_orphans(7)` returned"),
         (Fault::RepeatsAreGone, "the same release by the last again"),
         (Fault::AnswersInReverse, "a compaction"),
         (Fault::OneByOne, "changes were applied"),
-        (Fault::CutsDetails, "details as they are"),
+        (Fault::CutsDetails, "unchanged details"),
     ];
     for (fault, complaint) in faults {
         let store = BrokenStore { dir: Dir::new(), fault, told: Arc::default() };

@@ -1,4 +1,4 @@
--- Applies changes. KEYS from 10 on: for each the keys that it touches. ARGV from 6 on: for each its letter and what it says.
+-- Applies changes. KEYS from 10 on: the keys of each change. ARGV from 6 on: the letter and the fields of each change.
 local refused = refuse()
 if refused then
   return refused
@@ -22,7 +22,7 @@ local function join(session, generation, id)
   redis.call('SADD', HELD, member(generation, id))
 end
 
--- True if this holder held it. The second value: how many still do.
+-- True if this holder held the session. The second value is the number of remaining holders.
 local function release(session, generation, id)
   redis.call('SREM', HELD, member(generation, id))
   if redis.call('HGET', session, 'generation') ~= generation or redis.call('HDEL', session, holder) == 0 then
@@ -31,7 +31,7 @@ local function release(session, generation, id)
   return true, redis.call('HINCRBY', session, 'holders', -1)
 end
 
--- True if this holder has ended it itself: then this is a repeat. What it took over was ended by another.
+-- True if this holder has recorded this end, so that the call is a repeat. An end with attempts was recovered.
 local function ended_by_holder(ending, generation)
   return redis.call('SISMEMBER', CLAIMED, generation) == 1 and redis.call('HGET', ending, 'attempts') == '0'
 end
@@ -54,7 +54,7 @@ local function hold()
     return {'J', present, record[1], record[2]}
   end
   if redis.call('SISMEMBER', HELD, member(generation, id)) == 1 then
-    -- This holder did hold it, has not let go, and the record is not there: another has ended it.
+    -- This holder holds the session but the record is missing: another holder has ended it.
     return {'G'}
   end
   redis.call('HSET', session, 'generation', generation, 'id', id, 'session', details, 'started', started, 'requests', 0, 'holders', 0)
@@ -72,7 +72,7 @@ local function update()
   return {'D'}
 end
 
--- A release, or an end for all.
+-- A release, or an end for all holders.
 local function finish(for_all)
   local session, ending = next_key(), next_key()
   local generation, id, reason, successor, ended = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()

@@ -12,6 +12,9 @@ local policy = value('memory', 'maxmemory_policy') or ''
 if string.find(policy, '^allkeys') and value('memory', 'maxmemory') ~= '0' then
   return {'INVALID', 'the server evicts any key when memory is short (maxmemory-policy ' .. policy .. ')'}
 end
+if redis.call('EXISTS', KEYS[10]) == 1 then
+  return {'INVALID', 'its keys are laid out by an older version of this crate (' .. KEYS[10] .. ' exists)'}
+end
 redis.call('SET', INCARNATION, ARGV[6], 'NX')
 local present = redis.call('GET', INCARNATION)
 if string.sub(present, 1, #ARGV[7]) ~= ARGV[7] then

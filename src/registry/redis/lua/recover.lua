@@ -1,5 +1,5 @@
--- Claims what nobody else will end. ARGV: 6 how our keys begin, 7 this call, 8 the last call whose answer has arrived,
--- 9 how many at most. The answer: whether there is more, and each end.
+-- Claims orphaned ends. ARGV: 6 the prefix of all keys, 7 the number of this call, 8 the number of the last call whose
+-- answer has arrived, 9 the greatest number of ends. The answer: whether there are more, then the ends.
 local refused = refuse()
 if refused then
   return refused
@@ -7,7 +7,7 @@ end
 
 local prefix, call, answered, want = ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
 local WEEK = 604800000
--- Bounds for how long one script blocks the server, and for the size of its answer.
+-- Limits for the time that one script blocks the server, and for the size of its answer.
 local STEPS, BYTES = 256, 1048576
 local steps, bytes = 0, 0
 local answer = {'OK', 0}
@@ -16,7 +16,7 @@ local function room()
   return #answer - 2 < want and steps < STEPS and bytes < BYTES
 end
 
--- An end that this holder has claimed goes into the answer; which is to be repeated until it has arrived.
+-- Adds an end to the answer. It is repeated in each further answer until one has arrived.
 local function claim(generation, ending)
   local record = redis.call(
     'HMGET', ending, 'id', 'session', 'started', 'reason', 'next', 'ended', 'requests', 'attempts')
@@ -44,7 +44,7 @@ for _, generation in ipairs(redis.call('ZRANGEBYSCORE', TOLD, '-inf', '(' .. cal
   end
 end
 
--- The leases that are over, a few at a time.
+-- Expires leases, up to 8 per script.
 if redis.call('EXISTS', GRACE) == 0 then
   local over = redis.call('ZRANGEBYSCORE', LEASE, '-inf', '(' .. integer(now), 'LIMIT', 0, 8)
   if #over == 8 then
@@ -54,14 +54,14 @@ if redis.call('EXISTS', GRACE) == 0 then
     redis.call('ZREM', LEASE, expired)
     redis.call('HDEL', SEQ, expired)
     redis.call('ZADD', REAPING, integer(now), expired)
-    -- For a week: should it live after all, it learns from this that it was others who took its lease.
+    -- Kept for a week: a holder that is alive after all learns from it that others have recovered it.
     redis.call('ZADD', FENCED, integer(now), expired)
     redis.call('ZREMRANGEBYSCORE', FENCED, '-inf', integer(now - WEEK))
     redis.call('PEXPIRE', FENCED, integer(WEEK))
   end
 end
 
--- A session that the dead one held; lost, if it was the last one.
+-- Releases a session of an expired holder. The session is lost if that was its last holder.
 local function end_if_last(expired, held)
   local generation, id = string.match(held, '^(%S+) (.+)$')
   local session = prefix .. 'session:' .. id
@@ -77,7 +77,7 @@ local function end_if_last(expired, held)
   claim(generation, ending)
 end
 
--- An end that the dead one had claimed.
+-- Claims an end that an expired holder had claimed.
 local function claim_end(generation)
   local ending = prefix .. 'end:' .. generation
   if redis.call('EXISTS', ending) == 1 then

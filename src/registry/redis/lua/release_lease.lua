@@ -1,4 +1,4 @@
--- Gives the lease back. What is left of it is everybody's.
+-- Releases the lease. The other holders recover the remaining sessions and ends at once.
 if redis.call('GET', INCARNATION) ~= incarnation then
   return {'LOST'}
 end

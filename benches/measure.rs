@@ -1,11 +1,12 @@
-//! What the benchmarks that no harness runs have in common: where the figures come from, and what several runs of one say.
-#![allow(dead_code, reason = "each of them uses a part of it")]
+//! Helpers of the benchmarks without criterion: a description of the machine, memory of the process, and the spread of
+//! runs.
+#![allow(dead_code, reason = "each benchmark uses a part of this module")]
 
 use std::{error::Error, fs, process::Command};
 
 pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Where these figures come from.
+/// The machine and the compiler.
 pub(crate) fn describe() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -15,7 +16,7 @@ pub(crate) fn describe() -> String {
     format!("{cores} cores, {model}, {}", String::from_utf8_lossy(&rustc).trim())
 }
 
-/// A figure of `/proc/self/status`, in bytes: `VmRSS` is what is resident, `VmHWM` the most that ever was.
+/// A value of `/proc/self/status`, in bytes: `VmRSS` is the resident size, `VmHWM` its maximum so far.
 pub(crate) fn memory(name: &str) -> Fallible<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -23,7 +24,7 @@ pub(crate) fn memory(name: &str) -> Fallible<f64> {
     Ok(kib * 1024.0)
 }
 
-/// What several runs say, in order.
+/// The values of several runs, sorted.
 pub(crate) struct Spread(Vec<f64>);
 
 impl Spread {
@@ -37,7 +38,7 @@ impl Spread {
         self.0.len()
     }
 
-    /// The value below which such a part of them lies; `NaN` where there is none.
+    /// The quantile `part` (0 to 1) of the values; `NaN` if there are none.
     pub(crate) fn at(&self, part: f64) -> f64 {
         let place = (self.0.len() as f64 * part) as usize;
         self.0.get(place.min(self.0.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)

@@ -1,4 +1,4 @@
-//! What stands around the host, and how a server drives it.
+//! The layers that the request benchmarks compare, and a driver that calls them as a server does.
 
 use std::{
     convert::Infallible,
@@ -25,35 +25,35 @@ use tower_session_end::{
 };
 use tower_sessions::{MemoryStore, SessionManagerLayer};
 
-use crate::host::{Host, ID, ID_HEADER, Kind, Streams, Talk};
+use crate::host::{Host, ID, ID_HEADER, Kind, SessionUse, Streams};
 
-/// Sessions of others, so that the table is no table of one.
+/// Other active sessions, so that the table does not hold one session only.
 const OTHERS: usize = 10_000;
 
-/// What stands around the host.
+/// The layer around the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Around {
-    /// Nothing.
+pub(crate) enum LayerKind {
+    /// No layer.
     Bare,
-    /// Our layer without its extractors.
+    /// This crate's layer without its extractors.
     Sessions,
-    /// Our layer as it comes.
+    /// This crate's layer with its defaults.
     Extractors,
-    /// Our layer with a protocol of the user's own, without the extractors.
+    /// This crate's layer with a custom protocol, without the extractors.
     Own,
-    /// The first yardstick: carries the same header from the request to the response.
+    /// tower-http's layer that copies the same header from the request to the response.
     Propagate,
-    /// The second: makes up an id for each request that has none.
+    /// tower-http's layer that makes an id for each request that has none.
     Set,
-    /// Counts requests in flight to the end of their bodies.
+    /// tower-http's layer that counts requests in flight to the end of their bodies.
     InFlight,
-    /// With nobody who listens to the traces.
+    /// tower-http's tracing layer, without a subscriber.
     Trace,
-    /// With its store in memory.
+    /// tower-sessions with its store in memory.
     TowerSessions,
 }
 
-impl Around {
+impl LayerKind {
     pub(crate) const ALL: [Self; 9] = [
         Self::Bare,
         Self::Sessions,
@@ -71,7 +71,7 @@ impl Around {
             Self::Bare => "bare",
             Self::Sessions => "this layer",
             Self::Extractors => "this layer, extractors on",
-            Self::Own => "this layer, a protocol of one's own",
+            Self::Own => "this layer, custom protocol",
             Self::Propagate => "PropagateRequestId",
             Self::Set => "SetRequestId",
             Self::InFlight => "InFlightRequests",
@@ -84,31 +84,31 @@ impl Around {
 /// One exchange that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
-    pub(crate) around: Around,
-    pub(crate) talk: Talk,
+    pub(crate) layer: LayerKind,
+    pub(crate) session_use: SessionUse,
     /// Headers of the request, without the id.
     pub(crate) headers: usize,
-    /// The frames of the response body, if it is none of a single one.
+    /// The frames of the response body, if it has more than one.
     pub(crate) frames: Option<(Kind, usize)>,
 }
 
-/// Handles one request to the end of its response's body.
+/// Handles one request to the end of its response body.
 pub(crate) type Exchange = Box<dyn FnMut(Request<Full<Bytes>>)>;
 
 impl Case {
     pub(crate) fn request(self) -> Request<Full<Bytes>> {
-        self.talk.request(self.headers, self.around == Around::TowerSessions)
+        self.session_use.request(self.headers, self.layer == LayerKind::TowerSessions)
     }
 
-    /// The host with what stands around it. The indirection is the same for all of them.
+    /// The host with its layer. The indirection is the same for all layers.
     pub(crate) fn exchange(self) -> Exchange {
         match self.frames {
-            None => self.around(Host { talk: self.talk, births: 0 }),
-            Some((kind, frames)) => self.around(Streams { kind, frames }),
+            None => self.wrap(Host { session_use: self.session_use, starts: 0 }),
+            Some((kind, frames)) => self.wrap(Streams { kind, frames }),
         }
     }
 
-    fn around<S, B>(self, host: S) -> Exchange
+    fn wrap<S, B>(self, host: S) -> Exchange
     where
         S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible, Future: Send>
             + Clone
@@ -116,24 +116,31 @@ impl Case {
             + 'static,
         B: Body<Data = Bytes, Error: Display + Into<BoxError>> + Default + Send + 'static,
     {
-        let at_hand = self.frames.is_some();
-        match self.around {
-            Around::Bare => driven(host, at_hand),
-            Around::Sessions => driven(sessions().layer().without_extractors().layer(host), at_hand),
-            Around::Extractors => driven(sessions().layer().layer(host), at_hand),
-            Around::Own => {
-                driven(sessions().layer_with(Own(HeaderProtocol::new())).without_extractors().layer(host), at_hand)
+        let has_many_frames = self.frames.is_some();
+        match self.layer {
+            LayerKind::Bare => driven(host, has_many_frames),
+            LayerKind::Sessions => driven(sessions().layer().without_extractors().layer(host), has_many_frames),
+            LayerKind::Extractors => driven(sessions().layer().layer(host), has_many_frames),
+            LayerKind::Own => driven(
+                sessions().layer_with(Own(HeaderProtocol::new())).without_extractors().layer(host),
+                has_many_frames,
+            ),
+            LayerKind::Propagate => {
+                driven(PropagateRequestIdLayer::new(ID_HEADER.clone()).layer(host), has_many_frames)
             }
-            Around::Propagate => driven(PropagateRequestIdLayer::new(ID_HEADER.clone()).layer(host), at_hand),
-            Around::Set => driven(SetRequestIdLayer::new(ID_HEADER.clone(), MakeRequestUuid).layer(host), at_hand),
-            Around::InFlight => driven(InFlightRequestsLayer::pair().0.layer(host), at_hand),
-            Around::Trace => driven(TraceLayer::new_for_http().layer(host), at_hand),
-            Around::TowerSessions => driven(SessionManagerLayer::new(MemoryStore::default()).layer(host), at_hand),
+            LayerKind::Set => {
+                driven(SetRequestIdLayer::new(ID_HEADER.clone(), MakeRequestUuid).layer(host), has_many_frames)
+            }
+            LayerKind::InFlight => driven(InFlightRequestsLayer::pair().0.layer(host), has_many_frames),
+            LayerKind::Trace => driven(TraceLayer::new_for_http().layer(host), has_many_frames),
+            LayerKind::TowerSessions => {
+                driven(SessionManagerLayer::new(MemoryStore::default()).layer(host), has_many_frames)
+            }
         }
     }
 }
 
-/// As the preset, but for the layer a stranger.
+/// The same rules as `HeaderProtocol`, but the layer treats it as a custom protocol.
 struct Own(HeaderProtocol);
 
 impl SessionProtocol for Own {
@@ -147,7 +154,7 @@ impl SessionProtocol for Own {
 }
 
 fn sessions() -> ActiveSessions {
-    let sessions = ActiveSessions::builder().build().expect("the defaults are legal");
+    let sessions = ActiveSessions::builder().build().expect("the defaults are valid");
     sessions.note(ID);
     for other in 0..OTHERS {
         sessions.note(format!("other-{other}"));
@@ -155,20 +162,20 @@ fn sessions() -> ActiveSessions {
     sessions
 }
 
-/// As hyper does: one poll of the future, and the body polled until it says that it is over. The service is called, and its
-/// future and its body are polled, by functions that nobody can merge with what they call: in a server that is elsewhere.
-fn driven<S, B>(mut service: S, at_hand: bool) -> Exchange
+/// Drives a service as hyper does: polls the future once, and the body until its end. The calls and polls go through
+/// functions that are not inlined, because in a server they are in another crate.
+fn driven<S, B>(mut service: S, has_many_frames: bool) -> Exchange
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Future: Future<Output = Result<Response<B>, S::Error>>>
         + 'static,
     B: Body + 'static,
 {
-    let polls = if at_hand { polls_at_hand::<B> } else { polls_from_afar::<B> };
+    let polls = if has_many_frames { poll_inlined::<B> } else { poll_not_inlined::<B> };
     Box::new(move |request| {
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(service.poll_ready(&mut cx).is_ready(), "the host is always ready");
+        assert!(service.poll_ready(&mut cx).is_ready(), "the host must always be ready");
         let Poll::Ready(Ok(response)) = poll(pin!(call(&mut service, request)), &mut cx) else {
-            panic!("the host answers at once");
+            panic!("the host must answer at once");
         };
         let (head, body) = response.into_parts();
         black_box(&head);
@@ -186,14 +193,14 @@ fn poll<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output>
     future.poll(cx)
 }
 
-fn polls_from_afar<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
+fn poll_not_inlined<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
     while !body.is_end_stream() {
         let Poll::Ready(Some(frame)) = poll_frame(body.as_mut(), cx) else { break };
         black_box(frame.is_ok());
     }
 }
 
-/// What comes of one poll of a body.
+/// The outcome of one poll of a body.
 type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>>;
 
 #[inline(never)]
@@ -201,8 +208,8 @@ fn poll_frame<B: Body>(body: Pin<&mut B>, cx: &mut Context<'_>) -> Polled<B> {
     body.poll_frame(cx)
 }
 
-/// For bodies of many frames: in a loop that knows the body's type.
-fn polls_at_hand<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
+/// For bodies of many frames: a loop that knows the type of the body.
+fn poll_inlined<B: Body>(mut body: Pin<&mut B>, cx: &mut Context<'_>) {
     while !body.is_end_stream() {
         let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(cx) else { break };
         black_box(frame.is_ok());

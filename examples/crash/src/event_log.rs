@@ -1,4 +1,4 @@
-//! [`Diary`]: a file to which the hooks append a line for every event, whichever process they run in.
+//! [`EventLog`]: a file to which the hooks append a line for every event, whichever process they run in.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,9 +9,9 @@ use std::{
 
 use tower_session_end::{SessionEnd, SessionStart};
 
-/// The consumer of the session events. What is written is there, also if the process is killed in the next moment.
+/// The consumer of the session events. A written line survives SIGKILL of the process.
 #[derive(Clone, Debug)]
-pub struct Diary {
+pub struct EventLog {
     file: Arc<File>,
     path: PathBuf,
     writer: String,
@@ -20,15 +20,15 @@ pub struct Diary {
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What happened.
+    /// A start or an end.
     pub kind: Kind,
     /// The session.
     pub id: String,
     /// The generation.
     pub event: String,
-    /// Why it ended.
+    /// The reason of an end.
     pub reason: String,
-    /// The process that delivered it.
+    /// The name of the process that delivered the event.
     pub writer: String,
 }
 
@@ -41,8 +41,8 @@ pub enum Kind {
     End,
 }
 
-impl Diary {
-    /// Opens the diary at `path` for a process that calls itself `writer`.
+impl EventLog {
+    /// Opens the event log at `path` for the process with the name `writer`.
     ///
     /// # Errors
     ///
@@ -52,7 +52,7 @@ impl Diary {
         Ok(Self { file: Arc::new(file), path: path.to_owned(), writer: writer.to_owned() })
     }
 
-    /// Writes down a start.
+    /// Writes a start.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Diary {
         self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-")
     }
 
-    /// Writes down an end.
+    /// Writes an end.
     ///
     /// # Errors
     ///
@@ -70,17 +70,17 @@ impl Diary {
         self.line("end", end.session.id.as_str(), &end.generation.to_string(), end.reason.as_str())
     }
 
-    /// In one write, so that the lines of several processes never mix.
+    /// Writes a line in one call, so that the lines of several processes never mix.
     fn line(&self, kind: &str, id: &str, event: &str, reason: &str) -> io::Result<()> {
         let line = format!("{kind} {id} {event} {reason} {}\n", self.writer);
         (&*self.file).write_all(line.as_bytes())
     }
 
-    /// Everything that was written so far, by anybody.
+    /// Every line that any process has written so far.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or has a line that is none of ours.
+    /// The file cannot be read, or has an invalid line.
     pub fn read(&self) -> io::Result<Vec<Entry>> {
         std::fs::read_to_string(&self.path)?.lines().map(parse).collect()
     }
@@ -89,7 +89,7 @@ impl Diary {
 fn parse(line: &str) -> io::Result<Entry> {
     let words: Vec<_> = line.split(' ').collect();
     let [kind, id, event, reason, writer] = words[..] else {
-        return Err(io::Error::other(format!("not a line of a diary: {line}")));
+        return Err(io::Error::other(format!("not a line of a event_log: {line}")));
     };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
     Ok(Entry { kind, id: id.to_owned(), event: event.to_owned(), reason: reason.to_owned(), writer: writer.to_owned() })

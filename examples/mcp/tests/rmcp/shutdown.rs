@@ -1,4 +1,4 @@
-//! The stop: the sessions first, then rmcp's token, then the connections, in budget and with nothing cut.
+//! The shutdown: the sessions first, then rmcp's token, then the connections, within the budget.
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,11 +19,11 @@ use tower_session_end::{ActiveSessions, McpProtocol, SessionEnd};
 use crate::support::{INITIALIZE, Setup, within};
 
 #[tokio::test]
-async fn g10_a_stop_with_open_streams_and_a_call_in_flight_drains_then_cancels_the_token_then_closes() {
+async fn g10_a_shutdown_drains_then_cancels_the_token_then_closes() {
     for mount in Mount::ALL {
         let mut setup = Setup::new(mount);
         let token = setup.config.cancellation_token.clone();
-        // Whether rmcp had been told to let go when a session had its end.
+        // Whether rmcp's token was cancelled when a session had its end.
         let cancelled = Arc::new(Mutex::new(Vec::new()));
         let (seen, asked) = (Arc::clone(&cancelled), token.clone());
         setup.builder = setup
@@ -59,7 +59,7 @@ async fn g10_a_stop_with_open_streams_and_a_call_in_flight_drains_then_cancels_t
 }
 
 #[tokio::test]
-async fn g10_a_call_that_takes_too_long_is_ended_by_the_token_and_the_stop_is_clean() {
+async fn g10_the_token_ends_a_call_that_takes_too_long() {
     for mount in Mount::ALL {
         let mut setup = Setup::new(mount);
         setup.builder = setup
@@ -69,7 +69,7 @@ async fn g10_a_call_that_takes_too_long_is_ended_by_the_token_and_the_stop_is_cl
             .connection_drain_timeout(Duration::from_secs(30));
         let mut host = setup.telling().await;
         let client = host.connect().await;
-        // rmcp's client tries to resume the stream of its answer, long after anybody is there: none comes.
+        // rmcp's client tries to resume the stream of its answer long after the host has exited.
         let answer = tokio::spawn(async move { call(&client, "think", json!({ "millis": 600_000 })).await });
         within("the call", host.calls.clone().wait_for(|calls| *calls == 1)).await.unwrap();
         host.signal();
@@ -82,7 +82,7 @@ async fn g10_a_call_that_takes_too_long_is_ended_by_the_token_and_the_stop_is_cl
 }
 
 #[tokio::test]
-async fn g10_without_the_token_such_a_call_holds_the_connections_until_they_are_cut() {
+async fn g10_without_the_token_a_long_call_is_closed_at_the_connection_deadline() {
     let sessions = ActiveSessions::builder().connection_drain_timeout(Duration::from_millis(300)).build().unwrap();
     let (thinking, mut calls) = watch::channel(0);
     let host = StreamableHttpService::new(
@@ -103,20 +103,20 @@ async fn g10_without_the_token_such_a_call_holds_the_connections_until_they_are_
     within("the call", calls.wait_for(|calls| *calls == 1)).await.unwrap();
     stop.send(()).unwrap();
     let report = within("finish", finish).await.unwrap().report;
-    // Bounded, and every session had its end; but not clean.
+    // The shutdown is bounded and every session had its end, but it is not clean.
     assert!(report.connections.timed_out && report.sessions.is_clean(), "{report}");
     assert_eq!(report.sessions.ended, 1);
     answer.abort();
 }
 
 #[tokio::test]
-async fn g08_a_session_that_is_born_while_the_others_drain_has_its_end_too() {
+async fn g08_a_session_that_starts_during_the_drain_has_its_end() {
     for mount in Mount::ALL {
         let mut setup = Setup::new(mount);
         setup.builder = setup.builder.settle_timeout(Duration::from_secs(20)).drain_timeout(Duration::from_secs(30));
         let mut host = setup.telling().await;
         let client = host.connect().await;
-        // Holds the drain open.
+        // Keeps the drain running.
         let busy = call(&client, "think", json!({ "millis": 700 }));
         let late = async {
             within("the call", host.calls.clone().wait_for(|calls| *calls == 1)).await.unwrap();

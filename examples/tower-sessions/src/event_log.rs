@@ -1,4 +1,4 @@
-//! The consumer of the events: says them, keeps them, and holds the promise against them.
+//! The consumer of the events: prints them, stores them, and checks the guarantee.
 
 use std::{
     collections::HashMap,
@@ -7,9 +7,9 @@ use std::{
 
 use tower_session_end::{BoxError, GenerationId, SessionEnd, SessionHook, SessionStart};
 
-/// Every event, in the order in which the hooks were called. All clones are the same journal.
+/// Every event, in the order in which the hooks were called. All clones share one log.
 #[derive(Clone, Debug, Default)]
-pub struct Journal {
+pub struct EventLog {
     kept: Arc<Mutex<Kept>>,
     aloud: bool,
 }
@@ -20,32 +20,32 @@ struct Kept {
     ends: Vec<SessionEnd>,
 }
 
-impl Journal {
-    /// One that prints each event.
+impl EventLog {
+    /// A log that also prints each event.
     #[must_use]
     pub fn aloud() -> Self {
         Self { aloud: true, ..Self::default() }
     }
 
-    /// What began, in order.
+    /// The starts, in order.
     #[must_use]
     pub fn starts(&self) -> Vec<SessionStart> {
         self.with(|kept| kept.starts.clone())
     }
 
-    /// What ended, in order.
+    /// The ends, in order.
     #[must_use]
     pub fn ends(&self) -> Vec<SessionEnd> {
         self.with(|kept| kept.ends.clone())
     }
 
-    /// The reasons of the ends of this session, in order.
+    /// The reasons of the ends of a session, in order.
     #[must_use]
     pub fn reasons(&self, id: &str) -> Vec<String> {
         self.ends().iter().filter(|end| end.session.id == id).map(|end| end.reason.to_string()).collect()
     }
 
-    /// How many ends had each reason, as `compaction 1, shutdown 2`.
+    /// The number of ends per reason, for example `compaction 1, shutdown 2`.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut reasons: Vec<_> = self.ends().iter().map(|end| end.reason.to_string()).collect();
@@ -54,11 +54,11 @@ impl Journal {
         counts.collect::<Vec<_>>().join(", ")
     }
 
-    /// The promise of the crate: one start and one end for each generation.
+    /// Checks the guarantee of the crate: one start and one end for each generation.
     ///
     /// # Errors
     ///
-    /// Names the first generation of which that is not so.
+    /// Names the first generation for which it does not hold.
     pub fn check(&self) -> Result<(), BoxError> {
         let mut seen: HashMap<GenerationId, (u32, u32)> = HashMap::new();
         self.starts().iter().for_each(|start| seen.entry(start.generation).or_default().0 += 1);
@@ -76,10 +76,10 @@ impl Journal {
     }
 }
 
-impl SessionHook for Journal {
+impl SessionHook for EventLog {
     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
         if self.aloud {
-            // Whoever reads this could log in with the whole of it.
+            // A reader of the output could log in with the whole id.
             let id = start.session.id.redacted();
             match &start.resumed_from {
                 Some(old) => println!("session_start  {id}  resumed from {}", old.redacted()),

@@ -1,4 +1,4 @@
-//! What a cookie holds: the id of `tower-sessions`, signed, or encrypted; and how to read it.
+//! The format of the cookie's value: the id of `tower-sessions`, plain, signed or encrypted; and how to read it.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use tower_sessions::cookie::{Cookie, CookieJar, Key};
 /// The name of the cookie.
 pub const COOKIE: &str = "sid";
 
-/// How the id is put into the cookie.
+/// The format of the id in the cookie.
 #[derive(Clone)]
-pub enum Seal {
-    /// As it is.
+pub enum CookieFormat {
+    /// The plain id.
     Plain,
-    /// With a signature before it: the same value for the same session, each time.
+    /// The id after its signature. A session always has the same value.
     Signed(Key),
-    /// Encrypted: another value each time, for the same session.
+    /// The encrypted id. A session has a new value each time the cookie is set.
     Private(Key),
 }
 
-impl Seal {
-    /// The word for it in a line of output.
+impl CookieFormat {
+    /// The name in the output.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -30,10 +30,10 @@ impl Seal {
         }
     }
 
-    /// The protocol that knows a session by the id that `tower-sessions` knows it by, however it is sealed. A value
-    /// whose seal is broken has no id.
+    /// The protocol that reads the id of `tower-sessions` from a value of this format. A value with an invalid
+    /// signature has no id.
     ///
-    /// Without a reader the sealed value itself would be the id. That does for a signed cookie; an encrypted one would
+    /// Without `id_from_value` the whole value would be the id. That works for a signed cookie. An encrypted one would
     /// be a rotation each time it is set.
     #[must_use]
     pub fn protocol(&self) -> CookieProtocol {
@@ -50,14 +50,14 @@ impl Seal {
     }
 }
 
-impl fmt::Debug for Seal {
-    /// Without the key.
+impl fmt::Debug for CookieFormat {
+    /// Omits the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// A jar with nothing but this cookie, as the client sent it.
+/// A jar with this cookie only, as the client sent it.
 fn jar(value: &str) -> CookieJar {
     let mut jar = CookieJar::new();
     jar.add_original(Cookie::new(COOKIE, value.to_owned()));

@@ -1,16 +1,16 @@
-//! Ten million births of distinct ids against a cap of 10,000: what the process keeps of them.
+//! Memory of the process while ten million sessions start against `max_sessions` of 10,000.
 //!
-//! No criterion here: the answer is memory. Prints the resident size after each million; what is born beyond the cap
-//! evicts, and every evicted session has its end.
+//! Prints the resident size after each million starts. Each start beyond the cap evicts a session, and every evicted
+//! session has its end.
 //!
 //! ```text
-//! cargo bench -p benches --bench births
+//! cargo bench -p benches --bench max_sessions
 //! ```
 //!
-//! Without `--bench` it does a hundredth of that.
+//! Without `--bench` it runs a hundredth of that.
 
-mod line;
-mod machine;
+mod measure;
+mod plot_data;
 
 use std::{
     env,
@@ -21,7 +21,7 @@ use std::{
     time::Instant,
 };
 
-use machine::{Fallible, memory};
+use measure::{Fallible, memory};
 use tower_session_end::{ActiveSessions, EndReason};
 
 const CAP: usize = 10_000;
@@ -38,24 +38,24 @@ async fn main() -> Fallible<()> {
             std::future::ready(())
         })
         .build()?;
-    println!("| births | active | ended | resident MB | s |");
+    println!("| starts | active | ended | resident MB | s |");
     println!("|---:|---:|---:|---:|---:|");
     let begun = Instant::now();
     for million in 1..=10 {
         for n in 0..step {
             sessions.note(format!("{million:04}-{n:031}"));
             if n % 1024 == 0 {
-                // The hooks run on this runtime too.
+                // Yields to the hooks, which run on the same runtime.
                 tokio::task::yield_now().await;
             }
         }
-        let (births, resident) = (million * step, memory("VmRSS")? / 1e6);
+        let (starts, resident) = (million * step, memory("VmRSS")? / 1e6);
         let (ended, elapsed) = (ends.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
-        println!("| {births} | {} | {ended} | {resident:.1} | {elapsed:.1} |", sessions.len());
-        line::point("births: memory", "a cap of 10,000", births, resident);
+        println!("| {starts} | {} | {ended} | {resident:.1} | {elapsed:.1} |", sessions.len());
+        plot_data::point("max_sessions: memory", "max_sessions of 10,000", starts, resident);
     }
     let report = sessions.drain(EndReason::Shutdown).await;
     let ended = ends.load(Ordering::Relaxed);
-    println!("\n{report}\n{ended} ends for {} births", 10 * step);
-    if ended == 10 * step { Ok(()) } else { Err("not every birth had its end".into()) }
+    println!("\n{report}\n{ended} ends for {} starts", 10 * step);
+    if ended == 10 * step { Ok(()) } else { Err("not every session had its end".into()) }
 }

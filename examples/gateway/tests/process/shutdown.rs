@@ -1,4 +1,4 @@
-//! The whole process: stopped by each signal, with whatever its clients are about, and then asked for its rows.
+//! Shutdown of the whole process, by each signal and under different load, checked by its rows.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use tokio::{
 
 use crate::support::{Client, Gateway, PATIENCE, closes, until};
 
-/// Nothing here is a measurement: these only show that the budgets of a test, plus this, were enough.
+/// Slack on top of the budgets of a test. These tests do not measure time.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// What ended before the signal keeps its reason, and what is active at the signal gets that of the signal.
+/// Sessions that ended before the signal keep their reason; active ones get that of the signal.
 async fn a_signal_ends_what_is_active(signal: &str, reason: &str) {
     let gateway = Gateway::start(&[]).await;
     let client = &gateway.client;
@@ -65,7 +65,7 @@ async fn sigusr1_ends_every_session_with_restart() {
 }
 
 #[tokio::test]
-async fn with_no_session_it_just_stops() {
+async fn it_shuts_down_without_any_session() {
     let gateway = Gateway::start(&[]).await;
     gateway.signal("TERM").await;
     let gone = gateway.gone_within(SLACK).await;
@@ -75,7 +75,7 @@ async fn with_no_session_it_just_stops() {
 
 #[tokio::test]
 async fn a_second_sigterm_ends_the_waiting_at_once() {
-    // The first end holds up the database for longer than anybody waits.
+    // The first end blocks the database for longer than the test waits.
     let settings = [("HOOK_DELAY_MS", "600000"), ("DRAIN_TIMEOUT_MS", "600000")];
     let gateway = Gateway::start(&settings).await;
     let id = gateway.client.open("telegram").await;
@@ -85,22 +85,22 @@ async fn a_second_sigterm_ends_the_waiting_at_once() {
     gateway.signal("TERM").await;
     let gone = gateway.gone_within(SLACK).await;
 
-    assert_eq!(gone.code, Some(1), "a session without its end is no clean stop: {}", gone.report);
+    assert_eq!(gone.code, Some(1), "a session without its end is not a clean shutdown: {}", gone.report);
     assert!(gone.report.starts_with("shutdown: of 1 active, 0 ending"), "{}", gone.report);
     assert!(gone.report.contains("1 unfinished") && gone.report.contains("second signal"), "{}", gone.report);
-    assert!(!gone.report.contains("budget"), "nobody waited for that long: {}", gone.report);
+    assert!(!gone.report.contains("budget"), "the drain used up its budget: {}", gone.report);
     assert_eq!((gone.rows.only(&id).status.as_str(), gone.rows.only(&id).end_count), ("active", 0));
 }
 
 #[tokio::test]
-async fn a_second_sigterm_ends_the_waiting_for_connections_too() {
+async fn a_second_sigterm_ends_the_connection_drain_at_once() {
     let settings = [("CONNECTION_DRAIN_TIMEOUT_MS", "600000"), ("HOOK_DELAY_MS", "300")];
     let gateway = Gateway::start(&settings).await;
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
     half.write_all(b"GET /readyz HT").await.unwrap();
     gateway.client.open("telegram").await;
     gateway.signal("TERM").await;
-    // The connection drain has begun when nobody listens any more.
+    // The connection drain has begun once the listener is closed.
     until("refused", async || TcpStream::connect(gateway.address).await.is_err()).await;
 
     gateway.signal("TERM").await;
@@ -111,7 +111,7 @@ async fn a_second_sigterm_ends_the_waiting_for_connections_too() {
 }
 
 #[tokio::test]
-async fn a_stuck_hook_holds_up_neither_the_stop_nor_the_exit() {
+async fn a_stuck_hook_does_not_delay_the_exit() {
     let settings = [("HOOK_DELAY_MS", "600000"), ("DRAIN_TIMEOUT_MS", "500"), ("CONNECTION_DRAIN_TIMEOUT_MS", "500")];
     let gateway = Gateway::start(&settings).await;
     gateway.client.open("telegram").await;
@@ -122,8 +122,8 @@ async fn a_stuck_hook_holds_up_neither_the_stop_nor_the_exit() {
 }
 
 #[tokio::test]
-async fn half_a_request_head_holds_up_nothing_but_its_own_budget() {
-    // The slow end gives the server time to read the half head before the connections are told to close.
+async fn half_a_request_head_is_closed_at_the_connection_deadline() {
+    // The slow end gives the server time to read the half head before the connection drain.
     let settings = [("CONNECTION_DRAIN_TIMEOUT_MS", "1000"), ("HOOK_DELAY_MS", "300")];
     let gateway = Gateway::start(&settings).await;
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
@@ -140,14 +140,14 @@ async fn half_a_request_head_holds_up_nothing_but_its_own_budget() {
 }
 
 #[tokio::test]
-async fn a_silent_keep_alive_connection_is_closed_and_not_waited_for() {
+async fn a_silent_keep_alive_connection_is_closed_at_once() {
     let gateway = Gateway::start(&[]).await;
     let mut silent = TcpStream::connect(gateway.address).await.unwrap();
     silent.write_all(b"GET /readyz HTTP/1.1\r\nhost: gateway\r\n\r\n").await.unwrap();
     let mut answer = [0; 15];
     silent.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200 OK");
-    // And one on which nothing was ever sent.
+    // A connection on which nothing was ever sent.
     let mut mute = TcpStream::connect(gateway.address).await.unwrap();
     let id = gateway.client.open("telegram").await;
 
@@ -168,10 +168,8 @@ async fn a_request_in_flight_gets_its_whole_answer() {
         let (client, id) = (gateway.client.clone(), id.clone());
         async move { client.post("/chat", &id, "hello").await }
     });
-    until("the message is being thought about", async || {
-        gateway.client.get("/sessions").await.json()[0]["messageCount"] == 1
-    })
-    .await;
+    until("the request is in flight", async || gateway.client.get("/sessions").await.json()[0]["messageCount"] == 1)
+        .await;
 
     gateway.signal("TERM").await;
     let gone = gateway.gone_within(SLACK).await;
@@ -180,12 +178,12 @@ async fn a_request_in_flight_gets_its_whole_answer() {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     assert_eq!(answer.json()["reply"], "you said: hello");
     gone.assert_each_had_its_end();
-    // Its answer names the session that has ended meanwhile, and does not bring it back.
+    // The answer names the session, which has ended in the meantime, and does not revive it.
     assert_eq!(gone.rows.reason(&id), "shutdown");
 }
 
 #[tokio::test]
-async fn readyz_says_no_from_the_signal_on_while_the_lame_duck_serves() {
+async fn readyz_fails_in_the_lame_duck_phase_while_requests_are_served() {
     let gateway = Gateway::start(&[("LAME_DUCK_MS", "2000")]).await;
     let client = &gateway.client;
     let before = client.open("telegram").await;
@@ -202,7 +200,8 @@ async fn readyz_says_no_from_the_signal_on_while_the_lame_duck_serves() {
     assert_eq!(gone.rows.reason(&meanwhile), "shutdown");
 }
 
-/// Opens, and now and then resets or compacts, until it has done its part or the server is gone. Says which ids it saw.
+/// Starts sessions, and now and then resets or compacts one, until it has made all its requests or the server exits.
+/// Sends the ids that it receives.
 async fn busy_client(client: Client, seen: mpsc::UnboundedSender<String>) {
     for round in 0..20 {
         let opened = client.try_send(Method::POST, "/sessions", None, "").await;
@@ -216,7 +215,7 @@ async fn busy_client(client: Client, seen: mpsc::UnboundedSender<String>) {
             _ => continue,
         };
         let Ok(successor) = successor else { return };
-        // 404: the drain has ended it in between.
+        // 404: the drain has ended the session in between.
         if let Some(id) = successor.id {
             seen.send(id).unwrap();
         }
@@ -224,8 +223,8 @@ async fn busy_client(client: Client, seen: mpsc::UnboundedSender<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_of_many_sessions_opened_around_the_signal_gets_one_end() {
-    // The slow ends make a drain of some length, in which the clients go on.
+async fn each_of_many_sessions_started_around_the_signal_gets_one_end() {
+    // The slow ends make the drain long enough for the clients to continue during it.
     let gateway = Gateway::start(&[("HOOK_DELAY_MS", "50")]).await;
     let (saw, mut seen) = mpsc::unbounded_channel();
     let mut clients = JoinSet::new();
@@ -233,10 +232,12 @@ async fn each_of_many_sessions_opened_around_the_signal_gets_one_end() {
         clients.spawn(busy_client(Client::new(gateway.address), saw.clone()));
     }
     drop(saw);
-    // In the thick of it: about half of what the clients would open.
+    // The signal comes when the clients have started about half of their sessions.
     let mut ids = Vec::new();
     while ids.len() < 350 {
-        ids.push(tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().expect("enough sessions"));
+        ids.push(
+            tokio::time::timeout(PATIENCE, seen.recv()).await.unwrap().expect("the clients must start enough sessions"),
+        );
     }
     gateway.signal("TERM").await;
     let gone = gateway.gone_within(SLACK).await;
@@ -251,6 +252,6 @@ async fn each_of_many_sessions_opened_around_the_signal_gets_one_end() {
     let reasons = ids.iter().map(|id| gone.rows.reason(id));
     assert!(reasons.clone().all(|reason| ["shutdown", "reset", "compaction"].contains(&reason)));
     assert!(reasons.clone().any(|reason| reason == "shutdown"));
-    // A head that was lost on its way is in the rows alone, a head that arrived is in both.
+    // A session whose head was lost is only in the rows. A session whose head arrived is in both.
     assert!(gone.rows.0.len() >= ids.len());
 }

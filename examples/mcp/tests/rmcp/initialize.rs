@@ -1,8 +1,8 @@
-//! An `initialize` that fails, that is refused, that is cut off, or that claims a revision without sessions.
+//! An `initialize` that fails, is refused, is cancelled by its client, or claims a revision without sessions.
 
 use std::{io, sync::Arc};
 
-use mcp_gateway::{Mount, Telling, Tools};
+use mcp_gateway::{Mount, NotifyingManager, Tools};
 use reqwest::Method;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
@@ -24,7 +24,7 @@ async fn an_initialize_that_fails_makes_no_event() {
     let json: (&str, &[u8]) = ("content-type", b"application/json");
     for mount in Mount::ALL {
         let broken = |_| Err::<Tools, _>(io::Error::other("no tools today"));
-        let host = Setup::new(mount).start(Telling::new, broken).await;
+        let host = Setup::new(mount).start(NotifyingManager::new, broken).await;
         let rows: [(u16, Headers<'_>, &str); 6] = [
             (500, &[], INITIALIZE),
             (400, &[("mcp-protocol-version", b"2025-03-26")], INITIALIZE),
@@ -42,7 +42,7 @@ async fn an_initialize_that_fails_makes_no_event() {
     }
 }
 
-/// Says no to every client, in the body of a 200, beside an id that rmcp gives out all the same.
+/// Refuses every client in the body of a 200, while rmcp still sends an id.
 struct Refusing;
 
 impl ServerHandler for Refusing {
@@ -58,7 +58,7 @@ impl ServerHandler for Refusing {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_initialize_that_is_refused_in_the_body_of_a_200_has_one_start_and_one_end() {
     for mount in Mount::ALL {
-        // The layer alone: the id has been given out, and its first use finds out that nobody is there.
+        // With the layer alone, the id was sent, and its first use gets a 404.
         let host = Setup::new(mount).start(|local, _| local, |_| Ok(Refusing)).await;
         let id = refused(&host).await;
         assert!(host.sessions.contains(&id));
@@ -67,8 +67,8 @@ async fn an_initialize_that_is_refused_in_the_body_of_a_200_has_one_start_and_on
         assert!(host.sessions.is_empty());
         assert_eq!(host.stop().await, [format!("{id} unknown")]);
 
-        // With the manager that tells, it is over before the client has read its id.
-        let host = Setup::new(mount).start(Telling::new, |_| Ok(Refusing)).await;
+        // With the notifying manager, the session ends before the client has read its id.
+        let host = Setup::new(mount).start(NotifyingManager::new, |_| Ok(Refusing)).await;
         for _ in 0..200 {
             let id = refused(&host).await;
             assert!(!host.sessions.contains(&id));
@@ -85,7 +85,7 @@ async fn refused<M: SessionManager>(host: &Host<M>) -> String {
     answer.id.unwrap()
 }
 
-/// Answers an `initialize` when it is let to.
+/// Answers an `initialize` when it is released.
 struct Hesitating {
     tools: Tools,
     come: Arc<Semaphore>,
@@ -114,32 +114,32 @@ async fn begin_initialize<M>(host: &Host<M>) -> TcpStream {
 }
 
 #[tokio::test]
-async fn an_initialize_that_the_client_cuts_off_before_its_answer_is_never_seen() {
+async fn an_initialize_that_the_client_cancels_before_its_answer_is_never_seen() {
     for mount in Mount::ALL {
         let (come, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let handler = {
             let (come, go) = (Arc::clone(&come), Arc::clone(&go));
             move |tools| Ok(Hesitating { tools, come: Arc::clone(&come), go: Arc::clone(&go) })
         };
-        let host = Setup::new(mount).start(Telling::new, handler).await;
+        let host = Setup::new(mount).start(NotifyingManager::new, handler).await;
         let mut client = begin_initialize(&host).await;
         within("the handler", come.acquire()).await.unwrap().forget();
-        assert_eq!(host.manager.local.sessions.read().await.len(), 1, "rmcp has it");
-        // The server closes its side too, and drops what it has begun for this connection.
+        assert_eq!(host.manager.local.sessions.read().await.len(), 1, "rmcp must have the session");
+        // The server closes its side too, and drops the request of this connection.
         client.shutdown().await.unwrap();
         let mut answer = Vec::new();
         within("the end of the connection", client.read_to_end(&mut answer)).await.unwrap();
         assert!(answer.is_empty());
-        // rmcp finds out when it has nobody to give its answer to, and lets the session go.
+        // rmcp ends the session when it cannot send its answer.
         go.add_permits(1);
-        until("rmcp lets it go", async || host.manager.local.sessions.read().await.is_empty()).await;
+        until("rmcp ends the session", async || host.manager.local.sessions.read().await.is_empty()).await;
         assert!(host.sessions.is_empty() && host.recorder.started().is_empty());
         assert_eq!(host.stop().await, Vec::<String>::new());
     }
 }
 
 #[tokio::test]
-async fn g01_an_initialize_that_is_cut_off_at_any_moment_leaves_no_ghost_and_no_second_end() {
+async fn g01_an_initialize_cancelled_at_any_moment_has_at_most_one_end() {
     for mount in Mount::ALL {
         let host = Setup::new(mount).telling().await;
         for n in 0..60 {
@@ -150,8 +150,8 @@ async fn g01_an_initialize_that_is_cut_off_at_any_moment_leaves_no_ghost_and_no_
             drop(client);
         }
         let kept = host.open().await;
-        // Whatever the layer has seen of it, rmcp has too: what the two of them have is the same, or comes to be so.
-        until("the cut ones are decided", async || {
+        // In the end, the layer and rmcp have the same sessions.
+        until("the layer and rmcp agree on the cancelled sessions", async || {
             let theirs = host.manager.local.sessions.read().await;
             let mut theirs: Vec<_> = theirs.keys().map(|id| id.to_string()).collect();
             let mut ours: Vec<_> = host.sessions.snapshot().iter().map(|session| session.id.to_string()).collect();
@@ -160,7 +160,7 @@ async fn g01_an_initialize_that_is_cut_off_at_any_moment_leaves_no_ghost_and_no_
             ours == theirs
         })
         .await;
-        // One start and one end for each.
+        // One start and one end for each session.
         let ended = host.stop().await;
         assert!(ended.contains(&format!("{kept} shutdown")), "{ended:?}");
         assert!(ended.iter().all(|end| end.ends_with(" shutdown") || end.ends_with(" idle")), "{ended:?}");
@@ -168,15 +168,15 @@ async fn g01_an_initialize_that_is_cut_off_at_any_moment_leaves_no_ghost_and_no_
 }
 
 #[tokio::test]
-async fn an_initialize_that_claims_2026_07_28_has_a_session_all_the_same() {
+async fn an_initialize_that_claims_2026_07_28_has_a_session() {
     const CLAIMS: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2026-07-28","capabilities":{},"clientInfo":{"name":"test","version":"0"}}}"#;
     for mount in Mount::ALL {
         let host = Setup::new(mount).plain().await;
         let answer = host.ask(Method::POST, &[("mcp-protocol-version", b"2026-07-28")], CLAIMS).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert!(answer.body.contains(r#""protocolVersion":"2025-11-25""#), "{}", answer.body);
-        let id = answer.id.expect("rmcp opens a session for every initialize");
-        // A client that hid it with a header would leave a session without an end.
+        let id = answer.id.expect("rmcp starts a session for every initialize");
+        // Otherwise a client could hide a session with a header, and it would have no end.
         assert!(host.sessions.contains(&id));
         assert_eq!(host.stop().await, [format!("{id} shutdown")]);
     }

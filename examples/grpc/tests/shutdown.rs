@@ -1,4 +1,4 @@
-//! The stop of a gRPC server: with calls in flight, with streams that end themselves, and with one that never does.
+//! Shutdown of a gRPC server with calls in flight, with streams that end themselves, and with endless streams.
 
 mod support;
 
@@ -14,7 +14,7 @@ fn open(key: &str) -> OpenRequest {
 }
 
 #[tokio::test]
-async fn a_stream_that_listens_to_the_stop_ends_with_a_status_of_its_own() {
+async fn a_stream_that_awaits_closing_ends_with_its_own_status() {
     let (recorder, sessions) = Recorder::sessions();
     let mut server = serve(&sessions, SmallAgent::new(&sessions)).await;
     let mut client = server.client().await;
@@ -25,19 +25,19 @@ async fn a_stream_that_listens_to_the_stop_ends_with_a_status_of_its_own() {
     server.signal();
     let last = loop {
         match within("the end of the stream", ticks.message()).await {
-            Ok(tick) => assert!(tick.is_some(), "it says goodbye"),
+            Ok(tick) => assert!(tick.is_some(), "the stream must end with a status"),
             Err(status) => break status,
         }
     };
     let report = server.report().await;
 
-    assert_eq!((last.code(), last.message()), (Code::Unavailable, "the agent is stopping"));
+    assert_eq!((last.code(), last.message()), (Code::Unavailable, "the agent is shutting down"));
     assert!(report.is_clean(), "{report}");
     assert_eq!(recorder.ended(), ["a-1 shutdown"]);
 }
 
 #[tokio::test]
-async fn g10_a_stream_that_never_ends_holds_the_stop_no_longer_than_the_connections_budget() {
+async fn g10_an_endless_stream_is_closed_at_the_connection_deadline() {
     let budget = Duration::from_millis(500);
     let recorder = Recorder::default();
     let sessions = recorder.builder().connection_drain_timeout(budget).build().unwrap();
@@ -51,12 +51,12 @@ async fn g10_a_stream_that_never_ends_holds_the_stop_no_longer_than_the_connecti
 
     let begun = Instant::now();
     server.signal();
-    let cut = within("the cut", ticks.message()).await;
+    let cut = within("the end of the stream", ticks.message()).await;
     let report = server.report().await;
 
     assert!(begun.elapsed() < budget + PATIENCE / 2, "{report}");
     assert!(report.connections.timed_out && report.connections.open_responses == 1, "{report}");
-    // A client learns that it was cut off, not that the stream is over.
+    // The client sees an error, not the end of the stream.
     assert!(cut.is_err(), "{cut:?}");
     assert!(report.sessions.is_clean(), "{report}");
     assert_sum(&report.sessions);
@@ -64,7 +64,7 @@ async fn g10_a_stream_that_never_ends_holds_the_stop_no_longer_than_the_connecti
 }
 
 #[tokio::test]
-async fn a_call_in_flight_gets_its_whole_answer_and_does_not_bring_its_session_back() {
+async fn a_call_in_flight_gets_its_whole_answer_and_does_not_revive_its_session() {
     let (recorder, sessions) = Recorder::sessions();
     let (agent, mut arrivals) = OddAgent::new();
     let mut server = serve(&sessions, agent.clone()).await;
@@ -92,7 +92,7 @@ async fn a_call_in_flight_gets_its_whole_answer_and_does_not_bring_its_session_b
 }
 
 #[tokio::test]
-async fn g09_with_a_settle_time_an_open_stream_keeps_its_session_so_long() {
+async fn g09_an_open_stream_keeps_its_session_for_the_settle_timeout() {
     let recorder = Recorder::default();
     let settle = Duration::from_secs(30);
     let sessions = recorder.builder().drain_timeout(settle * 2).settle_timeout(settle).build().unwrap();
@@ -101,7 +101,7 @@ async fn g09_with_a_settle_time_an_open_stream_keeps_its_session_so_long() {
     let mut client = server.client().await;
     client.open(open("a")).await.unwrap();
     client.open(open("b")).await.unwrap();
-    // The head of the stream is what waits here; for the session that is the same work as a message.
+    // The stream waits for its head, which counts as work just like a message.
     let waiting = Mode::Waits.of(call("a", Empty {}));
     let answer = tokio::spawn(async move { client.watch(waiting).await });
     within("the call", arrivals.recv()).await.unwrap();
@@ -125,7 +125,7 @@ async fn g09_with_a_settle_time_an_open_stream_keeps_its_session_so_long() {
 }
 
 #[tokio::test]
-async fn g08_a_session_that_is_born_in_the_connection_drain_has_its_end() {
+async fn g08_a_session_that_starts_in_the_connection_drain_has_its_end() {
     let (recorder, sessions) = Recorder::sessions();
     let (agent, mut arrivals) = OddAgent::new();
     let mut server = serve(&sessions, agent.clone()).await;
@@ -145,12 +145,13 @@ async fn g08_a_session_that_is_born_in_the_connection_drain_has_its_end() {
     assert_eq!((recorder.started(), recorder.ended()), (vec!["late".to_owned()], vec!["late shutdown".to_owned()]));
 }
 
-/// The example itself, which fails if anything is not as it should be.
+/// The example itself checks its sessions, and exits with 1 if one check fails.
 #[cfg(unix)]
 #[tokio::test]
 async fn the_example_drives_itself_and_exits_cleanly() {
     let mut example = tokio::process::Command::new(env!("CARGO_BIN_EXE_grpc"));
-    let output = timeout(PATIENCE * 2, example.kill_on_drop(true).output()).await.expect("it stops").unwrap();
+    let output =
+        timeout(PATIENCE * 2, example.kill_on_drop(true).output()).await.expect("the example must exit").unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("each of them had exactly one session_end"), "{said}");
