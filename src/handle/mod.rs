@@ -159,10 +159,10 @@ impl ActiveSessions {
 
     /// Remembers that a session is active. If it was not, it starts: `session_start` fires.
     ///
-    /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the outcome says so, it
-    /// is counted in [`ignored_ids`](Self::ignored_ids), and the first one is logged. Noting an active id again
-    /// replaces its details and fires nothing. In [`Phase::Closing`] the session ends at once, with the reason of the
-    /// shutdown; in [`Phase::Closed`] it is not noted.
+    /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the
+    /// outcome has the error, the id is counted in [`ignored_ids`](Self::ignored_ids), and the first one is logged.
+    /// Noting an active id again replaces its details and fires nothing. In [`Phase::Closing`] the session ends at
+    /// once, with the reason of the shutdown; in [`Phase::Closed`] it is not noted.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, Session, SessionId};
