@@ -201,7 +201,7 @@ const BEFORE: [(&str, f64); 13] = [
     (r#"session_ends_total{reason="deleted"}"#, 4.0),
     (r#"session_ends_total{reason="evicted"}"#, 1.0),
     (r#"session_ends_total{reason="shutdown"}"#, 0.0),
-    (r#"session_releases_total{how="forgotten"}"#, 1.0),
+    (r#"session_releases_total{cause="forgotten"}"#, 1.0),
     (r#"session_hook_duration_seconds_count{kind="start",hook="archive"}"#, 11.0),
     (ARCHIVED, 7.0),
     // The ends of erin and frank.
@@ -214,7 +214,7 @@ const AFTER: [(&str, f64); 12] = [
     ("session_active", 0.0),
     ("session_starts_total", 11.0),
     (r#"session_ends_total{reason="shutdown"}"#, 2.0),
-    (r#"session_releases_total{how="kept"}"#, 1.0),
+    (r#"session_releases_total{cause="kept"}"#, 1.0),
     // The hook of grace never returns.
     (ARCHIVED, 8.0),
     (r#"session_hook_failures_total{kind="start",hook="archive"}"#, 0.0),

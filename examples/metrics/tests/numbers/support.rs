@@ -44,8 +44,8 @@ impl Exporter {
     }
 }
 
-pub(crate) fn releases(how: &str) -> String {
-    format!("session_releases_total{{how=\"{how}\"}}")
+pub(crate) fn releases(cause: &str) -> String {
+    format!("session_releases_total{{cause=\"{cause}\"}}")
 }
 
 pub(crate) fn ends(reason: &str) -> String {
