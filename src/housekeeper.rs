@@ -176,7 +176,7 @@ impl Housekeeper {
                 self.undriven.call_once(|| {
                     tracing::warn!(
                         name: "session-expiry-undriven",
-                        "`idle_timeout` is set but no `shutdown_on` or `finish` future is being polled: sessions expire \
+                        "`idle_timeout` is set but no `shutdown_on` future is being polled: sessions expire \
                          only when others start (logged once)",
                     );
                 });

@@ -170,7 +170,7 @@ async fn a_receiver_that_never_accepts_is_one_failure_for_each_session() {
     for failure in &report.failures {
         assert!(failure.hook.starts_with("session_end_service at tests.rs:"), "{failure:?}");
         let HookError::Failed(error) = &failure.error else { panic!("{failure:?}") };
-        assert_eq!(error.to_string(), "the receiver says 500 Internal Server Error");
+        assert_eq!(error.to_string(), "the receiver answered 500 Internal Server Error");
     }
     let by_key = receiver.by_key();
     assert!(by_key.values().all(|tries| tries.len() == 3), "{by_key:?}");

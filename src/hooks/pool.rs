@@ -8,8 +8,8 @@
 //!
 //! Workers exist only while there are jobs.
 //!
-//! Why not a semaphore and a task for each hook: 1,000,000 no-op hooks take 14 to 29 ms with workers that poll in
-//! place, and 0.93 to 1.99 s with a task each.
+//! Why not a semaphore and a task for each hook: that was written and measured. It is 117 lines shorter. A drain of
+//! 200,000 no-op hooks takes 2.3 times as long, and a hook that hangs takes 2.4 kB instead of 1.4 kB.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},

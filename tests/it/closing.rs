@@ -153,7 +153,10 @@ async fn body_over_a_stop(body: Endless) -> Option<Result<Frame<Bytes>, tower_se
 #[tokio::test(start_paused = true)]
 async fn g10_a_body_that_waits_at_the_deadline_ends_with_an_error() {
     let last = body_over_a_stop(Endless(None)).await;
-    assert!(matches!(&last, Some(Err(error)) if error.to_string().contains("the server shuts down")), "{last:?}");
+    assert!(
+        matches!(&last, Some(Err(error)) if error.to_string().contains("the server shut down before this body ended")),
+        "{last:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
