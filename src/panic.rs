@@ -44,6 +44,11 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
     })
 }
 
+/// As [`catch`], with the payload: for a panic that goes on later.
+pub(crate) fn catch_payload<T>(f: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(f))
+}
+
 /// A future of user code. Panics of its polls and its drop are caught. After a panic it is dropped and not polled
 /// again.
 pub(crate) struct CatchPanic<F>(Option<F>);

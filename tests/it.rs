@@ -23,6 +23,7 @@ mod it {
     mod extractors;
     mod extreme_times;
     mod forced_shutdown;
+    mod guard_shutdown;
     mod guards;
     mod header;
     mod header_scan;

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::ActiveSessions;
 use crate::{
-    session::{EndReason, SessionId},
+    session::{EndReason, Phase, SessionId},
     tracker::{Activity, EndedBy, Generation},
 };
 
@@ -133,10 +133,15 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         if let Some(generation) = &self.generation {
-            // If no request has carried the session yet, its response head may still follow. The tombstone of `Host`
-            // keeps that head from starting the session again.
-            let by = if generation.requests() == 0 { EndedBy::Host } else { EndedBy::Policy };
-            self.sessions.end_generation(generation, EndReason::Unknown, by);
+            if self.sessions.phase() >= Phase::Closing {
+                // A task that reacts to `closing()` may be faster than the sweep, and must not change what the sweep does.
+                self.sessions.inner.housekeeper.drain_one(generation);
+            } else {
+                // If no request has carried the session yet, its response head may still follow. The tombstone of `Host`
+                // keeps that head from starting the session again.
+                let by = if generation.requests() == 0 { EndedBy::Host } else { EndedBy::Policy };
+                self.sessions.end_generation(generation, EndReason::Unknown, by);
+            }
             generation.end_activity(Activity::Stream);
         }
     }

@@ -6,7 +6,7 @@ mod id;
 mod phase;
 mod reason;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,7 @@ pub use self::{
 /// assert_eq!(session.attributes["tenant"], "acme");
 /// # Ok::<(), tower_session_end::InvalidSessionId>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Session {
@@ -137,6 +137,32 @@ impl Session {
             && self.store_path.is_none()
             && self.session_file.is_none()
             && self.attributes.is_empty()
+    }
+}
+
+/// Details are shown up to 64 bytes each, attributes by their names and the lengths of their values: a value may be large, or secret.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 64;
+        let Self { id, key, agent_id, store_path, session_file, attributes } = self;
+        let mut out = f.debug_struct("Session");
+        out.field("id", id);
+        let details =
+            [("key", key), ("agent_id", agent_id), ("store_path", store_path), ("session_file", session_file)];
+        for (name, value) in details {
+            if let Some(value) = value {
+                let end = (0..=SHOWN.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
+                let prefix = &value[..end.unwrap_or_default()];
+                let rest = value.len() - prefix.len();
+                match rest {
+                    0 => out.field(name, &prefix),
+                    _ => out.field(name, &format_args!("{prefix:?} and {rest} bytes more")),
+                };
+            }
+        }
+        let lengths: BTreeMap<_, _> =
+            attributes.iter().take(SHOWN).map(|(name, value)| (name, format!("{} bytes", value.len()))).collect();
+        out.field("attributes", &lengths).finish()
     }
 }
 

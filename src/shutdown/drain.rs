@@ -59,7 +59,6 @@ impl Shutdown {
             let tracker = &self.tracker;
             // The phase changes before the sweep, so a note that the sweep misses sees the phase.
             tracker.advance(Phase::Closing, reason);
-            self.closing.cancel();
             if servers > 0 {
                 tracker.mark_late_starts();
             }
@@ -73,6 +72,8 @@ impl Shutdown {
             }
             self.pool.wake();
             self.pool.wake_batches();
+            // After the baseline: a task that reacts at once ends a session that the report counts.
+            self.closing.cancel();
             Drain::new(tracker.shutdown_reason(), started_at, tracker.clock.instant(deadline), baseline)
         })
     }

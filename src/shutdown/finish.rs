@@ -4,6 +4,7 @@
 use std::{
     future::{IntoFuture, poll_fn},
     io,
+    panic::resume_unwind,
     pin::pin,
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use super::{
     report::{ConnectionReport, ShutdownReport},
     state::Drain,
 };
-use crate::{observability::log_outcome, session::Phase, tracker::Tracker};
+use crate::{observability::log_outcome, panic::catch_payload, session::Phase, tracker::Tracker};
 
 impl Shutdown {
     pub(crate) fn finish<S: IntoFuture>(
@@ -44,12 +45,20 @@ impl Shutdown {
             let mut server = pin!(server.into_future());
             tokio::select! {
                 biased;
-                output = &mut server => Some(output),
+                // A server that panics leaves sessions behind like one that returns: the panic goes on after the drain.
+                result = poll_fn(|cx| match catch_payload(|| server.as_mut().poll(cx)) {
+                    Ok(poll) => poll.map(Ok),
+                    Err(payload) => Poll::Ready(Err(payload)),
+                }) => Some(result),
                 () = shutdown.connection_deadline_reached(started_at) => None,
             }
         };
+        let (output, panic) = match output.transpose() {
+            Ok(output) => (output, None),
+            Err(payload) => (None, Some(payload)),
+        };
         let drain = shutdown.drain_unless_done().await;
-        let timed_out = output.is_none();
+        let timed_out = output.is_none() && panic.is_none();
         let elapsed = shutdown.connections_since(started_at).map(|since| since.elapsed()).unwrap_or_default();
         let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
         let is_last = token.leave();
@@ -73,18 +82,12 @@ impl Shutdown {
                 persister.release_lease(shutdown.registry_time_left(started_at)).await;
             }
         }
-        FinishOutput {
-            output,
-            report: shutdown.shutdown_report(
-                &drain,
-                ConnectionReport {
-                    elapsed,
-                    budget: shutdown.config.connection_drain_timeout,
-                    timed_out,
-                    open_responses,
-                },
-            ),
+        let budget = shutdown.config.connection_drain_timeout;
+        let report = shutdown.shutdown_report(&drain, ConnectionReport { elapsed, budget, timed_out, open_responses });
+        if let Some(payload) = panic {
+            resume_unwind(payload);
         }
+        FinishOutput { output, report }
     }
 
     /// The end of the connections' time, less [`cut_grace`].

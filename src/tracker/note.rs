@@ -53,6 +53,8 @@ impl Tracker {
                     self.replace_details(generation, session);
                 }
                 busy(generation);
+                // A host may note as a heartbeat.
+                generation.touch(Clock::tick(self.clock.now()));
                 return Noted::AlreadyActive(Arc::clone(generation));
             }
             // Read under the lock: a sweep that has passed this shard stored the phase before.

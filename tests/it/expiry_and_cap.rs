@@ -219,3 +219,27 @@ async fn a_successor_without_details_takes_over_those_of_the_old_session() {
     assert_eq!((new.key.as_deref(), new.session_file), (Some("chat"), None));
     assert_eq!(new.attributes["tenant"], "acme");
 }
+
+#[tokio::test(start_paused = true)]
+async fn g13_a_host_that_notes_as_a_heartbeat_keeps_its_session() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().idle_timeout(60 * SECOND).build().unwrap();
+    let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
+    sessions.note("heartbeat");
+    sessions.note("silent");
+    for _ in 0..20 {
+        tokio::time::sleep(10 * SECOND).await;
+        sessions.note("heartbeat");
+    }
+    assert_eq!(recorder.reasons(), [("silent".to_owned(), EndReason::Idle)]);
+    driver.abort();
+}
+
+#[test]
+fn g13_an_idle_timeout_that_ticks_cannot_hold_is_refused_with_the_limit() {
+    let day = Duration::from_secs(86_400);
+    let build = |timeout| ActiveSessions::builder().idle_timeout(timeout).build();
+    assert!(build(240 * day).is_ok() && build(Duration::MAX).is_ok());
+    let error = build(241 * day).unwrap_err();
+    assert_eq!(error.to_string(), "`idle_timeout` is longer than its limit of 240 days; leave it out for no limit");
+}

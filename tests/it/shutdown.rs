@@ -345,3 +345,15 @@ async fn a_finish_that_begins_long_after_a_drain_has_all_of_its_time() {
     assert!(!finished.report.connections.timed_out && finished.report.is_clean(), "{}", finished.report);
     assert_eq!(recorder.reasons(), [("late".to_owned(), EndReason::Restart)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn g10_a_server_that_panics_is_drained_before_the_panic_goes_on() {
+    let (recorder, sessions) = Recorder::sessions();
+    sessions.note("a");
+    let finish = tokio::spawn(sessions.finish(async { panic!("the server panicked on purpose") }));
+    let payload =
+        finish.await.map(|finished: tower_session_end::FinishOutput<()>| drop(finished)).unwrap_err().into_panic();
+    assert_eq!(payload.downcast_ref::<&str>(), Some(&"the server panicked on purpose"));
+    assert_eq!(recorder.reasons(), [("a".to_owned(), EndReason::Shutdown)]);
+    assert_eq!(sessions.phase(), Phase::Closed);
+}

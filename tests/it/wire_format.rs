@@ -205,3 +205,16 @@ async fn g15_an_event_id_is_that_of_one_generation() {
     assert!(generation.parse::<u64>().is_ok(), "{text}");
     assert_eq!(serde_json::to_string(&all[0]).unwrap(), format!("\"{text}\""));
 }
+
+#[test]
+fn the_debug_form_of_a_session_shows_no_value_whole() {
+    let session = Session::try_from("a-session-id-of-a-cookie")
+        .unwrap()
+        .with_key("ü".repeat(1000))
+        .with_agent_id("main")
+        .with_attribute("token", "secret".repeat(1_000_000));
+    let shown = format!("{session:?}");
+    assert!(shown.len() < 400 && !shown.contains("secret") && !shown.contains("of-a-cookie"), "{shown}");
+    assert!(shown.contains(r#"agent_id: "main""#) && shown.contains(r#""token": "6000000 bytes""#), "{shown}");
+    assert!(shown.contains("and 1936 bytes more"), "{shown}");
+}

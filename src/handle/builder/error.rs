@@ -20,6 +20,14 @@ pub enum BuildError {
         /// The name of the builder's method.
         setting: &'static str,
     },
+    /// A setting is longer than its limit. `Duration::MAX` is no limit, where the setting allows it.
+    #[non_exhaustive]
+    TooLong {
+        /// The name of the builder's method.
+        setting: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
 }
 
 impl fmt::Display for BuildError {
@@ -30,6 +38,10 @@ impl fmt::Display for BuildError {
                 "`settle_timeout` ({settle_timeout:?}) is longer than `drain_timeout` ({drain_timeout:?}), of which it is \
                  a part"
             ),
+            Self::TooLong { setting, limit } => {
+                let days = limit.as_secs() / 86_400;
+                write!(f, "`{setting}` is longer than its limit of {days} days; leave it out for no limit")
+            }
             Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }
     }

@@ -28,6 +28,9 @@ use crate::{
 /// ```
 /// use std::time::Duration;
 /// use tower_session_end::{ActiveSessions, SessionEnd, SessionStart};
+
+/// Activity is remembered in ticks of 10 ms that wrap around after 497 days; half of that can be told from the future.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(240 * 86_400);
 ///
 /// let sessions = ActiveSessions::builder()
 ///     .drain_timeout(Duration::from_secs(5))
@@ -291,6 +294,9 @@ impl ActiveSessionsBuilder {
         }
         if settings.idle_timeout == Some(Duration::ZERO) {
             return Err(BuildError::ZeroValue { setting: "idle_timeout" });
+        }
+        if settings.idle_timeout.is_some_and(|timeout| timeout > MAX_IDLE_TIMEOUT) {
+            return Err(BuildError::TooLong { setting: "idle_timeout", limit: MAX_IDLE_TIMEOUT });
         }
         let (settle_timeout, drain_timeout) = (settings.settle_timeout, settings.drain_timeout);
         if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
