@@ -9,7 +9,7 @@ use crate::{
     handle::ActiveSessions,
     housekeeper::Housekeeper,
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
-    session::Phase,
+    session::{Phase, SessionId},
     shutdown::Shutdown,
     tracker::{Generation, Tracker, clock::Tick},
 };
@@ -73,6 +73,10 @@ impl Shared {
     /// The active generation of an id. Begins an [`Activity::Request`](crate::tracker::Activity::Request) of it.
     pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
         self.tracker.begin_activity(id, self.housekeeper.tick())
+    }
+
+    pub(super) fn is_tracked(&self, id: &SessionId) -> bool {
+        self.tracker.find(id.as_bytes()).is_some()
     }
 
     pub(super) fn tick(&self) -> Tick {

@@ -130,7 +130,7 @@ impl<S> SessionService<S> {
             }
             ProtocolKind::Other(protocol) => {
                 let (parts, body) = request.into_parts();
-                let id = protocol.request_id(&parts);
+                let id = protocol.request_id_among(&parts, &|id| shared.is_tracked(id));
                 // The exchange ends the activity when it is dropped, also by a panic.
                 exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_activity(id.as_bytes())));
                 let request_info =

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[derive(Debug)]
-    struct Layered(&'static str, Option<Box<Layered>>);
+    struct Layered(&'static str, Option<Box<Self>>);
 
     impl fmt::Display for Layered {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -39,7 +39,8 @@ use crate::session::{EndReason, Session, SessionId};
 ///
 /// * In a response, the last one with the same path and domain counts, as in a browser. A removal at one path is
 ///   ignored if a value is set at another.
-/// * In a request, values that are not valid ids are ignored. Two different ids are ambiguous: the request has none.
+/// * In a request, values that are not valid ids are ignored. Of several different ids, the first whose session is active
+///   counts: a browser sends one value for each path. If none is active, they are ambiguous, and the request has no id.
 ///
 /// A cookie that does not parse is ignored.
 ///
@@ -177,17 +178,18 @@ fn is_removal(cookie: &Cookie<'_>) -> bool {
 
 impl SessionProtocol for CookieProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let mut found = None;
+        self.request_id_among(request, &|_| false)
+    }
+
+    fn request_id_among(&self, request: &request::Parts, is_tracked: &dyn Fn(&SessionId) -> bool) -> Option<SessionId> {
         // HTTP/2 clients may split the header into several.
         let cookies = request.headers.get_all(COOKIE).iter().flat_map(|value| Cookie::split_parse(text(value)));
-        for cookie in cookies.flatten().filter(|cookie| cookie.name() == self.name) {
-            let Some(id) = self.id(&cookie) else { continue };
-            if found.as_ref().is_some_and(|before| *before != id) {
-                return None;
-            }
-            found = Some(id);
-        }
-        found
+        let named = cookies.flatten().filter(|cookie| cookie.name() == self.name);
+        let mut ids = named.filter_map(|cookie| self.id(&cookie));
+        let first = ids.next()?;
+        let Some(other) = ids.find(|id| *id != first) else { return Some(first) };
+        // A browser sends one value for each path.
+        [first, other].into_iter().chain(ids).find(|id| is_tracked(id))
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {

@@ -76,6 +76,13 @@ pub trait SessionProtocol: Send + Sync + 'static {
     /// The id that the request carries; `None` if it carries none, or one that is not valid.
     fn request_id(&self, request: &request::Parts) -> Option<SessionId>;
 
+    /// As [`request_id`](Self::request_id), for a protocol in which a request may carry several ids: `is_tracked` says which of them
+    /// are active. The layer calls this one; by default it calls `request_id`.
+    fn request_id_among(&self, request: &request::Parts, is_tracked: &dyn Fn(&SessionId) -> bool) -> Option<SessionId> {
+        let _ = is_tracked;
+        self.request_id(request)
+    }
+
     /// Whether the request may start a session. `tracked` is its id, if that is active.
     ///
     /// Called only while [`refuse_new_sessions`](crate::ActiveSessionsBuilder::refuse_new_sessions) refuses: a request
@@ -133,6 +140,10 @@ impl<P> CatchPanicProtocol<P> {
 impl<P: SessionProtocol> SessionProtocol for CatchPanicProtocol<P> {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
         self.call(|protocol| protocol.request_id(request))
+    }
+
+    fn request_id_among(&self, request: &request::Parts, is_tracked: &dyn Fn(&SessionId) -> bool) -> Option<SessionId> {
+        self.call(|protocol| protocol.request_id_among(request, is_tracked))
     }
 
     fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {

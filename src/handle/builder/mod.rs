@@ -16,6 +16,9 @@ use crate::{
     session::{EndReason, Session},
 };
 
+/// Activity is remembered in ticks of 10 ms that wrap around after 497 days; half of that can be told from the future.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(240 * 86_400);
+
 /// Builds an [`ActiveSessions`]. Made by [`ActiveSessions::builder`].
 ///
 /// A shutdown takes at most [`lame_duck_timeout`](Self::lame_duck_timeout) + [`drain_timeout`](Self::drain_timeout) +
@@ -28,9 +31,6 @@ use crate::{
 /// ```
 /// use std::time::Duration;
 /// use tower_session_end::{ActiveSessions, SessionEnd, SessionStart};
-
-/// Activity is remembered in ticks of 10 ms that wrap around after 497 days; half of that can be told from the future.
-const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(240 * 86_400);
 ///
 /// let sessions = ActiveSessions::builder()
 ///     .drain_timeout(Duration::from_secs(5))
@@ -129,7 +129,7 @@ impl ActiveSessionsBuilder {
     }
 
     /// Ends sessions that were idle for this time, with [`EndReason::Idle`](crate::EndReason::Idle). Off by default,
-    /// and with `Duration::MAX`; [`build`](Self::build) returns an error for 0.
+    /// and with `Duration::MAX`; [`build`](Self::build) returns an error for 0, and for more than 240 days.
     ///
     /// A session is not idle while it has a request in flight, an open response body or a
     /// [`SessionGuard`](crate::SessionGuard). A session ends up to a sixteenth of the time late. Expiry runs in
