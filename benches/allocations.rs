@@ -1,39 +1,40 @@
-//! What the layer costs a request, in allocations. Prints what each layer adds to the bare host.
+//! Allocations that each layer adds to a request, compared with the bare host.
 //!
 //! ```text
 //! cargo bench -p benches --bench allocations             # everything
-//! cargo bench -p benches --bench allocations -- --gate   # what has a limit; fails where one is exceeded
+//! cargo bench -p benches --bench allocations -- --gate   # only the cases with a limit; fails if one is exceeded
 //! ```
 //!
-//! A program of its own, because counting replaces the allocator, which the other figures must not feel.
+//! This is a separate program because counting replaces the allocator, which would slow down the other benchmarks.
 
-mod around;
-#[allow(dead_code, reason = "bodies of many frames are another program's")]
+#[allow(dead_code, reason = "`instructions` alone uses bodies of many frames")]
 mod host;
-mod line;
+mod layers;
+mod plot_data;
 
 use std::{env, error::Error};
 
 use allocation_counter::{AllocationInfo, measure};
-use around::{Around, Case};
-use host::{HEADERS, Talk};
+use host::{HEADERS, SessionUse};
+use layers::{Case, LayerKind};
 
-/// What the layer may add to the bare host.
-const LIMITS: [(Talk, u64); 4] = [(Talk::Silence, 0), (Talk::Request, 0), (Talk::Both, 0), (Talk::Birth, 4)];
+/// The most allocations that the layer may add to the bare host.
+const LIMITS: [(SessionUse, u64); 4] =
+    [(SessionUse::None, 0), (SessionUse::InRequest, 0), (SessionUse::InBoth, 0), (SessionUse::NewId, 4)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     if env::args().any(|arg| arg == "--gate") {
         return gate();
     }
-    println!("| exchange | headers | around the host | allocations over bare | bytes over bare |");
+    println!("| exchange | headers | layer | allocations over bare | bytes over bare |");
     println!("|---|---:|---|---:|---:|");
-    for talk in Talk::ALL {
+    for session_use in SessionUse::ALL {
         for headers in HEADERS {
-            for around in &Around::ALL[1..] {
-                let (count, bytes) = over_bare(*around, talk, headers);
-                let (exchange, layer) = (talk.name(), around.name());
+            for layer in &LayerKind::ALL[1..] {
+                let (count, bytes) = over_bare(*layer, session_use, headers);
+                let (exchange, layer) = (session_use.name(), layer.name());
                 println!("| {exchange} | {headers} | {layer} | {count} | {bytes} |");
-                line::point(&format!("allocations, {headers} headers"), layer, exchange, count as f64);
+                plot_data::point(&format!("allocations, {headers} headers"), layer, exchange, count as f64);
             }
         }
     }
@@ -42,25 +43,25 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn gate() -> Result<(), Box<dyn Error>> {
     let mut exceeded = false;
-    for (talk, limit) in LIMITS {
+    for (session_use, limit) in LIMITS {
         for headers in HEADERS {
-            let (count, _) = over_bare(Around::Sessions, talk, headers);
+            let (count, _) = over_bare(LayerKind::Sessions, session_use, headers);
             let verdict = if count <= limit { "ok" } else { "EXCEEDED" };
-            println!("{}, {headers} headers: {count} of {limit} allocations, {verdict}", talk.name());
+            println!("{}, {headers} headers: {count} of {limit} allocations, {verdict}", session_use.name());
             exceeded |= count > limit;
         }
     }
-    if exceeded { Err("the layer allocates more than it may".into()) } else { Ok(()) }
+    if exceeded { Err("the layer exceeds its limit of allocations".into()) } else { Ok(()) }
 }
 
-/// What a layer adds to the bare host: allocations, and their bytes.
-fn over_bare(around: Around, talk: Talk, headers: usize) -> (u64, u64) {
-    let of = |around| most(Case { around, talk, headers, frames: None });
-    let (with, bare) = (of(around), of(Around::Bare));
+/// What a layer adds to the bare host: allocations and bytes.
+fn over_bare(layer: LayerKind, session_use: SessionUse, headers: usize) -> (u64, u64) {
+    let of = |layer| most(Case { layer, session_use, headers, frames: None });
+    let (with, bare) = (of(layer), of(LayerKind::Bare));
     (with.count_total.saturating_sub(bare.count_total), with.bytes_total.saturating_sub(bare.bytes_total))
 }
 
-/// The most that one of many requests allocates, after as many: a table grows now and then.
+/// The most that one of many requests allocates. As many requests warm up first, because tables grow now and then.
 fn most(case: Case) -> AllocationInfo {
     const REQUESTS: usize = 100;
     let mut exchange = case.exchange();

@@ -1,21 +1,21 @@
 //! How long the drain of many sessions takes, and how many of them it ends within its budget of 2 s.
 //!
-//! No criterion here: one run takes up to 2 s, and the time is half of the answer only; the other half is what was
-//! delivered. Every run is a process of its own, so that none finds the allocator warmed up, or the memory spread out,
-//! by another. A bare loop that does the same work runs after each run of the drain that it is compared with, and a ratio is
-//! that of two neighbouring runs. Prints a table with the least, the median and the greatest of each figure:
+//! This benchmark does not use criterion, because one run takes up to 2 s and the number of delivered ends matters as
+//! much as the time. Each run is a separate process, so that no run inherits a warm allocator or fragmented memory. A
+//! bare loop that does the same work runs after each run of the drain that it is compared with; a ratio compares two
+//! neighbouring runs. Prints a table with the minimum, the median and the maximum of each figure:
 //!
 //! ```text
 //! cargo bench -p benches --bench drain                        # all, three runs of each: about two minutes
-//! cargo bench -p benches --bench drain -- --runs 5 10ms hung  # five runs of those with such a name
+//! cargo bench -p benches --bench drain -- --runs 5 10ms hung  # five runs of the scenarios whose names match
 //! ```
 //!
-//! The rows of `sqlite` are a real file in the system's temporary directory (`TMPDIR`).
+//! The `sqlite` scenarios write to a real file in the system's temporary directory (`TMPDIR`).
 //!
 //! Without `--bench`, as in `cargo test --benches`, all of them run once with a thousandth of the sessions.
 
-mod line;
-mod machine;
+mod measure;
+mod plot_data;
 #[path = "drain/rows.rs"]
 mod rows;
 #[path = "drain/scenarios.rs"]
@@ -23,15 +23,15 @@ mod scenarios;
 
 use std::{env, process::Command, time::Duration};
 
-use machine::{Fallible, Spread, describe, memory};
+use measure::{Fallible, Spread, describe, memory};
 
-/// The default budget of a drain, for the loops that do without one.
+/// The default budget of a drain, for the bare loops, which have none.
 const BUDGET: Duration = Duration::from_secs(2);
 
-/// What a run found, in the order of the table.
+/// The figures of one run, in the order of the table.
 type Figures = Vec<(&'static str, f64)>;
 
-/// A scenario, how many sessions it has, and what it is compared with: bare loops, each with the figure of the ratio.
+/// A scenario, its number of sessions, and the bare loops that it is compared with, each with the figure of the ratio.
 type Scenario = (&'static str, usize, &'static [(&'static str, &'static str)]);
 
 const SCENARIOS: [Scenario; 17] = [
@@ -40,7 +40,7 @@ const SCENARIOS: [Scenario; 17] = [
     ("10ms/1,000", 1_000, &[]),
     ("10ms/10,000", 10_000, &[]),
     ("10ms/50,000", 50_000, &[]),
-    // In as much time as the drain took.
+    // The bare loop runs for as long as the drain took.
     ("10ms/1,000,000", 1_000_000, &[("10ms/bare-spawn", "ended")]),
     ("no-op/drain", 1_000_000, &[("no-op/bare-boxed", "elapsed s"), ("no-op/bare-await", "elapsed s")]),
     ("hung/first-10,000-noted", 20_000, &[]),
@@ -65,7 +65,7 @@ fn main() -> Fallible<()> {
     let measures = args.iter().any(|arg| arg == "--bench");
     let mut runs = if measures { 3 } else { 1 };
     if let Some(flag) = args.iter().position(|arg| arg == "--runs") {
-        runs = args.get(flag + 1).ok_or("how many runs?")?.parse()?;
+        runs = args.get(flag + 1).ok_or("`--runs` needs a number")?.parse()?;
         args.drain(flag..flag + 2);
     }
     let wanted: Vec<_> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
@@ -82,7 +82,7 @@ fn main() -> Fallible<()> {
     Ok(())
 }
 
-/// The figures of several runs of one scenario, in their order.
+/// The figures of several runs of one scenario, in the order of the runs.
 #[derive(Default)]
 struct Runs(Vec<(String, Vec<f64>)>);
 
@@ -91,7 +91,7 @@ impl Runs {
         self.0.iter().find(|(name, _)| name == figure).map_or(&[], |(_, values)| values)
     }
 
-    /// One more, in a process of its own.
+    /// Adds one run, in a separate process.
     fn run(&mut self, name: &str, n: usize, time: f64) -> Fallible<()> {
         let args = ["--one", name, &n.to_string(), &time.to_string()];
         let output = Command::new(env::current_exe()?).args(args).output()?;
@@ -99,7 +99,7 @@ impl Runs {
             return Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr)).into());
         }
         for line in String::from_utf8(output.stdout)?.lines() {
-            let (figure, value) = line.rsplit_once('\t').ok_or("a figure and its value")?;
+            let (figure, value) = line.rsplit_once('\t').ok_or("expected a figure and its value")?;
             let value = value.parse()?;
             match self.0.iter_mut().find(|(name, _)| name == figure) {
                 Some((_, values)) => values.push(value),
@@ -109,21 +109,21 @@ impl Runs {
         Ok(())
     }
 
-    /// Prints them; with `series` and the name of the scenario, for the plots too.
+    /// Prints the figures, and the points of the plots under `series` and the name of the scenario.
     fn print(&self, name: &str, n: usize, series: &str, scenario: &str) {
         for (figure, values) in &self.0 {
             let spread = Spread::of(values.iter().copied());
             row(name, figure, &spread, if figure.ends_with(" s") { 3 } else { 0 });
             match figure.as_str() {
-                "elapsed s" => line::point("drain: time", series, scenario, spread.median()),
-                "ended" => line::point("drain: ended", series, scenario, 100.0 * spread.median() / n as f64),
+                "elapsed s" => plot_data::point("drain: time", series, scenario, spread.median()),
+                "ended" => plot_data::point("drain: ended", series, scenario, 100.0 * spread.median() / n as f64),
                 _ => {}
             }
         }
     }
 }
 
-/// Runs one scenario several times, and after each the bare loops that it is compared with.
+/// Runs one scenario several times, each time followed by the bare loops that it is compared with.
 fn several((name, n, bare): Scenario, runs: usize) -> Fallible<()> {
     let mut ours = Runs::default();
     let mut theirs: Vec<Runs> = bare.iter().map(|_| Runs::default()).collect();
@@ -142,7 +142,7 @@ fn several((name, n, bare): Scenario, runs: usize) -> Fallible<()> {
             Spread::of(pairs.map(|(ours, bare)| ours / bare.min(most)))
         };
         row(name, &format!("{figure}, of {bare}"), &ratios(f64::INFINITY), 2);
-        // A loop that has no end of its own may deliver more than there are sessions.
+        // A loop without an end of its own may deliver more than the number of sessions.
         if *figure == "ended" && theirs.of(figure).iter().any(|ended| *ended > n as f64) {
             row(name, &format!("{figure}, of {bare} with {n} at most"), &ratios(n as f64), 2);
         }
@@ -155,17 +155,17 @@ fn row(name: &str, figure: &str, spread: &Spread, precision: usize) {
     println!("| {name} | {figure} | {min:.precision$} | {median:.precision$} | {max:.precision$} |");
 }
 
-/// One run of one scenario. A loop that has no end of its own takes so much time.
+/// One run of one scenario. A loop without an end of its own runs for `seconds`.
 fn one(name: &str, n: usize, time: Duration) -> Fallible<()> {
-    // Two workers on every machine, so that the tables of different machines compare.
+    // Two workers on every machine, so that tables of different machines are comparable.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    // As a task, and not on the main thread, which is no worker.
+    // A task runs on a worker thread; the main thread is not one.
     let figures = runtime.block_on(runtime.spawn(scenarios::scenario(name.to_owned(), n, time)))??;
     for (figure, value) in figures {
         println!("{figure}\t{value}");
     }
     println!("peak MB\t{}", memory("VmHWM")? / 1e6);
-    // Hung hooks are not worth the time that their drop takes.
+    // Exits without dropping the hung hooks, which would take time.
     runtime.shutdown_background();
     Ok(())
 }

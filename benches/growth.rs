@@ -1,11 +1,10 @@
 //! How what a session costs grows with the number of live sessions, from a thousand to ten million of them.
 //!
-//! Each size is a process of its own, so that none finds the memory as another has left it. It notes so many sessions,
-//! then ends the oldest and notes a new one, again and again, then sends requests of known sessions through the layer, in no
-//! order. The longest single note, which is the one that a table grew in or that the system interrupted, is looked for on a
-//! second handle, because reading the clock at each note takes time of its own; beside it stands the longest step of a
-//! loop that does nothing but read the clock for as long. The end hook does nothing. Ids have 36 bytes and are made while no
-//! clock runs.
+//! Each size runs in a separate process, so that it starts with fresh memory. It notes that many sessions, then
+//! repeatedly ends the oldest and notes a new one, then sends requests of known sessions through the layer in random
+//! order. The longest single note (a table grew, or the system interrupted it) is measured on a second handle, because
+//! reading the clock at each note takes time. For comparison, the table has the longest step of a loop that only reads
+//! the clock for as long. The end hook does nothing. Ids have 36 bytes and are made outside the measured time.
 //!
 //! ```text
 //! cargo bench -p benches --bench growth                         # about a minute; 3 GB of memory
@@ -14,8 +13,8 @@
 //!
 //! Without `--bench` the sizes end at 10,000.
 
-mod line;
-mod machine;
+mod measure;
+mod plot_data;
 
 use std::{
     convert::Infallible,
@@ -30,25 +29,26 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body_util::Empty;
-use machine::{Fallible, Spread, describe, memory};
+use measure::{Fallible, Spread, describe, memory};
 use tower_layer::Layer;
 use tower_service::Service;
 use tower_session_end::{ActiveSessions, EndReason, SessionEnd};
 
 const SIZES: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 
-/// So many pairs and requests are timed at each size; and a small size is noted again until so many notes were.
+/// The number of pairs and requests that are timed at each size. A small size is noted again until it has as many
+/// notes.
 const TIMED: usize = 200_000;
 
-/// Ids that are made at a time, while no clock runs.
+/// Ids that are made at a time, outside the measured time.
 const STRIDE: usize = 1_000;
 
-/// What a process of one size prints, in this order.
+/// The figures that the process of one size prints, in this order.
 const FIGURES: [&str; 6] = [
-    "ns a note",
-    "ns an end, its hook and a note",
-    "ns a request",
-    "bytes a session",
+    "ns per note",
+    "ns per end, its hook and a note",
+    "ns per request",
+    "bytes per session",
     "longest note, µs",
     "longest step of a bare loop, µs",
 ];
@@ -62,7 +62,7 @@ fn main() -> Fallible<()> {
     }
     let mut up_to = if args.iter().any(|arg| arg == "--bench") { usize::MAX } else { 10_000 };
     if let Some(flag) = args.iter().position(|arg| arg == "--up-to") {
-        up_to = args.get(flag + 1).ok_or("up to how many sessions?")?.parse()?;
+        up_to = args.get(flag + 1).ok_or("`--up-to` needs a number of sessions")?.parse()?;
     }
     println!("{}\n", describe());
     println!("| live sessions | {} |", FIGURES.join(" | "));
@@ -73,7 +73,7 @@ fn main() -> Fallible<()> {
     Ok(())
 }
 
-/// One size, in a process of its own.
+/// One size, in a separate process.
 fn size(n: usize) -> Fallible<()> {
     let output = Command::new(env::current_exe()?).args(["--one", &n.to_string()]).output()?;
     if !output.status.success() {
@@ -85,21 +85,21 @@ fn size(n: usize) -> Fallible<()> {
     println!("| {n} | {} |", cells.join(" | "));
     for (name, value) in FIGURES.into_iter().zip(values) {
         let figure = match name {
-            "bytes a session" => "growth: memory",
+            "bytes per session" => "growth: memory",
             longest if longest.starts_with("longest") => "growth: longest note",
             _ => "growth: time",
         };
-        line::point(figure, name, n, value);
+        plot_data::point(figure, name, n, value);
     }
     Ok(())
 }
 
 fn one(n: usize) -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    // As a task, and not on the main thread, which is no worker.
+    // A task runs on a worker thread; the main thread is not one.
     let figures = runtime.block_on(runtime.spawn(figures(n)))??;
     figures.iter().for_each(|figure| println!("{figure}"));
-    // What ten million sessions take to be dropped is of no interest.
+    // Exits without dropping ten million sessions.
     std::process::exit(0)
 }
 
@@ -113,7 +113,7 @@ async fn figures(n: usize) -> Fallible<[f64; 6]> {
     }
     let a_pair = pairs(&sessions, n).await;
     let a_request = requests(&sessions, n).await;
-    assert_eq!(sessions.len(), n, "as many as before");
+    assert_eq!(sessions.len(), n, "the pairs leave the number of sessions unchanged");
     drop(sessions);
     let begun = Instant::now();
     let longest = longest_note(&handle()?, n).await;
@@ -131,7 +131,7 @@ fn id(number: usize) -> String {
     format!("{number:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77")
 }
 
-/// Nanoseconds of each of so many births.
+/// Nanoseconds per note of a new session.
 async fn noted(sessions: &ActiveSessions, n: usize) -> f64 {
     let mut spent = Duration::ZERO;
     for first in (0..n).step_by(STRIDE) {
@@ -143,21 +143,21 @@ async fn noted(sessions: &ActiveSessions, n: usize) -> f64 {
         spent += begun.elapsed();
         tokio::task::yield_now().await;
     }
-    assert_eq!(sessions.len(), n, "all of them are new");
+    assert_eq!(sessions.len(), n, "every id must be new");
     spent.as_nanos() as f64 / n as f64
 }
 
-/// Nanoseconds of the end of the oldest and the note of a new one.
+/// Nanoseconds per end of the oldest session and note of a new one.
 async fn pairs(sessions: &ActiveSessions, n: usize) -> f64 {
     let mut spent = Duration::ZERO;
     for first in (0..TIMED).step_by(STRIDE) {
         let ids: Vec<_> = (first..first + STRIDE).map(|number| (id(number), id(n + number))).collect();
         let begun = Instant::now();
         for (number, (old, new)) in ids.into_iter().enumerate() {
-            assert!(sessions.end(old, EndReason::Reset), "it is active");
+            assert!(sessions.end(old, EndReason::Reset), "the session must be active");
             sessions.note(new);
             if number % 64 == 63 {
-                // The hooks run on this runtime too.
+                // Yields to the hooks, which run on the same runtime.
                 tokio::task::yield_now().await;
             }
         }
@@ -166,7 +166,7 @@ async fn pairs(sessions: &ActiveSessions, n: usize) -> f64 {
     spent.as_nanos() as f64 / TIMED as f64
 }
 
-/// Nanoseconds of a request of a known session that the host answers at once, with the id.
+/// Nanoseconds per request of a known session that the host answers at once, with the id.
 async fn requests(sessions: &ActiveSessions, n: usize) -> f64 {
     let mut service = sessions.layer().layer(Echo);
     let (mut spent, mut random) = (Duration::ZERO, 1_usize);
@@ -174,7 +174,7 @@ async fn requests(sessions: &ActiveSessions, n: usize) -> f64 {
         let requests: Vec<_> = (0..STRIDE)
             .map(|_| {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                // The sessions that are left by the pairs.
+                // The sessions that the pairs left active.
                 let id = id(TIMED + (random >> 32) % n);
                 Request::builder().header("x-session-id", id).body(()).expect("a request")
             })
@@ -188,7 +188,7 @@ async fn requests(sessions: &ActiveSessions, n: usize) -> f64 {
     spent.as_nanos() as f64 / TIMED as f64
 }
 
-/// Says the id of the request again.
+/// Repeats the id of the request.
 struct Echo;
 
 impl Service<Request<()>> for Echo {
@@ -224,7 +224,7 @@ async fn longest_note(sessions: &ActiveSessions, n: usize) -> Duration {
     longest
 }
 
-/// What the machine itself does to a loop, in so much time.
+/// The longest interruption of a loop by the machine itself, within `time`.
 fn longest_step(limit: Duration) -> Duration {
     let begun = Instant::now();
     let (mut longest, mut before) = (Duration::ZERO, begun);

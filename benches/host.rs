@@ -20,36 +20,36 @@ pub(crate) const ID: &str = "0b6e2f0c-3a5e-4c0e-9d4e-5d1e6c1f8a77";
 
 pub(crate) static ID_HEADER: HeaderName = HeaderName::from_static("x-session-id");
 
-/// How many headers a request has, without the id: that of a small client, and that of a browser behind a proxy.
+/// The number of headers of a request, without the id: those of a small client, and those of a browser behind a proxy.
 pub(crate) const HEADERS: [usize; 2] = [3, 15];
 
-/// What is said about sessions in an exchange.
+/// Which heads of an exchange carry a session id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Talk {
-    /// Nothing.
-    Silence,
+pub(crate) enum SessionUse {
+    /// Neither.
+    None,
     /// The request carries the id; the host does not repeat it.
-    Request,
+    InRequest,
     /// The request carries the id, and the host repeats it.
-    Both,
+    InBoth,
     /// The host answers with a new id each time.
-    Birth,
+    NewId,
 }
 
-impl Talk {
-    pub(crate) const ALL: [Self; 4] = [Self::Silence, Self::Request, Self::Both, Self::Birth];
+impl SessionUse {
+    pub(crate) const ALL: [Self; 4] = [Self::None, Self::InRequest, Self::InBoth, Self::NewId];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Silence => "no id",
-            Self::Request => "known id in the request",
-            Self::Both => "known id in both",
-            Self::Birth => "a birth",
+            Self::None => "no id",
+            Self::InRequest => "known id in the request",
+            Self::InBoth => "known id in both",
+            Self::NewId => "a new session",
         }
     }
 
-    /// A fresh request with so many headers, and with the id where it has one. `cookie` is the form of the id that a layer
-    /// understands which does not look at our header.
+    /// A new request with that many headers, and with the id if this variant has one. `cookie` sends the id as a
+    /// cookie, for a layer that does not read `x-session-id`.
     pub(crate) fn request(self, headers: usize, cookie: bool) -> Request<Full<Bytes>> {
         const NAMES: [(&str, &str); 15] = [
             ("host", "gateway.example.com"),
@@ -70,9 +70,9 @@ impl Talk {
         ];
         let mut head = NAMES[..headers].to_vec();
         match self {
-            Self::Silence | Self::Birth => {}
-            Self::Request | Self::Both if cookie => head.push(("cookie", "id=WXBD8ITOXHXRvYi0N7Y4zg")),
-            Self::Request | Self::Both => head.push((ID_HEADER.as_str(), ID)),
+            Self::None | Self::NewId => {}
+            Self::InRequest | Self::InBoth if cookie => head.push(("cookie", "id=WXBD8ITOXHXRvYi0N7Y4zg")),
+            Self::InRequest | Self::InBoth => head.push((ID_HEADER.as_str(), ID)),
         }
         let mut request = Request::new(Full::from(Bytes::from_static(b"hello")));
         *request.headers_mut() = parsed(&head);
@@ -80,8 +80,8 @@ impl Talk {
     }
 }
 
-/// A head as hyper makes it: the values are cut out of the one buffer that the head was read into. Values made from a
-/// static text are cheaper to clone, and would flatter whoever clones them.
+/// A head as hyper makes it: the values are slices of the one buffer that the head was read into. Values made from
+/// static text are cheaper to clone, and would favour a layer that clones them.
 fn parsed(head: &[(&str, &str)]) -> HeaderMap {
     let mut buffer = BytesMut::with_capacity(head.iter().map(|(_, value)| value.len()).sum());
     head.iter().for_each(|(_, value)| buffer.extend_from_slice(value.as_bytes()));
@@ -100,8 +100,8 @@ fn parsed(head: &[(&str, &str)]) -> HeaderMap {
 /// Answers at once, with three headers of its own and a body of one frame.
 #[derive(Clone)]
 pub(crate) struct Host {
-    pub(crate) talk: Talk,
-    pub(crate) births: u64,
+    pub(crate) session_use: SessionUse,
+    pub(crate) starts: u64,
 }
 
 impl Service<Request<Full<Bytes>>> for Host {
@@ -122,17 +122,17 @@ impl Service<Request<Full<Bytes>>> for Host {
         for name in NAMES {
             headers.insert(name, HeaderValue::from_static("a value"));
         }
-        match self.talk {
-            Talk::Silence | Talk::Request => {}
-            Talk::Both => {
+        match self.session_use {
+            SessionUse::None | SessionUse::InRequest => {}
+            SessionUse::InBoth => {
                 if let Some(id) = request.headers().get(&ID_HEADER) {
                     headers.insert(ID_HEADER.clone(), id.clone());
                 }
             }
-            Talk::Birth => {
-                self.births += 1;
+            SessionUse::NewId => {
+                self.starts += 1;
                 let mut id = BytesMut::with_capacity(36);
-                write!(id, "{:020}-9d4e-5d1e6c1f8a", self.births).expect("it fits");
+                write!(id, "{:020}-9d4e-5d1e6c1f8a", self.starts).expect("it fits");
                 headers.insert(ID_HEADER.clone(), HeaderValue::from_maybe_shared(id.freeze()).expect("a value"));
             }
         }
@@ -140,21 +140,21 @@ impl Service<Request<Full<Bytes>>> for Host {
     }
 }
 
-/// Answers at once, with a body of so many frames.
+/// Answers at once, with a body of `frames` frames.
 #[derive(Clone)]
 pub(crate) struct Streams {
     pub(crate) frames: usize,
     pub(crate) kind: Kind,
 }
 
-/// What a body looks like from without.
+/// The kind of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Its length is known.
     Sized,
-    /// It is not.
+    /// Its length is not known.
     Unsized,
-    /// An event stream.
+    /// It is an event stream.
     Events,
 }
 
@@ -176,7 +176,7 @@ impl Service<Request<Full<Bytes>>> for Streams {
     }
 }
 
-/// Frames that are there at once.
+/// A body whose frames are ready at once.
 #[derive(Default)]
 pub(crate) struct Frames {
     left: usize,
@@ -185,10 +185,10 @@ pub(crate) struct Frames {
 
 impl Body for Frames {
     type Data = Bytes;
-    // As most bodies have that are made in a handler.
+    // Boxed, as most bodies made in a handler are.
     type Error = BoxError;
 
-    // A real body is behind a call or two.
+    // Not inlined: a real body is behind a call or two.
     #[inline(never)]
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let is_over = self.left == 0;

@@ -1,17 +1,17 @@
-//! What the layer costs a request, in instructions: by callgrind, as the difference of two run lengths, so that what
-//! happens once does not count. Prints what each layer adds to the bare host.
+//! Instructions that each layer adds to a request, compared with the bare host. Callgrind counts two run lengths; the
+//! difference between them leaves out one-time work.
 //!
 //! ```text
 //! cargo bench -p benches --bench instructions             # everything
-//! cargo bench -p benches --bench instructions -- --gate   # what has a limit; fails where one is exceeded
+//! cargo bench -p benches --bench instructions -- --gate   # only the cases with a limit; fails if one is exceeded
 //! ```
 //!
-//! `valgrind` has to be installed. Without `--bench`, as in `cargo test --benches`, every case runs once and nothing is
+//! Needs `valgrind`. Without `--bench`, as in `cargo test --benches`, every case runs once and nothing is
 //! measured.
 
-mod around;
 mod host;
-mod line;
+mod layers;
+mod plot_data;
 
 use std::{
     collections::HashMap,
@@ -20,17 +20,17 @@ use std::{
     process::{Command, exit},
 };
 
-use around::{Around, Case};
-use host::{HEADERS, Kind, Talk};
+use host::{HEADERS, Kind, SessionUse};
+use layers::{Case, LayerKind};
 
-/// The two run lengths. What grows now and then (a table, a buffer) has grown before the first.
+/// The two run lengths. Tables and buffers have grown before the end of the shorter one.
 const SHORT: usize = 500;
 const LONG: usize = 2500;
 
-/// Frames of a long body, and of a short one.
+/// Frames of a short body and of a long one.
 const FRAMES: [usize; 2] = [100, 500];
 
-/// Most instructions that the layer may add to a frame of a body.
+/// The most instructions that the layer may add to a frame of a body.
 const LIMIT_A_FRAME: f64 = 30.0;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -41,7 +41,7 @@ fn main() -> Fallible<()> {
         && flag == "--run"
     {
         let _rest = run(cases().nth(case.parse()?).ok_or("no such case")?, length.parse()?);
-        // Without a drop of the rest.
+        // Exits without dropping the service.
         exit(0);
     }
     if !args.iter().any(|arg| arg == "--bench") {
@@ -56,33 +56,36 @@ fn main() -> Fallible<()> {
     bodies(&mut costs)
 }
 
-/// All cases. Their places in here are their names for the processes that run them.
+/// All cases. The index of a case is its name for the process that runs it.
 fn cases() -> impl Iterator<Item = Case> {
-    let talks = Talk::ALL.into_iter().flat_map(|talk| HEADERS.into_iter().map(move |headers| (talk, headers)));
-    let heads = talks.flat_map(|(talk, headers)| {
-        Around::ALL.into_iter().map(move |around| Case { around, talk, headers, frames: None })
+    let talks = SessionUse::ALL
+        .into_iter()
+        .flat_map(|session_use| HEADERS.into_iter().map(move |headers| (session_use, headers)));
+    let heads = talks.flat_map(|(session_use, headers)| {
+        LayerKind::ALL.into_iter().map(move |layer| Case { layer, session_use, headers, frames: None })
     });
     let kinds = [Kind::Sized, Kind::Unsized, Kind::Events].into_iter();
-    let bodies = kinds.flat_map(|kind| [Talk::Silence, Talk::Request].map(|talk| (kind, talk)));
-    let bodies = bodies.flat_map(|(kind, talk)| {
-        let around = [Around::Bare, Around::Sessions].into_iter();
-        around.flat_map(move |around| {
-            FRAMES.map(|frames| Case { around, talk, headers: HEADERS[0], frames: Some((kind, frames)) })
+    let bodies =
+        kinds.flat_map(|kind| [SessionUse::None, SessionUse::InRequest].map(|session_use| (kind, session_use)));
+    let bodies = bodies.flat_map(|(kind, session_use)| {
+        let layer = [LayerKind::Bare, LayerKind::Sessions].into_iter();
+        layer.flat_map(move |layer| {
+            FRAMES.map(|frames| Case { layer, session_use, headers: HEADERS[0], frames: Some((kind, frames)) })
         })
     });
     heads.chain(bodies)
 }
 
-/// Runs the case so many times. Each request is made when it is wanted, so that the allocator has nothing to do but to hand
-/// out again what it has just got back; the making cancels out against the bare host's.
+/// Runs the case `n` times. Each request is made just before it is sent, so that the allocator reuses the memory that
+/// was just freed. The cost of making it cancels out against the bare host's.
 fn run(case: Case, length: usize) -> impl Sized {
     let mut exchange = case.exchange();
     (0..length).for_each(|_| exchange(case.request()));
     exchange
 }
 
-/// Every table of ids is seeded anew in each process, and now and then two ids share a slot of one. So a case that would
-/// exceed its limit is tried again: the least of so many tries counts.
+/// Each process seeds its tables of ids at random, and now and then two ids share a slot. So a case that exceeds its
+/// limit is tried again, and the minimum of these tries counts.
 const TRIES: usize = 3;
 
 #[derive(Default)]
@@ -100,7 +103,7 @@ impl Costs {
         Ok(cost)
     }
 
-    /// Forgets it, unless it is less than what comes out this time.
+    /// Measures the case again and keeps the smaller count.
     fn again(&mut self, case: Case) -> Fallible<()> {
         let before = self.of(case)?;
         let index = cases().position(|other| other == case).ok_or("no such case")?;
@@ -108,38 +111,39 @@ impl Costs {
         Ok(())
     }
 
-    /// What a layer adds to the bare host.
-    fn over_bare(&mut self, around: Around, talk: Talk, headers: usize) -> Fallible<f64> {
-        let of = |costs: &mut Self, around| costs.of(Case { around, talk, headers, frames: None });
-        Ok(of(self, around)? as f64 - of(self, Around::Bare)? as f64)
+    /// Instructions that a layer adds to the bare host.
+    fn over_bare(&mut self, layer: LayerKind, session_use: SessionUse, headers: usize) -> Fallible<f64> {
+        let of = |costs: &mut Self, layer| costs.of(Case { layer, session_use, headers, frames: None });
+        Ok(of(self, layer)? as f64 - of(self, LayerKind::Bare)? as f64)
     }
 
-    /// What a layer adds to each frame of the body.
-    fn a_frame(&mut self, kind: Kind, talk: Talk) -> Fallible<f64> {
-        let mut each = |around| -> Fallible<f64> {
-            let mut of = |frames| self.of(Case { around, talk, headers: HEADERS[0], frames: Some((kind, frames)) });
+    /// Instructions that a layer adds to each frame of the body.
+    fn a_frame(&mut self, kind: Kind, session_use: SessionUse) -> Fallible<f64> {
+        let mut each = |layer| -> Fallible<f64> {
+            let mut of =
+                |frames| self.of(Case { layer, session_use, headers: HEADERS[0], frames: Some((kind, frames)) });
             Ok((of(FRAMES[1])? as f64 - of(FRAMES[0])? as f64) / (FRAMES[1] - FRAMES[0]) as f64)
         };
-        Ok(each(Around::Sessions)? - each(Around::Bare)?)
+        Ok(each(LayerKind::Sessions)? - each(LayerKind::Bare)?)
     }
 }
 
 fn heads(costs: &mut Costs) -> Fallible<()> {
-    let names: Vec<_> = Around::ALL[1..].iter().map(|around| around.name()).collect();
+    let names: Vec<_> = LayerKind::ALL[1..].iter().map(|layer| layer.name()).collect();
     println!("| over the bare host | headers | {} |", names.join(" | "));
     println!("|---|---:|{}", "---:|".repeat(names.len()));
-    for talk in Talk::ALL {
+    for session_use in SessionUse::ALL {
         for headers in HEADERS {
-            print!("| {} | {headers} |", talk.name());
+            print!("| {} | {headers} |", session_use.name());
             let mut points = Vec::new();
-            for around in &Around::ALL[1..] {
-                let over = costs.over_bare(*around, talk, headers)?;
+            for layer in &LayerKind::ALL[1..] {
+                let over = costs.over_bare(*layer, session_use, headers)?;
                 print!(" {over:.0} |");
-                points.push((around.name(), over));
+                points.push((layer.name(), over));
             }
             println!();
             for (name, over) in points {
-                line::point(&format!("instructions, {headers} headers"), name, talk.name(), over);
+                plot_data::point(&format!("instructions, {headers} headers"), name, session_use.name(), over);
             }
         }
     }
@@ -152,23 +156,23 @@ fn bodies(costs: &mut Costs) -> Fallible<()> {
     for (kind, name) in
         [(Kind::Sized, "with a length"), (Kind::Unsized, "without a length"), (Kind::Events, "event stream")]
     {
-        let (of_none, of_known) = (costs.a_frame(kind, Talk::Silence)?, costs.a_frame(kind, Talk::Request)?);
+        let (of_none, of_known) = (costs.a_frame(kind, SessionUse::None)?, costs.a_frame(kind, SessionUse::InRequest)?);
         println!("| {name} | {of_none:.1} | {of_known:.1} |");
-        line::point("instructions a frame", "of no session", name, of_none);
-        line::point("instructions a frame", "of a known session", name, of_known);
+        plot_data::point("instructions a frame", "of no session", name, of_none);
+        plot_data::point("instructions a frame", "of a known session", name, of_known);
     }
     Ok(())
 }
 
-/// What a layer may cost with 3 headers and with 15, in parts of what another one does for the same exchange.
+/// The limits with 3 headers and with 15, relative to the cost of another layer for the same exchange.
 ///
-/// With many headers the look at each of their names counts, and the way to the value of one of the last: a look-up by its
-/// hash is 200 instructions, and what it takes to walk there is no less.
-const LIMITS: [(Talk, [f64; 2], Around); 4] = [
-    (Talk::Silence, [0.6, 0.67], Around::Propagate),
-    (Talk::Request, [0.65, 0.65], Around::Propagate),
-    (Talk::Both, [0.65, 0.85], Around::Propagate),
-    (Talk::Birth, [1.0, 1.0], Around::Set),
+/// With many headers, comparing each name matters, and so does reading a value at the end of the map: a look-up by hash
+/// takes 200 instructions, and walking there takes as many.
+const LIMITS: [(SessionUse, [f64; 2], LayerKind); 4] = [
+    (SessionUse::None, [0.6, 0.67], LayerKind::Propagate),
+    (SessionUse::InRequest, [0.65, 0.65], LayerKind::Propagate),
+    (SessionUse::InBoth, [0.65, 0.85], LayerKind::Propagate),
+    (SessionUse::NewId, [1.0, 1.0], LayerKind::Set),
 ];
 
 fn gate(costs: &mut Costs) -> Fallible<()> {
@@ -178,40 +182,44 @@ fn gate(costs: &mut Costs) -> Fallible<()> {
         println!("{what}: {cost:.0} of {limit:.0} instructions, {verdict}");
         exceeded |= cost > limit;
     };
-    for (talk, parts, yardstick) in LIMITS {
+    for (session_use, parts, yardstick) in LIMITS {
         for (headers, part) in HEADERS.into_iter().zip(parts) {
-            let limit = part * costs.over_bare(yardstick, talk, headers)?;
-            let ours = Case { around: Around::Sessions, talk, headers, frames: None };
-            let mut cost = costs.over_bare(Around::Sessions, talk, headers)?;
+            let limit = part * costs.over_bare(yardstick, session_use, headers)?;
+            let ours = Case { layer: LayerKind::Sessions, session_use, headers, frames: None };
+            let mut cost = costs.over_bare(LayerKind::Sessions, session_use, headers)?;
             for _ in 1..TRIES {
                 if cost > limit {
                     costs.again(ours)?;
-                    cost = costs.over_bare(Around::Sessions, talk, headers)?;
+                    cost = costs.over_bare(LayerKind::Sessions, session_use, headers)?;
                 }
             }
-            check(&format!("{}, {headers} headers", talk.name()), cost, limit);
+            check(&format!("{}, {headers} headers", session_use.name()), cost, limit);
         }
     }
     for kind in [Kind::Sized, Kind::Unsized, Kind::Events] {
-        for talk in [Talk::Silence, Talk::Request] {
-            check(&format!("a frame, {kind:?}, {}", talk.name()), costs.a_frame(kind, talk)?, LIMIT_A_FRAME);
+        for session_use in [SessionUse::None, SessionUse::InRequest] {
+            check(
+                &format!("a frame, {kind:?}, {}", session_use.name()),
+                costs.a_frame(kind, session_use)?,
+                LIMIT_A_FRAME,
+            );
         }
     }
-    if exceeded { Err("the layer costs more than it may".into()) } else { Ok(()) }
+    if exceeded { Err("the layer exceeds its limit of instructions".into()) } else { Ok(()) }
 }
 
-/// Instructions of one exchange of the case.
+/// Instructions per exchange of the case.
 fn measure(case: usize) -> Fallible<u64> {
     Ok((count(case, LONG)? - count(case, SHORT)?) / (LONG - SHORT) as u64)
 }
 
-/// The instructions of a whole process that runs the case so often.
+/// The instructions of a whole process that runs the case `length` times.
 fn count(case: usize, length: usize) -> Fallible<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(env::current_exe()?)
         .args(["--run", &case.to_string(), &length.to_string()])
-        // glibc's allocator then does the same each time: it keeps everything that is freed for the next of that size.
+        // Makes glibc's allocator deterministic: it keeps freed memory for the next allocation of that size.
         .env("GLIBC_TUNABLES", "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=10000")
         .output()
         .map_err(|error| format!("valgrind: {error}"))?;

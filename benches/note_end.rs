@@ -1,14 +1,14 @@
-//! Births and ends from two threads among a million live sessions, beside the same on a bare sharded table.
+//! Starts and ends from two threads among a million live sessions, compared with the same on a bare sharded table.
 //!
 //! ```text
 //! cargo bench -p benches --bench note_end   # about ten seconds
 //! ```
 //!
-//! All keepers of sessions are in one process, and take turns of a few ten thousand pairs, because the machine is slower at
-//! one moment than at another: a ratio is that of two neighbouring turns, and the median of those. Without `--bench` there
-//! are a hundredth as many sessions.
+//! All tables are in one process and take turns of a few thousand pairs, because the speed of the machine varies. A
+//! ratio compares two neighbouring turns; the table has the median of these ratios. Without `--bench` there are a
+//! hundredth as many sessions.
 
-mod line;
+mod plot_data;
 
 use std::{
     env,
@@ -24,7 +24,7 @@ use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, Sessio
 const THREADS: usize = 2;
 const TURNS: usize = 401;
 
-/// As many as the tracker has.
+/// The tracker's number of shards.
 const SHARDS: usize = 2048;
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -34,15 +34,15 @@ fn main() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let rates = runtime.block_on(compare(live))?;
     println!(
-        "| {live} live, {THREADS} threads | pairs a second | of the bare table: a quarter below | median | a quarter above |"
+        "| {live} live, {THREADS} threads | pairs per second | relative to the bare table: first quartile | median | third quartile |"
     );
     println!("|---|---:|---:|---:|---:|");
     for (keeper, of_keeper) in NAMES.iter().zip(&rates) {
         let ratios = sorted(of_keeper.iter().zip(&rates[0]).map(|(ours, bare)| ours / bare));
         let (rate, ratio) = (sorted(of_keeper.iter().copied())[TURNS / 2], ratios[TURNS / 2]);
         println!("| {keeper} | {rate:.0} | {:.2} | {ratio:.2} | {:.2} |", ratios[TURNS / 4], ratios[TURNS * 3 / 4]);
-        line::point("note and end: rate", "two threads", keeper, rate);
-        line::point("note and end: ratio", "two threads", keeper, ratio);
+        plot_data::point("note and end: rate", "two threads", keeper, rate);
+        plot_data::point("note and end: ratio", "two threads", keeper, ratio);
     }
     Ok(())
 }
@@ -55,7 +55,7 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
 
 const NAMES: [&str; 3] = ["bare table", "note + end", "note + end, end hook"];
 
-/// The rates of each keeper, turn by turn.
+/// The rates of each table, turn by turn.
 async fn compare(live: usize) -> Fallible<[Vec<f64>; 3]> {
     let sessions = ActiveSessions::builder().max_sessions(usize::MAX);
     let hooked = sessions_with_a_hook();
@@ -63,13 +63,13 @@ async fn compare(live: usize) -> Fallible<[Vec<f64>; 3]> {
         [Arc::new(Bare::default()), Arc::new(sessions.build()?), Arc::new(hooked.build()?)];
     for keeper in &keepers {
         for thread in 0..THREADS {
-            assert!((0..live / THREADS).all(|n| keeper.note(&id(thread, n))), "all of them are new");
+            assert!((0..live / THREADS).all(|n| keeper.note(&id(thread, n))), "every id must be new");
         }
     }
     let turn = live / THREADS / TURNS;
     let mut rates = [const { Vec::new() }; 3];
     for number in 0..TURNS {
-        // Made beforehand: what to end, the oldest first, and what to note.
+        // Made in advance: the ids to end, the oldest first, and the ids to note.
         let ids: Vec<Vec<_>> = (0..THREADS)
             .map(|thread| {
                 let first = number * turn;
@@ -92,10 +92,10 @@ async fn compare(live: usize) -> Fallible<[Vec<f64>; 3]> {
 
 async fn work(keeper: Arc<dyn Keeper>, ids: Arc<Vec<Vec<(String, String)>>>, thread: usize) {
     for (n, (old, new)) in ids[thread].iter().enumerate() {
-        assert!(keeper.note(new), "it is new");
-        assert!(keeper.end(old), "it was active");
+        assert!(keeper.note(new), "the session must be new");
+        assert!(keeper.end(old), "the session must be active");
         if n % 64 == 63 {
-            // Hooks run on this runtime too.
+            // Yields to the hooks, which run on the same runtime.
             tokio::task::yield_now().await;
         }
     }
@@ -105,7 +105,7 @@ fn sessions_with_a_hook() -> ActiveSessionsBuilder {
     ActiveSessions::builder().max_sessions(usize::MAX).on_session_end(async |_: SessionEnd| {})
 }
 
-/// 36 bytes, as a UUID has.
+/// An id of 36 bytes, the length of a UUID.
 fn id(thread: usize, n: usize) -> String {
     format!("{thread:04}{n:08}-5a7e-4c0e-9d4e-5d1e6c1f8a")
 }
@@ -125,7 +125,7 @@ impl Keeper for ActiveSessions {
     }
 }
 
-/// The same table with nothing about it: no generations, no order, no counts, no phase, no clock.
+/// The same sharded table without generations, order of hooks, counts, phases or a clock.
 struct Bare {
     shards: Vec<Mutex<HashTable<Arc<SessionId>>>>,
     hasher: DefaultHashBuilder,

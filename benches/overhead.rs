@@ -1,22 +1,22 @@
-//! What the layer costs a request, in time. The noise of a shared machine is larger than much of what is measured here:
-//! `instructions` and `allocations` are the figures to compare between versions.
+//! Time that each layer adds to a request. On a shared machine the noise exceeds many of these times: use
+//! `instructions` and `allocations` to compare versions.
 
-mod around;
-#[allow(dead_code, reason = "bodies of many frames are another program's")]
+#[allow(dead_code, reason = "`instructions` alone uses bodies of many frames")]
 mod host;
+mod layers;
 
-use around::{Around, Case};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use host::{HEADERS, Talk};
+use host::{HEADERS, SessionUse};
+use layers::{Case, LayerKind};
 
 fn overhead(c: &mut Criterion) {
-    for talk in Talk::ALL {
-        let mut group = c.benchmark_group(talk.name());
+    for session_use in SessionUse::ALL {
+        let mut group = c.benchmark_group(session_use.name());
         for headers in HEADERS {
-            for around in Around::ALL {
-                let case = Case { around, talk, headers, frames: None };
+            for layer in LayerKind::ALL {
+                let case = Case { layer, session_use, headers, frames: None };
                 let mut exchange = case.exchange();
-                group.bench_function(BenchmarkId::new(around.name(), headers), |b| {
+                group.bench_function(BenchmarkId::new(layer.name(), headers), |b| {
                     b.iter_batched(|| case.request(), &mut exchange, BatchSize::SmallInput);
                 });
             }

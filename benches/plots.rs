@@ -1,12 +1,12 @@
-//! Draws what the benchmarks print: their lines `@ figure series x value` become one SVG for each figure.
+//! Draws the output of the benchmarks: their lines `@ figure series x value` become one SVG per figure.
 //!
 //! ```text
 //! cargo bench -p benches --bench growth | cargo run -p benches --bin plots
 //! cargo run -p benches --bin plots -- saved.txt another.txt
 //! ```
 //!
-//! The files go to `benches/plots/`. What else the benchmarks print is passed on, so that a pipe shows the tables all the
-//! same. Text has the fonts of whoever looks at it.
+//! The files go to `benches/plots/`. Other lines are printed unchanged, so that a pipe still shows the tables. Text
+//! uses the fonts of the viewer.
 
 #[path = "plotting/draw.rs"]
 mod draw;
@@ -28,12 +28,12 @@ use figures::FIGURES;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// What one figure shows, in the order in which it was printed.
+/// The points of one figure, in the order in which they were printed.
 #[derive(Debug, Default)]
 struct Data {
     series: Vec<String>,
     places: Vec<String>,
-    /// Of a series at a place; the last one that was printed.
+    /// The value of a series at a position; the last one that was printed.
     values: BTreeMap<(usize, usize), f64>,
 }
 
@@ -44,7 +44,7 @@ impl Data {
     }
 }
 
-/// Where it is in the list, at its end if it is new.
+/// The index of the value in the list; a new value is appended.
 fn index(list: &mut Vec<String>, name: &str) -> usize {
     list.iter().position(|other| other == name).unwrap_or_else(|| {
         list.push(name.to_owned());
@@ -65,13 +65,13 @@ fn main() -> Fallible<()> {
     fs::create_dir_all(&dir)?;
     for (name, data) in &all {
         let Some(figure) = FIGURES.iter().find(|figure| figure.name == name) else {
-            return Err(format!("nobody knows how to draw {name:?}: add it to plotting/figures.rs").into());
+            return Err(format!("unknown figure {name:?}: add it to plotting/figures.rs").into());
         };
         let file = dir.join(format!("{}.svg", figure.file()));
         draw::draw(figure, data, &file)?;
         println!("{}", file.display());
     }
-    if all.is_empty() { Err("there was no line of a figure".into()) } else { Ok(()) }
+    if all.is_empty() { Err("the input has no line of a figure".into()) } else { Ok(()) }
 }
 
 fn read(lines: impl BufRead, all: &mut BTreeMap<String, Data>) -> Fallible<()> {
@@ -82,7 +82,7 @@ fn read(lines: impl BufRead, all: &mut BTreeMap<String, Data>) -> Fallible<()> {
             continue;
         };
         let [figure, series, place, value] = point.split('\t').collect::<Vec<_>>()[..] else {
-            return Err(format!("no point of a figure: {line:?}").into());
+            return Err(format!("not a point of a figure: {line:?}").into());
         };
         all.entry(figure.to_owned()).or_default().add(series, place, value.parse()?);
     }

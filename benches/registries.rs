@@ -1,29 +1,31 @@
-//! What a registry costs a birth, and a request of a known session: SQLite and Redis, `Strict` and `Relaxed`.
+//! What a registry costs the start of a session, and a request of a known one: SQLite and Redis, `Strict` and
+//! `Relaxed`.
 //!
-//! Births come as they do in a server: each is a response with a new id that goes through the layer, and what it waits is
-//! the time until the layer lets its head go. One, 100 and 1,000 of them are under way at a time, until so many have been
-//! born or the time is over. "Written" is when the last of them is on record too, which in `Relaxed` is later. The registry
-//! stands in another one that counts: "births a commit" is how many of them one call of `apply` carried, which is one
+//! Sessions start as they do in a server: a response with a new id goes through the layer. The wait is the time until
+//! the layer sends its head. 1, 100 and 1,000 starts run concurrently, until the number of starts or the time is
+//! reached. "Written" is the rate until the last of them is recorded too, which in `Relaxed` is later. A counting
+//! registry wraps the real one: "starts per commit" is the number of starts in one call of `apply`, which is one
 //! transaction in SQLite, and one or a few scripts in Redis.
 //!
-//! Then there are requests of known sessions, with the id repeated in the response: if one of them makes the layer call the
-//! registry, the benchmark fails.
+//! After that, requests of known sessions run, with the id repeated in the response. If one of them makes the layer
+//! call the registry, the benchmark fails.
 //!
-//! SQLite has a real file in the system's temporary directory (`TMPDIR`), with the defaults of `SqliteRegistry`; Redis is a
-//! server of its own on a free port (`$REDIS_SERVER`, or what is in the path; without one its rows are left out). Every row
-//! begins with an empty file, or an empty server.
+//! SQLite uses a real file in the system's temporary directory (`TMPDIR`), with the defaults of `SqliteRegistry`.
+//! Redis is a separate server on a free port (`$REDIS_SERVER`, or `redis-server` in the path; without one its rows are
+//! left out). Each row begins with an empty file or an empty server.
 //!
 //! ```text
 //! cargo bench -p benches --bench registries                  # about 40 s
 //! cargo bench -p benches --bench registries -- --seconds 1
 //! ```
 //!
-//! Without `--bench` there are a few births for each row.
+//! Without `--bench` each row has a few starts only.
 
 #[path = "registries/counting.rs"]
 mod counting;
-mod line;
-mod machine;
+mod measure;
+mod plot_data;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../tests/support/redis_server.rs"]
 mod redis_server;
 #[path = "registries/stores.rs"]
@@ -45,7 +47,7 @@ use bytes::Bytes;
 use counting::{Calls, Counting};
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::Empty;
-use machine::{Fallible, Spread, describe};
+use measure::{Fallible, Spread, describe};
 use stores::{Kind, Store};
 use tokio::task::JoinSet;
 use tower_layer::Layer;
@@ -57,15 +59,15 @@ use tower_session_end::{
 
 const UNDER_WAY: [usize; 3] = [1, 100, 1_000];
 
-/// A registry that is out of reach for longer is not measured.
+/// A registry that is unreachable for longer fails the benchmark.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 static ID: HeaderName = HeaderName::from_static("x-session-id");
 
-/// How much is done for a row.
+/// The amount of work for a row.
 #[derive(Clone, Copy, Debug)]
 struct Amount {
-    births: usize,
+    starts: usize,
     time: Duration,
     requests: usize,
 }
@@ -73,16 +75,16 @@ struct Amount {
 fn main() -> Fallible<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     let mut amount = if args.iter().any(|arg| arg == "--bench") {
-        Amount { births: 50_000, time: Duration::from_secs(3), requests: 100_000 }
+        Amount { starts: 50_000, time: Duration::from_secs(3), requests: 100_000 }
     } else {
-        Amount { births: 200, time: Duration::from_millis(200), requests: 100 }
+        Amount { starts: 200, time: Duration::from_millis(200), requests: 100 }
     };
     if let Some(flag) = args.iter().position(|arg| arg == "--seconds") {
-        amount.time = Duration::from_secs_f64(args.get(flag + 1).ok_or("how many seconds?")?.parse()?);
+        amount.time = Duration::from_secs_f64(args.get(flag + 1).ok_or("`--seconds` needs a number")?.parse()?);
     }
     println!("{}\n", describe());
     println!(
-        "| registry | durability | under way | births | births/s | written/s | waits p50, ms | p99, ms | births a commit | degraded | calls for known sessions |"
+        "| registry | durability | concurrent | starts | starts/s | written/s | wait p50, ms | p99, ms | starts per commit | degraded | calls for known sessions |"
     );
     println!("|---|---|{}", "---:|".repeat(9));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -91,7 +93,7 @@ fn main() -> Fallible<()> {
             for under_way in UNDER_WAY {
                 let Some(store) = Store::new(kind)? else {
                     println!(
-                        "\n{} is left out: there is no redis-server in the path, and no $REDIS_SERVER",
+                        "\n{} is left out: redis-server is not in the path, and $REDIS_SERVER is not set",
                         kind.name()
                     );
                     return Ok(());
@@ -127,24 +129,24 @@ impl Row {
             .durability(self.durability)
             .build()?;
         let begun = Instant::now();
-        let waits = self.births(&sessions).await?;
+        let waits = self.starts(&sessions).await?;
         let let_go = begun.elapsed();
         until_written(&sessions).await?;
         let written = begun.elapsed();
         let (commits, changes) = (calls.applies(), calls.changes());
         if changes < waits.len() && sessions.degradations() == 0 {
-            return Err(format!("{} births, but {changes} changes", waits.len()).into());
+            return Err(format!("{} starts, but {changes} changes", waits.len()).into());
         }
         let group = changes as f64 / commits as f64;
         self.known_sessions(&sessions).await?;
         let for_known = calls.applies() - commits;
         self.report(&Spread::of(waits), [let_go, written], group, sessions.degradations(), for_known);
         sessions.forget_all();
-        if for_known == 0 { Ok(()) } else { Err("a request of a known session has called the registry".into()) }
+        if for_known == 0 { Ok(()) } else { Err("a request of a known session called the registry".into()) }
     }
 
-    /// What each of them waited, in milliseconds.
-    async fn births(self, sessions: &ActiveSessions) -> Fallible<Vec<f64>> {
+    /// Starts sessions; returns the wait of each, in milliseconds.
+    async fn starts(self, sessions: &ActiveSessions) -> Fallible<Vec<f64>> {
         let begun = Instant::now();
         let count = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
@@ -154,14 +156,14 @@ impl Row {
                 let mut waits = Vec::new();
                 while begun.elapsed() < self.amount.time {
                     let number = count.fetch_add(1, Ordering::Relaxed);
-                    if number >= self.amount.births {
+                    if number >= self.amount.starts {
                         break;
                     }
                     let request = Request::new(Some(id(number)));
                     let before = Instant::now();
                     exchange(&mut service, request).await;
                     waits.push(before.elapsed().as_secs_f64() * 1e3);
-                    // In `Relaxed` nothing else lets the others have their turn.
+                    // In `Relaxed` nothing else yields to the other tasks.
                     tokio::task::yield_now().await;
                 }
                 waits
@@ -184,28 +186,28 @@ impl Row {
     fn report(self, waits: &Spread, times: [Duration; 2], group: f64, degraded: u64, for_known: usize) {
         let Self { durability, under_way, .. } = self;
         let kind = self.kind.name();
-        let births = waits.len() as f64;
-        let [rate, written] = times.map(|time| births / time.as_secs_f64());
+        let starts = waits.len() as f64;
+        let [rate, written] = times.map(|time| starts / time.as_secs_f64());
         let [median, p99] = [waits.median(), waits.at(0.99)];
         println!(
-            "| {kind} | {durability:?} | {under_way} | {births} | {rate:.0} | {written:.0} | {median:.3} | {p99:.3} | {group:.1} | {degraded} | {for_known} |"
+            "| {kind} | {durability:?} | {under_way} | {starts} | {rate:.0} | {written:.0} | {median:.3} | {p99:.3} | {group:.1} | {degraded} | {for_known} |"
         );
         let series = format!("{kind}, {durability:?}");
-        line::point("registries: births", &series, under_way, written);
-        line::point("registries: group", &series, under_way, group);
+        plot_data::point("registries: starts", &series, under_way, written);
+        plot_data::point("registries: group", &series, under_way, group);
         if durability == Durability::Strict {
-            line::point("registries: wait", &format!("{kind}, p50"), under_way, median);
-            line::point("registries: wait", &format!("{kind}, p99"), under_way, p99);
+            plot_data::point("registries: wait", &format!("{kind}, p50"), under_way, median);
+            plot_data::point("registries: wait", &format!("{kind}, p99"), under_way, p99);
         }
     }
 }
 
-/// Changes are written in their order: with one more, all of them are. After an outage (a disk that stalls is one) that takes
-/// until the registry is asked again.
+/// Changes are written in order, so once one more change is written, all are. After an outage (such as a stalled disk)
+/// this waits until the registry is tried again.
 async fn until_written(sessions: &ActiveSessions) -> Fallible<()> {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
-        if sessions.note(format!("the-last-one-{}", sessions.len())).durable().await {
+        if sessions.note(format!("the-last-one-{}", sessions.len())).recorded().await {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -213,17 +215,17 @@ async fn until_written(sessions: &ActiveSessions) -> Fallible<()> {
     Err("the registry does not answer".into())
 }
 
-/// 36 bytes, as a UUID has.
+/// An id of 36 bytes, the length of a UUID.
 fn id(number: usize) -> HeaderValue {
     HeaderValue::try_from(format!("{number:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77")).expect("a header value")
 }
 
-/// Until the layer lets the head go. There is no body to wait for.
+/// Waits until the layer sends the head. There is no body to wait for.
 async fn exchange(service: &mut SessionService<Host>, request: Request<Option<HeaderValue>>) {
     let Ok(_response) = service.call(request).await;
 }
 
-/// Answers at once, with the id that the request's body says.
+/// Answers at once, with the id in the request's body.
 struct Host;
 
 impl Service<Request<Option<HeaderValue>>> for Host {

@@ -1,19 +1,21 @@
-//! A whole axum server with the layer, without it, and with tower-http's `PropagateRequestId` in its place, under load:
-//! requests a second, and what a request waits.
+//! Requests per second and latency of a whole axum server under load: with the layer, without it, and with tower-http's
+//! `PropagateRequestId` in its place.
 //!
-//! The three servers are this program again, as child processes on core 0, and live from the first turn to the last; the load
-//! comes from this process, on core 1 (by `taskset`; unpinned where there is none, and it says so). They take turns, in
-//! rounds in alternation (ABC CBA ABC ...), because the machine is slower at one moment than at another: a ratio is that
-//! of two turns of a round. What is not the one server's turn waits idle.
+//! The three servers are child processes of this program on core 0, and run from the first turn to the last. The load
+//! comes from this process, on core 1 (by `taskset`; the output says if it is missing and nothing is pinned). The
+//! servers take turns in alternating rounds (ABC CBA ABC ...), because the speed of the machine varies. A ratio
+//! compares two turns of a round. The other servers are idle during a turn.
 //!
-//! * **The mix**: of 20 requests 16 carry the id of one of 10,000 known sessions, which the host repeats; 3 carry none and
-//!   get none; 1 begins a session. All hosts do the same; only the layer is another. Ours has its defaults and an end hook
-//!   that does nothing.
-//! * **HTTP/1**: 32 connections kept alive, one request at a time on each. **HTTP/2**: 2 connections, 32 streams at a time.
-//! * An answer with another status, another body or another id than expected ends the benchmark as a failure.
+//! * **The mix**: of 20 requests, 16 carry the id of one of 10,000 known sessions, which the host repeats; 3 carry no
+//!   id and get none; 1 starts a session. All hosts do the same; only the layer differs. The layer of this crate has
+//!   its defaults and an end hook that does nothing.
+//! * **HTTP/1**: 32 connections kept alive, one request at a time on each. **HTTP/2**: 2 connections, 32 streams at a
+//!   time.
+//! * An answer with an unexpected status, body or id fails the benchmark.
 //!
-//! The load generator may be slower than the server, and then a difference shows less in the requests a second than it
-//! should; so the server's processor time a request is in the table too, as the system counts it (to 10 ms a turn).
+//! If the load generator is slower than the server, a difference between the servers shows less in the requests per
+//! second. So the table also has the server's CPU time per request, as the system counts it (in steps of 10 ms per
+//! turn).
 //!
 //! ```text
 //! cargo bench -p benches --bench server                           # ten pairs of turns of 2 s: about 90 s
@@ -22,17 +24,17 @@
 //!
 //! Without `--bench` there is one pair of short turns for each protocol.
 
-mod line;
 #[path = "server/load.rs"]
 mod load;
-mod machine;
+mod measure;
+mod plot_data;
 #[path = "server/process.rs"]
 mod process;
 
 use std::{env, time::Duration};
 
 use load::{Load, Turn};
-use machine::{Fallible, Spread, describe};
+use measure::{Fallible, Spread, describe};
 use process::{Server, pin_to, serve};
 
 fn main() -> Fallible<()> {
@@ -51,21 +53,21 @@ fn main() -> Fallible<()> {
             _ => {}
         }
     }
-    // Before this process has only one core left.
+    // Called before this process is pinned to one core.
     let machine = describe();
     let pinned = pin_to(1);
     println!("{machine}{}\n", if pinned { "" } else { "; not pinned: no taskset, or no second core" });
-    // On this thread, which is the one that is pinned.
+    // On this thread, because only this thread is pinned.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(compare(pinned, pairs, Duration::from_secs_f64(seconds), known))
 }
 
-/// Sessions that are known when it begins.
+/// Sessions that are known when a turn begins.
 const KNOWN: usize = 10_000;
 
 const WITH: &str = "with";
 const WITHOUT: &str = "without";
-/// What any layer costs around a router, and one that reads two heads.
+/// The comparison: a layer that reads two heads and does nothing else.
 const PEER: &str = "PropagateRequestId";
 
 async fn compare(pinned: bool, pairs: usize, turn: Duration, known: usize) -> Fallible<()> {
@@ -107,35 +109,35 @@ impl Protocol {
     }
 }
 
-/// A figure, how it is read from a turn, and the plot that it belongs to.
+/// A figure, the function that reads it from a turn, and its number of decimals.
 type Figure = (&'static str, fn(&Turn) -> f64, usize);
 
 fn report(protocol: Protocol, turns: &[Vec<Turn>; 3]) {
     let name = protocol.name();
     let figures: [Figure; 4] = [
-        ("requests a second", |turn| turn.rate(), 0),
+        ("requests per second", |turn| turn.rate(), 0),
         ("p50, µs", |turn| turn.wait(0.5), 0),
         ("p99, µs", |turn| turn.wait(0.99), 0),
-        ("processor time a request, µs", |turn| turn.processor(), 1),
+        ("CPU time per request, µs", |turn| turn.processor(), 1),
     ];
     for (figure, read, precision) in figures {
         for (layer, turns) in [WITH, WITHOUT, PEER].iter().zip(turns) {
             let spread = Spread::of(turns.iter().map(read));
             row(name, figure, layer, &spread, precision);
             let (plot, x) = match figure {
-                "requests a second" => ("server: rate", name.to_owned()),
-                "processor time a request, µs" => ("server: processor", name.to_owned()),
+                "requests per second" => ("server: rate", name.to_owned()),
+                "CPU time per request, µs" => ("server: processor", name.to_owned()),
                 wait => ("server: wait", format!("{name}, {}", &wait[..3])),
             };
-            line::point(plot, layer, x, spread.median());
+            plot_data::point(plot, layer, x, spread.median());
         }
         let [with, without, peer] = turns;
         for (name_of_ratio, turns) in [("with / without", with), ("PropagateRequestId / without", peer)] {
             let ratios: Vec<_> = turns.iter().zip(without).map(|(turn, without)| read(turn) / read(without)).collect();
             row(name, figure, name_of_ratio, &Spread::of(ratios.iter().copied()), 3);
-            if figure == "requests a second" {
+            if figure == "requests per second" {
                 for (round, ratio) in ratios.into_iter().enumerate() {
-                    line::point("server: pairs", &format!("{name}, {name_of_ratio}"), round + 1, ratio);
+                    plot_data::point("server: pairs", &format!("{name}, {name_of_ratio}"), round + 1, ratio);
                 }
             }
         }

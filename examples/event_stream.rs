@@ -1,13 +1,14 @@
-//! The same axum server twice, stopped while two clients listen to an event stream: without the layer it waits for them
-//! as long as they like, with it it is gone at once, and both clients see a clean end.
+//! Shuts down the same axum server twice while two clients listen to an event stream. Without the layer the server
+//! waits until the clients disconnect. With the layer it exits at once, and both clients see a clean end of the
+//! stream.
 //!
 //! ```text
 //! cargo run --example event_stream
 //! ```
 //!
-//! `with_graceful_shutdown` waits for every response that is under way, and an event stream is under way for as long as
-//! somebody listens. The layer ends the stream of a session once that has ended, and all others once the session drain
-//! is over: as if the handler had ended it, so that no client takes the stop for a broken connection.
+//! `with_graceful_shutdown` waits for every response in flight, and an event stream is in flight until its client
+//! disconnects. The layer ends the stream of a session when the session ends, and all other streams when the session
+//! drain is over. To the client it looks as if the handler had ended the stream, not as a broken connection.
 
 use std::{
     convert::Infallible,
@@ -38,12 +39,12 @@ use tokio::{
 use tower_session_end::{ActiveSessions, BoxError, SessionEnd, signal};
 use tracing_subscriber::filter::LevelFilter;
 
-/// How long we watch the server that does not stop.
+/// How long the example waits for the server that does not shut down.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 const SESSION: &str = "chat-1";
 
-/// The server that both runs have in common.
+/// The server of both runs.
 fn app(sessions: &ActiveSessions) -> Router {
     Router::new().route("/open", post(open)).route("/events", get(events)).with_state(sessions.clone())
 }
@@ -52,10 +53,10 @@ async fn open() -> [(&'static str, &'static str); 1] {
     [("x-session-id", SESSION)]
 }
 
-/// A greeting, a last event when the sessions begin to close, and no end.
+/// A greeting, a last event when the shutdown begins, and no end.
 ///
-/// The last event is part of the stream itself: the layer asks the stream once more before it ends it, so nothing that
-/// is ready by then is lost. That the stream goes on after it is what many a handler does; this one stands for them.
+/// The layer polls the stream once more before it ends it, so an event that is ready by then is not lost. Like many
+/// handlers, this one never ends its stream.
 async fn events(State(sessions): State<ActiveSessions>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let closing = sessions.closing();
     let greeting = stream::once(async { Ok(Event::default().data("hello")) });
@@ -66,9 +67,9 @@ async fn events(State(sessions): State<ActiveSessions>) -> Sse<impl Stream<Item 
     Sse::new(greeting.chain(farewell).chain(stream::pending()))
 }
 
-/// `with_graceful_shutdown`, and nothing else. Says how long it took, and whether it had to be cut off by hand.
+/// `with_graceful_shutdown` alone. Returns how long the shutdown took, and whether the example had to abort it.
 async fn without_the_layer() -> Result<(Duration, bool), BoxError> {
-    // Nobody drains this handle: it is here for the handlers only.
+    // The handlers need a handle; it is never drained.
     let sessions = ActiveSessions::builder().build()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -99,7 +100,7 @@ async fn without_the_layer() -> Result<(Duration, bool), BoxError> {
     Ok((begun.elapsed(), was_cut))
 }
 
-/// The layer, `shutdown_on` and `finish`. Says how long it took.
+/// The layer, `shutdown_on` and `finish`. Returns how long the shutdown took.
 async fn with_the_layer() -> Result<Duration, BoxError> {
     let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let sessions = ActiveSessions::builder()
@@ -121,7 +122,7 @@ async fn with_the_layer() -> Result<Duration, BoxError> {
         raise_sigterm()?;
         closing.await;
         let begun = Instant::now();
-        timeout(PATIENCE, listening.until_the_end()).await.map_err(|_| "the streams went on")??;
+        timeout(PATIENCE, listening.until_the_end()).await.map_err(|_| "the streams did not end")??;
         Ok::<_, BoxError>(begun)
     };
     let (report, begun) = tokio::try_join!(served, visit)?;
@@ -130,11 +131,11 @@ async fn with_the_layer() -> Result<Duration, BoxError> {
     println!("{report}");
     let end = ends.try_recv().map_err(|_| "the session had no session_end")?;
     check(end.session.id == SESSION && ends.try_recv().is_err(), "one session had more than one session_end")?;
-    check(report.is_clean(), "the stop was not clean")?;
+    check(report.is_clean(), "the shutdown was not clean")?;
     Ok(elapsed)
 }
 
-/// Two clients that have had their first event: one with a session, one without.
+/// Two clients that have received their first event: one with a session, one without.
 struct Listening {
     streams: [Body; 2],
 }
@@ -143,12 +144,12 @@ impl Listening {
     async fn begin(address: SocketAddr) -> Result<Self, BoxError> {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let opened = client.request(axum::http::Request::post(url(address, "/open")).body(Body::empty())?).await?;
-        check(opened.status().is_success(), "the session was not opened")?;
+        check(opened.status().is_success(), "the session did not start")?;
         let streams = [listen(&client, address, Some(SESSION)).await?, listen(&client, address, None).await?];
         Ok(Self { streams })
     }
 
-    /// Reads both streams. A connection that breaks without the terminating chunk would be an error here.
+    /// Reads both streams. A connection that closes without the terminating chunk is an error here.
     async fn until_the_end(self) -> Result<(), BoxError> {
         for stream in self.streams {
             let rest = stream.collect().await?.to_bytes();
@@ -181,7 +182,7 @@ fn check(holds: bool, complaint: &'static str) -> Result<(), BoxError> {
     if holds { Ok(()) } else { Err(complaint.into()) }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -189,25 +190,23 @@ fn raise_sigterm() -> io::Result<()> {
 
 async fn run() -> Result<(), BoxError> {
     let (plain, was_cut) = without_the_layer().await?;
-    println!("without the layer: still there {plain:.1?} after the signal, and cut off by hand");
-    check(was_cut, "the server without the layer stopped by itself: then there is nothing to show")?;
+    println!("without the layer: still running {plain:.1?} after the signal, aborted by the example");
+    check(was_cut, "the server without the layer shut down by itself, so the example shows nothing")?;
 
     let bounded = with_the_layer().await?;
-    println!(
-        "with the layer:    gone {bounded:.1?} after the signal, and both clients saw a last event and a clean end"
-    );
-    // Milliseconds, but for a machine that is busy.
+    println!("with the layer:    exited {bounded:.1?} after the signal; both clients saw a last event and a clean end");
+    // Takes milliseconds, unless the machine is busy.
     check(bounded < PATIENCE / 3, "the server with the layer took too long")
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
 
     let outcome = match timeout(Duration::from_secs(30), run()).await {
         Ok(outcome) => outcome,
-        Err(_) => Err("did not stop within 30 s".into()),
+        Err(_) => Err("did not shut down within 30 s".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,12 +1,12 @@
-//! No axum: a plain Tower service behind hyper-util's server, HTTP/1 and HTTP/2 on one port, with the same layer and the
-//! same bounded stop.
+//! Without axum: a plain Tower service behind hyper-util's server, with HTTP/1 and HTTP/2 on one port, the same layer
+//! and the same bounded shutdown.
 //!
 //! ```text
 //! cargo run --example hyper
 //! ```
 //!
-//! One client for each protocol opens two sessions and ends one of them. Then the process is told to stop, while each
-//! client waits for an answer: both get it.
+//! One client per protocol starts two sessions and ends one of them. Then the process receives SIGTERM while each
+//! client waits for an answer. Both get it.
 
 use std::{
     convert::Infallible,
@@ -54,11 +54,11 @@ async fn run() -> Result<(), BoxError> {
     let service = sessions.layer().layer(service_fn(move |request| host(request, closing.clone(), arrived.clone())));
 
     let shutdown = sessions.shutdown_on(signal::terminate());
-    // All of the server is one future, for `finish` to bound: first it accepts, also while the sessions drain, and then
-    // it waits for its connections.
+    // The whole server is one future, which `finish` bounds. It accepts connections until the sessions have drained,
+    // and then waits for its connections.
     let server = async move {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // hyper gives up on half a request head by itself, but only if it has a timer.
+        // hyper times out half a request head, but only if it has a timer.
         builder.http1().timer(TokioTimer::new());
         let connections = GracefulShutdown::new();
         let mut shutdown = pin!(shutdown);
@@ -67,7 +67,7 @@ async fn run() -> Result<(), BoxError> {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        // Out of file descriptors, most likely: that is better in a while.
+                        // Most likely out of file descriptors: tries again after a pause.
                         eprintln!("accept: {error}");
                         sleep(Duration::from_millis(100)).await;
                         continue;
@@ -78,15 +78,15 @@ async fn run() -> Result<(), BoxError> {
             let service = TowerToHyperService::new(service.clone());
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let connection = connections.watch(connection);
-            // A task of its own, not one of a `JoinSet` in here: when `finish` has to cut the server off, requests
-            // without an answer get a 503, and somebody has to send it.
+            // A separate task, not one of a `JoinSet` in this future: if `finish` drops this future at the deadline,
+            // requests without an answer get a 503, and this task sends it.
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     eprintln!("connection: {error}");
                 }
             });
         }
-        // Whoever connects from here on is refused, and can try another server.
+        // New connections are refused from here on, so that clients can try another server.
         drop(listener);
         connections.shutdown().await;
     };
@@ -96,13 +96,13 @@ async fn run() -> Result<(), BoxError> {
     println!("{report}");
     check_ends(ends)?;
     if !report.is_clean() {
-        return Err("the stop was not clean".into());
+        return Err("the shutdown was not clean".into());
     }
     println!("4 sessions over 2 protocols, and each of them had exactly one session_end");
     Ok(())
 }
 
-/// The host knows nothing of the layer but the headers.
+/// The host only sets the headers that the layer reads.
 async fn host<B>(
     request: Request<B>,
     sessions: ActiveSessions,
@@ -113,7 +113,7 @@ async fn host<B>(
         "/end" => {
             response.headers_mut().insert("x-session-end", http::HeaderValue::from_static("deleted"));
         }
-        // An answer that is under way when the stop begins, and takes longer than the session drain.
+        // An answer that is in flight when the shutdown begins, and takes longer than the session drain.
         "/slow" => {
             let _ = arrived.send(());
             sessions.closing().await;
@@ -129,7 +129,7 @@ async fn host<B>(
     Ok(response)
 }
 
-/// What the clients do, and the operator.
+/// The requests of the clients, and the SIGTERM of the operator.
 async fn visit(address: SocketAddr, mut arrivals: mpsc::UnboundedReceiver<()>) -> Result<(), BoxError> {
     let one = Visitor::new(address, http::Version::HTTP_11);
     let two = Visitor::new(address, http::Version::HTTP_2);
@@ -140,11 +140,11 @@ async fn visit(address: SocketAddr, mut arrivals: mpsc::UnboundedReceiver<()>) -
     }
 
     let stop = async {
-        // Both requests are under way.
+        // Waits until both requests are in flight.
         for _ in 0..2 {
-            arrivals.recv().await.ok_or("the host is gone")?;
+            arrivals.recv().await.ok_or("the host has exited")?;
         }
-        println!("telling myself to stop, with SIGTERM");
+        println!("sending SIGTERM to this process");
         raise_sigterm()?;
         Ok(())
     };
@@ -153,7 +153,7 @@ async fn visit(address: SocketAddr, mut arrivals: mpsc::UnboundedReceiver<()>) -
     Ok(())
 }
 
-/// A client that speaks one version only.
+/// A client that uses one version of HTTP.
 struct Visitor {
     address: SocketAddr,
     version: http::Version,
@@ -176,13 +176,13 @@ impl Visitor {
         if !response.status().is_success() || response.version() != self.version {
             return Err(format!("{path}: {} over {:?}", response.status(), response.version()).into());
         }
-        // To its end, so that the connection can be used again.
+        // Reads to the end, so that the connection can be reused.
         response.into_body().collect().await?;
         Ok(())
     }
 }
 
-/// The promise of the crate: one end for each session.
+/// Checks the guarantee of the crate: exactly one end for each session.
 fn check_ends(mut ends: mpsc::UnboundedReceiver<SessionEnd>) -> Result<(), BoxError> {
     let mut seen = Vec::new();
     while let Ok(end) = ends.try_recv() {
@@ -199,7 +199,7 @@ fn check_ends(mut ends: mpsc::UnboundedReceiver<SessionEnd>) -> Result<(), BoxEr
     if seen == expected { Ok(()) } else { Err(format!("expected {expected:?}, got {seen:?}").into()) }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -207,12 +207,12 @@ fn raise_sigterm() -> io::Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
 
     let outcome = match timeout(Duration::from_secs(30), run()).await {
         Ok(outcome) => outcome,
-        Err(_) => Err("did not stop within 30 s".into()),
+        Err(_) => Err("did not shut down within 30 s".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,9 +4,9 @@
 //! cargo run --example quickstart
 //! ```
 //!
-//! Three chats are opened. One is reset, one is compacted into a successor, and then the process is told to stop, while
-//! the store behind the hook is still busy with those two ends. One more chat is opened *during* the drain. Whatever
-//! ended a session, it gets exactly one `session_end`: the program counts, and fails if that is not so.
+//! Three sessions start. One is reset, and one is compacted into a successor. Then the process receives SIGTERM, while
+//! the store behind the hook is still writing these two ends. One more session starts *during* the drain. Every
+//! session gets exactly one `session_end`; the program counts them, and fails otherwise.
 
 use std::{
     collections::HashMap,
@@ -30,19 +30,20 @@ use hyper_util::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EventId, Session, SessionEnd, SessionHook, SessionId, SessionSignal, SessionStart, signal,
+    ActiveSessions, BoxError, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
+    signal,
 };
 use tracing_subscriber::filter::LevelFilter;
 
-/// Sessions that begin in this run: three, the successor of a compaction, and one during the drain.
+/// Sessions that start in this run: three, the successor of a compaction, and one during the drain.
 const GENERATIONS: u64 = 5;
 
 async fn run() -> Result<(), BoxError> {
-    // 1. The handle knows who is active. It takes your hooks, and the time that a stop may take.
-    let journal = Journal::new();
-    let sessions = ActiveSessions::builder().drain_timeout(Duration::from_secs(2)).hook(journal.clone()).build()?;
+    // 1. The handle tracks the active sessions. It takes your hooks and the time budget of the shutdown.
+    let event_log = EventLog::new();
+    let sessions = ActiveSessions::builder().drain_timeout(Duration::from_secs(2)).hook(event_log.clone()).build()?;
 
-    // 2. The layer watches what your handlers answer.
+    // 2. The layer reads the responses of your handlers.
     let app = Router::new()
         .route("/open/{key}", post(open))
         .route("/reset", post(reset))
@@ -54,49 +55,48 @@ async fn run() -> Result<(), BoxError> {
     let address = listener.local_addr()?;
     let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
 
-    // 4. `finish` runs the server, bounds its stop, and tells what came of it. A gateway of yours ends here; this one
-    //    is visited by its own client at the same time.
+    // 4. `finish` runs the server, bounds its shutdown, and returns the report. This is all that a gateway needs; this
+    //    example also runs its own client at the same time.
     let served = async { Ok(sessions.finish(server).await.into_result()?) };
-    let (report, ()) = tokio::try_join!(served, visit(address, &sessions, &journal))?;
+    let (report, ()) = tokio::try_join!(served, visit(address, &sessions, &event_log))?;
 
-    journal.bar.finish_and_clear();
+    event_log.bar.finish_and_clear();
     println!("\n{report}");
-    journal.check()
+    event_log.check()
 }
 
-/// Opens a session. A [`SessionSignal`] tells the layer more than a header can, and is never sent. The header is for
-/// the client; where both say the same, nothing happens twice.
-async fn open(Path(key): Path<String>) -> Result<(SessionSignal, [(&'static str, String); 1]), StatusCode> {
+/// Starts a session. A [`SessionUpdate`] can carry more than a header, and is never sent. The header is for the
+/// client. The layer reads both, and starts the session once.
+async fn open(Path(key): Path<String>) -> Result<(SessionUpdate, [(&'static str, String); 1]), StatusCode> {
     let id = new_id(&key)?;
     let header = [("x-session-id", id.to_string())];
-    Ok((SessionSignal::started(Session::new(id).with_key(key)), header))
+    Ok((SessionUpdate::started(Session::new(id).with_key(key)), header))
 }
 
-/// Ends the session that the request belongs to. A header is enough for that: a host in front of which you put the
-/// layer needs to know nothing of this crate.
+/// Ends the session of the request. A header is enough, so a host needs no code for this crate.
 async fn reset(_: SessionId) -> [(&'static str, &'static str); 1] {
     [("x-session-end", "reset")]
 }
 
-/// Goes on under a new id: the end of the old session and the start of its successor, in one step.
+/// Continues under a new id: ends the old session and starts its successor, in one step.
 async fn compact(
     old: SessionId,
     Path(key): Path<String>,
-) -> Result<(SessionSignal, [(&'static str, String); 1]), StatusCode> {
+) -> Result<(SessionUpdate, [(&'static str, String); 1]), StatusCode> {
     let id = new_id(&key)?;
     let header = [("x-session-id", id.to_string())];
-    Ok((SessionSignal::compacted(old, Session::new(id).with_key(key)), header))
+    Ok((SessionUpdate::compacted(old, Session::new(id).with_key(key)), header))
 }
 
-/// Legible here; ids that a client cannot guess in a gateway of yours.
+/// Readable ids for this example. In production, use ids that a client cannot guess.
 fn new_id(key: &str) -> Result<SessionId, StatusCode> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     SessionId::new(format!("{key}-{number}")).map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-/// What the clients do, and the operator.
-async fn visit(address: SocketAddr, sessions: &ActiveSessions, journal: &Journal) -> Result<(), BoxError> {
+/// The requests of the clients, and the SIGTERM of the operator.
+async fn visit(address: SocketAddr, sessions: &ActiveSessions, event_log: &EventLog) -> Result<(), BoxError> {
     let visitor = Visitor { address, client: Client::builder(TokioExecutor::new()).build_http() };
     visitor.post("/open/telegram", None).await?;
     let discord = visitor.post("/open/discord", None).await?;
@@ -104,17 +104,17 @@ async fn visit(address: SocketAddr, sessions: &ActiveSessions, journal: &Journal
     visitor.post("/reset", discord).await?;
     visitor.post("/compact/slack", slack).await?;
 
-    journal.say("telling myself to stop, with SIGTERM");
-    journal.bar.set_draw_target(ProgressDrawTarget::stderr());
+    event_log.print("sending SIGTERM to this process");
+    event_log.bar.set_draw_target(ProgressDrawTarget::stderr());
     raise_sigterm()?;
 
-    // The server goes on accepting while the drain runs: this session is born into it.
+    // The server still accepts requests while the drain runs: this session starts during the drain.
     sessions.closing().await;
     visitor.post("/open/matrix", None).await?;
     Ok(())
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -126,7 +126,7 @@ struct Visitor {
 }
 
 impl Visitor {
-    /// Posts, in a session if there is one; returns the session that the answer names.
+    /// Posts, with a session id if given; returns the session id of the answer.
     async fn post(&self, path: &str, session: Option<String>) -> Result<Option<String>, BoxError> {
         let mut request = axum::http::Request::post(format!("http://{}{path}", self.address));
         if let Some(id) = session {
@@ -137,30 +137,30 @@ impl Visitor {
             return Err(format!("{path}: {}", response.status()).into());
         }
         let id = response.headers().get("x-session-id").map(|id| id.to_str().map(str::to_owned)).transpose()?;
-        // To its end, so that the connection can be used again.
+        // Reads to the end, so that the connection can be reused.
         response.into_body().collect().await?;
         Ok(id)
     }
 }
 
-/// The consumer of the events: says and counts them.
+/// The consumer of the events: prints and counts them.
 #[derive(Clone)]
-struct Journal {
-    /// Starts and ends by generation. An id may come again, an event's id never does.
-    seen: Arc<Mutex<HashMap<EventId, (u32, u32)>>>,
-    /// A store with one connection: the ends queue up for it, so that you can watch the drain.
+struct EventLog {
+    /// Starts and ends by generation. A session id may be reused; a generation id never is.
+    seen: Arc<Mutex<HashMap<GenerationId, (u32, u32)>>>,
+    /// A store with one connection. The ends wait for it, so that the drain takes visible time.
     store: Arc<tokio::sync::Mutex<()>>,
     bar: ProgressBar,
 }
 
-impl SessionHook for Journal {
+impl SessionHook for EventLog {
     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
         let key = start.session.key.as_deref().unwrap_or("-");
         match &start.resumed_from {
-            Some(old) => self.say(&format!("session_start  {:<12} {key}, resumed from {old}", start.session.id)),
-            None => self.say(&format!("session_start  {:<12} {key}", start.session.id)),
+            Some(old) => self.print(&format!("session_start  {:<12} {key}, resumed from {old}", start.session.id)),
+            None => self.print(&format!("session_start  {:<12} {key}", start.session.id)),
         }
-        self.count(start.event_id, |(starts, _)| *starts += 1);
+        self.count(start.generation, |(starts, _)| *starts += 1);
         Ok(())
     }
 
@@ -170,18 +170,18 @@ impl SessionHook for Journal {
         drop(one_at_a_time);
 
         match &end.next {
-            Some(next) => self.say(&format!("session_end    {:<12} {} into {}", end.session.id, end.reason, next.id)),
-            None => self.say(&format!("session_end    {:<12} {}", end.session.id, end.reason)),
+            Some(next) => self.print(&format!("session_end    {:<12} {} into {}", end.session.id, end.reason, next.id)),
+            None => self.print(&format!("session_end    {:<12} {}", end.session.id, end.reason)),
         }
-        self.count(end.event_id, |(_, ends)| *ends += 1);
+        self.count(end.generation, |(_, ends)| *ends += 1);
         self.bar.inc(1);
         Ok(())
     }
 }
 
-impl Journal {
+impl EventLog {
     fn new() -> Self {
-        // Hidden until the stop; where stderr is no terminal, it stays so.
+        // Hidden until the shutdown, and always if stderr is not a terminal.
         let bar = ProgressBar::with_draw_target(Some(GENERATIONS), ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{spinner} draining {wide_bar} {pos} of {len} session_end");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -190,36 +190,36 @@ impl Journal {
     }
 
     /// Prints a line above the bar.
-    fn say(&self, line: &str) {
+    fn print(&self, line: &str) {
         self.bar.suspend(|| println!("{line}"));
     }
 
-    fn count(&self, event: EventId, add: impl FnOnce(&mut (u32, u32))) {
+    fn count(&self, event: GenerationId, add: impl FnOnce(&mut (u32, u32))) {
         add(self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(event).or_default());
     }
 
-    /// The promise of the crate: one start and one end, for each generation of each session.
+    /// Checks the guarantee of the crate: one start and one end for each generation of each session.
     fn check(&self) -> Result<(), BoxError> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((event, (starts, ends))) = seen.iter().find(|(_, counts)| **counts != (1, 1)) {
             return Err(format!("generation {event} had {starts} session_start and {ends} session_end").into());
         }
         if seen.len() as u64 != GENERATIONS {
-            return Err(format!("{} sessions began, and {GENERATIONS} should have", seen.len()).into());
+            return Err(format!("{} sessions started, expected {GENERATIONS}", seen.len()).into());
         }
-        println!("{GENERATIONS} sessions began, and each of them had exactly one session_end");
+        println!("{GENERATIONS} sessions started, and each of them had exactly one session_end");
         Ok(())
     }
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
 
     let outcome = match tokio::time::timeout(Duration::from_secs(30), run()).await {
         Ok(outcome) => outcome,
-        Err(_) => Err("did not stop within 30 s".into()),
+        Err(_) => Err("did not shut down within 30 s".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

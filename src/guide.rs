@@ -1,28 +1,28 @@
-//! My gateway is like this: what do I use?
+//! Which part of the crate fits which gateway.
 //!
-//! | my gateway ... | use |
+//! | the gateway | use |
 //! |---|---|
-//! | [sends its ids in a header](#it-sends-its-ids-in-a-header) | [`ActiveSessions::layer`] |
-//! | [is an MCP server](#it-is-an-mcp-server) | `McpProtocol` |
-//! | [keeps the id in a cookie](#it-keeps-the-id-in-a-cookie) | `CookieProtocol` |
-//! | [speaks gRPC](#it-speaks-grpc) | [`ActiveSessions::layer`] |
-//! | [talks over WebSockets](#it-talks-over-websockets) | [`ActiveSessions::guard`] |
-//! | [streams events](#it-streams-events) | the layer, and [`ActiveSessions::closing`] |
-//! | [runs jobs](#it-runs-jobs) | [`ActiveSessions::guard`] |
-//! | [has ids that are in no header](#it-has-ids-that-are-in-no-header) | [`SessionSignal`], or [`ActiveSessions::note`] |
-//! | [takes ids that were made elsewhere](#it-takes-ids-that-were-made-elsewhere) | `adopt(true)` on the protocol |
-//! | [is like none of these](#it-is-like-none-of-these) | a [`SessionProtocol`] of yours |
-//! | [forgets sessions without a word](#it-forgets-sessions-without-a-word) | [`ActiveSessions::snapshot`] |
+//! | [sends its ids in a header](#ids-in-a-header) | [`ActiveSessions::layer`] |
+//! | [is an MCP server](#mcp-servers) | `McpProtocol` |
+//! | [keeps the id in a cookie](#ids-in-a-cookie) | `CookieProtocol` |
+//! | [serves gRPC](#grpc) | [`ActiveSessions::layer`] |
+//! | [uses WebSockets](#websockets) | [`ActiveSessions::guard`] |
+//! | [streams events](#event-streams) | the layer, and [`ActiveSessions::closing`] |
+//! | [runs jobs](#jobs) | [`ActiveSessions::guard`] |
+//! | [sends its ids in no header](#ids-in-no-header) | [`SessionUpdate`], or [`ActiveSessions::note`] |
+//! | [accepts ids that were made elsewhere](#ids-made-elsewhere) | `adopt(true)` on the protocol |
+//! | [does none of these](#a-custom-protocol) | your own [`SessionProtocol`] |
+//! | [expires sessions without a response](#sessions-that-expire-in-the-host) | [`ActiveSessions::snapshot`] |
 //!
-//! All of them end the same way: [`shutdown_on`](ActiveSessions::shutdown_on) where the server takes its signal, and
-//! [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). What is told of the ends is the
-//! second question: [a service that posts them](#tell-a-url), [a database](#tell-a-database).
+//! Each of them shuts down the same way: with [`shutdown_on`](ActiveSessions::shutdown_on) where the server takes its
+//! signal, and [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). The last two
+//! sections show consumers of the ends: [a URL](#posting-ends-to-a-url) and [a database](#writing-ends-to-a-database).
 //!
-//! # It sends its ids in a header
+//! # Ids in a header
 //!
-//! Then it need not know of this crate. A response with a new `x-session-id` opens a session, one with `x-session-end:
-//! <reason>` ends it, and `x-session-compacted-from: <old id>` beside an id says that it is the successor of another.
-//! Other names are as good: see [`HeaderProtocol`].
+//! The gateway needs no code for this crate. A response with a new `x-session-id` starts a session, and one with
+//! `x-session-end: <reason>` ends it. `x-session-compacted-from: <old id>` beside an id compacts the old session into
+//! the new one. Other header names are possible: see [`HeaderProtocol`].
 //!
 //! ```
 //! # use axum::{Router, routing::post};
@@ -41,23 +41,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # It is an MCP server
+//! # MCP servers
 //!
 #![cfg_attr(not(doctest), doc = include_str!("guide/mcp.md"))]
 //!
-//! # It keeps the id in a cookie
+//! # Ids in a cookie
 //!
 #![cfg_attr(not(doctest), doc = include_str!("guide/cookie.md"))]
 //!
-//! # It speaks gRPC
+//! # gRPC
 //!
 #![cfg_attr(not(doctest), doc = include_str!("guide/grpc.md"))]
 //!
-//! # It talks over WebSockets
+//! # WebSockets
 //!
-//! A connection is invisible to a layer after its 101. A guard ties the session to the task that holds the socket: when
-//! that is over, in whatever way, the session ends. At the stop it hears of it and can say goodbye; sockets are waited
-//! for by nobody, so keep their tasks in a `TaskTracker` if that matters (`cargo run --example websocket`).
+//! A connection is invisible to the layer after its 101. A guard ties the session to the task that holds the socket:
+//! the session ends when the guard is dropped, however the task ends. At shutdown
+//! [`closing`](crate::SessionGuard::closing) resolves, and the task can send a close frame. Servers do not wait for
+//! upgraded connections: keep their tasks in a `TaskTracker` and wait for it if that matters (`cargo run --example
+//! websocket`).
 //!
 //! ```
 //! use axum::{extract::ws::{Message, WebSocket, WebSocketUpgrade}, response::Response};
@@ -65,7 +67,7 @@
 //! # async fn talk(socket: &mut WebSocket) {}
 //!
 //! async fn socket(upgrade: WebSocketUpgrade, sessions: ActiveSessions) -> Response {
-//!     let guard = sessions.guard("socket-1");
+//!     let guard = sessions.guard("socket-1").expect("a valid id");
 //!     upgrade.on_upgrade(move |mut socket| async move {
 //!         tokio::select! {
 //!             () = talk(&mut socket) => drop(guard.end(EndReason::Deleted)),
@@ -76,10 +78,11 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::any(socket));
 //! ```
 //!
-//! # It streams events
+//! # Event streams
 //!
-//! The layer is enough: an open `text/event-stream` ends with its session, so that none holds the stop. For a last event
-//! listen to `closing`; there is time for it until the drain is over (`cargo run --example event_stream`).
+//! The layer is enough: an open `text/event-stream` ends with its session, so it does not hold up the shutdown. To
+//! send a last event, await [`closing`](ActiveSessions::closing). The stream stays open until the drain is over
+//! (`cargo run --example event_stream`).
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -95,19 +98,19 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(events));
 //! ```
 //!
-//! # It runs jobs
+//! # Jobs
 //!
-//! A guard here too, and no HTTP at all. A job that panics, or whose task is aborted, drops its guard, and that ends the
+//! A guard works without HTTP too. A job that panics, or whose task is aborted, drops its guard, and that ends the
 //! session with reason `unknown`.
 //!
 //! ```
 //! # use tower_session_end::{ActiveSessions, EndReason};
 //! # async fn work() {}
 //! async fn job(sessions: ActiveSessions) {
-//!     let guard = sessions.guard("job-1");
+//!     let guard = sessions.guard("job-1").expect("a valid id");
 //!     tokio::select! {
 //!         () = work() => drop(guard.end(EndReason::Deleted)),
-//!         () = guard.closing() => {} // the drain ends the session, with the reason of the stop
+//!         () = guard.closing() => {} // the drain ends the session, with the reason of the shutdown
 //!     }
 //! }
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -117,17 +120,19 @@
 //! # });
 //! ```
 //!
-//! # It has ids that are in no header
+//! # Ids in no header
 //!
-//! A handler says it with a signal, which is never sent, and can tell more than a header: a key, a tenant. Where there is
-//! no response, or a client may leave before it comes, call the handle: `note` as soon as the session is there. That both
-//! are done, or one of them twice, does no harm.
+//! A handler puts a [`SessionUpdate`] into its response. The layer takes it out, so it is never sent. It can carry
+//! more than a header, such as a key and attributes. Where there is no response, or the client may disconnect before
+//! it, call [`note`](ActiveSessions::note) on the handle as soon as the session exists. To do both, or one of them
+//! twice, is harmless.
 //!
 //! ```
 //! # use axum::extract::Path;
-//! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionSignal};
-//! async fn open(Path(user): Path<String>) -> (SessionSignal, &'static str) {
-//!     (SessionSignal::started(Session::from("4711").with_attribute("user", user)), "welcome")
+//! # use tower_session_end::{ActiveSessions, EndReason, Session, SessionUpdate};
+//! async fn open(Path(user): Path<String>) -> (SessionUpdate, &'static str) {
+//!     let session = Session::try_from("4711").expect("a valid id").with_attribute("user", user);
+//!     (SessionUpdate::started(session), "welcome")
 //! }
 //!
 //! async fn kick(sessions: ActiveSessions, Path(id): Path<String>) -> String {
@@ -147,29 +152,30 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # It takes ids that were made elsewhere
+//! # Ids made elsewhere
 //!
-//! By another replica, by the client, or by itself before a restart: such a host answers 200 and says nothing of the id,
-//! because for it there is nothing new. With `adopt(true)` the id that a successful request carried is noted. It is a new
-//! generation, with an `event_id` of its own, also where the id had an end before.
+//! Another replica, the client, or the same host before a restart may have made the id. Such a host answers 200
+//! without repeating the id, because the session is not new to it. With `adopt(true)` the layer notes the id of a
+//! successful request. It is a new generation with its own [`GenerationId`](crate::GenerationId), even if the id had
+//! an end before.
 //!
 //! ```
 //! # use tower_session_end::{ActiveSessions, HeaderProtocol, McpProtocol};
 //! # let sessions = ActiveSessions::builder().build()?;
-//! let of_headers = sessions.layer_with(HeaderProtocol::new().adopt(true));
-//! let of_mcp = sessions.layer_with(McpProtocol::new().adopt(true));
+//! let by_header = sessions.layer_with(HeaderProtocol::new().adopt(true));
+//! let by_mcp = sessions.layer_with(McpProtocol::new().adopt(true));
 //! # Ok::<(), tower_session_end::BuildError>(())
 //! ```
 //!
-//! # It is like none of these
+//! # A custom protocol
 //!
-//! Then say how its HTTP speaks of sessions. Which one does a request belong to? And what does a response say, of a
-//! request of which we know whether its session is active? Here the id is in the path, the first successful answer opens,
-//! and a DELETE ends:
+//! Implement [`SessionProtocol`]. It answers two questions: which session does a request belong to, and what does a
+//! response say about sessions? The response is judged with its request, which knows whether its session is active. In
+//! this example the id is in the path, the first successful response starts the session, and a DELETE ends it:
 //!
 //! ```
 //! use http::{Method, request, response};
-//! use tower_session_end::{EndReason, RequestInfo, SessionId, SessionProtocol, SessionSignal};
+//! use tower_session_end::{EndReason, RequestInfo, SessionId, SessionProtocol, SessionUpdate};
 //!
 //! struct Rooms;
 //!
@@ -178,11 +184,11 @@
 //!         request.uri.path().strip_prefix("/rooms/")?.parse().ok()
 //!     }
 //!
-//!     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+//!     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
 //!         match request.id().filter(|_| response.status.is_success()) {
-//!             Some(id) if request.method() == Method::DELETE => SessionSignal::ended(id.clone(), EndReason::Deleted),
-//!             Some(id) if !request.is_tracked() => SessionSignal::started(id.clone()),
-//!             _ => SessionSignal::nothing(),
+//!             Some(id) if request.method() == Method::DELETE => SessionUpdate::ended(id.clone(), EndReason::Deleted),
+//!             Some(id) if !request.is_tracked() => SessionUpdate::started(id.clone()),
+//!             _ => SessionUpdate::empty(),
 //!         }
 //!     }
 //! }
@@ -200,12 +206,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # It forgets sessions without a word
+//! # Sessions that expire in the host
 //!
-//! Hosts expire sessions with no response that says so, and now and then a client leaves before there is one. If you can
-//! ask the host what it has, compare, every minute or so: what we have and it lacks is over, and what it has and we lack
-//! is active. Ask in this order, so that a session that begins or ends meanwhile is not taken for the other. Where you
-//! cannot ask, set an [`idle_timeout`](ActiveSessionsBuilder::idle_timeout).
+//! A host may expire a session without any response, and a client may disconnect before there is one. If the host can
+//! list its sessions, compare both lists, for example every minute. A session that is active here and unknown to the
+//! host has ended; one that only the host knows is active. Ask in the order of this example, so that a session that
+//! starts or ends in the meantime is not misjudged. If the host cannot list its sessions, set an
+//! [`idle_timeout`](ActiveSessionsBuilder::idle_timeout).
 //!
 //! ```
 //! # use std::{collections::HashSet, sync::{Arc, Mutex}};
@@ -216,25 +223,25 @@
 //! #     fn ids(&self) -> Vec<String> { self.0.lock().unwrap().iter().cloned().collect() }
 //! # }
 //! fn compare(sessions: &ActiveSessions, host: &Host) {
-//!     for ours in sessions.snapshot().into_iter().filter(|ours| !host.has(ours.id.as_str())) {
-//!         sessions.end(&ours.id, EndReason::Unknown);
+//!     for session in sessions.snapshot().into_iter().filter(|session| !host.has(session.id.as_str())) {
+//!         sessions.end(&session.id, EndReason::Unknown);
 //!     }
-//!     for theirs in host.ids() {
-//!         if !sessions.contains(&theirs) && host.has(&theirs) {
-//!             sessions.note(theirs);
+//!     for id in host.ids() {
+//!         if !sessions.contains(&id) && host.has(&id) {
+//!             sessions.note(id);
 //!         }
 //!     }
 //! }
 //! # let (sessions, host) = (ActiveSessions::builder().build().unwrap(), Host::default());
-//! # host.0.lock().unwrap().extend(["both".to_owned(), "theirs".to_owned()]);
-//! # sessions.note("ours");
-//! # sessions.note(tower_session_end::Session::from("both").with_key("kept"));
+//! # host.0.lock().unwrap().extend(["both".to_owned(), "host-only".to_owned()]);
+//! # sessions.note("active-only");
+//! # sessions.note(tower_session_end::Session::try_from("both").unwrap().with_key("kept"));
 //! # compare(&sessions, &host);
-//! # assert!(!sessions.contains("ours") && sessions.contains("theirs") && sessions.len() == 2);
+//! # assert!(!sessions.contains("active-only") && sessions.contains("host-only") && sessions.len() == 2);
 //! # assert_eq!(sessions.get("both").unwrap().key.as_deref(), Some("kept"));
 //! ```
 //!
 #![doc = include_str!("guide/consumers.md")]
-// For the links, those of the included parts too.
-#[allow(unused_imports, reason = "documentation is all that is here")]
-use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionSignal};
+// For the links, including those of the included files.
+#[allow(unused_imports, reason = "this module is documentation only")]
+use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionUpdate};

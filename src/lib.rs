@@ -1,10 +1,9 @@
-//! Exactly one `session_end` for every session of a Tower gateway, whatever ends it, and a shutdown that never takes
-//! longer than you allowed.
+//! A Tower layer that gives every session of a gateway exactly one `session_end`, and a shutdown with a time limit.
 //!
-//! A gateway for agents, chats, MCP or games keeps sessions, and plugins and databases want to be told when one is
-//! over. When a client says goodbye that is easy. When the process is stopped it is forgotten, and rows stay `active`
-//! for ever. This crate watches a gateway's responses, remembers which sessions are active, and at a graceful shutdown
-//! ends every one of them, within one budget, before the connections drain.
+//! A gateway for agents, chats, MCP or games keeps sessions, and its plugins and databases need to know when one ends.
+//! A client that says goodbye ends its session. A process that shuts down does not: its rows stay `active`. This crate
+//! watches the gateway's responses, tracks the active sessions, and ends every one of them in a graceful shutdown,
+//! within one budget, before the connections drain.
 //!
 //! # Quick start
 //!
@@ -14,7 +13,7 @@
 //! use tower_session_end::{ActiveSessions, SessionEnd, SessionId, signal};
 //!
 //! async fn chat(id: Option<SessionId>) -> [(&'static str, String); 1] {
-//!     // The host gives out its ids as it likes; here in the header `x-session-id`.
+//!     // The gateway makes its own ids. This one sends them in the header `x-session-id`.
 //!     [("x-session-id", id.map_or_else(|| "4711".to_owned(), |id| id.to_string()))]
 //! }
 //!
@@ -22,7 +21,7 @@
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let sessions = ActiveSessions::builder()
 //!         .drain_timeout(Duration::from_secs(2))
-//!         .on_session_end(async |end: SessionEnd| println!("{} is over: {}", end.session.id, end.reason))
+//!         .on_session_end(async |end: SessionEnd| println!("{} ended: {}", end.session.id, end.reason))
 //!         .build()?;
 //!
 //!     let app = Router::new().route("/chat", post(chat)).layer(sessions.layer());
@@ -35,40 +34,38 @@
 //! }
 //! ```
 //!
-//! Your gateway speaks MCP, or gRPC, or keeps its ids in cookies? The [`guide`] has a few lines for each.
+//! The [`guide`] shows which part of the crate fits which gateway (MCP, cookies, gRPC, WebSockets, event streams,
+//! jobs), and which consumer of the ends (a URL, a database).
 //!
 //! # How it works
 //!
-//! * **A response opens a session**: the layer reads every response head by a [`SessionProtocol`] (by default
-//!   [`HeaderProtocol`]: `x-session-id`) and *notes* an id that is new. A handler can say more with a
-//!   [`SessionSignal`], or call [`ActiveSessions::note`] itself.
-//! * **It ends once**: by a response, by [`end`](ActiveSessions::end), by a compaction into a successor, because it was
-//!   idle or there were too many, because its [`SessionGuard`] was dropped, or by the drain. Whoever takes it out of the
-//!   table owes the one [`SessionEnd`]; every other attempt finds nothing. Each time an id is noted anew it is a new
-//!   *generation*, with an [`EventId`] of its own.
-//! * **Hooks run in the background**, in order for each session, at the same time for different ones. One that hangs,
-//!   fails or panics disturbs nobody else.
+//! * **A response starts a session.** The layer reads every response head with a [`SessionProtocol`], by default
+//!   [`HeaderProtocol`], and *notes* the id in `x-session-id`. A new id starts a session. A handler can also return a
+//!   [`SessionUpdate`], or call [`ActiveSessions::note`].
+//! * **It ends once**: by a response, by [`end`](ActiveSessions::end), by a compaction into a successor, by idle
+//!   expiry, by eviction, by the drop of its [`SessionGuard`], or by the drain. Only the first of them fires its
+//!   [`SessionEnd`]. If the same id is noted again, a new *generation* starts, with a [`GenerationId`] of its own.
+//! * **Hooks run in the background.** The hooks of one session run in order, those of different sessions at the same
+//!   time. A hook that hangs, fails or panics delays no other session.
 //! * **At the signal** the phase goes from [`Open`](Phase::Open) over [`LameDuck`](Phase::LameDuck) to
-//!   [`Closing`](Phase::Closing): every session is ended, every hook awaited until the deadline. Then the connections
-//!   drain, until theirs; what is born meanwhile is ended too. At [`Closed`](Phase::Closed) it is over, and
-//!   [`finish`](ActiveSessions::finish) has the report.
+//!   [`Closing`](Phase::Closing). Every session ends, and the drain waits for the hooks until its deadline. Then the
+//!   connections drain until theirs. A session that starts in `Closing` ends at once. In [`Closed`](Phase::Closed) all
+//!   is over, and [`finish`](ActiveSessions::finish) returns the report.
 //!
-//! # The budget of a stop
+//! # The budget of a shutdown
 //!
-//! | | default | bounds |
+//! | setting | default | limits |
 //! |---|---|---|
-//! | [`lame_duck`](ActiveSessionsBuilder::lame_duck) | 0 | from the signal, while readiness probes say no |
-//! | [`drain_timeout`](ActiveSessionsBuilder::drain_timeout) | 2 s | all `session_end` hooks, settling included |
-//! | [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout) | 10 s | requests and streams that go on |
+//! | [`lame_duck_timeout`](ActiveSessionsBuilder::lame_duck_timeout) | 0 s | the time from the signal to the drain, in which readiness probes fail |
+//! | [`drain_timeout`](ActiveSessionsBuilder::drain_timeout) | 2 s | all `session_end` hooks, including [`settle_timeout`](ActiveSessionsBuilder::settle_timeout) (0 s) for requests in flight |
+//! | [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout) | 10 s | the requests and streams after the drain |
 //!
-//! The sum is what a stop takes at most: 12 s by default. It takes less as soon as there is nothing to wait for. Under
-//! Kubernetes it has to be less than `terminationGracePeriodSeconds` (30 s by default), in which a `preStop` hook counts.
+//! A shutdown takes at most their sum, 12 s by default, and less if there is nothing to wait for. In Kubernetes the sum
+//! has to be less than `terminationGracePeriodSeconds` (30 s by default), which includes the `preStop` hook.
 //!
-//! # The exit
-//!
-//! After `finish` no task of this crate runs. But code inside `tokio::task::spawn_blocking`, or any thread that blocks,
-//! cannot be stopped, and a runtime that is dropped waits for it: at the end of `#[tokio::main]`, a hook that is stuck
-//! there holds the process. If your hooks block, end the runtime without waiting:
+//! After `finish` no task of this crate runs. But code inside `tokio::task::spawn_blocking`, and any other thread that
+//! blocks, cannot be stopped, and dropping a runtime waits for it: at the end of `#[tokio::main]`, a hook that is stuck
+//! there delays the exit. If your hooks block, end the runtime without waiting:
 //!
 //! ```
 //! # async fn serve() -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
@@ -82,9 +79,8 @@
 //!
 //! # Crashes and replicas
 //!
-//! A drain helps a process that is asked to stop. For one that is killed, and for sessions that several replicas serve,
-//! give the builder a [registry]: births and ends are recorded, and whoever comes after a crash, or survives it,
-//! delivers the `session_end` that is owed.
+//! Without a [registry], sessions are kept in memory: after SIGKILL or a power failure, their ends are lost. With a
+//! registry, starts and ends are recorded, and the next process, or another replica, delivers the pending ends:
 //!
 //! ```no_run
 //! # #[cfg(feature = "sqlite")]
@@ -97,88 +93,75 @@
 //! # }
 //! ```
 //!
+//! Several processes on one registry are replicas: if several of them serve a session, a shutdown ends it on the last
+//! of them only.
+//!
+//! **What is promised:** within the life of a process, exactly one `session_end` for each generation. After a crash,
+//! delivery is at-least-once: if the process died after a hook ran and before the registry recorded that, the hook is
+//! called again, for the same [`GenerationId`], at most five times. Consumers that cannot take the same end twice have
+//! to deduplicate by [`SessionEnd::idempotency_key`].
+//!
 //! # What is not promised
 //!
-//! * Across a crash exactly once is not to be had: an end whose hook had run and whose record was not removed yet is
-//!   delivered again, with the same [`EventId`], at most five times.
-//!
-//! * A client that disconnects before the response head is there leaves a session that the layer never saw. Where that
-//!   matters, call [`note`](ActiveSessions::note) in the handler, as soon as the session is there.
-//! * Without a [registry] what is in memory dies with the process: after SIGKILL, or a power cut, nobody is told.
-//! * Hooks that block *all* threads of the runtime block its timers too, and with them every deadline. Blocking work
-//!   belongs into `spawn_blocking`.
-//! * A connection that was upgraded is invisible after its 101: tie its session to a [`SessionGuard`].
-//! * axum and hyper do not wait for upgraded connections, and neither can this crate: keep their tasks in a
-//!   `TaskTracker`, and wait for it.
-//!
-//! # A map of the source
-//!
-//! | | |
-//! |---|---|
-//! | `session/` | the vocabulary: ids, sessions, reasons, events, phases |
-//! | `observability/` | what it says about itself: [events, spans and metrics](observability) |
-//! | `hook.rs` | what the user plugs in |
-//! | `sync.rs` | the few words of shared state, swappable for a schedule explorer |
-//! | `registry/` | the durable record: the trait, SQLite, Redis |
-//! | `tracker/` | who is active: the sharded map, generations, the claim, the order of hooks, what is to be written |
-//! | `dispatch/` | the hook pool: patience, pacing, deadline; the recorder, which writes and keeps the lease |
-//! | `report.rs`, `stop.rs` | what a stop came to, and what the handle remembers of it |
-//! | `lifecycle.rs`, `guard.rs`, `upkeep.rs`, `durable.rs` | [`ActiveSessions`]: note, end, compact; guards; idle expiry and the cap; recovery |
-//! | `builder/` | configuration and its checks |
-//! | `shutdown/` | signals, the drain, `finish` |
-//! | `protocol/` | the trait and its presets |
-//! | `http/`, `extract.rs` | the layer, its service, future and body; axum's extractors |
-//! | `guide.rs`, `guide/` | what to use for which gateway; documentation alone |
-//!
-//! Each imports only what stands above it.
+//! * A client that disconnects before the response head leaves a session that the layer has not seen. Call
+//!   [`note`](ActiveSessions::note) in the handler, as soon as the session exists, where that matters.
+//! * Hooks that block *all* threads of the runtime also block its timers, and so every deadline. Put blocking work in
+//!   `spawn_blocking`.
+//! * After its 101 response, an upgraded connection is invisible to the layer: tie its session to a [`SessionGuard`].
+//! * axum and hyper do not wait for upgraded connections, and neither does this crate. Track their tasks with a
+//!   `tokio_util::task::TaskTracker`, and wait for it.
 //!
 //! # Features
 //!
-//! * `axum` (default): the extractors ([`ActiveSessions`], [`SessionId`]) and [`SessionSignal`] as a response. The
-//!   layer itself needs no axum, and no feature.
-//! * `cookie`: `CookieProtocol`, for ids in a cookie.
-//! * `metrics`: [numbers](observability#metrics) for the `metrics` facade.
-//! * `full`: all of them.
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] as a part of a response; the layer itself needs no axum |
+//! | `cookie` | no | `CookieProtocol`, for ids in a cookie |
+//! | `metrics` | no | [metrics](observability#metrics) for the recorder of the `metrics` crate |
+//! | `sqlite` | no | `registry::SqliteRegistry`, a registry in a file, for the processes of one machine |
+//! | `redis` | no | `registry::RedisRegistry`, a registry on Redis or Valkey, for the processes of several machines |
+//! | `redis-cluster` | no | `redis`, and its cluster client |
+//! | `registry-conformance` | no | `registry::conformance`, the tests for a [`Registry`](registry::Registry) of your own |
+//! | `full` | no | `axum`, `cookie`, `metrics`, `redis`, `redis-cluster` and `sqlite` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod builder;
-mod dispatch;
-mod durable;
-#[cfg(feature = "axum")]
-mod extract;
-mod guard;
+mod error;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-mod hook;
+mod handle;
+mod hooks;
+mod housekeeper;
 mod http;
-mod lifecycle;
 pub mod observability;
+mod panic;
+mod persist;
 mod protocol;
 pub mod registry;
-mod report;
 mod session;
 mod shutdown;
-mod stop;
 mod sync;
+mod tasks;
 mod tracker;
-mod upkeep;
 
 #[cfg(feature = "axum")]
-pub use self::extract::{MissingSessionLayer, SessionIdRejection};
+pub use self::http::{MissingSessionLayer, SessionIdRejection};
 #[cfg(feature = "cookie")]
 pub use self::protocol::CookieProtocol;
 pub use self::{
-    builder::{ActiveSessionsBuilder, BuildError},
-    dispatch::{HookError, HookFailure},
-    guard::{Closing, SessionGuard},
-    hook::{BoxError, HookOutput, SessionHook},
-    http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    lifecycle::{ActiveSessions, Noted},
-    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionSignal},
-    report::{ConnectionReport, DrainReport, EndStage, RecoveryReport, ShutdownReport, UnfinishedEnd},
-    session::{
-        EndReason, EventId, InvalidEventId, InvalidSessionId, Phase, Session, SessionContext, SessionEnd, SessionId,
-        SessionStart,
+    error::BoxError,
+    handle::{
+        ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, NoteOutcome, RecoveryReport, SessionGuard,
     },
-    shutdown::{Finished, Shutdown, signal},
+    hooks::{HookError, HookFailure, HookOutput, SessionHook},
+    http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
+    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
+    session::{
+        EndReason, GenerationId, IdempotencyKey, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext,
+        SessionEnd, SessionId, SessionStart,
+    },
+    shutdown::{
+        FinishOutput, ShutdownFuture,
+        report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
+        signal,
+    },
 };

@@ -1,4 +1,4 @@
-//! The few words of shared state, so that a schedule explorer can stand in for the standard library.
+//! Synchronisation primitives: `std`, or `shuttle` under `cfg(shuttle)`.
 
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::{
@@ -14,7 +14,32 @@ pub(crate) use shuttle::sync::{
 
 use std::sync::PoisonError;
 
-/// Locks, poisoned or not: no user code runs under our locks, and one panic must not become two.
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+/// Locks a mutex and ignores poisoning: no user code runs under these locks.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until `condition` holds, at most until `deadline`. A step that makes it true must notify afterwards.
+pub(crate) async fn wait_for(notify: &Notify, deadline: Option<Instant>, mut condition: impl FnMut() -> bool) {
+    let holds = async {
+        loop {
+            let notified = notify.notified();
+            tokio::pin!(notified);
+            // Register before reading, so no notification is lost in between.
+            notified.as_mut().enable();
+            if condition() {
+                break;
+            }
+            notified.await;
+        }
+    };
+    match deadline {
+        Some(deadline) => drop(timeout_at(deadline, holds).await),
+        None => holds.await,
+    }
 }

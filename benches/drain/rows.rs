@@ -1,5 +1,5 @@
-//! Rows in a real SQLite file, as a gateway keeps them: a log of what has ended, or one row for each session that is
-//! completed when it is over.
+//! Rows in a real SQLite file, as a gateway stores them: a log of ended sessions, or one row per session that is
+//! completed when the session ends.
 
 use std::{
     env, fs,
@@ -11,9 +11,9 @@ use std::{
 use rusqlite::{Connection, params};
 use tower_session_end::{BoxError, SessionEnd};
 
-use crate::{Figures, machine::Fallible, scenarios::id};
+use crate::{Figures, measure::Fallible, scenarios::id};
 
-/// A write-ahead log that is synced at every commit, and memory enough for all pages.
+/// A write-ahead log that is synced at every commit, and a cache that holds all pages.
 const SCHEMA: &str = "
     PRAGMA journal_mode = WAL;
     PRAGMA synchronous = FULL;
@@ -22,12 +22,12 @@ const SCHEMA: &str = "
     CREATE TABLE ends (id TEXT NOT NULL, ended_at INTEGER NOT NULL, reason TEXT NOT NULL);
 ";
 
-/// What is done for an end.
+/// The statement for an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// One row more, behind all others.
+    /// Appends a row.
     Insert,
-    /// The row of the session is changed. Ends come in no order, so a batch of them changes about as many pages.
+    /// Updates the row of the session. Ends arrive in random order, so a batch changes about one page per row.
     Update,
 }
 
@@ -55,10 +55,10 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// A file with so many sessions that are active.
+    /// A file with `n` active sessions.
     pub(crate) fn new(work: Work, n: usize) -> Fallible<Self> {
         let dir = env::temp_dir().join(format!("tower-session-end-drain-{}", std::process::id()));
-        // From a run that was killed, under the same id.
+        // A killed run with the same process id may have left one.
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         let mut connection = Connection::open(dir.join("gateway.db"))?;
@@ -73,12 +73,12 @@ impl Rows {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), work, dir })
     }
 
-    /// Writes these, in one transaction.
+    /// Writes these ends in one transaction.
     pub(crate) fn write(&self, ends: &[SessionEnd]) -> rusqlite::Result<()> {
         write(&self.connection, self.work, ends)
     }
 
-    /// A batch hook that does so, where it may block.
+    /// A batch hook that writes the ends in `spawn_blocking`.
     pub(crate) fn hook(&self) -> impl Fn(Vec<SessionEnd>) -> Write + Send + Sync + 'static {
         let (connection, work) = (Arc::clone(&self.connection), self.work);
         move |ends| {
@@ -87,7 +87,8 @@ impl Rows {
         }
     }
 
-    /// What is said to have ended is in the file. So may be batches that were under way at the deadline, or came after it.
+    /// Checks that the file has every reported end. It may also have batches that were running at the deadline or came
+    /// later.
     pub(crate) fn check(&self, figures: &Figures) -> Fallible<()> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let rows: u32 = connection.query_row(self.work.count(), (), |row| row.get(0))?;

@@ -1,4 +1,4 @@
-//! What is drained, and the bare loops that do the same work with nobody around them.
+//! The scenarios of the drain, and the bare loops that do the same work without the crate.
 
 use std::{
     future::pending,
@@ -11,18 +11,20 @@ use std::{
 };
 
 use tokio::{sync::Mutex, time::sleep};
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, SessionEnd, SessionStart};
+use tower_session_end::{
+    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, SessionEnd, SessionId, SessionStart,
+};
 
 use crate::{
     BUDGET, Figures,
-    machine::{Fallible, memory},
+    measure::{Fallible, memory},
     rows::{Rows, Work},
 };
 
-/// A hook that writes one row somewhere takes about this long.
+/// About the time of a hook that writes one row to a database.
 const ROW: Duration = Duration::from_millis(10);
 
-/// Ends that one call of a batch hook is told of.
+/// Ends per call of a batch hook.
 const BATCH: usize = 1_000;
 
 pub(crate) async fn scenario(name: String, n: usize, time: Duration) -> Fallible<Figures> {
@@ -36,7 +38,7 @@ pub(crate) async fn scenario(name: String, n: usize, time: Duration) -> Fallible
         "10ms/bare-spawn" => bare_spawn(time).await,
         "hung/first-10,000-noted" => {
             let hook = move |end: SessionEnd| async move {
-                // Ids are numbered as they are noted.
+                // The number in the id is the position in the order of the notes.
                 let number = end.session.id.as_str()[..8].parse::<usize>().unwrap_or_default();
                 if number < n / 2 { pending().await } else { sleep(ROW).await }
             };
@@ -95,20 +97,20 @@ fn builder() -> ActiveSessionsBuilder {
     ActiveSessions::builder()
 }
 
-/// 36 bytes, as a UUID has, with the number in front.
+/// An id of 36 bytes, the length of a UUID, that begins with the number.
 pub(crate) fn id(number: usize) -> String {
     format!("{number:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77")
 }
 
-/// Notes so many sessions, drains them, and says what came of it.
+/// Notes `n` sessions, drains them, and returns the figures.
 async fn drained(n: usize, builder: ActiveSessionsBuilder) -> Figures {
-    let sessions = builder.build().expect("a legal configuration");
+    let sessions = builder.build().expect("a valid configuration");
     for number in 0..n {
         sessions.note(id(number));
     }
     let begun = Instant::now();
     let report = sessions.drain(EndReason::Shutdown).await;
-    // The report's own time ends before the report is made; what a caller waits for counts here.
+    // The time in the report ends before the report is made; this is the time that a caller waits.
     let elapsed = begun.elapsed();
     assert_eq!(report.total(), report.ended + report.failed + report.unfinished.len() as u64, "the sum holds");
     figures(&report, elapsed)
@@ -129,7 +131,7 @@ async fn no_op(end: SessionEnd) {
     black_box(end);
 }
 
-/// The same futures with nobody to run them but a loop.
+/// The same futures, run by a bare loop.
 async fn bare_await(n: usize) -> Figures {
     let events = events(n);
     let begun = Instant::now();
@@ -139,7 +141,7 @@ async fn bare_await(n: usize) -> Figures {
     vec![("elapsed s", begun.elapsed().as_secs_f64())]
 }
 
-/// As above, in boxes: whoever keeps hooks of any type needs those.
+/// As above, boxed: code that stores hooks of any type needs the boxes.
 async fn bare_boxed(n: usize) -> Figures {
     let events = events(n);
     let begun = Instant::now();
@@ -151,10 +153,11 @@ async fn bare_boxed(n: usize) -> Figures {
 }
 
 fn events(n: usize) -> Vec<SessionEnd> {
-    (0..n).map(|number| SessionEnd::new(id(number), EndReason::Shutdown)).collect()
+    (0..n).map(|number| SessionEnd::new(SessionId::new(id(number)).unwrap(), EndReason::Shutdown)).collect()
 }
 
-/// Tasks that sleep, spawned one after the other for so long: what the runtime and its timer can do in the time of a drain.
+/// Sleeping tasks, spawned one after the other for that long: the limit of the runtime and its timer in the time of a
+/// drain.
 async fn bare_spawn(time: Duration) -> Figures {
     let ended = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
@@ -179,11 +182,11 @@ fn work(name: &str) -> Work {
     if name.ends_with("insert") { Work::Insert } else { Work::Update }
 }
 
-/// One transaction after the other, on this thread. In no order, as a drain has none.
+/// One transaction after the other, on this thread, in random order like a drain.
 fn bare_batches(rows: &Rows, n: usize) -> Fallible<Figures> {
-    /// A prime, so that every number has its turn.
+    /// A prime, so that the steps reach every number.
     const STRIDE: usize = 7919;
-    let event = |step: usize| SessionEnd::new(id(step * STRIDE % n), EndReason::Shutdown);
+    let event = |step: usize| SessionEnd::new(SessionId::new(id(step * STRIDE % n)).unwrap(), EndReason::Shutdown);
     let events: Vec<_> = (0..n).map(event).collect();
     let begun = Instant::now();
     let mut ended = 0;
@@ -197,7 +200,7 @@ fn bare_batches(rows: &Rows, n: usize) -> Fallible<Figures> {
     Ok(vec![("elapsed s", begun.elapsed().as_secs_f64()), ("ended", ended as f64)])
 }
 
-/// A row of a consumer that takes one at a time.
+/// A bare loop over a consumer that takes one end at a time.
 async fn serial_row(resource: Arc<Mutex<()>>) {
     let _turn = resource.lock().await;
     sleep(ROW).await;
@@ -213,12 +216,12 @@ async fn bare_serial(n: usize) -> Figures {
     vec![("elapsed s", begun.elapsed().as_secs_f64()), ("ended", ended as f64)]
 }
 
-/// What an active session keeps of the machine's memory.
+/// The memory of an active session.
 async fn resident(n: usize, with_start: bool) -> Fallible<Figures> {
     let started = Arc::new(AtomicU64::new(0));
     let sessions = built(&started, with_start);
     let before = memory("VmRSS")?;
-    // In turns, as requests come: a queue that held all starts at once would be measured too.
+    // Yields now and then, as a server does; otherwise a queue of all start hooks would be measured too.
     for number in 0..n {
         sessions.note(id(number));
         if with_start && number % 64 == 63 {
@@ -230,10 +233,10 @@ async fn resident(n: usize, with_start: bool) -> Fallible<Figures> {
     }
     let after = memory("VmRSS")?;
     drop(sessions);
-    Ok(vec![("B a session", (after - before) / n as f64)])
+    Ok(vec![("B per session", (after - before) / n as f64)])
 }
 
-/// How fast births are, with a start hook that does nothing.
+/// The time of starts, with a start hook that does nothing.
 async fn notes(n: usize) -> Figures {
     let started = Arc::new(AtomicU64::new(0));
     let sessions = built(&started, true);
@@ -269,5 +272,5 @@ fn built(started: &Arc<AtomicU64>, with_start: bool) -> ActiveSessions {
             std::future::ready(())
         });
     }
-    builder.build().expect("a legal configuration")
+    builder.build().expect("a valid configuration")
 }

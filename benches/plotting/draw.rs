@@ -1,4 +1,4 @@
-//! Bars and lines.
+//! Draws bar charts and line charts.
 
 use std::path::Path;
 
@@ -21,10 +21,10 @@ const GAP: i32 = 14;
 const LEGEND: i32 = 20;
 const MARGIN: i32 = 16;
 
-/// A character has about this width, in parts of its height: fonts are those of whoever looks at it.
+/// The approximate width of a character relative to its height; the viewer chooses the font.
 const CHARACTER: f64 = 0.56;
 
-/// Colours that those who see few of them can tell apart, too.
+/// Colours that colour-blind readers can tell apart.
 const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -71,7 +71,7 @@ fn width(text: &str, height: f64) -> i32 {
     (text.chars().count() as f64 * height * CHARACTER) as i32
 }
 
-/// Where each name stands: from the left, and in which line.
+/// The position of each name in the legend: its distance from the left, and its line.
 fn legend_places(names: &[String]) -> Vec<(i32, i32)> {
     let (mut x, mut line) = (MARGIN, 0);
     let place = |name: &String| {
@@ -86,7 +86,7 @@ fn legend_places(names: &[String]) -> Vec<(i32, i32)> {
     names.iter().map(place).collect()
 }
 
-/// Each row is a bar, or the gap behind a group of them.
+/// Each row is a bar, or the gap after a group of bars.
 fn bars(figure: &Figure, data: &Data, area: &Area<'_>) -> Fallible<()> {
     let (mut rows, mut centres) = (Vec::new(), Vec::new());
     let mut y = f64::from(GAP) / 2.0;
@@ -103,7 +103,7 @@ fn bars(figure: &Figure, data: &Data, area: &Area<'_>) -> Fallible<()> {
     }
     let names = data.places.iter().map(|name| width(name, 14.0)).max().unwrap_or(0);
     let mut across = Scale::Linear.axis(rows.iter().map(|(_, _, value)| *value));
-    // A difference can be less than nothing; and there has to be room for the number behind the longest bar.
+    // A difference can be negative. The number after the longest bar needs room.
     let least = rows.iter().map(|(_, _, value)| *value).fold(0.0, f64::min);
     across.ends = least..across.ends.end * 1.06;
     let mut chart = ChartBuilder::on(area)
@@ -141,7 +141,7 @@ fn bars(figure: &Figure, data: &Data, area: &Area<'_>) -> Fallible<()> {
 fn lines(figure: &Figure, data: &Data, area: &Area<'_>, places: &str, across: Scale, up: Scale) -> Fallible<()> {
     let mut xs = Vec::new();
     for place in &data.places {
-        let x: f64 = place.parse().map_err(|_| format!("{}: {place:?} is no number", figure.name))?;
+        let x: f64 = place.parse().map_err(|_| format!("{}: {place:?} is not a number", figure.name))?;
         xs.push(across.place(x));
     }
     let x_axis = across.axis(xs.iter().copied());

@@ -1,28 +1,28 @@
-//! Every figure that there is: what it is called, what its axes mean, and how it is drawn.
+//! The list of figures: the title, the axes and the form of each.
 
 use crate::scale::Scale;
 
-/// How one figure looks.
+/// The layout of one figure.
 #[derive(Debug)]
 pub(crate) struct Figure {
-    /// As the benchmark calls it.
+    /// The name that the benchmark prints.
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
-    /// What the values are, with their unit.
+    /// The meaning and the unit of the values.
     pub(crate) values: &'static str,
     pub(crate) kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// A group of bars at each place, from left to right.
+    /// A group of horizontal bars per position.
     Bars,
-    /// A line for each series; the places are numbers.
+    /// A line per series; the positions are numbers.
     Lines { places: &'static str, across: Scale, up: Scale },
 }
 
 impl Figure {
-    /// A name for its file.
+    /// The name of its file.
     pub(crate) fn file(&self) -> String {
         let words = self.name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         words.collect::<Vec<_>>().join("-")
@@ -43,76 +43,80 @@ const fn lines(
 }
 
 const LIVE: (&str, Scale) = ("live sessions", Scale::Log);
-const UNDER_WAY: (&str, Scale) = ("births under way at a time", Scale::Log);
+const CONCURRENT: (&str, Scale) = ("concurrent starts", Scale::Log);
 
 pub(crate) const FIGURES: [Figure; 20] = [
     bars(
         "instructions, 3 headers",
-        "What a request with 3 headers costs over the bare service",
+        "Instructions that a layer adds to a request with 3 headers",
         "instructions over the bare service",
     ),
     bars(
         "instructions, 15 headers",
-        "What a request with 15 headers costs over the bare service",
+        "Instructions that a layer adds to a request with 15 headers",
         "instructions over the bare service",
     ),
-    bars("instructions a frame", "What the layer adds to a frame of a response body", "instructions a frame"),
+    bars(
+        "instructions a frame",
+        "Instructions that the layer adds to a frame of a response body",
+        "instructions per frame",
+    ),
     bars(
         "allocations, 3 headers",
-        "What a request with 3 headers allocates over the bare service",
+        "Allocations that a layer adds to a request with 3 headers",
         "allocations over the bare service",
     ),
     bars(
         "allocations, 15 headers",
-        "What a request with 15 headers allocates over the bare service",
+        "Allocations that a layer adds to a request with 15 headers",
         "allocations over the bare service",
     ),
-    bars("drain: time", "How long a drain takes, with its budget of 2 s", "seconds, median of the runs"),
-    bars("drain: ended", "How much of it a drain ends within its budget of 2 s", "sessions ended, % of those noted"),
-    bars("note and end: rate", "Births and ends among a million live sessions, two threads", "pairs a second"),
+    bars("drain: time", "Time of a drain with a budget of 2 s", "seconds, median of the runs"),
+    bars("drain: ended", "Sessions that a drain ends within its budget of 2 s", "sessions ended, % of those noted"),
+    bars("note and end: rate", "Starts and ends among a million live sessions, two threads", "pairs per second"),
     bars(
         "note and end: ratio",
-        "Births and ends among a million live sessions, beside a bare table",
-        "part of the rate of the bare table",
+        "Starts and ends among a million live sessions, relative to a bare table",
+        "relative to the rate of the bare table",
     ),
     bars(
         "server: rate",
         "A whole axum server, with the layer and without it",
-        "requests a second, median of the turns",
+        "requests per second, median of the turns",
     ),
-    bars("server: wait", "What a request waits, with the layer and without it", "µs, median of the turns"),
-    bars("server: processor", "Processor time of the server, with the layer and without it", "µs a request"),
+    bars("server: wait", "Latency of a request, with the layer and without it", "µs, median of the turns"),
+    bars("server: processor", "CPU time of the server, with the layer and without it", "µs per request"),
     lines(
         "server: pairs",
-        "Requests a second with a layer, in parts of those without one",
+        "Requests per second with a layer, relative to those without one",
         ("round of turns", Scale::Linear),
         ("with / without", Scale::Near),
     ),
     lines(
         "growth: time",
-        "What an operation takes as sessions grow in number",
+        "Time of an operation as the number of sessions grows",
         LIVE,
-        ("nanoseconds an operation", Scale::Log),
+        ("nanoseconds per operation", Scale::Log),
     ),
     lines(
         "growth: memory",
         "Memory of an active session with an id of 36 bytes",
         LIVE,
-        ("bytes a session", Scale::Linear),
+        ("bytes per session", Scale::Linear),
     ),
     lines("growth: longest note", "The longest single note while the table grows", LIVE, ("microseconds", Scale::Log)),
     lines(
-        "births: memory",
-        "Resident memory while ten million sessions are born against a cap",
-        ("births so far, millions", Scale::Millions),
+        "max_sessions: memory",
+        "Resident memory while ten million sessions start against a cap",
+        ("starts so far, millions", Scale::Millions),
         ("MB resident", Scale::Linear),
     ),
-    lines("registries: births", "Births on record", UNDER_WAY, ("births a second", Scale::Log)),
-    lines("registries: wait", "What a birth waits for its record (Strict)", UNDER_WAY, ("milliseconds", Scale::Log)),
+    lines("registries: starts", "Recorded starts", CONCURRENT, ("starts per second", Scale::Log)),
     lines(
-        "registries: group",
-        "Group commit: births that one commit carries",
-        UNDER_WAY,
-        ("births a commit", Scale::Log),
+        "registries: wait",
+        "Time until the start of a session is recorded (Strict)",
+        CONCURRENT,
+        ("milliseconds", Scale::Log),
     ),
+    lines("registries: group", "Group commit: starts per commit", CONCURRENT, ("starts per commit", Scale::Log)),
 ];

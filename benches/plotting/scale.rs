@@ -1,24 +1,24 @@
-//! From values to places on an axis, and the marks beside it.
+//! Maps values to positions on an axis, and chooses the tick marks.
 
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-/// How an axis grows.
+/// The scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
     /// From zero.
     Linear,
     /// From zero, in millions.
     Millions,
-    /// No further than the values reach.
+    /// Only the range of the values.
     Near,
     /// By powers of ten.
     Log,
 }
 
 impl Scale {
-    /// Where a value is. Nothing is below the smallest one that can be shown by powers of ten.
+    /// The position of a value. On a logarithmic axis, smaller values are raised to the smallest one that it can show.
     pub(crate) fn place(self, value: f64) -> f64 {
         match self {
             Self::Linear | Self::Near => value,
@@ -27,12 +27,12 @@ impl Scale {
         }
     }
 
-    /// What is written at this place.
+    /// The label of this position.
     pub(crate) fn label(self, place: f64) -> String {
         number(if self == Self::Log { 10_f64.powf(place) } else { place })
     }
 
-    /// An axis that has room for all these places.
+    /// An axis with room for all these positions.
     pub(crate) fn axis(self, places: impl Iterator<Item = f64>) -> Axis {
         let (least, most) =
             places.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), place| (a.min(place), b.max(place)));
@@ -51,7 +51,7 @@ impl Scale {
     }
 }
 
-/// An axis with these ends, from the first to the second, and with marks at these places and no others.
+/// An axis between these two ends, with tick marks at these positions only.
 pub(crate) struct Axis {
     pub(crate) ends: Range<f64>,
     pub(crate) marks: Vec<f64>,
@@ -75,7 +75,7 @@ impl Ranged for Axis {
     }
 }
 
-/// Every power of ten; twice and five times it too where there are few.
+/// Every power of ten; also two and five times each where there are few.
 fn decades(ends: &Range<f64>) -> Vec<f64> {
     let digits: &[f64] = if ends.end - ends.start > 3.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     let exponents = ends.start as i32..=ends.end as i32;
@@ -93,7 +93,7 @@ fn steps(least: f64, most: f64) -> Vec<f64> {
     (first..).map(|n| n as f64 * step).take_while(|mark| *mark <= most).collect()
 }
 
-/// With commas between thousands, and no more digits than say something.
+/// With commas between thousands, and only the significant digits.
 pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,

@@ -1,4 +1,4 @@
-//! A registry around another one, which counts what it is asked.
+//! A registry that wraps another one and counts the calls.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
 
-/// What was asked so far.
+/// The counts so far.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     applies: AtomicUsize,
@@ -22,7 +22,7 @@ impl Calls {
         self.applies.load(Ordering::SeqCst)
     }
 
-    /// In all those calls together.
+    /// In all these calls together.
     pub(crate) fn changes(&self) -> usize {
         self.changes.load(Ordering::SeqCst)
     }
@@ -47,23 +47,23 @@ impl<R: Registry> Registry for Counting<R> {
         self.inner.apply(changes).await
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.inner.beat().await
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.inner.heartbeat().await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.inner.take_over(max).await
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.inner.claim_orphans(max).await
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.inner.leave().await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.inner.release_lease().await
     }
 
-    fn is_current(&self) -> bool {
-        self.inner.is_current()
+    fn lease_is_valid(&self) -> bool {
+        self.inner.lease_is_valid()
     }
 
-    fn beat_every(&self) -> Duration {
-        self.inner.beat_every()
+    fn heartbeat_interval(&self) -> Duration {
+        self.inner.heartbeat_interval()
     }
 }

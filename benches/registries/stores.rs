@@ -1,11 +1,11 @@
-//! Where the registries keep what they know: a file, or a server, that is gone with its row.
+//! The stores of the registries: a file or a server, removed after its row of the table.
 
 use std::{env, fs, path::PathBuf};
 
 use redis::{Client, aio::ConnectionManagerConfig};
 use tower_session_end::registry::{RedisRegistry, RegistryError, SqliteRegistry};
 
-use crate::{machine::Fallible, redis_server::RedisServer};
+use crate::{measure::Fallible, redis_server::RedisServer};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -29,7 +29,7 @@ pub(crate) enum Store {
 }
 
 impl Store {
-    /// An empty one. None if that cannot be had on this machine.
+    /// An empty store. `None` if this machine does not have it.
     pub(crate) fn new(kind: Kind) -> Fallible<Option<Self>> {
         match kind {
             Kind::Sqlite => Ok(Some(Self::Sqlite(Dir::new()?))),
@@ -45,7 +45,7 @@ fn has_redis() -> bool {
     env::var_os("REDIS_SERVER").is_some() || files.any(|file| file.is_file())
 }
 
-/// With the defaults of both.
+/// Registries with their defaults.
 pub(crate) async fn redis(server: &RedisServer) -> Fallible<RedisRegistry> {
     let connection = Client::open(server.url())?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
     Ok(RedisRegistry::builder(connection).connect().await?)
@@ -58,7 +58,7 @@ pub(crate) struct Dir(PathBuf);
 impl Dir {
     fn new() -> Fallible<Self> {
         let dir = env::temp_dir().join(format!("tower-session-end-registries-{}", std::process::id()));
-        // From a run that was killed, under the same id.
+        // A killed run with the same process id may have left one.
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         Ok(Self(dir))

@@ -1,4 +1,4 @@
-//! The load: clients that ask as fast as they are answered, and look at every answer.
+//! The load generator: clients that send the next request once the last one is answered, and check every answer.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use crate::{
     Protocol,
-    machine::{Fallible, Spread},
+    measure::{Fallible, Spread},
     process::{BODY, ID, Server, processor_time},
 };
 
@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 32;
 const WIDE_CONNECTIONS: usize = 2;
 const STREAMS: usize = 32;
 
-/// What one server did in one turn.
+/// The figures of one server in one turn.
 pub(crate) struct Turn {
     elapsed: Duration,
     processor: Duration,
@@ -39,12 +39,12 @@ impl Turn {
         self.requests as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// What a request waited for its answer, in microseconds: the value that such a part of them did not exceed.
+    /// The quantile `part` (0 to 1) of the latencies, in microseconds.
     pub(crate) fn wait(&self, part: f64) -> f64 {
         self.waits.at(part)
     }
 
-    /// Of the server, in microseconds a request.
+    /// CPU time of the server, in microseconds per request.
     pub(crate) fn processor(&self) -> f64 {
         self.processor.as_secs_f64() * 1e6 / self.requests as f64
     }
@@ -53,19 +53,19 @@ impl Turn {
 /// The clients of one server.
 pub(crate) struct Load {
     server: u32,
-    /// One for each request that may be under way.
+    /// One client per concurrent request.
     clients: Vec<Client>,
     ids: Arc<Vec<HeaderValue>>,
 }
 
-/// One connection, or one of the streams of one.
+/// One HTTP/1 connection, or one stream of an HTTP/2 connection.
 enum Client {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 impl Load {
-    /// Connects, and begins so many sessions.
+    /// Connects, and starts the known sessions.
     pub(crate) async fn connect(server: &Server, protocol: Protocol, known: usize) -> Fallible<Self> {
         let mut clients = Vec::new();
         let connections = if protocol == Protocol::Http1 { CONNECTIONS } else { WIDE_CONNECTIONS };
@@ -89,12 +89,12 @@ impl Load {
         let first = clients.first_mut().ok_or("no connection")?;
         let mut ids = Vec::with_capacity(known);
         for _ in 0..known {
-            ids.push(first.ask(Ask::Birth).await?.ok_or("a birth without an id")?);
+            ids.push(first.ask(Ask::NewSession).await?.ok_or("a new session without an id")?);
         }
         Ok(Self { server: server.id(), clients, ids: Arc::new(ids) })
     }
 
-    /// Asks for so long.
+    /// Sends requests for that long.
     pub(crate) async fn turn(&mut self, length: Duration) -> Fallible<Turn> {
         let processor = processor_time(self.server)?;
         let begun = Instant::now();
@@ -103,7 +103,7 @@ impl Load {
             let ids = Arc::clone(&self.ids);
             tasks.spawn(async move {
                 let mut waits = Vec::new();
-                // Each client is at another place of the mix, and of the sessions.
+                // Each client starts at a different position in the mix and in the list of sessions.
                 let mut step = number * 7;
                 while begun.elapsed() < length {
                     let before = Instant::now();
@@ -126,18 +126,18 @@ impl Load {
     }
 }
 
-/// What is asked.
+/// The kind of a request.
 enum Ask<'a> {
     Known(&'a HeaderValue),
-    Birth,
+    NewSession,
     Nothing,
 }
 
 impl<'a> Ask<'a> {
-    /// One of the mix.
+    /// The request at this position of the mix.
     fn number(step: usize, ids: &'a [HeaderValue]) -> Self {
         match step % 20 {
-            0 => Self::Birth,
+            0 => Self::NewSession,
             5 | 10 | 15 => Self::Nothing,
             _ => Self::Known(&ids[step.wrapping_mul(7919) % ids.len()]),
         }
@@ -145,11 +145,11 @@ impl<'a> Ask<'a> {
 }
 
 impl Client {
-    /// One exchange, to the end of the body. Gives back the id of the response.
+    /// One exchange, to the end of the body. Returns the id of the response.
     async fn ask(&mut self, ask: Ask<'_>) -> Fallible<Option<HeaderValue>> {
         let (method, path) = match ask {
             Ask::Known(_) => ("POST", "/chat"),
-            Ask::Birth => ("POST", "/sessions"),
+            Ask::NewSession => ("POST", "/sessions"),
             Ask::Nothing => ("GET", "/about"),
         };
         let is_wide = matches!(self, Self::Http2(_));
@@ -180,7 +180,7 @@ impl Client {
         let id = head.headers.get(&ID).cloned();
         let is_right = match ask {
             Ask::Known(known) => id.as_ref() == Some(known),
-            Ask::Birth => id.is_some(),
+            Ask::NewSession => id.is_some(),
             Ask::Nothing => id.is_none(),
         };
         if head.status == StatusCode::OK && body == BODY && is_right {

@@ -1,4 +1,4 @@
-//! The server that is measured, and its process.
+//! The measured server and its process.
 
 use std::{
     env, fs,
@@ -23,20 +23,20 @@ use tokio::net::TcpListener;
 use tower_http::request_id::PropagateRequestIdLayer;
 use tower_session_end::{ActiveSessions, SessionEnd};
 
-use crate::{PEER, WITH, machine::Fallible};
+use crate::{PEER, WITH, measure::Fallible};
 
 pub(crate) static ID: HeaderName = HeaderName::from_static("x-session-id");
 
 pub(crate) const BODY: &str = "{\"answer\":42}";
 
-/// A process that serves; killed when dropped.
+/// A server process, killed when dropped.
 pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
 }
 
 impl Server {
-    /// Starts one; `pinned` to core 0, or wherever the system likes.
+    /// Starts a server; `pinned` to core 0, or on any core.
     pub(crate) fn start(which: &str, pinned: bool) -> Fallible<Self> {
         let program = env::current_exe()?;
         let mut command = if pinned {
@@ -48,11 +48,11 @@ impl Server {
         };
         let mut child = command.args(["--serve", which]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        let stdout = child.stdout.take().ok_or("its output is piped")?;
-        // From here on it is killed, whatever happens.
+        let stdout = child.stdout.take().ok_or("the output of the server is not piped")?;
+        // From here on the process is killed on every return path.
         let mut server = Self { child, address: (Ipv4Addr::LOCALHOST, 0).into() };
         BufReader::new(stdout).read_line(&mut line)?;
-        server.address = line.trim().parse().map_err(|_| format!("the server did not say its address: {line:?}"))?;
+        server.address = line.trim().parse().map_err(|_| format!("the server did not print its address: {line:?}"))?;
         Ok(server)
     }
 
@@ -72,18 +72,18 @@ impl Drop for Server {
     }
 }
 
-/// What a process has had of the processor so far.
+/// The CPU time of a process so far.
 pub(crate) fn processor_time(process: u32) -> Fallible<Duration> {
-    /// Of a second; what every Linux tells its programs.
+    /// Clock ticks per second, which Linux reports to all programs.
     const TICK: u64 = 100;
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name of the program may hold anything, and ends with the last parenthesis.
-    let (_, rest) = stat.rsplit_once(')').ok_or("no process")?;
+    // The name of the program may contain any character, and ends at the last parenthesis.
+    let (_, rest) = stat.rsplit_once(')').ok_or("no such process")?;
     let ticks: u64 = rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Ok(Duration::from_millis(ticks * 1000 / TICK))
 }
 
-/// Pins this thread, and those that it starts. False if that cannot be, or there is no other core for the server.
+/// Pins this thread and the threads that it starts. False if that fails, or there is no second core for the server.
 pub(crate) fn pin_to(core: usize) -> bool {
     let this = std::process::id().to_string();
     let taskset = |args: &[&str]| {
@@ -95,7 +95,7 @@ pub(crate) fn pin_to(core: usize) -> bool {
         && taskset(&["-c", "-p", &core.to_string(), &this])
 }
 
-/// Serves until it is killed, or the one who started it is no more.
+/// Serves until it is killed, or its parent process exits.
 pub(crate) fn serve(which: &str) -> Fallible<()> {
     std::thread::spawn(|| {
         let _ = stdin().read_to_end(&mut Vec::new());
@@ -107,7 +107,7 @@ pub(crate) fn serve(which: &str) -> Fallible<()> {
         let address = listener.local_addr()?;
         let mut app = Router::new()
             .route("/chat", post(chat))
-            .route("/sessions", post(born))
+            .route("/sessions", post(start_session))
             .route("/about", get(async || BODY))
             .with_state(Arc::new(AtomicU64::new(0)));
         if which == PEER {
@@ -123,14 +123,14 @@ pub(crate) fn serve(which: &str) -> Fallible<()> {
     })
 }
 
-/// An exchange in a session: says its id again.
+/// An exchange in a session: repeats the id.
 async fn chat(headers: HeaderMap, _body: String) -> impl IntoResponse {
     ([(ID.clone(), headers.get(&ID).cloned().unwrap_or(HeaderValue::from_static("none")))], BODY)
 }
 
-/// A new session each time. Reads the body: over HTTP/2 an unread one is a stream that is reset, and a connection with many
-/// of those is closed.
-async fn born(State(births): State<Arc<AtomicU64>>, _body: String) -> impl IntoResponse {
-    let id = format!("{:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77", births.fetch_add(1, Ordering::Relaxed));
+/// Starts a session. Reads the body: over HTTP/2 an unread body resets its stream, and a connection with many resets is
+/// closed.
+async fn start_session(State(starts): State<Arc<AtomicU64>>, _body: String) -> impl IntoResponse {
+    let id = format!("{:08}-3a5e-4c0e-9d4e-5d1e6c1f8a77", starts.fetch_add(1, Ordering::Relaxed));
     ([(ID.clone(), id)], BODY)
 }

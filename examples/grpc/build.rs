@@ -1,4 +1,4 @@
-//! The service, as a `.proto` file would say it. Its messages are in `src/lib.rs`.
+//! The definition of the service, in place of a `.proto` file. Its messages are in `src/lib.rs`.
 
 use tonic_build::manual::{Builder, Method, MethodBuilder, Service};
 

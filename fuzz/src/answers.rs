@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 use tower_session_end::{
-    ActiveSessions, EndReason, EventId, Session, SessionEnd,
+    ActiveSessions, EndReason, GenerationId, Session, SessionEnd,
     registry::{Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError},
 };
 
@@ -29,8 +29,8 @@ impl Liar {
         match self.byte() {
             200..=219 => Err(RegistryError::unavailable("down")),
             220..=229 => Err(RegistryError::Fenced),
-            230..=239 => Err(RegistryError::Forgotten),
-            240..=244 => Err(RegistryError::unusable("damaged")),
+            230..=239 => Err(RegistryError::DataLost),
+            240..=244 => Err(RegistryError::invalid("damaged")),
             245..=249 => pending().await,
             250..=252 => {
                 tokio::time::sleep(Duration::from_millis(u64::from(self.byte()) * 8)).await;
@@ -40,25 +40,25 @@ impl Liar {
         }
     }
 
-    fn event(&self) -> EventId {
+    fn event(&self) -> GenerationId {
         format!("{:032x}-{}", self.byte() % 4, self.byte() % 4).parse().expect("an event id")
     }
 
     fn record(&self) -> Record {
-        let session = Session::from(IDS[usize::from(self.byte()) % IDS.len()]);
+        let session = Session::try_from(IDS[usize::from(self.byte()) % IDS.len()]).expect("a valid id");
         Record::new(session, self.event(), SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(self.byte()) << 32))
     }
 
     fn answer(&self, change: &Change) -> Applied {
         match (self.byte(), change) {
-            (0..=127, Change::Hold(_)) => Applied::Born,
-            (0..=127, Change::Release { .. } | Change::End { .. }) => Applied::Yours { requests: 1 },
+            (0..=127, Change::Hold(_)) => Applied::Created,
+            (0..=127, Change::Release { .. } | Change::End { .. }) => Applied::Owned { requests: 1 },
             (128..=150, _) => Applied::Joined(self.record()),
-            (151..=170, _) => Applied::Gone,
-            (171..=190, _) => Applied::Others,
-            (191..=210, _) => Applied::Yours { requests: u64::MAX },
-            (211..=230, _) => Applied::Born,
-            _ => Applied::Done,
+            (151..=170, _) => Applied::NotFound,
+            (171..=190, _) => Applied::HeldElsewhere,
+            (191..=210, _) => Applied::Owned { requests: u64::MAX },
+            (211..=230, _) => Applied::Created,
+            _ => Applied::Ok,
         }
     }
 }
@@ -70,25 +70,25 @@ impl Registry for Liar {
         Ok(changes.iter().skip(few).map(|change| self.answer(change)).collect())
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
         self.trouble().await
     }
 
-    async fn take_over(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> {
+    async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.trouble().await?;
         let orphan = || {
-            let next = (self.byte() > 200).then(|| Session::from("next"));
+            let next = (self.byte() > 200).then(|| Session::try_from("next").unwrap());
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(self.byte()));
             Orphan::new(self.record(), EndRecord::new(EndReason::Lost, next, at, u64::MAX), u32::from(self.byte() / 32))
         };
         Ok((0..self.byte() / 64).map(|_| orphan()).collect())
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
+    async fn release_lease(&self) -> Result<(), RegistryError> {
         self.trouble().await
     }
 
-    fn is_current(&self) -> bool {
+    fn lease_is_valid(&self) -> bool {
         self.byte() < 230
     }
 }
@@ -134,7 +134,7 @@ async fn run(data: &[u8]) {
             3 => drop(sessions.end(input.one_of(IDS), EndReason::Deleted)),
             4 => drop(sessions.forget(input.one_of(IDS))),
             5 => drop(sessions.compact(input.one_of(IDS), input.one_of(IDS))),
-            6 => guards.push(sessions.guard(input.one_of(IDS))),
+            6 => guards.push(sessions.guard(input.one_of(IDS)).unwrap()),
             7 => drop(guards.pop()),
             8 => {
                 let _ = within(Duration::from_secs(10) + slack, "a recovery", sessions.recover()).await;
@@ -152,7 +152,7 @@ async fn run(data: &[u8]) {
     within(slack, "the shutdown future", shutdown).await.expect("no panic");
     for report in [&finished.report.drain, &finished.report.sessions] {
         let here = report.ended + report.failed + report.kept + report.forgotten + report.unfinished.len() as u64;
-        let elsewhere = report.held_by_others + report.ended_by_others + report.handed_over;
+        let elsewhere = report.held_elsewhere + report.ended_elsewhere + report.handed_over;
         assert_eq!(report.total(), here + elsewhere, "{report}");
     }
     assert!(sessions.is_empty());

@@ -15,7 +15,7 @@ use http_body_util::Empty;
 use tokio::sync::oneshot;
 use tower::{Layer, Service, service_fn};
 use tower_session_end::{
-    ActiveSessions, EndReason, EventId, HeaderProtocol, Session, SessionEnd, SessionGuard, SessionId, SessionSignal,
+    ActiveSessions, EndReason, GenerationId, HeaderProtocol, Session, SessionEnd, SessionGuard, SessionId, SessionUpdate,
     SessionStart,
 };
 
@@ -26,7 +26,7 @@ const IDS: &[&str] = &["a", "b", "c", "d", "e"];
 const VALUES: &[&str] = &["a", "b", "c", "d", "e", "", "reset", "a b"];
 
 /// What the hooks were told, in order: the id, the generation, whether it is an end.
-type Log = Arc<Mutex<Vec<(String, EventId, bool)>>>;
+type Log = Arc<Mutex<Vec<(String, GenerationId, bool)>>>;
 
 type Answer = Response<Empty<Bytes>>;
 
@@ -50,11 +50,11 @@ async fn run(mut input: Input<'_>) {
         .idle_timeout(Duration::from_secs(100))
         .max_sessions(1 + input.below(5))
         .on_session_start(move |start: SessionStart| {
-            starts.lock().expect("no panics").push((start.session.id.to_string(), start.event_id, false));
+            starts.lock().expect("no panics").push((start.session.id.to_string(), start.generation, false));
             std::future::ready(())
         })
         .on_session_end(move |end: SessionEnd| {
-            ends.lock().expect("no panics").push((end.session.id.to_string(), end.event_id, true));
+            ends.lock().expect("no panics").push((end.session.id.to_string(), end.generation, true));
             tokio::time::sleep(Duration::from_millis(end.requests * 3))
         })
         .build()
@@ -72,7 +72,7 @@ async fn run(mut input: Input<'_>) {
             2 => drop(sessions.end(input.one_of(IDS), EndReason::Deleted)),
             3 => forgotten += u64::from(sessions.forget(input.one_of(IDS))),
             4 => drop(sessions.compact(input.one_of(IDS), input.one_of(IDS))),
-            5 => guards.push(sessions.guard(input.one_of(IDS))),
+            5 => guards.push(sessions.guard(input.one_of(IDS)).unwrap()),
             6 => drop(guards.pop()),
             7..=9 => held.push(ask(&layer, &heads::headers(&mut input, NAMES, VALUES)).await),
             10..=12 if !held.is_empty() => {
@@ -98,7 +98,7 @@ async fn run(mut input: Input<'_>) {
     assert_eq!(finished.report.connections.open_responses, 0);
 
     let log = log.lock().expect("no panics");
-    let mut generations = BTreeMap::<EventId, (u64, u64)>::new();
+    let mut generations = BTreeMap::<GenerationId, (u64, u64)>::new();
     let mut last = BTreeMap::<&str, bool>::new();
     for (id, event, is_end) in log.iter() {
         let (starts, ends) = generations.entry(*event).or_default();
@@ -139,11 +139,11 @@ async fn answer(input: &mut Input<'_>, held: Held) {
     for _ in 0..input.below(3) {
         let [one, other] = [input.one_of(IDS), input.one_of(IDS)].map(|id| SessionId::new(id).expect("an id"));
         let signal = match input.below(3) {
-            0 => SessionSignal::started(Session::new(one).with_key("k")),
-            1 => SessionSignal::ended(one, EndReason::Reset),
-            _ => SessionSignal::compacted(one, Session::new(other)),
+            0 => SessionUpdate::started(Session::new(one).with_key("k")),
+            1 => SessionUpdate::ended(one, EndReason::Reset),
+            _ => SessionUpdate::compacted(one, Session::new(other)),
         };
-        signal.attach(&mut response);
+        signal.insert_into(&mut response);
     }
     let _ = held.answer.send(response);
     held.exchange.await;

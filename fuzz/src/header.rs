@@ -38,9 +38,9 @@ impl Rules {
         let [id, end, from] = ["x-session-id", "x-session-end", "x-session-compacted-from"].map(|n| word(response, n));
         let carried = self.id(&word(request, "x-session-id"));
         let is_tracked = carried.as_ref().is_some_and(|id| active.contains(id));
-        let may_open = status == 101 || (200..400).contains(&status.as_u16());
+        let may_start = status == 101 || (200..400).contains(&status.as_u16());
         if let (Word::None, Word::None, Word::None) = (&id, &end, &from) {
-            let adopted = carried.filter(|_| self.adopt && may_open && !is_tracked && method != Method::DELETE);
+            let adopted = carried.filter(|_| self.adopt && may_start && !is_tracked && method != Method::DELETE);
             active.extend(adopted);
             return active;
         }
@@ -53,7 +53,7 @@ impl Rules {
                 return active;
             }
         }
-        if let Some(new) = opened.filter(|_| may_open) {
+        if let Some(new) = opened.filter(|_| may_start) {
             if let Some(old) = self.id(&from).filter(|old| *old != new) {
                 active.remove(&old);
             }

@@ -9,15 +9,38 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::watch::{Verdict, Watch};
-use crate::BoxError;
+use super::termination::{Terminated, Termination};
+use crate::error::BoxError;
 
-/// After so many frames that were there at once we look whether the body is to end. Else one that never makes us wait would
-/// never hear of it.
-const FRAMES_IN_A_ROW: u8 = 96;
+/// After this many frames that were ready at once, the body checks whether it has to end: one that is never pending
+/// would not notice otherwise.
+const FRAMES_PER_CHECK: u8 = 96;
 
 pin_project! {
-    /// The host's body, frame by frame, until it ends, or its session does, or the connection drain.
+    /// The host's body inside the layer, frame by frame.
+    ///
+    /// It ends with the host's body. An event stream also ends with its session, if
+    /// [`end_streams`](crate::ActiveSessionsBuilder::end_streams) is on. Any body that is unfinished when the
+    /// connection drain times out or is forced ends with an error.
+    ///
+    /// The request counts as in flight until the body has ended or is dropped.
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_session_end::ActiveSessions;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let sessions = ActiveSessions::builder().build()?;
+    /// let host = service_fn(async |_: Request<()>| Ok::<_, std::io::Error>(Response::new("hello".to_owned())));
+    ///
+    /// let response = sessions.layer().layer(host).oneshot(Request::new(())).await?;
+    /// assert_eq!(response.body().get_ref().map(String::as_str), Some("hello"));
+    /// assert_eq!(response.into_body().into_inner(), Some("hello".to_owned()));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub struct SessionBody<B> {
         #[pin]
         state: State<B>,
@@ -30,9 +53,9 @@ pin_project! {
         Host {
             #[pin]
             inner: B,
-            // Until it ends.
-            watch: Option<Watch>,
-            // Frames until the next look.
+            // Until the body ends.
+            termination: Option<Termination>,
+            // Frames until the next check.
             frames: u8,
         },
         Over,
@@ -41,66 +64,97 @@ pin_project! {
 
 impl<B> SessionBody<B> {
     #[inline]
-    pub(super) fn new(inner: B, watch: Option<Watch>) -> Self {
-        Self { state: State::Host { inner, watch, frames: FRAMES_IN_A_ROW } }
+    pub(super) fn new(inner: B, termination: Option<Termination>) -> Self {
+        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK } }
+    }
+
+    /// The host's body; `None` if the layer has ended it, or has answered in the host's place.
+    #[must_use]
+    pub const fn get_ref(&self) -> Option<&B> {
+        match &self.state {
+            State::Host { inner, .. } => Some(inner),
+            State::Over => None,
+        }
+    }
+
+    /// The host's body, mutably; `None` as in [`get_ref`](Self::get_ref).
+    #[must_use]
+    pub const fn get_mut(&mut self) -> Option<&mut B> {
+        match &mut self.state {
+            State::Host { inner, .. } => Some(inner),
+            State::Over => None,
+        }
+    }
+
+    /// The host's body without the layer; `None` as in [`get_ref`](Self::get_ref).
+    ///
+    /// The request no longer counts as in flight, and a shutdown does not end the body.
+    #[must_use]
+    pub fn into_inner(self) -> Option<B> {
+        match self.state {
+            State::Host { inner, .. } => Some(inner),
+            State::Over => None,
+        }
     }
 
     pub(super) const fn empty() -> Self {
         Self { state: State::Over }
     }
 
-    /// The next frame, and then, if it was there at once, a look at whether there may be more.
+    /// The next frame; if it was ready at once, also a check whether more may follow.
     #[inline(never)]
-    fn look(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<B::Data>
+    fn check_termination(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<B::Data>
     where
         B: Body<Error: Into<BoxError>>,
     {
-        let StateProj::Host { mut inner, watch, frames } = self.as_mut().project().state.project() else {
+        let StateProj::Host { mut inner, termination, frames } = self.as_mut().project().state.project() else {
             return Poll::Ready(None);
         };
-        *frames = FRAMES_IN_A_ROW;
+        *frames = FRAMES_PER_CHECK;
         let polled = inner.as_mut().poll_frame(cx).map_err(Into::into);
-        let (Poll::Ready(Some(Ok(frame))), Some(watch)) = (&polled, watch) else { return self.judge(polled, cx) };
-        match watch.look(cx, !frame.is_trailers() && !inner.is_end_stream()) {
+        let (Poll::Ready(Some(Ok(frame))), Some(termination)) = (&polled, termination) else {
+            return self.on_poll(polled, cx);
+        };
+        match termination.check(cx, !frame.is_trailers() && !inner.is_end_stream()) {
             None => polled,
-            Some(Verdict::Over) => {
+            Some(Terminated::SessionEnded) => {
                 self.end();
-                // With the frame in hand as its last one.
+                // This frame is the last one.
                 polled
             }
-            Some(Verdict::Cut) => {
+            Some(Terminated::Forced) => {
                 self.end();
-                Poll::Ready(Some(Err(Cut.into())))
+                Poll::Ready(Some(Err(ForcedEnd.into())))
             }
         }
     }
 
-    /// What becomes of the body after anything but data.
+    /// Handles the polls that did not yield data.
     #[inline(never)]
-    fn judge<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
-        let StateProj::Host { watch: place, frames, .. } = self.as_mut().project().state.project() else {
+    fn on_poll<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
+        let StateProj::Host { termination: slot, frames, .. } = self.as_mut().project().state.project() else {
             return polled;
         };
-        *frames = FRAMES_IN_A_ROW;
-        let Some(watch) = place else { return polled };
+        *frames = FRAMES_PER_CHECK;
+        let Some(termination) = slot else { return polled };
         match &polled {
             Poll::Ready(Some(_)) => polled,
             Poll::Ready(None) => {
-                *place = None;
+                *slot = None;
                 polled
             }
             Poll::Pending => {
-                let verdict = ready!(watch.poll(cx));
+                let terminated = ready!(termination.poll(cx));
                 self.end();
-                Poll::Ready(match verdict {
-                    Verdict::Over => None,
-                    Verdict::Cut => Some(Err(Cut.into())),
+                Poll::Ready(match terminated {
+                    Terminated::SessionEnded => None,
+                    Terminated::Forced => Some(Err(ForcedEnd.into())),
                 })
             }
         }
     }
 
-    /// The host's body is dropped here, and not when somebody drops this one.
+    /// The host's body is dropped here, not with this one.
     fn end(self: Pin<&mut Self>) {
         self.project().state.set(State::Over);
     }
@@ -129,15 +183,15 @@ where
         };
         *frames = frames.wrapping_sub(1);
         if *frames == 0 {
-            return self.look(cx);
+            return self.check_termination(cx);
         }
-        // What the host has to say comes first: a last event is not lost.
+        // The host is polled first, so that its last event is not lost.
         match inner.poll_frame(cx) {
-            // A frame has room for trailers; data need not be moved with all of that.
+            // Moving data is cheaper than moving a frame, which has the size of trailers.
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
                 Poll::Ready(Some(frame.into_data().map(Frame::data).or_else(Ok)))
             }
-            polled => self.judge(polled.map_err(Into::into), cx),
+            polled => self.on_poll(polled.map_err(Into::into), cx),
         }
     }
 
@@ -168,14 +222,16 @@ impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     }
 }
 
-/// The time of the connection drain was over before the body was.
+/// The handle was closed before the body ended.
 #[derive(Debug)]
-struct Cut;
+struct ForcedEnd;
 
-impl fmt::Display for Cut {
+impl fmt::Display for ForcedEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server is shutting down and could not wait for the end of this body")
+        f.write_str(
+            "the server shut down before this body ended: `connection_drain_timeout` is over, or a second signal came",
+        )
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for ForcedEnd {}

@@ -10,43 +10,36 @@ use http::{HeaderMap, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
-    lifecycle::ActiveSessions,
-    protocol::{RequestInfo, Saying, SessionSignal, Spoken},
+    handle::ActiveSessions,
+    protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
-    tracker::{By, Entry, Load, Note, Voice},
+    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
 
-/// From the request's head to the response body's end. Its session is busy for so long.
+/// Lasts from the request's head to the response body's end. Its session has an activity for that time.
 pub(super) struct Exchange {
     shared: Arc<Shared>,
-    /// The generation that was active when the request came, or was born in the response: what the response says about
-    /// that id is about this generation alone.
-    entry: Option<Arc<Entry>>,
-    load: Load,
+    /// The generation that was active when the request came, or that the response started. If the response changes
+    /// this id, it changes this generation and no later one.
+    generation: Option<Arc<Generation>>,
+    activity: Activity,
 }
 
 /// The wait of a response head for the record of its session.
-pub(super) type Recording = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+pub(super) type RecordWait = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// The handle was closed before the response came: its head must not leave.
-pub(super) struct Refused;
-
-impl Shared {
-    /// The generation of an id, if it is active: busy from here on.
-    pub(super) fn take_up(&self, id: &[u8]) -> Option<Arc<Entry>> {
-        self.sessions.inner.pool.tracker.take_up(id, self.sessions.tick())
-    }
-}
+/// The handle was closed before the response came: the head must not leave.
+pub(super) struct HandleClosed;
 
 impl Exchange {
     #[inline]
-    pub(super) fn begin(shared: &Arc<Shared>, entry: Option<Arc<Entry>>) -> Self {
-        shared.sessions.inner.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), entry, load: Load::Work }
+    pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
+        shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
     }
 
-    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
-        self.entry.as_ref()
+    pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
+        self.generation.as_ref()
     }
 
     pub(super) fn sessions(&self) -> &ActiveSessions {
@@ -57,154 +50,181 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
-    /// Whether there may be something to [`obey`](Self::obey) in the response.
+    /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
-    pub(super) fn may_say(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
+    pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
         match &self.shared.protocol {
-            Spoken::Header(protocol) => {
+            ProtocolKind::Header(protocol) => {
                 !response.extensions.is_empty()
-                    || protocol.may_say(&response.headers)
-                    // Of the preset we have told only ids that are not active.
+                    || protocol.has_session_headers(&response.headers)
+                    // With the preset, `request` is set only for an id that is not active.
                     || (protocol.adopts() && request.is_some())
             }
-            Spoken::Other(_) => true,
+            ProtocolKind::Other(_) => true,
         }
     }
 
-    /// Does what the response says: first the handler's words, which know more, then the protocol's. Its head has to wait
-    /// for the records of what it has opened, if there are any.
+    /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
+    /// Returns the wait for the records of the sessions that it starts, if there is a registry.
     #[inline(never)]
-    pub(super) fn obey(
+    pub(super) fn apply_response(
         &mut self,
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
-    ) -> Result<Option<Recording>, Refused> {
-        let tracked = self.entry.as_ref().map(|entry| &entry.id);
-        // Short ways for what is said most: that the session goes on, and that one begins.
-        if let (Spoken::Header(protocol), false) = (&self.shared.protocol, has_signal(response))
-            && let Some(id) = protocol.only_id(&response.headers)
+    ) -> Result<Option<RecordWait>, HandleClosed> {
+        let tracked = self.generation.as_ref().map(|generation| &generation.id);
+        // Short paths for the most frequent responses: the session continues, or one starts.
+        if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
+            && let Some(id) = protocol.sole_id(&response.headers)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
                 return Ok(None);
             }
-            if let Some(id) = protocol.begun(id, response) {
-                let birth = self.see(request.and_then(RequestInfo::id), Session::new(id))?;
-                return Ok(birth.map(|birth| self.recording(vec![birth])));
+            if let Some(id) = protocol.starting_id(id, response) {
+                let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
+                return Ok(start.map(|start| self.record_wait(vec![start])));
             }
         }
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
-        // In this order, so that the protocol can see whether the handler said something.
+        // Before the handler's update is removed: `adopt` depends on whether there is one.
         let from_protocol = match (&self.shared.protocol, request) {
-            (Spoken::Header(protocol), _) => protocol.said(request, tracked, response),
-            (Spoken::Other(protocol), Some(request)) => protocol.response(request, response),
-            (Spoken::Other(_), None) => SessionSignal::nothing(),
+            (ProtocolKind::Header(protocol), _) => protocol.update(request, tracked, response),
+            (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
+            (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
-        let from_handler = match has_signal(response) {
-            true => response.extensions.remove::<SessionSignal>(),
+        let from_handler = match has_update(response) {
+            true => response.extensions.remove::<SessionUpdate>(),
             false => None,
         };
-        if from_handler.is_none() && from_protocol.is_nothing() {
+        if from_handler.is_none() && from_protocol.is_empty() {
             return Ok(None);
         }
-        let mut births = Vec::new();
-        // Of an id that was not even active there is no tombstone: the head that echoes it opens nothing either.
-        let mut over = Vec::new();
-        for saying in from_handler.into_iter().flat_map(|signal| signal.sayings) {
-            match &saying {
-                Saying::Ended(id, _) => over.push(id.clone()),
-                Saying::Compacted(_, session) | Saying::Started(session) => over.retain(|id| *id != session.id),
+        let mut starts = Vec::new();
+        // The end of an inactive id leaves no tombstone: without this list a head that repeats the id would start it.
+        let mut ended = Vec::new();
+        for change in from_handler.into_iter().flat_map(|update| update.changes) {
+            match &change {
+                SessionChange::Ended(id, _) => ended.push(id.clone()),
+                SessionChange::InvalidId => {}
+                SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
+                    ended.retain(|id| *id != session.id);
+                }
             }
-            births.extend(self.say(saying, Voice::Said)?);
+            starts.extend(self.apply_change(change, NoteSource::Update)?);
         }
-        for saying in from_protocol.sayings {
-            births.extend(match saying {
-                Saying::Started(session) if over.contains(&session.id) => None,
-                Saying::Started(session) => self.see(carried.as_ref(), session)?,
-                said => self.say(said, Voice::Head)?,
+        for change in from_protocol.changes {
+            starts.extend(match change {
+                SessionChange::Started(session) if ended.contains(&session.id) => None,
+                SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
+                change => self.apply_change(change, NoteSource::ResponseHeader)?,
             });
         }
-        Ok((!births.is_empty()).then(|| self.recording(births)))
+        Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
     }
 
-    fn recording(&self, births: Vec<Arc<Entry>>) -> Recording {
-        Box::pin(self.sessions().clone().until_recorded(births))
+    fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
+        let persister = self.sessions().inner.persister.clone();
+        Box::pin(async move {
+            if let Some(persister) = persister {
+                persister.until_recorded(&starts).await;
+            }
+        })
     }
 
-    /// A birth, an end or a compaction that the host declares. Returns a birth whose record is still to be written.
-    fn say(&mut self, saying: Saying, voice: Voice) -> Result<Option<Arc<Entry>>, Refused> {
+    /// Applies one change. Returns the start if its record is still to be written.
+    fn apply_change(
+        &mut self,
+        change: SessionChange,
+        source: NoteSource,
+    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
         let sessions = &self.shared.sessions;
-        let load = self.wanting();
-        match saying {
-            Saying::Started(session) => self.adopt(sessions.note_entry(session, voice, load)),
-            Saying::Ended(id, reason) => {
-                match self.entry.as_ref().filter(|entry| entry.id == id) {
-                    // A later generation of the same id is not what this response is about.
-                    Some(entry) => sessions.end_entry(entry, reason, By::Host),
+        let activity = self.initial_activity();
+        match change {
+            SessionChange::Started(session) => self.attach(sessions.note_session(session, source, activity)),
+            SessionChange::InvalidId => {
+                sessions.ignore_id();
+                Ok(None)
+            }
+            SessionChange::Ended(id, reason) => {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
+                    // This response must not end a later generation of the same id.
+                    Some(generation) => sessions.end_generation(generation, reason, EndedBy::Host),
                     None => sessions.end(id, reason),
                 };
                 Ok(None)
             }
-            Saying::Compacted(old, session) => {
-                let generation = self.entry.as_ref().filter(|entry| entry.id == old);
-                self.adopt(sessions.compact_entry(old.as_str(), generation, session, voice, load).1)
+            SessionChange::Compacted(old, session) => {
+                let only = self.generation.as_ref().filter(|generation| generation.id == old);
+                self.attach(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
             }
         }
     }
 
-    /// An id that merely stands in the response: a birth only if it is news.
-    fn see(&mut self, carried: Option<&SessionId>, session: Session) -> Result<Option<Arc<Entry>>, Refused> {
+    /// Notes the id of a response head. An id that the request carried too revives nothing, and starts nothing in a
+    /// shutdown.
+    fn note_from_header(
+        &mut self,
+        carried: Option<&SessionId>,
+        session: Session,
+    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
         let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
-            // Not one that a handler's word has just opened.
-            if let Some(entry) = self.entry.as_ref().filter(|entry| entry.id == session.id) {
-                // Over by now? Then this is a late response, and revives nothing.
-                sessions.inner.pool.tracker.set_details(entry, session);
+            // Filtered, because the exchange may belong to another session that the handler has just started.
+            if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
+                // If the generation has ended by now, this response is late, and starts nothing.
+                sessions.inner.tracker.set_details(generation, session);
                 return Ok(None);
             }
             if sessions.phase() >= Phase::Closing {
                 return Ok(None);
             }
         }
-        self.adopt(sessions.note_entry(session, Voice::Head, self.wanting()))
+        self.attach(sessions.note_session(session, NoteSource::ResponseHeader, self.initial_activity()))
     }
 
-    /// What a newcomer is to take up, if this exchange belongs to no session yet.
-    fn wanting(&self) -> Option<Load> {
-        self.entry.is_none().then_some(self.load)
+    /// Whether the head has to wait for the record of this generation.
+    fn delays_head(&self, generation: &Generation) -> bool {
+        self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
-    /// The rest of this exchange belongs to the newcomer, unless its request belonged to another session.
-    fn adopt(&mut self, note: Option<Note>) -> Result<Option<Arc<Entry>>, Refused> {
-        match note {
-            Some(Note::Refused) => Err(Refused),
-            Some(Note::Born(entry) | Note::Known(entry)) => {
-                let waits = self.sessions().waits_for(&entry).then(|| Arc::clone(&entry));
-                self.entry.get_or_insert(entry);
+    /// The activity with which a session starts here; `None` if this exchange already belongs to a session.
+    fn initial_activity(&self) -> Option<Activity> {
+        self.generation.is_none().then_some(self.activity)
+    }
+
+    /// The exchange belongs to the noted session from here on, unless it already belongs to one.
+    fn attach(&mut self, noted: Noted) -> Result<Option<Arc<Generation>>, HandleClosed> {
+        match noted {
+            Noted::Closed => Err(HandleClosed),
+            Noted::Started(generation) | Noted::AlreadyActive(generation) => {
+                let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
+                self.generation.get_or_insert(generation);
                 Ok(waits)
             }
-            Some(Note::Dead) | None => Ok(None),
+            Noted::Tombstoned => Ok(None),
         }
     }
 
-    /// Whether the response to a `GET` is a stream that is to end with its session. One that only listens is no work.
+    /// Turns the activity into [`Activity::Stream`] if the response to a `GET` is an event stream: a client that
+    /// listens is not work. Returns whether the stream has to end with its session.
     #[inline(never)]
-    pub(super) fn listens(&mut self, headers: &HeaderMap) -> bool {
+    pub(super) fn begin_stream(&mut self, headers: &HeaderMap) -> bool {
         let is_stream = is_event_stream(headers);
-        if is_stream && let Some(entry) = self.entry.clone() {
-            entry.take_up(Load::Open);
-            self.put_down(&entry);
-            self.load = Load::Open;
+        if is_stream && let Some(generation) = self.generation.clone() {
+            generation.begin_activity(Activity::Stream);
+            self.end_activity(&generation);
+            self.activity = Activity::Stream;
         }
-        is_stream && self.sessions().inner.config.end_streams
+        is_stream && self.sessions().inner.end_streams
     }
 
     #[inline(never)]
-    fn put_down(&self, entry: &Arc<Entry>) {
+    fn end_activity(&self, generation: &Arc<Generation>) {
         let sessions = &self.shared.sessions;
-        entry.heard_of(sessions.tick());
-        // First put down, then read the phase: a drain that still found work here has stored the phase before.
-        if entry.put_down(self.load) && entry.is_active() && sessions.phase() >= Phase::Closing {
-            sessions.stop_entry(entry);
+        generation.touch(self.shared.tick());
+        // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
+        if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
+            sessions.inner.housekeeper.drain_one(generation);
         }
     }
 }
@@ -212,17 +232,17 @@ impl Exchange {
 impl Drop for Exchange {
     #[inline]
     fn drop(&mut self) {
-        if let Some(entry) = &self.entry {
-            self.put_down(entry);
+        if let Some(generation) = &self.generation {
+            self.end_activity(generation);
         }
-        self.shared.sessions.inner.open_responses.fetch_sub(1, Ordering::SeqCst);
+        self.shared.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Whether a handler has put its words into the response.
+/// Whether a handler has put an update into the response.
 #[inline]
-fn has_signal(response: &response::Parts) -> bool {
-    !response.extensions.is_empty() && response.extensions.get::<SessionSignal>().is_some()
+fn has_update(response: &response::Parts) -> bool {
+    !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

@@ -14,21 +14,27 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody,
-    exchange::{Recording, Refused},
+    exchange::{HandleClosed, RecordWait},
+    termination::Termination,
     unavailable,
-    watch::Watch,
 };
 use crate::protocol::RequestInfo;
 
 pin_project! {
-    /// The response of a [`SessionService`](super::SessionService).
+    /// The response future of a [`SessionService`](super::SessionService).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the host's future, and the request no longer counts as in flight. A session that a response
+    /// head would have started is not noted, unless the head is already there and only waits for its record: then the
+    /// session is active, although the client does not get its id.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, B> {
         #[pin]
-        pub(super) host: Host<F, B>,
+        pub(super) state: State<F, B>,
         // Until there is a response.
-        pub(super) watch: Option<Watch>,
-        // What the protocol is to be told about the request, unless the preset was told by the watch.
+        pub(super) termination: Option<Termination>,
+        // With the preset, `None` if the id is active: the exchange has it.
         pub(super) request: Option<RequestInfo>,
         pub(super) is_get: bool,
         pub(super) version: Version,
@@ -36,24 +42,24 @@ pin_project! {
 }
 
 pin_project! {
-    #[project = HostProj]
-    pub(super) enum Host<F, B> {
-        Asked { #[pin] inner: F },
-        // The host is through, and the head of a new session waits for its record. With none: refused, or cut.
-        Through { held: Option<Box<Held<B>>> },
+    #[project = StateProj]
+    pub(super) enum State<F, B> {
+        Calling { #[pin] inner: F },
+        // The head of a new session waits for its record. `None`: the request is refused, or forced to end.
+        Responding { pending: Option<Box<PendingHead<B>>> },
     }
 }
 
-pub(super) struct Held<B> {
-    recording: Recording,
+pub(super) struct PendingHead<B> {
+    record_wait: RecordWait,
     response: Response<SessionBody<B>>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<F, B> ResponseFuture<F, B> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { host: Host::Through { held: None }, watch: None, request: None, is_get: false, version }
+        Self { state: State::Responding { pending: None }, termination: None, request: None, is_get: false, version }
     }
 }
 
@@ -67,31 +73,31 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let HostProj::Asked { inner } = this.host.project() else { return self.without_host(cx) };
-        let Some(watch) = this.watch else {
-            return Poll::Pending; // polled after it was ready
+        let StateProj::Calling { inner } = this.state.project() else { return self.poll_response(cx) };
+        let Some(termination) = this.termination else {
+            return Poll::Pending; // polled again after it was ready
         };
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
-                if watch.exchange.may_say(this.request.as_ref(), &parts) {
-                    match watch.exchange.obey(this.request.as_ref(), &mut parts) {
+                if termination.exchange.may_update(this.request.as_ref(), &parts) {
+                    match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
                         Ok(None) => {}
-                        Ok(Some(recording)) => return self.hold(parts, body, recording, cx),
-                        Err(Refused) => {
-                            *this.watch = None;
+                        Ok(Some(record_wait)) => return self.wait_for_record(parts, body, record_wait, cx),
+                        Err(HandleClosed) => {
+                            *this.termination = None;
                             return Poll::Ready(Ok(unavailable(*this.version)));
                         }
                     }
                 }
-                if !is_plain(&body) {
+                if !has_known_length(&body) {
                     return Poll::Ready(Ok(self.wrap(parts, body)));
                 }
-                let watch = this.watch.take();
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, watch))))
+                let termination = this.termination.take();
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, termination))))
             }
             Poll::Ready(Err(error)) => {
-                *this.watch = None;
+                *this.termination = None;
                 Poll::Ready(Err(error))
             }
             Poll::Pending => self.wait(cx),
@@ -99,14 +105,14 @@ where
     }
 }
 
-/// Whether a body has a length, so that it is no stream, and is not over: as most are.
+/// Whether a body has an exact length, so that it is no event stream, and is not over: the usual case.
 #[inline]
-fn is_plain<B: Body>(body: &B) -> bool {
+fn has_known_length<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    /// For a body that is a stream, maybe, or over.
+    /// For a body that may be a stream, or is over.
     #[inline(never)]
     fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
     where
@@ -114,78 +120,82 @@ impl<F, B> ResponseFuture<F, B> {
     {
         let this = self.project();
         if body.is_end_stream() {
-            // Nobody waits for the end of a body that has none to come.
-            *this.watch = None;
-        } else if let Some(watch) = this.watch
+            // A server does not poll a body that is over, so the exchange ends here.
+            *this.termination = None;
+        } else if let Some(termination) = this.termination
             && *this.is_get
-            && watch.exchange.listens(&parts.headers)
+            && termination.exchange.begin_stream(&parts.headers)
         {
-            watch.listen();
+            termination.end_with_session();
         }
-        Response::from_parts(parts, SessionBody::new(body, this.watch.take()))
+        Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
     }
 
-    /// The head has opened a session, and waits for its record.
+    /// The head starts a session, and waits for its record.
     #[cold]
-    fn hold<E>(
+    fn wait_for_record<E>(
         mut self: Pin<&mut Self>,
         parts: response::Parts,
         body: B,
-        recording: Recording,
+        record_wait: RecordWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<SessionBody<B>>, E>>
     where
         B: Body,
     {
         let this = self.as_mut().project();
-        let cut = this.watch.as_ref().map(|watch| watch.exchange.sessions().inner.cut.clone()).unwrap_or_default();
-        // Its session is at work until the head has left, though nothing may come after it.
-        let response = if body.is_end_stream() || is_plain(&body) {
-            Response::from_parts(parts, SessionBody::new(body, this.watch.take()))
+        let closed = this
+            .termination
+            .as_ref()
+            .map(|termination| termination.exchange.sessions().inner.shutdown.closed.clone())
+            .unwrap_or_default();
+        // The session has an activity until the head has left, also if the body is over.
+        let response = if body.is_end_stream() || has_known_length(&body) {
+            Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
         } else {
             self.as_mut().wrap(parts, body)
         };
-        let held = Box::new(Held { recording, response, cut: Box::pin(cut.cancelled_owned()) });
-        // The host's future is dropped here, not when somebody drops this one.
-        self.as_mut().project().host.set(Host::Through { held: Some(held) });
-        self.without_host(cx)
+        let pending = Box::new(PendingHead { record_wait, response, closed: Box::pin(closed.cancelled_owned()) });
+        // The host's future is dropped here, not with this one.
+        self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
+        self.poll_response(cx)
     }
 
-    /// The host has made us wait.
+    /// The host is pending.
     #[inline(never)]
     fn wait<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let mut this = self.project();
-        let Some(watch) = this.watch else { return Poll::Pending };
-        let _cut = ready!(watch.poll(cx));
-        *this.watch = None;
-        // The host's future is dropped here, not when somebody drops this one.
-        this.host.set(Host::Through { held: None });
+        let Some(termination) = this.termination else { return Poll::Pending };
+        let _forced = ready!(termination.poll(cx));
+        *this.termination = None;
+        // The host's future is dropped here, not with this one.
+        this.state.set(State::Responding { pending: None });
         Poll::Ready(Ok(unavailable(*this.version)))
     }
 
     #[cold]
-    fn without_host<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
+    fn poll_response<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let this = self.project();
-        match this.host.project() {
-            HostProj::Asked { .. } => Poll::Pending,
-            HostProj::Through { held: None } => Poll::Ready(Ok(unavailable(*this.version))),
-            HostProj::Through { held } => poll_recording(held, cx, *this.version).map(Ok),
+        match this.state.project() {
+            StateProj::Calling { .. } => Poll::Pending,
+            StateProj::Responding { pending: None } => Poll::Ready(Ok(unavailable(*this.version))),
+            StateProj::Responding { pending } => poll_pending_head(pending, cx, *this.version).map(Ok),
         }
     }
 }
 
-/// Lets the head go once its session is recorded; after the cut no head with a new id leaves.
-fn poll_recording<B>(
-    place: &mut Option<Box<Held<B>>>,
+/// Returns the head once its session is recorded. In `Closed` no head with a new id leaves.
+fn poll_pending_head<B>(
+    slot: &mut Option<Box<PendingHead<B>>>,
     cx: &mut Context<'_>,
     version: Version,
 ) -> Poll<Response<SessionBody<B>>> {
-    let Some(held) = place else { return Poll::Pending };
-    let is_recorded = held.recording.as_mut().poll(cx).is_ready();
-    let is_cut = !is_recorded && held.cut.as_mut().poll(cx).is_ready();
-    match place.take_if(|_| is_recorded || is_cut) {
+    let Some(pending) = slot else { return Poll::Pending };
+    let is_recorded = pending.record_wait.as_mut().poll(cx).is_ready();
+    let is_closed = !is_recorded && pending.closed.as_mut().poll(cx).is_ready();
+    match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
-        Some(held) if is_recorded => Poll::Ready(held.response),
+        Some(pending) if is_recorded => Poll::Ready(pending.response),
         Some(_) => Poll::Ready(unavailable(version)),
     }
 }

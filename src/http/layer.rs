@@ -6,14 +6,16 @@ use tower_layer::Layer;
 
 use super::SessionService;
 use crate::{
-    dispatch::Pool,
-    lifecycle::ActiveSessions,
-    protocol::{HeaderProtocol, SessionProtocol, Spoken},
-    session::Phase,
+    handle::ActiveSessions,
+    housekeeper::Housekeeper,
+    protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
+    session::{Phase, SessionId},
+    shutdown::Shutdown,
+    tracker::{Generation, Tracker, clock::Tick},
 };
 
 impl ActiveSessions {
-    /// The layer for a host that speaks of its sessions in headers; see [`HeaderProtocol`].
+    /// The layer for a host that names its sessions in headers; see [`HeaderProtocol`].
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -22,10 +24,10 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer(&self) -> SessionLayer {
-        self.layer_with(HeaderProtocol::new())
+        SessionLayer::new(self)
     }
 
-    /// The layer for a host with a protocol of its own; see [`SessionProtocol`].
+    /// The layer for a host with another protocol; see [`SessionProtocol`].
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -35,55 +37,106 @@ impl ActiveSessions {
     /// ```
     #[must_use]
     pub fn layer_with(&self, protocol: impl SessionProtocol) -> SessionLayer {
-        SessionLayer {
-            shared: Arc::new(Shared {
-                sessions: self.clone(),
-                pool: Arc::clone(&self.inner.pool),
-                protocol: Spoken::new(protocol),
-            }),
-            extractors: cfg!(feature = "axum"),
-        }
+        SessionLayer::with_protocol(self, protocol)
     }
 }
 
-/// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`].
+/// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`] or [`SessionLayer::new`].
 ///
-/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside of whatever
-/// answers with session headers, and inside of whatever must not see them.
+/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside the services
+/// that set session headers, and inside those that must not see them.
+///
+/// ```
+/// use tower_session_end::{ActiveSessions, SessionLayer};
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let app: axum::Router = axum::Router::new().layer(SessionLayer::new(&sessions));
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
 #[derive(Clone)]
 pub struct SessionLayer {
     shared: Arc<Shared>,
     extractors: bool,
 }
 
-/// What every clone of a service shares.
+/// Shared by all clones of a layer and its services.
 pub(super) struct Shared {
     pub(super) sessions: ActiveSessions,
-    /// That of the sessions, one step nearer.
-    pool: Arc<Pool>,
-    pub(super) protocol: Spoken,
+    /// Parts of `sessions`; save a pointer hop on the hot path.
+    tracker: Arc<Tracker>,
+    housekeeper: Arc<Housekeeper>,
+    pub(super) shutdown: Arc<Shutdown>,
+    pub(super) protocol: ProtocolKind,
 }
 
 impl Shared {
-    #[inline]
-    pub(super) fn phase(&self) -> Phase {
-        self.pool.tracker.phase()
+    /// The active generation of an id. Begins an [`Activity::Request`](crate::tracker::Activity::Request) of it.
+    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        self.tracker.begin_activity(id, self.housekeeper.tick())
+    }
+
+    pub(super) fn is_tracked(&self, id: &SessionId) -> bool {
+        self.tracker.find(id.as_bytes()).is_some()
+    }
+
+    pub(super) fn tick(&self) -> Tick {
+        self.housekeeper.tick()
     }
 
     #[inline]
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(super) fn phase(&self) -> Phase {
+        self.tracker.phase()
+    }
+
+    #[inline]
+    pub(super) fn is_closing(&self) -> bool {
         self.phase() >= Phase::Closing
     }
 
-    /// Whether requests that may open a session are refused by now.
+    /// Whether requests that may start a session are refused in this phase.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
-        self.sessions.inner.config.refuse_new_sessions && self.is_stopping()
+        self.sessions.inner.refuse_new_sessions && self.is_closing()
     }
 }
 
 impl SessionLayer {
-    /// Leaves the extractors out: they cost one insertion into each request's extensions.
+    /// The layer for a host that names its sessions in headers; see [`HeaderProtocol`]. The same as
+    /// [`ActiveSessions::layer`].
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, SessionLayer};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let app: axum::Router = axum::Router::new().layer(SessionLayer::new(&sessions));
+    /// ```
+    #[must_use]
+    pub fn new(sessions: &ActiveSessions) -> Self {
+        Self::with_protocol(sessions, HeaderProtocol::new())
+    }
+
+    /// The layer for a host with another protocol; see [`SessionProtocol`]. The same as
+    /// [`ActiveSessions::layer_with`].
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, McpProtocol, SessionLayer};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let layer = SessionLayer::with_protocol(&sessions, McpProtocol::new());
+    /// ```
+    #[must_use]
+    pub fn with_protocol(sessions: &ActiveSessions, protocol: impl SessionProtocol) -> Self {
+        let shared = Shared {
+            sessions: sessions.clone(),
+            tracker: Arc::clone(&sessions.inner.tracker),
+            housekeeper: Arc::clone(&sessions.inner.housekeeper),
+            shutdown: Arc::clone(&sessions.inner.shutdown),
+            protocol: ProtocolKind::new(protocol),
+        };
+        Self { shared: Arc::new(shared), extractors: cfg!(feature = "axum") }
+    }
+
+    /// Switches the axum extractors off, which saves an insertion into each request's extensions. Handlers that use
+    /// them then fail with [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are
+    /// none.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -100,7 +153,7 @@ impl<S> Layer<S> for SessionLayer {
     type Service = SessionService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        self.shared.sessions.inner.pool.adopt_runtime();
+        self.shared.sessions.inner.tasks.remember_runtime();
         SessionService::new(inner, Arc::clone(&self.shared), self.extractors)
     }
 }

@@ -10,14 +10,32 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{ResponseFuture, SessionBody, exchange::Exchange, future::Host, layer::Shared, watch::Watch};
+#[cfg(feature = "axum")]
+use super::extract::RequestContext;
+use super::{ResponseFuture, SessionBody, exchange::Exchange, future::State, layer::Shared, termination::Termination};
 use crate::{
-    BoxError,
-    protocol::{RequestInfo, Spoken},
+    error::BoxError,
+    protocol::{ProtocolKind, RequestInfo},
     session::{Phase, SessionId},
 };
 
-/// A host whose responses are watched; made by [`SessionLayer`](super::SessionLayer).
+/// The host inside the layer; made by [`SessionLayer`](super::SessionLayer).
+///
+/// It reads the head of each request and of each response. Readiness and errors are the host's. In
+/// [`Phase::Closed`](crate::Phase::Closed), and where
+/// [`refuse_new_sessions`](crate::ActiveSessionsBuilder::refuse_new_sessions) applies, it answers with 503 itself.
+///
+/// ```
+/// use tower::Layer;
+/// use tower_session_end::ActiveSessions;
+///
+/// let sessions = ActiveSessions::builder().build()?;
+/// let mut service = sessions.layer().layer("host");
+/// *service.get_mut() = "another host";
+/// assert_eq!(service.get_ref(), &"another host");
+/// assert_eq!(service.into_inner(), "another host");
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
 #[derive(Clone)]
 pub struct SessionService<S> {
     inner: S,
@@ -29,6 +47,24 @@ pub struct SessionService<S> {
 impl<S> SessionService<S> {
     pub(super) fn new(inner: S, shared: Arc<Shared>, extractors: bool) -> Self {
         Self { inner, shared, extractors }
+    }
+
+    /// The host.
+    #[must_use]
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The host, mutably.
+    #[must_use]
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The host, without the layer.
+    #[must_use]
+    pub fn into_inner(self) -> S {
+        self.inner
     }
 }
 
@@ -48,28 +84,28 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let shared = &self.shared;
-        let place_of_id = match &shared.protocol {
-            Spoken::Header(protocol) => protocol.place_of_id(request.headers()),
-            Spoken::Other(_) => Some(0),
+        let index_of_id = match &shared.protocol {
+            ProtocolKind::Header(protocol) => protocol.index_of_id(request.headers()),
+            ProtocolKind::Other(_) => Some(0),
         };
-        // Kept apart from the rest, because nothing here touches the request, which is large: so it is not moved about.
-        if place_of_id.is_none() && !self.extractors && !shared.is_stopping() {
+        // The fast path does not touch the request: a request is large, and is not moved here.
+        if index_of_id.is_none() && !self.extractors && !shared.is_closing() {
             let (is_get, version) = (request.method() == Method::GET, request.version());
-            let watch = Watch::new(Exchange::begin(shared, None));
-            let host = Host::Asked { inner: self.inner.call(request) };
-            return ResponseFuture { host, watch: Some(watch), request: None, is_get, version };
+            let termination = Termination::new(Exchange::begin(shared, None));
+            let state = State::Calling { inner: self.inner.call(request) };
+            return ResponseFuture { state, termination: Some(termination), request: None, is_get, version };
         }
-        self.call_with_care(request, place_of_id)
+        self.call_slow_path(request, index_of_id)
     }
 }
 
 impl<S> SessionService<S> {
-    /// A request that may carry an id, or may be refused, or is to tell the extractors.
+    /// For a request that may carry an id, that may be refused, or whose extensions the extractors need.
     #[inline(never)]
-    fn call_with_care<ReqBody, ResBody>(
+    fn call_slow_path<ReqBody, ResBody>(
         &mut self,
         mut request: Request<ReqBody>,
-        place_of_id: Option<usize>,
+        index_of_id: Option<usize>,
     ) -> ResponseFuture<S::Future, ResBody>
     where
         S: Service<Request<ReqBody>>,
@@ -79,47 +115,48 @@ impl<S> SessionService<S> {
         if shared.phase() == Phase::Closed {
             return ResponseFuture::refused(version);
         }
-        let (exchange, info, may_open);
+        let (exchange, info, may_start);
         match &shared.protocol {
-            Spoken::Header(protocol) => {
-                let value = place_of_id.and_then(|place| protocol.id_at(request.headers(), place));
-                let entry = value.and_then(|value| shared.take_up(value));
-                // What is tracked is known to be an id.
+            ProtocolKind::Header(protocol) => {
+                let value = index_of_id.and_then(|index| protocol.id_at(request.headers(), index));
+                let generation = value.and_then(|value| shared.begin_activity(value));
+                // The value of an active session is a valid id; any other is checked.
                 info = match value {
-                    Some(value) if entry.is_none() => stranger(request.method(), value),
+                    Some(value) if generation.is_none() => untracked_request(request.method(), value),
                     _ => None,
                 };
-                may_open = shared.refuses() && entry.is_none() && !request.method().is_safe();
-                exchange = Exchange::begin(shared, entry);
+                may_start = shared.refuses() && generation.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, generation);
             }
-            Spoken::Other(protocol) => {
+            ProtocolKind::Other(protocol) => {
                 let (parts, body) = request.into_parts();
-                let id = protocol.request_id(&parts);
-                // From here on the session is put down whatever happens, a panic of the protocol included.
-                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.take_up(id.as_bytes())));
-                let told = RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.entry().is_some() };
-                may_open = shared.refuses() && protocol.may_open(&parts, told.tracked());
-                info = Some(told);
+                let id = protocol.request_id_among(&parts, &|id| shared.is_tracked(id));
+                // The exchange ends the activity when it is dropped, also by a panic.
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_activity(id.as_bytes())));
+                let request_info =
+                    RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
+                may_start = shared.refuses() && protocol.may_start(&parts, request_info.tracked());
+                info = Some(request_info);
                 request = Request::from_parts(parts, body);
             }
         }
-        if may_open {
+        if may_start {
             return ResponseFuture::refused(version);
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            let id = exchange.entry().map(|entry| &entry.id).or(info.as_ref().and_then(RequestInfo::id));
-            crate::extract::RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
+            let id = exchange.generation().map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
+            RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
         }
         let is_get = request.method() == Method::GET;
-        let host = Host::Asked { inner: self.inner.call(request) };
-        ResponseFuture { host, watch: Some(Watch::new(exchange)), request: info, is_get, version }
+        let state = State::Calling { inner: self.inner.call(request) };
+        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, is_get, version }
     }
 }
 
-/// Of a request that carries an id which is not active, if it is one.
+/// A request whose id is not active; `None` if the id is not valid.
 #[cold]
-fn stranger(method: &Method, id: &[u8]) -> Option<RequestInfo> {
+fn untracked_request(method: &Method, id: &[u8]) -> Option<RequestInfo> {
     let id = SessionId::from_bytes(id, usize::MAX).ok()?;
     Some(RequestInfo { method: method.clone(), id: Some(id), is_tracked: false })
 }

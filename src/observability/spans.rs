@@ -1,10 +1,10 @@
-//! The span around each call of a hook, so that what a hook logs tells whose event it was about.
+//! The span around each call of a hook: it ties the events of a hook to a session.
 
 use tracing::{Span, span::Entered};
 
 use crate::session::{SessionEnd, SessionStart};
 
-/// Nothing, and at the price of nothing, unless somebody listens at `DEBUG`. Boxed, because there may be many calls.
+/// Free unless `DEBUG` is enabled. Boxed, because many calls may be in flight.
 pub(crate) struct HookSpan(Option<Box<Span>>);
 
 impl HookSpan {
@@ -20,22 +20,22 @@ impl HookSpan {
     }
 }
 
-/// What a hook is called with.
+/// The argument of a hook.
 pub(crate) trait HookEvent {
     fn span(&self, hook: &str) -> Span;
 }
 
 impl HookEvent for SessionStart {
     fn span(&self, hook: &str) -> Span {
-        let Self { session, event_id, .. } = self;
-        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %event_id)
+        let Self { session, generation, .. } = self;
+        tracing::debug_span!("session-hook", kind = "start", hook, session = %session.id.redacted(), %generation)
     }
 }
 
 impl HookEvent for SessionEnd {
     fn span(&self, hook: &str) -> Span {
-        let Self { session, event_id, reason, .. } = self;
-        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %event_id, %reason)
+        let Self { session, generation, reason, .. } = self;
+        tracing::debug_span!("session-hook", kind = "end", hook, session = %session.id.redacted(), %generation, %reason)
     }
 }
 

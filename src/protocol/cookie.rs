@@ -12,34 +12,35 @@ use http::{
     request, response,
 };
 
-use super::{RequestInfo, SessionProtocol, SessionSignal, adopted};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, adopted};
 use crate::session::{EndReason, Session, SessionId};
 
 /// Sessions in a cookie.
 ///
 /// | `set-cookie` of the named cookie | meaning |
 /// |---|---|
-/// | a new value | a birth |
-/// | a new value, to a request that carried the value of another active session | a rotation: that one is compacted into the new one |
-/// | the value that the request carried | nothing new, if the session is active; else a birth |
-/// | removed: `Max-Age=0`, an `Expires` in the past, or an empty value | the request's session ended, with reason `deleted` |
+/// | a new value | the session starts |
+/// | a new value, and the request carried another active id | a rotation: the old id is compacted into the new one |
+/// | the request's value | no change if the session is active; otherwise it starts |
+/// | removal: `Max-Age=0`, a past `Expires`, or an empty value | the request's session ended, with reason `deleted` |
 ///
-/// Every status counts, as it does for a browser: a redirect after a login, and also a 401 that sets a cookie. What the
-/// client holds is a session, and only a later removal ends it. Put the layer outside of whatever sets the cookie, or
-/// it never sees it.
+/// Every status counts, as in a browser: also a redirect after a login, and a 401 that sets a cookie. The client has
+/// the cookie then, and only its removal ends the session. Put the layer outside the service that sets the cookie, so
+/// that it sees the header.
 ///
 /// # The id
 ///
-/// The id is the value as it stands in the cookie: not percent-decoded, and without a pair of quotes around it. Of a
-/// signed cookie that is the signature too, and an encrypted value is another one each time it is set, although the
-/// session is not: give such a protocol a reader, with [`id_from`](Self::id_from). A value is a credential, so no log of
-/// this crate shows all of it.
+/// The id is the raw value: not percent-decoded, and without the quotes around it. The value of a signed cookie
+/// contains the signature, and an encrypted value changes each time it is set, although the session stays the same.
+/// Read the id of such a cookie with [`id_from_value`](Self::id_from_value). A value is a credential, so logs of this
+/// crate show a prefix of it at most.
 ///
-/// # Cookies that come twice
+/// # Duplicate cookies
 ///
-/// * In a response: of those with the same path and domain the last one counts, as it does for a browser. A removal
-///   beside a value that is set at another path clears up only.
-/// * In a request: values that are no ids are ignored. Two different ids are ambiguous, and the request has none.
+/// * In a response, the last one with the same path and domain counts, as in a browser. A removal at one path is
+///   ignored if a value is set at another.
+/// * In a request, values that are not valid ids are ignored. Of several different ids, the first whose session is active
+///   counts: a browser sends one value for each path. If none is active, they are ambiguous, and the request has no id.
 ///
 /// A cookie that does not parse is ignored.
 ///
@@ -63,14 +64,14 @@ pub struct CookieProtocol {
 type Reader = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 impl CookieProtocol {
-    /// The protocol for the cookie with this name, which is case-sensitive; ids of up to 4096 bytes, which is as much
-    /// as a browser keeps.
+    /// The protocol for the cookie with this case-sensitive name, and ids of up to 4096 bytes: the most that browsers
+    /// keep.
     #[must_use]
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), max_id_len: 4096, adopt: false, read: None }
     }
 
-    /// The longest id that counts, in bytes; 4096 by default.
+    /// The longest valid id, in bytes. Default: 4096. A longer one is ignored like any invalid id.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -82,32 +83,33 @@ impl CookieProtocol {
         self
     }
 
-    /// How the id is read from the value; by default the value is the id. `None` for a value in which there is no id,
-    /// such as one whose signature is wrong.
+    /// Reads the id from the cookie's value. By default the value is the id. Return `None` for a value without a valid
+    /// id, such as one with a wrong signature. A response that sets such a value
+    /// starts nothing, and is counted in [`ignored_ids`](crate::ActiveSessions::ignored_ids).
     ///
-    /// It is called for each request and response with the cookie, so it should be quick; where it panics, that head says
-    /// nothing.
+    /// It is called for each request and response with the cookie, so it must not block. If it panics, that head counts
+    /// as one without the cookie.
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// // `<id>.<signature>`
-    /// let protocol = CookieProtocol::new("sid").id_from(|value| Some(value.split_once('.')?.0.to_owned()));
+    /// // `<id>.<signature>`; a real reader verifies the signature.
+    /// let protocol = CookieProtocol::new("sid").id_from_value(|value| Some(value.split_once('.')?.0.to_owned()));
     /// ```
     #[must_use]
-    pub fn id_from(mut self, read: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn id_from_value(mut self, read: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
         self.read = Some(Arc::new(read));
         self
     }
 
-    /// Whether a success (101 or 2xx) that says nothing of the cookie notes the session whose id the request carried,
-    /// if it is not active. Off by default.
+    /// Whether a response with status 101 or 2xx that does not set the cookie notes the session of the request's id.
+    /// Default: `false`.
     ///
-    /// For hosts that go on with sessions made elsewhere, or before a restart, and set no cookie again. A redirect notes
-    /// nothing, because it may well lead to the login; nor does a `DELETE`, because it may well be the end; nor a response
-    /// to which a handler has attached a [`SessionSignal`], which says more.
+    /// For hosts that continue sessions of another process, or of the time before a restart, without setting the
+    /// cookie again. Nothing is noted by a redirect, which may lead to the login, by a response to `DELETE`, which
+    /// may have ended the session, and by a response with a [`SessionUpdate`] of the handler, which takes precedence.
     ///
-    /// The host has to refuse or remove ids that it does not know. If it answers 200 to anything, a client that makes
-    /// up ids makes up sessions; an [`id_from`](Self::id_from) that checks a signature keeps it from that.
+    /// The host has to refuse or remove unknown ids. If it answers 200 to any id, clients can start sessions with ids
+    /// that they invent. An [`id_from_value`](Self::id_from_value) that verifies a signature prevents that.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -128,79 +130,82 @@ impl CookieProtocol {
         SessionId::from_bytes(id.as_bytes(), self.max_id_len).ok()
     }
 
-    /// What becomes of the client's cookie.
-    fn said(&self, headers: &HeaderMap) -> Said {
+    /// What the response does to the client's cookie.
+    fn change(&self, headers: &HeaderMap) -> CookieChange {
         let parse = |value| Cookie::parse(text(value)).ok().filter(|cookie| cookie.name() == self.name);
         let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().filter_map(parse).collect();
-        let mut said = Said::Nothing;
+        let mut change = CookieChange::Nothing;
         for (n, cookie) in cookies.iter().enumerate().rev() {
-            if cookies[n + 1..].iter().any(|later| takes_the_place_of(later, cookie)) {
+            if cookies[n + 1..].iter().any(|later| replaces(later, cookie)) {
                 continue;
             }
             if !is_removal(cookie) {
-                // What is no id is counted, once it is noted.
-                return Said::Set(self.id(cookie).unwrap_or(SessionId::invalid()));
+                return self.id(cookie).map_or(CookieChange::SetInvalid, CookieChange::Set);
             }
-            said = Said::Removed;
+            change = CookieChange::Removed;
         }
-        said
+        change
     }
 }
 
-enum Said {
+enum CookieChange {
     Nothing,
     Removed,
     Set(SessionId),
+    /// To a value without a valid id.
+    SetInvalid,
 }
 
-/// Bytes that are no text make no id; the other cookies beside them are none the worse.
+/// Non-UTF-8 bytes never form an id; other cookies in the header still parse.
 fn text(value: &HeaderValue) -> Cow<'_, str> {
     String::from_utf8_lossy(value.as_bytes())
 }
 
-/// A client keeps one value for each name, path and domain.
-fn takes_the_place_of(later: &Cookie<'_>, cookie: &Cookie<'_>) -> bool {
+/// Clients keep one value for each name, path and domain.
+fn replaces(later: &Cookie<'_>, cookie: &Cookie<'_>) -> bool {
     let domain = |cookie: &Cookie<'_>| cookie.domain().map(str::to_ascii_lowercase);
     later.path() == cookie.path() && domain(later) == domain(cookie)
 }
 
 fn is_removal(cookie: &Cookie<'_>) -> bool {
-    let is_over = match (cookie.max_age(), cookie.expires_datetime()) {
+    let is_expired = match (cookie.max_age(), cookie.expires_datetime()) {
         (Some(age), _) => age <= Duration::ZERO,
         (None, Some(expires)) => expires <= OffsetDateTime::now_utc(),
         (None, None) => false,
     };
-    is_over || cookie.value_trimmed().is_empty()
+    is_expired || cookie.value_trimmed().is_empty()
 }
 
 impl SessionProtocol for CookieProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let mut found = None;
-        // HTTP/2 clients send them in pieces.
-        let cookies = request.headers.get_all(COOKIE).iter().flat_map(|value| Cookie::split_parse(text(value)));
-        for cookie in cookies.flatten().filter(|cookie| cookie.name() == self.name) {
-            let Some(id) = self.id(&cookie) else { continue };
-            if found.as_ref().is_some_and(|before| *before != id) {
-                return None;
-            }
-            found = Some(id);
-        }
-        found
+        self.request_id_among(request, &|_| false)
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
-        match (self.said(&response.headers), &request.id) {
-            (Said::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
-            (Said::Nothing, _) | (Said::Removed, None) => SessionSignal::nothing(),
-            (Said::Removed, Some(id)) => SessionSignal::ended(id.clone(), EndReason::Deleted),
-            (Said::Set(id), Some(old)) if request.is_tracked => {
+    fn request_id_among(&self, request: &request::Parts, is_tracked: &dyn Fn(&SessionId) -> bool) -> Option<SessionId> {
+        // HTTP/2 clients may split the header into several.
+        let cookies = request.headers.get_all(COOKIE).iter().flat_map(|value| Cookie::split_parse(text(value)));
+        let named = cookies.flatten().filter(|cookie| cookie.name() == self.name);
+        let mut ids = named.filter_map(|cookie| self.id(&cookie));
+        let first = ids.next()?;
+        let Some(other) = ids.find(|id| *id != first) else { return Some(first) };
+        // A browser sends one value for each path.
+        [first, other].into_iter().chain(ids).find(|id| is_tracked(id))
+    }
+
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
+        match (self.change(&response.headers), &request.id) {
+            (CookieChange::Nothing, _) if self.adopt && is_success(response.status) => adopted(request, response),
+            (CookieChange::Nothing, _) | (CookieChange::Removed, None) => SessionUpdate::empty(),
+            (CookieChange::Removed, Some(id)) => SessionUpdate::ended(id.clone(), EndReason::Deleted),
+            (CookieChange::SetInvalid, _) => SessionUpdate::invalid_id(),
+            (CookieChange::Set(id), Some(old)) if request.is_tracked => {
                 if id == *old {
-                    SessionSignal::nothing()
+                    SessionUpdate::empty()
                 } else {
-                    SessionSignal::compacted(old.clone(), Session::new(id))
+                    SessionUpdate::compacted(old.clone(), Session::new(id))
                 }
             }
-            (Said::Set(id), _) => SessionSignal::started(Session::new(id)),
+            (CookieChange::Set(id), _) => SessionUpdate::started(Session::new(id)),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, request, response};
 
-use super::{RequestInfo, SessionProtocol, SessionSignal, value::Value};
-use crate::session::{EndReason, Session, SessionId};
+use super::{RequestInfo, SessionProtocol, SessionUpdate, header_value::UniqueHeader};
+use crate::session::{EndReason, SessionId};
 
 static SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 static PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -11,35 +11,35 @@ static PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-vers
 /// The first revision without sessions. Revisions are dates.
 const SESSIONLESS: &[u8] = b"2026-07-28";
 
-/// The sessions of an MCP server that speaks Streamable HTTP, revisions 2025-03-26 to 2025-11-25.
+/// The sessions of an MCP server with the Streamable HTTP transport, revisions 2025-03-26 to 2025-11-25.
 ///
 /// | response | to a request with | meaning |
 /// |---|---|---|
-/// | 2xx with a new `mcp-session-id` | no id, or another (`initialize`) | a birth |
-/// | 2xx or 404 | `DELETE` and the id of an active session | its end, [`Deleted`](EndReason::Deleted) |
-/// | 404 | any other method and the id of an active session | its end, [`Unknown`](EndReason::Unknown): the host has lost it |
-/// | 2xx without one | no `DELETE`, and an id that is not active | nothing, or with [`adopt`](Self::adopt) a birth |
+/// | 2xx with a new `mcp-session-id` | no id, or another one (`initialize`) | the session starts |
+/// | 2xx or 404 | `DELETE` and an active id | it ended, [`Deleted`](EndReason::Deleted) |
+/// | 404 | any other method and an active id | it ended, [`Unknown`](EndReason::Unknown) |
+/// | 2xx without an id | an inactive id, not a `DELETE` | no change; with [`adopt`](Self::adopt) it starts |
 ///
-/// Anything else says nothing: not 400, 405 or 5xx, not an id that merely comes back, and no answer to `HEAD`, `OPTIONS`
-/// or `TRACE` ends or opens anything. What a client sends never makes an event for an id that is unknown, a `DELETE`
-/// least of all.
+/// Nothing else is a change: not 400, 405 or 5xx, not a repeated id, and no response to `HEAD`, `OPTIONS` or `TRACE`. A
+/// request with an unknown id never fires an event, a `DELETE` included.
 ///
-/// The revision 2026-07-28 and later ones have no sessions. The id of a request whose `mcp-protocol-version` says so is
-/// ignored, so that a 404 for an unknown method ends nothing; and a response that says so opens nothing. But a host that
-/// answers with a new id has a session, whatever revision the client claimed.
+/// The revision 2026-07-28 and later ones have no sessions. The id of a request whose `mcp-protocol-version` names
+/// one of them is ignored, so that a 404 for an unknown method ends nothing. A response that names one starts
+/// nothing. If only the request names one and the host answers with a new id, the session starts.
 ///
-/// An id may be as long as HTTP lets it be. One that comes twice with different values is ambiguous, and ignored.
+/// The length of an id is not limited beyond HTTP's own limits. A header that comes twice with different values is
+/// ambiguous, and ignored.
 ///
-/// Put the layer around the MCP endpoint alone. A 404 of another route, to a client that sends its id there, would be
-/// taken for the end of its session.
+/// Put the layer around the MCP endpoint alone: a 404 of another route, to a client that sends its id there, would end
+/// the session.
 ///
-/// # What no response tells
+/// # Limits
 ///
-/// * A host that lets a session go by itself, because it was idle. It is found out when its client comes back and gets a
-///   404; if that never happens, by [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout) or the stop. A host that
-///   can be asked to tell should call [`end`](crate::ActiveSessions::end): `cargo run -p mcp-gateway` shows it for rmcp,
-///   by a session manager around its own.
-/// * What is in a body: a host that hands out an id with 200 beside a JSON-RPC error has opened a session.
+/// * No response shows that a host has dropped an idle session by itself. The end is found when the client returns and
+///   gets a 404, by [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout), or at the shutdown. A host that knows
+///   should call [`end`](crate::ActiveSessions::end): `cargo run -p mcp-gateway` shows a session manager for rmcp that
+///   does.
+/// * Bodies are not read: a 200 with an id and a JSON-RPC error starts a session.
 ///
 /// # Examples
 ///
@@ -60,20 +60,20 @@ pub struct McpProtocol {
 }
 
 impl McpProtocol {
-    /// The protocol as above, without adoption.
+    /// The protocol above, without adoption.
     #[must_use]
     pub const fn new() -> Self {
         Self { adopt: false }
     }
 
-    /// Whether a 2xx response without an id, to a request with an id that is not active, notes that id; never for a
-    /// `DELETE`. Off by default.
+    /// Whether a 2xx response without an id notes the session of the request's id; never for a `DELETE`. Default:
+    /// `false`.
     ///
-    /// For hosts that check every id, and know some that this process has not seen opened: they restore sessions of
-    /// before a restart, or those of another replica. So too where [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout)
-    /// ends a session that the host still has: it is noted again when it is used again.
+    /// For hosts that check every id and restore sessions of another replica, or of the time before a restart. It also
+    /// notes a session again that [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout) has ended, and that the
+    /// host still serves.
     ///
-    /// Leave it off for a host that answers 200 whatever the id: its clients could make sessions up.
+    /// Leave it off for a host that answers 200 to any id: clients could start sessions with ids that they invent.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, McpProtocol};
@@ -86,21 +86,31 @@ impl McpProtocol {
         self
     }
 
-    /// The session that a 2xx response to anything but a `DELETE` belongs to, if that is news.
-    fn news(&self, request: &RequestInfo, headers: &HeaderMap) -> Option<Session> {
-        match Value::of(headers, &SESSION_ID) {
-            // What a host may say in every response of a session that is known.
-            Value::One(id) if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id) => {
-                None
-            }
-            Value::None if self.adopt && !request.is_tracked => request.id.clone().map(Session::new),
-            said => said.session(usize::MAX),
+    /// The change of a 2xx response to any method but `DELETE`: a start, if there is one.
+    fn started(&self, request: &RequestInfo, headers: &HeaderMap) -> SessionUpdate {
+        if is_sessionless(headers) {
+            return SessionUpdate::empty();
         }
-        .filter(|_| !is_sessionless(headers))
+        match UniqueHeader::of(headers, &SESSION_ID) {
+            // A host may repeat the id in every response.
+            UniqueHeader::One(id)
+                if request.is_tracked && request.id.as_ref().is_some_and(|known| known.as_bytes() == id) =>
+            {
+                SessionUpdate::empty()
+            }
+            UniqueHeader::None if self.adopt && !request.is_tracked => {
+                request.id.as_ref().map_or_else(SessionUpdate::empty, SessionUpdate::started)
+            }
+            header => match header.named_id(usize::MAX) {
+                Some(Ok(id)) => SessionUpdate::started(id),
+                Some(Err(_)) => SessionUpdate::invalid_id(),
+                None => SessionUpdate::empty(),
+            },
+        }
     }
 }
 
-/// Whether a head is of a revision that has no sessions. What is no date is taken for a revision that has them.
+/// Whether a head names a revision without sessions. A version that is not a date counts as one with sessions.
 fn is_sessionless(headers: &HeaderMap) -> bool {
     headers.get(&PROTOCOL_VERSION).map(|version| version.as_bytes()).is_some_and(|version| {
         let is_date = version.len() == SESSIONLESS.len() && version.iter().all(|b| b.is_ascii_digit() || *b == b'-');
@@ -110,27 +120,27 @@ fn is_sessionless(headers: &HeaderMap) -> bool {
 
 impl SessionProtocol for McpProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        Value::of(&request.headers, &SESSION_ID).id(usize::MAX).filter(|_| !is_sessionless(&request.headers))
+        UniqueHeader::of(&request.headers, &SESSION_ID).id(usize::MAX).filter(|_| !is_sessionless(&request.headers))
     }
 
     /// A `POST` without an active session, which may be an `initialize`, unless its revision has no sessions.
-    fn may_open(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
+    fn may_start(&self, request: &request::Parts, tracked: Option<&SessionId>) -> bool {
         tracked.is_none() && request.method == Method::POST && !is_sessionless(&request.headers)
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
         let is_delete = request.method == Method::DELETE;
         if request.method.is_safe() && request.method != Method::GET {
-            return SessionSignal::nothing();
+            return SessionUpdate::empty();
         }
         if response.status.is_success() && !is_delete {
-            return self.news(request, &response.headers).map_or_else(SessionSignal::nothing, SessionSignal::started);
+            return self.started(request, &response.headers);
         }
         let reason = if is_delete { EndReason::Deleted } else { EndReason::Unknown };
         let is_over = response.status.is_success() || response.status == StatusCode::NOT_FOUND;
         match &request.id {
-            Some(id) if is_over && request.is_tracked => SessionSignal::ended(id.clone(), reason),
-            Some(_) | None => SessionSignal::nothing(),
+            Some(id) if is_over && request.is_tracked => SessionUpdate::ended(id.clone(), reason),
+            Some(_) | None => SessionUpdate::empty(),
         }
     }
 }

@@ -2,34 +2,34 @@
 
 use std::fmt;
 
-use crate::hook::BoxError;
+use crate::error::BoxError;
 
-/// What went wrong in a [`Registry`](super::Registry).
+/// The error of a [`Registry`](super::Registry).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// It could not be reached, was too slow, or refused to write: it may work later.
+    /// The store could not be reached, was too slow, or refused to write. A later call may succeed.
     Unavailable(BoxError),
-    /// This holder had lost its lease: others have taken over what it held, and have ended it. It has a new lease by now,
-    /// and everything that is still active here is to be held anew, as new generations.
+    /// This holder lost its lease, and other holders have recovered its sessions. It already has a new lease. The
+    /// caller must hold the sessions that are still active again, as new generations.
     Fenced,
-    /// The store has forgotten everything, or an unknown part of it: what is held here is to be held again, as the
-    /// generations that they are, before anything that it says is believed.
-    Forgotten,
-    /// The store cannot be used, and waiting will not help: damaged, of a newer version, of another kind. The text says
-    /// which, and where.
-    Unusable(BoxError),
+    /// The store has lost some or all of its records. The caller must hold its active sessions again, with their
+    /// present generations, before it relies on another answer.
+    DataLost,
+    /// The store cannot be used, and waiting does not help: it is damaged, of another version, or of another kind. The
+    /// text names the store and the cause.
+    Invalid(BoxError),
 }
 
 impl RegistryError {
-    /// [`Unavailable`](Self::Unavailable), for this reason.
+    /// Creates an [`Unavailable`](Self::Unavailable) error with this cause.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         Self::Unavailable(error.into())
     }
 
-    /// [`Unusable`](Self::Unusable), for this reason.
-    pub fn unusable(error: impl Into<BoxError>) -> Self {
-        Self::Unusable(error.into())
+    /// Creates an [`Invalid`](Self::Invalid) error with this cause.
+    pub fn invalid(error: impl Into<BoxError>) -> Self {
+        Self::Invalid(error.into())
     }
 }
 
@@ -37,9 +37,11 @@ impl fmt::Display for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(error) => write!(f, "the session registry is not available: {error}"),
-            Self::Fenced => f.write_str("the lease in the session registry was over, and its sessions were taken over"),
-            Self::Forgotten => f.write_str("the session registry has lost its records"),
-            Self::Unusable(error) => write!(f, "the session registry cannot be used: {error}"),
+            Self::Fenced => {
+                f.write_str("the lease in the session registry expired, and other processes recovered its sessions")
+            }
+            Self::DataLost => f.write_str("the session registry has lost its records"),
+            Self::Invalid(error) => write!(f, "the session registry cannot be used: {error}"),
         }
     }
 }
@@ -47,8 +49,9 @@ impl fmt::Display for RegistryError {
 impl std::error::Error for RegistryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(error) | Self::Unusable(error) => Some(&**error),
-            Self::Fenced | Self::Forgotten => None,
+            // The display text already contains the text of the cause.
+            Self::Unavailable(error) | Self::Invalid(error) => error.source(),
+            Self::Fenced | Self::DataLost => None,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! [`Registry`]: a durable record of active sessions, which outlives the process.
 //!
-//! It is never the truth of the hot path: the tracker in memory answers every request, and only births and ends are
-//! written, in groups. What it is for: after SIGKILL, a power cut, or a drain that ran out of time, the next start or
-//! a survivor finds what is still owed; and of several replicas that serve one session only the last one ends it.
+//! The tracker in memory answers every request. The registry receives session starts and ends only, in batches. After
+//! SIGKILL, a power cut or a drain that timed out, the next start or a surviving process claims the pending ends. When
+//! several replicas hold one session, only the last holder ends it.
 
 #[cfg(feature = "registry-conformance")]
 pub mod conformance;
-mod erased;
+mod dyn_registry;
 mod error;
 #[cfg(feature = "redis")]
 mod redis;
@@ -18,220 +18,242 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(crate) use self::erased::ErasedRegistry;
+pub(crate) use self::dyn_registry::DynRegistry;
 pub use self::error::RegistryError;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
-/// A durable record of active sessions: which process holds which, and whose end is owed.
+/// A durable record of active sessions, their holders and their pending ends.
 ///
-/// `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`) are there; implement it for a database of
-/// your own, and try that with `registry::conformance` (feature `registry-conformance`). A value of this type is one **holder**: one life of one process. It has a **lease**, which it must be seen to
-/// lose when its process dies, and only then (an exclusive file lock, an expiry that [`beat`](Self::beat) moves on).
-/// What a holder without a lease held or had claimed is up to the others, by [`take_over`](Self::take_over).
+/// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait
+/// for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
 ///
-/// Every call may be repeated after an error, since nobody knows how far the first one came: each change has to be
-/// idempotent, for the same holder and the same event id, and so has a row of them. A call that takes longer than a
-/// second (less in a drain) is dropped, and counts as [`Unavailable`](RegistryError::Unavailable); so does one that panics.
+/// Each instance is one **holder** (one process lifetime) and owns a **lease**. The lease must expire if, and only if,
+/// the process dies: an exclusive file lock, for example, or an expiry time that [`heartbeat`](Self::heartbeat) renews.
+/// Other holders recover the sessions and claimed ends of a holder without a lease, with
+/// [`claim_orphans`](Self::claim_orphans).
+///
+/// Every call may be repeated after an error, because the caller cannot know which part of it was applied. Each change,
+/// and each sequence of changes, must be idempotent for the same holder and the same generation. A call is dropped
+/// after one second (earlier in a drain). A dropped call, and a call that panics, counts as
+/// [`Unavailable`](RegistryError::Unavailable).
 pub trait Registry: Send + Sync + 'static {
-    /// Applies the changes in their order, all of them or none, and says what came of each: one answer a change, in the
-    /// same order. One call is in flight at a time; what gathers meanwhile comes with the next one.
+    /// Applies all changes in order, or none of them. Returns one answer per change, in the same order.
+    ///
+    /// One call is in flight at a time. Changes that arrive meanwhile are batched into the next call.
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]; nothing may be assumed of any of the changes then.
+    /// [`RegistryError`]. The caller cannot assume that any change was applied, or that none was.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
 
-    /// Renews the lease. Called every [`beat_every`](Self::beat_every).
+    /// Renews the lease. Called every [`heartbeat_interval`](Self::heartbeat_interval).
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]. After [`Fenced`](RegistryError::Fenced) the holder has a new lease already.
-    fn beat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    /// [`RegistryError`]. After [`Fenced`](RegistryError::Fenced) the holder already has a new lease.
+    fn heartbeat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
-    /// Claims up to `max` ends that nobody else will deliver, for this holder, and counts one more try for each:
+    /// Claims up to `max` orphaned ends for this holder, and adds one to the attempts of each:
     ///
-    /// * sessions of which every holder has lost its lease, with the reason [`Lost`](EndReason::Lost);
-    /// * ends that a holder without a lease had claimed and not done, with the reason that they had.
+    /// * sessions whose holders have all lost their leases, with the reason [`Lost`](EndReason::Lost);
+    /// * undelivered ends that were claimed by a holder without a lease, with their recorded reason.
     ///
-    /// The claim survives this holder: should it die too, the next one finds them again. Two holders never claim the
-    /// same one. An empty answer means that there is nothing at the moment. What a call had claimed whose answer did not
-    /// arrive (an error, a future that was dropped) the next call returns again.
+    /// A claim is durable: if this holder dies too, another holder finds it again. Two holders never claim the same
+    /// end. An empty answer means that there are no orphans at the moment. If the answer of a call does not arrive (an
+    /// error, a dropped future), the next call returns the same orphans again.
     ///
     /// # Errors
     ///
     /// [`RegistryError`].
-    fn take_over(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
+    fn claim_orphans(&self, max: usize) -> impl Future<Output = Result<Vec<Orphan>, RegistryError>> + Send;
 
-    /// Gives the lease back: what this holder still holds or has claimed is everybody's at once. The last call.
+    /// Releases the lease. Other holders can claim this holder's sessions and pending ends at once. This is the last
+    /// call.
     ///
     /// # Errors
     ///
-    /// [`RegistryError`]. Then the lease is lost like that of a dead process.
-    fn leave(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    /// [`RegistryError`]. The lease then expires as if the process had died.
+    fn release_lease(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
-    /// Whether the lease certainly still runs, by a clock of this process: asked before a recorded `session_end` is
-    /// delivered. If not, the end is claimed once more after the next [`beat`](Self::beat) that succeeds, and delivered if it
-    /// is still this holder's; in a drain it is left to the others. Always, unless you say otherwise.
-    fn is_current(&self) -> bool {
+    /// Whether the lease is certainly still valid, by a clock of this process. Checked before each delivery of a
+    /// recorded `session_end`.
+    ///
+    /// If it returns `false`, the end is claimed again after the next successful [`heartbeat`](Self::heartbeat), and
+    /// delivered if this holder still owns it. In a drain it is left to other holders. The default is `true`.
+    fn lease_is_valid(&self) -> bool {
         true
     }
 
-    /// How often [`beat`](Self::beat) and [`take_over`](Self::take_over) are called. 2 s unless you say otherwise.
-    fn beat_every(&self) -> Duration {
+    /// The interval of [`heartbeat`](Self::heartbeat) and [`claim_orphans`](Self::claim_orphans) calls. The default is
+    /// 2 s.
+    fn heartbeat_interval(&self) -> Duration {
         Duration::from_secs(2)
     }
 }
 
-/// One generation of a session, as it is written down.
+/// The record of one generation of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
     /// The session and its details.
     pub session: Session,
-    /// The identity of the generation: what its `session_end` will carry, whoever delivers it.
-    pub event_id: EventId,
-    /// When it was noted first.
+    /// The identity of the generation. Its `session_end` carries it, from any holder that delivers it.
+    pub generation: GenerationId,
+    /// When the generation started.
     pub started_at: SystemTime,
 }
 
 impl Record {
-    /// A record, for implementations and their tests.
+    /// Creates a record, for implementations and their tests.
     #[must_use]
-    pub const fn new(session: Session, event_id: EventId, started_at: SystemTime) -> Self {
-        Self { session, event_id, started_at }
+    pub const fn new(session: Session, generation: GenerationId, started_at: SystemTime) -> Self {
+        Self { session, generation, started_at }
     }
 }
 
-/// How a session ended, as it is written down.
+/// The record of a session's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EndRecord {
-    /// Why.
+    /// Why the session ended.
     pub reason: EndReason,
-    /// The session that goes on in its place, after a compaction.
+    /// The session that replaces it after a compaction.
     pub next: Option<Session>,
-    /// When.
+    /// When the session ended.
     pub ended_at: SystemTime,
-    /// How many requests this holder has seen.
+    /// The number of requests: counted by this holder in a [`Change`], by all that released the session in an
+    /// [`Orphan`].
     pub requests: u64,
 }
 
 impl EndRecord {
-    /// An end, for implementations and their tests.
+    /// Creates an end, for implementations and their tests.
     #[must_use]
     pub const fn new(reason: EndReason, next: Option<Session>, ended_at: SystemTime, requests: u64) -> Self {
         Self { reason, next, ended_at, requests }
     }
 }
 
-/// A change to the record; see [`Registry::apply`].
+/// A change to the registry; see [`Registry::apply`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// This process holds the session from now on. [`Applied::Born`] if there was no active record of the id, or the one
-    /// there has this event id; else [`Applied::Joined`]: this holder is added to the record that is there, with its
-    /// event id, its details and its start.
+    /// This holder holds the session from now on.
+    ///
+    /// [`Applied::Created`] if the id has no active record, or if its active record has this generation. Otherwise this
+    /// holder is added to the existing record, which [`Applied::Joined`] returns.
     Hold(Record),
-    /// The details of a session that this holder holds have changed. [`Applied::Done`], also if there is no such record.
+    /// The details of a session that this holder holds have changed.
+    ///
+    /// [`Applied::Ok`], also if there is no such record.
     Update(Record),
-    /// This holder lets go. [`Applied::Others`] if the session has other holders, with a lease or without; else the end is
-    /// recorded, claimed by this holder, and the answer is [`Applied::Yours`]. Where there is no active record of the id with
-    /// this event id that this holder holds: [`Applied::Yours`] if it has claimed this end before, else [`Applied::Gone`].
+    /// This holder releases the session.
+    ///
+    /// [`Applied::HeldElsewhere`] if the session has other holders, with or without a lease. Otherwise the end is
+    /// recorded and claimed by this holder: [`Applied::Owned`].
+    ///
+    /// If this holder holds no active record with this id and generation: [`Applied::Owned`] if it has claimed this end
+    /// before, else [`Applied::NotFound`].
     Release {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
-        /// The end, if it comes to one.
+        generation: GenerationId,
+        /// The end to record if this is the last holder.
         end: EndRecord,
     },
-    /// The session ends, whoever else holds it: recorded and claimed as above, [`Applied::Yours`]. Where there is no active
-    /// record of the id with this event id: as above.
+    /// The session ends for all holders.
+    ///
+    /// The end is recorded and claimed by this holder: [`Applied::Owned`]. If there is no active record with this id
+    /// and generation: [`Applied::Owned`] if this holder has claimed this end before, else [`Applied::NotFound`].
     End {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
         /// The end.
         end: EndRecord,
     },
-    /// The end that this holder had claimed is delivered, or given up: forget it. [`Applied::Done`], also if there is none.
-    Done {
+    /// An end that this holder has claimed was delivered or given up: remove it.
+    ///
+    /// [`Applied::Ok`], also if there is no such end.
+    Delivered {
         /// The generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
-    /// This holder lets go and the session outlives it: if it was the last, the record is removed, and no end is owed.
-    /// [`Applied::Done`].
+    /// This holder releases the session without an end. The last holder removes the record, and no end is pending.
+    ///
+    /// [`Applied::Ok`].
     Keep {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
-    /// The host has finalised the session itself: the record is removed, whoever holds it, and no end is owed.
-    /// [`Applied::Done`].
+    /// The host has finalised the session itself. The record is removed for all holders, and no end is pending.
+    ///
+    /// [`Applied::Ok`].
     Forget {
         /// The session.
         id: SessionId,
         /// Its generation.
-        event_id: EventId,
+        generation: GenerationId,
     },
 }
 
-/// What came of a [`Change`].
+/// The answer to a [`Change`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Applied {
-    /// A record was made.
-    Born,
-    /// The session was recorded already, by this: the same generation goes on.
+    /// The holder holds a record of its own generation.
+    Created,
+    /// The session has this active record already. Its generation continues.
     Joined(Record),
-    /// The end is this holder's to deliver. `requests` is the sum over all that have held the session and let go,
-    /// this one included.
-    Yours {
-        /// Requests that carried the session's id.
+    /// This holder delivers the end.
+    Owned {
+        /// Requests that carried the session's id, summed over all holders that have released it, including this one.
         requests: u64,
     },
-    /// Others still hold it.
-    Others,
-    /// It was ended, or taken over, by somebody else.
-    Gone,
-    /// Nothing to say.
-    Done,
+    /// Other holders still hold the session.
+    HeldElsewhere,
+    /// There is no such record. For a session that this holder held: another holder has ended it.
+    NotFound,
+    /// The change was applied.
+    Ok,
 }
 
-/// An end that was owed by somebody who is gone; from [`Registry::take_over`].
+/// A pending end of a holder whose lease has expired; from [`Registry::claim_orphans`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Orphan {
     /// The generation.
     pub record: Record,
-    /// The end: [`Lost`](EndReason::Lost), found out just now, or what its claimer had written down.
+    /// The end: [`Lost`](EndReason::Lost) at the time of this recovery, or the recorded end.
     pub end: EndRecord,
-    /// How often it has been claimed so far by a take-over, this one included.
-    pub tries: u32,
+    /// The number of recoveries that have claimed it, including this one.
+    pub attempts: u32,
 }
 
 impl Orphan {
-    /// An orphan, for implementations and their tests.
+    /// Creates an orphan, for implementations and their tests.
     #[must_use]
-    pub const fn new(record: Record, end: EndRecord, tries: u32) -> Self {
-        Self { record, end, tries }
+    pub const fn new(record: Record, end: EndRecord, attempts: u32) -> Self {
+        Self { record, end, attempts }
     }
 }
 
-/// What a birth waits for, where there is a [`Registry`].
+/// Whether a session start waits for its record in the [`Registry`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// The response head of a new session leaves once the session is recorded, or after 250 ms: no client holds an id
-    /// that a crash could orphan.
+    /// The response head of a new session is sent once the session is recorded, or after 250 ms. Within these 250 ms no
+    /// client learns an id that a crash could lose.
     #[default]
     Strict,
-    /// The record is written behind; a crash may lose the sessions of the last moments.
+    /// The response head is sent at once and the record is written later. A crash may lose the most recent sessions.
     Relaxed,
 }

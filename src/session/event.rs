@@ -1,110 +1,54 @@
-//! What a hook is told: [`SessionStart`] and [`SessionEnd`].
+//! The events of the hooks: [`SessionStart`] and [`SessionEnd`].
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-use super::{EndReason, Session, SessionId};
+use super::{EndReason, GenerationId, IdempotencyKey, Session, SessionId};
 
-/// The identity of one generation of a session: the process instance and a number within it.
-///
-/// It is known from the session's birth, the same in its [`SessionStart`] and its [`SessionEnd`], and does not change
-/// when an end is delivered again: use it (with the kind of event) as an idempotency key. A session that is noted
-/// again after its end has another one.
-///
-/// ```
-/// use tower_session_end::{Session, SessionEnd, EndReason};
-///
-/// let end = SessionEnd::new(Session::from("abc"), EndReason::Deleted);
-/// let key = end.event_id.to_string(); // 32 hex digits, a dash, the generation
-/// assert_eq!(key.split_once('-').unwrap().0.len(), 32);
-/// assert_eq!(key.parse(), Ok(end.event_id));
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EventId {
-    instance: u128,
-    generation: u64,
-}
-
-impl EventId {
-    pub(crate) const fn new(instance: u128, generation: u64) -> Self {
-        Self { instance, generation }
-    }
-}
-
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}-{}", self.instance, self.generation)
-    }
-}
-
-impl fmt::Debug for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EventId({self})")
-    }
-}
-
-impl FromStr for EventId {
-    type Err = InvalidEventId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (instance, generation) = text.split_once('-')?;
-            Some(Self::new(u128::from_str_radix(instance, 16).ok()?, generation.parse().ok()?))
-        };
-        // There is one way to write it, so that texts can be compared too.
-        parse().filter(|id| id.to_string() == text).ok_or(InvalidEventId(()))
-    }
-}
-
-/// A text is no [`EventId`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidEventId(());
-
-impl fmt::Display for InvalidEventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an event id is 32 lower-case hexadecimal digits, a dash, and a number")
-    }
-}
-
-impl std::error::Error for InvalidEventId {}
-
-impl Serialize for EventId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// A session began.
+/// A session started.
 ///
 /// As JSON: `sessionId`, `sessionKey?`, `resumedFrom?`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SessionStart {
-    /// The session, with the details that were known at its birth.
+    /// The session, with the details that were known at its start.
     pub session: Session,
     /// The session that was compacted into this one.
     pub resumed_from: Option<SessionId>,
-    /// The identity of this generation.
-    pub event_id: EventId,
+    /// The identity of this generation, the same as on its end. To deduplicate, use [`idempotency_key`](Self::idempotency_key).
+    pub generation: GenerationId,
 }
 
 impl SessionStart {
+    /// The key by which a consumer recognises a repeated start. It differs from that of the generation's end.
+    ///
+    /// ```
+    /// use tower_session_end::{EndReason, Session, SessionEnd, SessionStart};
+    ///
+    /// let session = Session::try_from("4711")?;
+    /// let start = SessionStart::new(session.clone());
+    /// let end = SessionEnd::new(session, EndReason::Idle).with_generation(start.generation);
+    /// assert_eq!(start.generation, end.generation);
+    /// assert_ne!(start.idempotency_key(), end.idempotency_key());
+    /// # Ok::<(), tower_session_end::InvalidSessionId>(())
+    /// ```
+    #[must_use]
+    pub const fn idempotency_key(&self) -> IdempotencyKey {
+        IdempotencyKey::start(self.generation)
+    }
+
     /// A start as a hook would get it, for the tests of hooks.
     ///
     /// ```
     /// use tower_session_end::{Session, SessionId, SessionStart};
     ///
-    /// let start = SessionStart::new(Session::from("new")).with_resumed_from(SessionId::new("old").unwrap());
+    /// let start = SessionStart::new(Session::try_from("new").unwrap()).with_resumed_from(SessionId::new("old").unwrap());
     /// assert_eq!(serde_json::to_string(&start).unwrap(), r#"{"sessionId":"new","resumedFrom":"old"}"#);
     /// ```
     #[must_use]
     pub fn new(session: impl Into<Session>) -> Self {
-        Self { session: session.into(), resumed_from: None, event_id: EventId::new(0, 0) }
+        Self { session: session.into(), resumed_from: None, generation: GenerationId::new(0, 0) }
     }
 
     /// Sets [`resumed_from`](Self::resumed_from).
@@ -114,10 +58,10 @@ impl SessionStart {
         self
     }
 
-    /// Sets [`event_id`](Self::event_id).
+    /// Sets [`generation`](Self::generation).
     #[must_use]
-    pub fn with_event_id(mut self, event_id: EventId) -> Self {
-        self.event_id = event_id;
+    pub fn with_generation(mut self, generation: GenerationId) -> Self {
+        self.generation = generation;
         self
     }
 }
@@ -132,7 +76,7 @@ impl Serialize for SessionStart {
     }
 }
 
-/// A session is over. Each generation of a session gets exactly one.
+/// A session ended. Each generation of a session gets exactly one of these.
 ///
 /// As JSON: `sessionId`, `sessionKey?`, `messageCount`, `durationMs?`, `reason?`, `sessionFile?`,
 /// `transcriptArchived?`, `nextSessionId?`, `nextSessionKey?`.
@@ -153,20 +97,37 @@ pub struct SessionEnd {
     pub requests: u64,
     /// Whether the transcript has been archived. This crate cannot know and leaves it unset.
     pub transcript_archived: Option<bool>,
-    /// The identity of this generation; an idempotency key.
-    pub event_id: EventId,
-    /// When the hook will no longer be waited for: the drain's deadline, or the hook timeout's. `None` is no limit.
+    /// The identity of this generation, the same as on its start. To deduplicate, use [`idempotency_key`](Self::idempotency_key).
+    pub generation: GenerationId,
+    /// When the hook is no longer awaited: the drain's deadline, or the end of the hook timeout. `None` is no limit.
     pub deadline: Option<Instant>,
 }
 
 impl SessionEnd {
-    /// An end as a hook would get it, for the tests of hooks. It began now, lasted zero, and saw no request.
+    /// The key by which a consumer recognises a repeated end. It differs from that of the generation's start.
+    ///
+    /// ```
+    /// use tower_session_end::{EndReason, Session, SessionEnd, SessionStart};
+    ///
+    /// let session = Session::try_from("4711")?;
+    /// let start = SessionStart::new(session.clone());
+    /// let end = SessionEnd::new(session, EndReason::Idle).with_generation(start.generation);
+    /// assert_eq!(start.generation, end.generation);
+    /// assert_ne!(start.idempotency_key(), end.idempotency_key());
+    /// # Ok::<(), tower_session_end::InvalidSessionId>(())
+    /// ```
+    #[must_use]
+    pub const fn idempotency_key(&self) -> IdempotencyKey {
+        IdempotencyKey::end(self.generation)
+    }
+
+    /// An end as a hook would get it, for the tests of hooks. It started now, lasted zero, and saw no request.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tower_session_end::{EndReason, Session, SessionEnd};
     ///
-    /// let end = SessionEnd::new(Session::from("abc"), EndReason::Reset)
+    /// let end = SessionEnd::new(Session::try_from("abc").unwrap(), EndReason::Reset)
     ///     .with_requests(3)
     ///     .with_duration(Duration::from_millis(250));
     /// assert_eq!(
@@ -184,7 +145,7 @@ impl SessionEnd {
             duration: Duration::ZERO,
             requests: 0,
             transcript_archived: None,
-            event_id: EventId::new(0, 0),
+            generation: GenerationId::new(0, 0),
             deadline: None,
         }
     }
@@ -193,7 +154,7 @@ impl SessionEnd {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let end = SessionEnd::new("old", EndReason::Compaction).with_next("new");
+    /// let end = SessionEnd::new(SessionId::new("old").unwrap(), EndReason::Compaction).with_next(SessionId::new("new").unwrap());
     /// assert_eq!(end.next.unwrap().id, "new");
     /// ```
     #[must_use]
@@ -220,7 +181,7 @@ impl SessionEnd {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert_eq!(SessionEnd::new("a", EndReason::Idle).with_requests(7).requests, 7);
+    /// assert_eq!(SessionEnd::new(SessionId::new("a").unwrap(), EndReason::Idle).with_requests(7).requests, 7);
     /// ```
     #[must_use]
     pub fn with_requests(mut self, requests: u64) -> Self {
@@ -235,10 +196,10 @@ impl SessionEnd {
         self
     }
 
-    /// Sets [`event_id`](Self::event_id).
+    /// Sets [`generation`](Self::generation).
     #[must_use]
-    pub fn with_event_id(mut self, event_id: EventId) -> Self {
-        self.event_id = event_id;
+    pub fn with_generation(mut self, generation: GenerationId) -> Self {
+        self.generation = generation;
         self
     }
 
@@ -268,7 +229,7 @@ impl Serialize for SessionEnd {
     }
 }
 
-/// Writes a field, or, unlike `null`, nothing at all.
+/// Writes a field if there is a value; else it leaves the field out.
 fn optional<S: SerializeStruct, T: Serialize>(
     out: &mut S,
     name: &'static str,

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Borrow,
+    convert::Infallible,
     fmt,
     hash::{Hash, Hasher},
     str::FromStr,
@@ -10,17 +11,18 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Ids up to this many bytes need no allocation; a UUID in text has 36.
+/// Ids up to this many bytes need no allocation; a UUID in text has 36, more than `compact_str` keeps inline (24). An entry with an
+/// inline id takes 131 bytes, with an `Arc<str>` 163.
 const INLINE: usize = 38;
 
 /// The longest id that [`SessionId::new`] takes, in bytes.
 const DEFAULT_MAX_LEN: usize = 1024;
 
-/// The name a host gave to a session.
+/// The id that a host gave to a session. An invalid id cannot exist.
 ///
-/// An id is 1 to 1024 bytes of visible ASCII (`0x21` to `0x7E`: no spaces, no control characters);
-/// [`with_max_len`](Self::with_max_len) takes longer ones. Up to 38 bytes are stored inline, longer ids are shared,
-/// so a clone never copies the text.
+/// An id is 1 to 1024 bytes of visible ASCII (`0x21` to `0x7E`: no spaces, no control characters).
+/// [`with_max_len`](Self::with_max_len) takes longer ones. Up to 38 bytes are stored inline, longer ids are shared, so a clone
+/// copies no text.
 ///
 /// Ids are often credentials (a cookie, an MCP session id), so `Debug` and [`redacted`](Self::redacted) show a short
 /// prefix only. `Display`, [`as_str`](Self::as_str) and the JSON form show all of it.
@@ -47,7 +49,7 @@ enum Repr {
 }
 
 impl SessionId {
-    /// Checks `id` and takes it over.
+    /// Checks `id` and copies it.
     ///
     /// # Errors
     ///
@@ -97,7 +99,7 @@ impl SessionId {
         if id.len() > max_len {
             return Err(InvalidSessionId::TooLong { len: id.len(), max_len });
         }
-        // Without an early exit, so that it is done many bytes at a time; the position is looked for only to complain.
+        // Without an early exit, so that it is vectorised; the position is needed for the error alone.
         if !id.iter().fold(true, |all, b| all & b.is_ascii_graphic()) {
             let position = id.iter().position(|b| !b.is_ascii_graphic()).unwrap_or_default();
             return Err(InvalidSessionId::NotVisibleAscii { position });
@@ -111,16 +113,7 @@ impl SessionId {
         Ok(Self(Repr::Shared(String::from_utf8_lossy(id).into())))
     }
 
-    /// What stands for an id that was refused: the tracker ignores it.
-    pub(crate) const fn invalid() -> Self {
-        Self(Repr::Inline { len: 0, bytes: [0; INLINE] })
-    }
-
-    pub(crate) fn is_valid(&self) -> bool {
-        !self.as_bytes().is_empty()
-    }
-
-    /// The whole id. Mind that it may be a credential.
+    /// The whole id. It may be a credential: use [`redacted`](Self::redacted) in logs.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match &self.0 {
@@ -205,7 +198,7 @@ impl Ord for SessionId {
     }
 }
 
-// As `str` hashes, so that a map keyed by ids can be asked with a `&str`.
+// Hashes as `str`, so that a map keyed by ids can be queried with a `&str`.
 impl Hash for SessionId {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_str().hash(state);
@@ -240,6 +233,21 @@ impl TryFrom<&str> for SessionId {
     }
 }
 
+impl TryFrom<&String> for SessionId {
+    type Error = InvalidSessionId;
+
+    fn try_from(id: &String) -> Result<Self, Self::Error> {
+        Self::new(id)
+    }
+}
+
+/// Ids are cheap to clone.
+impl From<&Self> for SessionId {
+    fn from(id: &Self) -> Self {
+        id.clone()
+    }
+}
+
 impl TryFrom<String> for SessionId {
     type Error = InvalidSessionId;
 
@@ -262,13 +270,13 @@ impl<'de> Deserialize<'de> for SessionId {
     }
 }
 
-/// Why a text is no [`SessionId`].
+/// Why a text is not a [`SessionId`].
 ///
 /// The text itself is not repeated: it may be a credential, or bytes meant to disturb a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidSessionId {
-    /// It has no byte at all.
+    /// It is empty.
     Empty,
     /// It is longer than the limit.
     #[non_exhaustive]
@@ -278,6 +286,8 @@ pub enum InvalidSessionId {
         /// The limit that was in force, in bytes.
         max_len: usize,
     },
+    /// A head names two different ids where one is expected.
+    Ambiguous,
     /// It holds a byte outside `0x21..=0x7E`.
     #[non_exhaustive]
     NotVisibleAscii {
@@ -291,6 +301,7 @@ impl fmt::Display for InvalidSessionId {
         match self {
             Self::Empty => f.write_str("a session id needs at least one byte"),
             Self::TooLong { len, max_len } => write!(f, "a session id of {len} bytes is over the limit of {max_len}"),
+            Self::Ambiguous => f.write_str("two different session ids stand where one is expected"),
             Self::NotVisibleAscii { position } => {
                 write!(f, "a session id is visible ASCII only, and byte {position} is not")
             }
@@ -299,3 +310,10 @@ impl fmt::Display for InvalidSessionId {
 }
 
 impl std::error::Error for InvalidSessionId {}
+
+/// What is a [`SessionId`] already converts without an error.
+impl From<Infallible> for InvalidSessionId {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}

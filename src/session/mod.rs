@@ -1,38 +1,41 @@
-//! The vocabulary: ids, sessions, reasons, events, phases. Imports nothing of ours.
+//! The vocabulary: ids, sessions, reasons, events, phases.
 
 mod event;
+mod generation;
 mod id;
 mod phase;
 mod reason;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    event::{EventId, InvalidEventId, SessionEnd, SessionStart},
+    event::{SessionEnd, SessionStart},
+    generation::{GenerationId, IdempotencyKey, InvalidGenerationId},
     id::{InvalidSessionId, SessionId},
     phase::Phase,
     reason::EndReason,
 };
 
-/// A session as its host describes it: the id and, if the host likes, a few details.
+/// A session as its host describes it: the id and optional details.
 ///
-/// The details are handed to the hooks as they are; this crate reads none of them.
+/// The details are passed to the hooks unchanged; this crate reads none of them. A session is made from a [`SessionId`], or from
+/// text by `TryFrom`: a session with an invalid id cannot exist.
 ///
 /// # Examples
 ///
 /// ```
-/// use tower_session_end::{Session, SessionId};
+/// use tower_session_end::Session;
 ///
-/// let session = Session::new(SessionId::new("4711")?)
+/// let session = Session::try_from("4711")?
 ///     .with_key("agent:main:telegram:42")
 ///     .with_agent_id("main")
 ///     .with_attribute("tenant", "acme");
 /// assert_eq!(session.attributes["tenant"], "acme");
 /// # Ok::<(), tower_session_end::InvalidSessionId>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Session {
@@ -57,7 +60,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session with nothing but its id.
+    /// A session with its id alone.
     #[must_use]
     pub fn new(id: SessionId) -> Self {
         Self { id, key: None, agent_id: None, store_path: None, session_file: None, attributes: BTreeMap::new() }
@@ -67,7 +70,7 @@ impl Session {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert_eq!(Session::from("a").with_key("telegram:42").key.as_deref(), Some("telegram:42"));
+    /// assert_eq!(Session::try_from("a").unwrap().with_key("telegram:42").key.as_deref(), Some("telegram:42"));
     /// ```
     #[must_use]
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
@@ -93,7 +96,7 @@ impl Session {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// let session = Session::from("a").with_session_file("a.jsonl");
+    /// let session = Session::try_from("a").unwrap().with_session_file("a.jsonl");
     /// assert_eq!(session.session_file.as_deref(), Some("a.jsonl"));
     /// ```
     #[must_use]
@@ -106,7 +109,7 @@ impl Session {
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert_eq!(Session::from("a").with_attribute("tenant", "acme").attributes["tenant"], "acme");
+    /// assert_eq!(Session::try_from("a").unwrap().with_attribute("tenant", "acme").attributes["tenant"], "acme");
     /// ```
     #[must_use]
     pub fn with_attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
@@ -114,11 +117,11 @@ impl Session {
         self
     }
 
-    /// What a plugin is told beside the event: `agentId?`, `sessionId`, `sessionKey?` in JSON.
+    /// The context that a plugin gets with each event: `agentId?`, `sessionId`, `sessionKey?` in JSON.
     ///
     /// ```
     /// # use tower_session_end::Session;
-    /// let session = Session::from("4711").with_agent_id("main");
+    /// let session = Session::try_from("4711").unwrap().with_agent_id("main");
     /// let context = serde_json::to_string(&session.context()).unwrap();
     /// assert_eq!(context, r#"{"agentId":"main","sessionId":"4711"}"#);
     /// ```
@@ -127,7 +130,7 @@ impl Session {
         SessionContext { agent_id: self.agent_id.as_deref(), session_id: &self.id, session_key: self.key.as_deref() }
     }
 
-    /// True if there is nothing but the id.
+    /// True if there are no details.
     pub(crate) fn is_bare(&self) -> bool {
         self.key.is_none()
             && self.agent_id.is_none()
@@ -137,26 +140,65 @@ impl Session {
     }
 }
 
+/// Details are shown up to 64 bytes each, attributes by their names and the lengths of their values: a value may be large, or secret.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 64;
+        let Self { id, key, agent_id, store_path, session_file, attributes } = self;
+        let mut out = f.debug_struct("Session");
+        out.field("id", id);
+        let details =
+            [("key", key), ("agent_id", agent_id), ("store_path", store_path), ("session_file", session_file)];
+        for (name, value) in details {
+            if let Some(value) = value {
+                let end = (0..=SHOWN.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
+                let prefix = &value[..end.unwrap_or_default()];
+                let rest = value.len() - prefix.len();
+                match rest {
+                    0 => out.field(name, &prefix),
+                    _ => out.field(name, &format_args!("{prefix:?} and {rest} bytes more")),
+                };
+            }
+        }
+        let lengths: BTreeMap<_, _> =
+            attributes.iter().take(SHOWN).map(|(name, value)| (name, format!("{} bytes", value.len()))).collect();
+        out.field("attributes", &lengths).finish()
+    }
+}
+
 impl From<SessionId> for Session {
     fn from(id: SessionId) -> Self {
         Self::new(id)
     }
 }
 
-/// A text that is no id makes a session with an empty id, which [`note`] ignores with a warning. To get an error
-/// instead, make the [`SessionId`] first.
-///
-/// [`note`]: crate::ActiveSessions::note
-impl From<&str> for Session {
-    fn from(id: &str) -> Self {
-        Self::new(SessionId::new(id).unwrap_or(SessionId::invalid()))
+impl From<&SessionId> for Session {
+    fn from(id: &SessionId) -> Self {
+        Self::new(id.clone())
     }
 }
 
-/// As from `&str`.
-impl From<String> for Session {
-    fn from(id: String) -> Self {
-        Self::from(id.as_str())
+impl TryFrom<&str> for Session {
+    type Error = InvalidSessionId;
+
+    fn try_from(id: &str) -> Result<Self, Self::Error> {
+        SessionId::new(id).map(Self::new)
+    }
+}
+
+impl TryFrom<String> for Session {
+    type Error = InvalidSessionId;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        SessionId::new(id).map(Self::new)
+    }
+}
+
+impl TryFrom<&String> for Session {
+    type Error = InvalidSessionId;
+
+    fn try_from(id: &String) -> Result<Self, Self::Error> {
+        SessionId::new(id).map(Self::new)
     }
 }
 

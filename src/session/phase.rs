@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// How far the shutdown of a handle has come. It only ever moves forward.
+/// How far the shutdown of a handle has come. It only moves forward.
 ///
 /// ```
 /// use tower_session_end::{ActiveSessions, Phase};
@@ -16,13 +16,13 @@ use serde::Serialize;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Nobody has asked for a stop.
+    /// No shutdown was requested.
     Open,
-    /// A stop was asked for; sessions still begin and go on, while readiness probes say no.
+    /// A shutdown was requested. Sessions still start and go on, and readiness probes fail.
     LameDuck,
-    /// The drain runs, or the connections drain after it: what is born now ends at once.
+    /// The drain runs, or the connection drain after it. A session that starts now ends at once.
     Closing,
-    /// Over. Requests are refused, and nothing is noted any more.
+    /// The shutdown is over. Requests are refused, and no session is noted.
     Closed,
 }
 

@@ -8,8 +8,8 @@ macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $wire:literal,)*) => {
         /// Why a session ended.
         ///
-        /// On the wire (JSON, `x-session-end`) a reason is one lower-case word. Reading a word that is none of them
-        /// gives [`Unknown`](Self::Unknown): a reason is never an error.
+        /// On the wire (JSON, `x-session-end`) a reason is one lower-case word. Any other word is read as
+        /// [`Unknown`](Self::Unknown), never as an error.
         ///
         /// # Examples
         ///
@@ -19,7 +19,7 @@ macro_rules! reasons {
         /// assert_eq!("compaction".parse(), Ok(EndReason::Compaction));
         /// assert_eq!("nonsense".parse(), Ok(EndReason::Unknown));
         /// assert_eq!(EndReason::Shutdown.to_string(), "shutdown");
-        /// assert!(EndReason::Shutdown.is_detach() && !EndReason::Deleted.is_detach());
+        /// assert!(EndReason::Shutdown.may_resume() && !EndReason::Deleted.may_resume());
         /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
@@ -55,48 +55,48 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A new session took its place.
+    /// A new session replaced it.
     New = "new",
     /// The user or the host reset it.
     Reset = "reset",
-    /// It was silent for longer than allowed.
+    /// It was idle for longer than allowed.
     Idle = "idle",
-    /// The host starts afresh each day.
+    /// The host starts a new session each day.
     Daily = "daily",
     /// Its history was compacted into a successor.
     Compaction = "compaction",
     /// It was deleted.
     Deleted = "deleted",
-    /// The process was told to stop.
+    /// The process shuts down.
     Shutdown = "shutdown",
-    /// The process was told to stop and will be back.
+    /// The process shuts down and is started again.
     Restart = "restart",
-    /// Nobody said why.
+    /// No reason was given.
     Unknown = "unknown",
-    /// Ended by this crate, because there were more sessions than the cap allows.
+    /// There were more sessions than [`max_sessions`](crate::ActiveSessionsBuilder::max_sessions).
     Evicted = "evicted",
-    /// Its process died without saying so.
+    /// Its process died without ending it.
     Lost = "lost",
 }
 
 impl EndReason {
-    /// True if the process only let go of the session, and the conversation itself may resume: [`Shutdown`] and
-    /// [`Restart`]. A consumer that archives or deletes on `session_end` wants to look at this first.
+    /// Whether the conversation may resume: the process ended the session because of its own shutdown ([`Shutdown`] and
+    /// [`Restart`]). A consumer that archives or deletes on `session_end` checks this first.
     ///
     /// [`Shutdown`]: Self::Shutdown
     /// [`Restart`]: Self::Restart
     ///
     /// ```
     /// # use tower_session_end::*;
-    /// assert!(EndReason::Restart.is_detach());
-    /// assert!(!EndReason::Reset.is_detach());
+    /// assert!(EndReason::Restart.may_resume());
+    /// assert!(!EndReason::Reset.may_resume());
     /// ```
     #[must_use]
-    pub const fn is_detach(self) -> bool {
+    pub const fn may_resume(self) -> bool {
         matches!(self, Self::Shutdown | Self::Restart)
     }
 
-    /// The number that an atomic can hold.
+    /// For atomics.
     pub(crate) const fn code(self) -> u8 {
         self as u8
     }

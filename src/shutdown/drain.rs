@@ -1,57 +1,32 @@
-//! The drain: ending every active session within one budget.
+//! The drain: every active session ends within one budget.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::{
-    lifecycle::ActiveSessions,
-    observability::say_how,
+use super::{
+    Shutdown,
     report::{DrainReport, UnfinishedEnd},
+    state::{Drain, DrainWaiter},
+};
+use crate::{
+    observability::log_outcome,
     session::{EndReason, Phase},
-    stop::{DrainRun, Joined},
+    sync::wait_for,
     tracker::{
-        Entry, Stage, Tracker,
+        Generation, Stage, Tracker,
         clock::{Clock, NEVER},
     },
 };
 
-/// After so many claims the sweep lets others have its thread.
-const CLAIMS_A_TURN: usize = 16_384;
+/// After this many claims the sweep yields.
+const CLAIMS_PER_YIELD: usize = 16_384;
 
-impl ActiveSessions {
-    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included,
-    /// but not longer than [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
-    ///
-    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway with no server to drain after it. It is
-    /// terminal: the handle is [`Phase::Closing`] from here on, and a session that is noted later ends at once.
-    ///
-    /// A drain that overlaps another shares its outcome, with the reason of the first; a later one fires nothing twice,
-    /// and waits again for what is unfinished. Dropping the future half-way loses nothing: the hooks go on, and the next
-    /// drain ends the rest.
-    ///
-    /// A hook that waits for a drain waits for itself, and so for the whole budget: spawn it instead.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let report = sessions.drain(EndReason::Restart).await;
-    /// assert_eq!(report.ended, 1);
-    /// assert!(sessions.is_empty());
-    /// # }
-    /// ```
-    pub async fn drain(&self, reason: EndReason) -> DrainReport {
-        self.with_lease(self.drain_once(reason)).await
+impl Shutdown {
+    /// Ends every active session and waits for the hooks, within the drain's budget. Renews the lease meanwhile.
+    pub(crate) async fn drain(&self, reason: EndReason) -> DrainReport {
+        self.with_heartbeat(self.drain_once(reason)).await
     }
 
     async fn drain_once(&self, reason: EndReason) -> DrainReport {
@@ -60,152 +35,143 @@ impl ActiveSessions {
         self.run_drain(&joined.0).instrument(span).await
     }
 
-    async fn run_drain(&self, run: &DrainRun) -> DrainReport {
-        let settle = self.inner.config.settle_timeout;
+    async fn run_drain(&self, drain: &Drain) -> DrainReport {
+        let settle = self.config.settle_timeout;
         if !settle.is_zero() {
             self.sweep(true).await;
-            let settled = run.begun.checked_add(settle).into_iter().chain(run.deadline).min();
-            self.wait_until(settled, || self.is_empty()).await;
+            let settled = drain.started_at.checked_add(settle).into_iter().chain(drain.deadline).min();
+            wait_for(&self.tracker.drained, settled, || self.tracker.len() == 0).await;
         }
         self.sweep(false).await;
-        self.quiet(run.deadline).await;
-        self.until_written(run.deadline).await;
-        run.report.get_or_init(|| self.complete(run)).clone()
+        self.wait_for_hooks(drain.deadline).await;
+        self.until_written(drain.deadline).await;
+        drain.report.get_or_init(|| self.complete(drain)).clone()
     }
 
-    /// A drain that nobody waits for.
-    pub(super) fn begin_drain(&self) -> Arc<DrainRun> {
-        let joined = self.join_drain(self.inner.pool.tracker.stop_reason());
+    /// Begins a drain without waiting for it.
+    pub(super) fn begin_drain(&self) -> Arc<Drain> {
+        let joined = self.join_drain(self.tracker.shutdown_reason());
         Arc::clone(&joined.0)
     }
 
-    fn join_drain(&self, reason: EndReason) -> Joined {
-        let inner = &self.inner;
-        inner.stop.join(|servers| {
-            let tracker = &inner.pool.tracker;
-            // First the phase, then the sweep: a note that no sweep has seen sees the phase.
+    fn join_drain(&self, reason: EndReason) -> DrainWaiter {
+        self.state.join_drain(|servers| {
+            let tracker = &self.tracker;
+            // The phase changes before the sweep, so a note that the sweep misses sees the phase.
             tracker.advance(Phase::Closing, reason);
-            inner.closing.cancel();
             if servers > 0 {
-                tracker.begin_late();
+                tracker.mark_late_starts();
             }
-            let (begun, now) = (Instant::now(), tracker.clock.now());
-            let deadline = Clock::add(now, inner.config.drain_timeout);
-            let before = tracker.counts_and_await_all();
-            inner.pool.begin_drain(now, deadline);
-            DrainRun::new(tracker.stop_reason(), begun, tracker.clock.instant(deadline), before)
+            let (started_at, now) = (Instant::now(), tracker.clock.now());
+            let deadline = Clock::add(now, self.config.drain_timeout);
+            let baseline = tracker.baseline_counts();
+            self.tasks.remember_runtime();
+            self.pool.begin_drain(now, deadline);
+            if let Some(persister) = &self.persister {
+                persister.reclaim_deferred();
+            }
+            self.pool.wake();
+            self.pool.wake_batches();
+            // After the baseline: a task that reacts at once ends a session that the report counts.
+            self.closing.cancel();
+            Drain::new(tracker.shutdown_reason(), started_at, tracker.clock.instant(deadline), baseline)
         })
     }
 
-    /// Ends every session; with `spare_work`, but those with a request that is not over, which end with it.
+    /// Ends every session. With `spare_work`, a session with a request in flight is left: it ends with the request.
     async fn sweep(&self, spare_work: bool) {
         let mut claims = 0;
-        for shard in 0..Tracker::shards() {
-            claims += self.stop_shard(shard, spare_work);
-            if claims >= CLAIMS_A_TURN {
+        for shard in 0..Tracker::shard_count() {
+            claims += self.housekeeper.drain_shard(shard, spare_work);
+            if claims >= CLAIMS_PER_YIELD {
                 claims = 0;
-                self.inner.pool.kick();
+                self.pool.wake();
                 tokio::task::yield_now().await;
             }
         }
-        self.inner.pool.kick();
+        self.pool.wake();
     }
 
-    /// Waits for every `session_end` that is owed and not given up.
-    pub(super) async fn quiet(&self, deadline: Option<Instant>) {
-        let tracker = &self.inner.pool.tracker;
-        // Once the pool is closed, what is left never runs.
-        self.wait_until(deadline, || tracker.awaited() == 0 || tracker.queue.line().gate.closed).await;
+    /// Waits for every `session_end` that was claimed and not given up.
+    pub(super) async fn wait_for_hooks(&self, deadline: Option<Instant>) {
+        let tracker = &self.tracker;
+        // A closed pool starts no hook any more.
+        let is_done = || tracker.awaited() == 0 || tracker.queue.state().limits.closed;
+        wait_for(&tracker.drained, deadline, is_done).await;
     }
 
-    async fn wait_until(&self, deadline: Option<Instant>, condition: impl Fn() -> bool) {
-        let tracker = &self.inner.pool.tracker;
-        let quiet = async {
-            loop {
-                let told = tracker.quiet.notified();
-                tokio::pin!(told);
-                // First register, then look: nobody is told in between.
-                told.as_mut().enable();
-                if condition() {
-                    break;
-                }
-                told.await;
-            }
-        };
-        match deadline {
-            Some(deadline) => drop(timeout_at(deadline, quiet).await),
-            None => quiet.await,
-        }
-    }
-
-    fn complete(&self, run: &DrainRun) -> DrainReport {
-        let report = self.account(run, true);
+    fn complete(&self, drain: &Drain) -> DrainReport {
+        let report = self.account(drain, true);
         self.begin_connection_drain();
-        self.inner.pool.tracker.meters.drained(report.elapsed, report.unfinished.len());
-        say_drain(&report);
+        self.tracker.meters.on_drain_done(report.elapsed, report.unfinished.len());
+        log_drain(&report);
         report
     }
 
-    /// The time of the connections begins, anew if another server had its signal before.
+    /// Starts the time of the connections. With several servers, it starts again at each signal.
     pub(super) fn begin_connection_drain(&self) {
         let now = Instant::now();
         let mut servers = 0;
-        self.inner.stop.update(|progress| {
-            progress.drained_at = Some(now);
+        self.state.update(|progress| {
+            progress.connections_since = Some(now);
             servers = progress.servers;
         });
         let next = match servers {
             0 => NEVER,
-            _ => Clock::add(self.inner.pool.tracker.clock.now(), self.inner.config.connection_drain_timeout),
+            _ => Clock::add(self.tracker.clock.now(), self.config.connection_drain_timeout),
         };
-        self.inner.pool.after_drain(next);
-        self.inner.drained.cancel();
+        self.pool.end_drain(next);
+        self.pool.wake();
+        self.pool.wake_batches();
+        self.drained.cancel();
     }
 
-    /// What has become of all sessions since the drain began. With `give_up`, nobody waits any more for the unfinished.
-    pub(super) fn account(&self, run: &DrainRun, give_up: bool) -> DrainReport {
-        let tracker = &self.inner.pool.tracker;
-        let (mut after, mut unfinished) = tracker.counts_and_unfinished(give_up);
+    /// The counts since `drain` began. With `give_up`, later calls of [`wait_for_hooks`](Self::wait_for_hooks) do not
+    /// wait for what is unfinished now.
+    pub(super) fn account(&self, drain: &Drain, give_up: bool) -> DrainReport {
+        let tracker = &self.tracker;
+        let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
         if give_up {
-            // Born late and not over: in the report of `finish`, which waits for them.
+            // `finish` waits for unfinished late starts, and reports them.
             let all = unfinished.len();
-            unfinished.retain(|(entry, _)| !tracker.is_late(entry));
-            after.births -= (all - unfinished.len()) as u64;
+            unfinished.retain(|(generation, _)| !tracker.is_late_start(generation));
+            after.starts -= (all - unfinished.len()) as u64;
         }
-        let unfinished: Vec<_> = unfinished.iter().map(|(entry, stage)| self.unfinished(entry, *stage)).collect();
-        let mut report = DrainReport::empty(run.reason, self.inner.config.drain_timeout);
-        let time_is_over = run.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        report.timed_out = time_is_over && !unfinished.is_empty();
-        report.count(&run.before, &after, unfinished);
-        report.failures = self.inner.pool.failures();
-        report.elapsed = run.begun.elapsed();
+        let unfinished: Vec<_> =
+            unfinished.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
+        let mut report = DrainReport::empty(drain.reason, self.config.drain_timeout);
+        let is_past_deadline = drain.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        report.timed_out = is_past_deadline && !unfinished.is_empty();
+        report.count(&drain.baseline, &after, unfinished);
+        report.failures = self.pool.failures();
+        report.elapsed = drain.started_at.elapsed();
         report
     }
 
-    fn unfinished(&self, entry: &Arc<Entry>, stage: Stage) -> UnfinishedEnd {
+    fn unfinished(&self, generation: &Arc<Generation>, stage: Stage) -> UnfinishedEnd {
         UnfinishedEnd {
-            session_id: entry.id.clone(),
-            event_id: self.inner.pool.tracker.event_id(entry),
+            session_id: generation.id.clone(),
+            generation: self.tracker.generation_id(generation),
             stage: stage.into(),
         }
     }
 }
 
-/// Says what a drain came to; one that did not go well is a warning, and the stop goes on.
-pub(super) fn say_drain(report: &DrainReport) {
-    say_how!(
+/// Logs a drain: at `WARN` unless it is clean.
+pub(super) fn log_drain(report: &DrainReport) {
+    log_outcome!(
         report.is_clean(),
         name: "session-end-drain",
         reason = %report.reason,
         active = report.active,
-        running = report.running,
-        late_births = report.late_births,
+        already_ending = report.already_ending,
+        late_starts = report.late_starts,
         ended = report.ended,
         failed = report.failed,
         kept = report.kept,
         forgotten = report.forgotten,
-        held_by_others = report.held_by_others,
-        ended_by_others = report.ended_by_others,
+        held_elsewhere = report.held_elsewhere,
+        ended_elsewhere = report.ended_elsewhere,
         handed_over = report.handed_over,
         unfinished = report.unfinished.len(),
         timed_out = report.timed_out,
@@ -214,7 +180,8 @@ pub(super) fn say_drain(report: &DrainReport) {
     );
 }
 
-/// The last part of the connection drain's time, in which what was cut can say so to its client.
-pub(super) fn grace(connection_drain_timeout: Duration) -> Duration {
+/// The last part of the connection drain's time: 5 %, at most 50 ms. In it, responses that timed out tell their
+/// clients.
+pub(super) fn cut_grace(connection_drain_timeout: Duration) -> Duration {
     (connection_drain_timeout / 20).min(Duration::from_millis(50))
 }

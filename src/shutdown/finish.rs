@@ -1,134 +1,115 @@
-//! [`ActiveSessions::finish`]: the bounded connection drain, the sessions that are born in it, and the report.
+//! [`ActiveSessions::finish`](crate::ActiveSessions::finish): the bounded connection drain, the late starts, and the
+//! report.
 
 use std::{
     future::{IntoFuture, poll_fn},
     io,
+    panic::resume_unwind,
     pin::pin,
-    sync::{PoisonError, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
 
-use super::drain::{grace, say_drain};
-use crate::{
-    lifecycle::ActiveSessions,
-    observability::say_how,
+use super::{
+    Shutdown,
+    drain::{cut_grace, log_drain},
+    lock,
     report::{ConnectionReport, ShutdownReport},
-    session::Phase,
-    stop::DrainRun,
-    tracker::Tracker,
+    state::Drain,
 };
+use crate::{observability::log_outcome, panic::catch_payload, session::Phase, tracker::Tracker};
 
-impl ActiveSessions {
-    /// Runs the server to its end, bounds its connection drain, and returns the report of the stop.
-    ///
-    /// From the signal on it takes at most [`lame_duck`](crate::ActiveSessionsBuilder::lame_duck) +
-    /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) +
-    /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout), whatever the connections
-    /// do. What is open then is cut: a request without an answer gets 503 and `connection: close`, an unfinished body
-    /// ends with an error. Sessions that are born while the connections drain get their end too, and hooks that the
-    /// drain left unfinished go on meanwhile; what still runs when this future is over is dropped.
-    ///
-    /// A server that ends without a signal is drained here. Any `IntoFuture` is a server; several on one handle work,
-    /// each with its own `finish`, polled together: the handle closes with the last of them.
-    ///
-    /// Code inside `spawn_blocking` cannot be stopped, and a runtime that is dropped waits for it: end `main` with
-    /// [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or `std::process::exit` if your
-    /// hooks use it.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> std::io::Result<()> {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let server = async { std::io::Result::Ok(()) }; // ends at once, with no signal
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// assert!(!report.signalled && report.is_clean());
-    /// assert_eq!(report.sessions.ended, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn finish<S: IntoFuture>(&self, server: S) -> impl Future<Output = Finished<S::Output>> + use<S> {
-        let place = ServerPlace::take(self.clone());
+impl Shutdown {
+    pub(crate) fn finish<S: IntoFuture>(
+        self: &Arc<Self>,
+        server: S,
+    ) -> impl Future<Output = FinishOutput<S::Output>> + use<S> {
+        // Counted before the first poll, so a drain that begins earlier counts this server too.
+        let token = ServerToken::new(self);
         async move {
-            let sessions = place.sessions.clone();
-            sessions.with_lease(Self::finish_at(place, server)).await
+            let shutdown = Arc::clone(&token.shutdown);
+            shutdown.with_heartbeat(Self::finish_with(token, server)).await
         }
     }
 
-    async fn finish_at<S: IntoFuture>(place: ServerPlace, server: S) -> Finished<S::Output> {
-        let sessions = &place.sessions;
-        let begun = Instant::now();
+    async fn finish_with<S: IntoFuture>(token: ServerToken, server: S) -> FinishOutput<S::Output> {
+        let shutdown = &token.shutdown;
+        let started_at = Instant::now();
         let output = {
             let mut server = pin!(server.into_future());
             tokio::select! {
                 biased;
-                output = &mut server => Some(output),
-                () = sessions.connections_are_due(begun) => None,
+                // A server that panics leaves sessions behind like one that returns: the panic goes on after the drain.
+                result = poll_fn(|cx| match catch_payload(|| server.as_mut().poll(cx)) {
+                    Ok(poll) => poll.map(Ok),
+                    Err(payload) => Poll::Ready(Err(payload)),
+                }) => Some(result),
+                () = shutdown.connection_deadline_reached(started_at) => None,
             }
         };
-        let run = sessions.drain_unless_done().await;
-        let cut = output.is_none();
-        let elapsed = sessions.connections_began(begun).map(|at| at.elapsed()).unwrap_or_default();
-        let open_responses = sessions.inner.open_responses.load(Ordering::SeqCst);
-        let is_last = place.leave();
+        let (output, panic) = match output.transpose() {
+            Ok(output) => (output, None),
+            Err(payload) => (None, Some(payload)),
+        };
+        let drain = shutdown.drain_unless_done().await;
+        let timed_out = output.is_none() && panic.is_none();
+        let elapsed = shutdown.connections_since(started_at).map(|since| since.elapsed()).unwrap_or_default();
+        let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
+        let is_last = token.leave();
         if is_last {
-            sessions.close();
+            shutdown.close();
         }
         tokio::select! {
             biased;
-            () = sessions.late_sessions(begun, cut) => {}
-            () = sessions.until_cut() => {}
+            () = shutdown.drain_late(started_at, timed_out) => {}
+            () = shutdown.forced() => {}
         }
         if is_last {
-            // What is delivered by now is not to be delivered again by whoever comes after us.
-            sessions.until_written(Some(Instant::now() + sessions.time_left(begun))).await;
-            sessions.inner.pool.close(sessions.remaining_grace(begun)).await;
-            sessions.leave_registry(sessions.time_left(begun)).await;
-        }
-        Finished {
-            output,
-            report: sessions.shutdown_report(
-                &run,
-                ConnectionReport {
-                    elapsed,
-                    budget: sessions.inner.config.connection_drain_timeout,
-                    cut,
-                    open_responses,
-                },
-            ),
-        }
-    }
-
-    /// When the connections have had their time, less the grace for what is cut.
-    fn connection_deadline(&self, begun: Instant) -> Option<Instant> {
-        let timeout = self.inner.config.connection_drain_timeout;
-        self.connections_began(begun)?.checked_add(timeout.saturating_sub(grace(timeout)))
-    }
-
-    /// Since when the connections drain: since the drain was over, if this `finish` had begun by then.
-    fn connections_began(&self, begun: Instant) -> Option<Instant> {
-        Some(self.inner.stop.progress().drained_at?.max(begun))
-    }
-
-    async fn connections_are_due(&self, begun: Instant) {
-        let deadline = async {
-            self.inner.stop.wait_for(|progress| progress.drained_at.is_some() || progress.abandoned).await;
-            if self.inner.stop.progress().drained_at.is_none() {
-                let _ = self.drain(self.inner.pool.tracker.stop_reason()).await;
+            // An end that is delivered and not recorded as such would be delivered again by the next process.
+            shutdown.until_written(Some(Instant::now() + shutdown.registry_time_left(started_at))).await;
+            shutdown.pool.close();
+            if let Some(persister) = &shutdown.persister {
+                persister.abort_writer();
             }
-            // Another signal may have moved it meanwhile.
+            shutdown.tasks.wait(shutdown.remaining_grace(started_at)).await;
+            if let Some(persister) = &shutdown.persister {
+                persister.release_lease(shutdown.registry_time_left(started_at)).await;
+            }
+        }
+        let budget = shutdown.config.connection_drain_timeout;
+        let report = shutdown.shutdown_report(&drain, ConnectionReport { elapsed, budget, timed_out, open_responses });
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+        FinishOutput { output, report }
+    }
+
+    /// The end of the connections' time, less [`cut_grace`].
+    fn connection_deadline(&self, started_at: Instant) -> Option<Instant> {
+        let timeout = self.config.connection_drain_timeout;
+        self.connections_since(started_at)?.checked_add(timeout.saturating_sub(cut_grace(timeout)))
+    }
+
+    /// The beginning of the connection drain: the end of the session drain, or of this `finish` if that is later.
+    fn connections_since(&self, started_at: Instant) -> Option<Instant> {
+        Some(self.state.progress().connections_since?.max(started_at))
+    }
+
+    async fn connection_deadline_reached(&self, started_at: Instant) {
+        let deadline = async {
+            self.state.wait_for(|progress| progress.connections_since.is_some() || progress.is_abandoned).await;
+            if self.state.progress().connections_since.is_none() {
+                let _ = self.drain(self.tracker.shutdown_reason()).await;
+            }
+            // Another signal may move the deadline while this sleeps.
             loop {
-                match self.connection_deadline(begun) {
+                match self.connection_deadline(started_at) {
                     Some(deadline) if deadline <= Instant::now() => break,
                     Some(deadline) => sleep_until(deadline).await,
                     None => std::future::pending().await,
@@ -137,126 +118,130 @@ impl ActiveSessions {
         };
         tokio::select! {
             () = deadline => {}
-            () = self.until_cut() => {}
+            () = self.forced() => {}
         }
     }
 
-    /// Waits until everybody who got a signal got a second one.
-    async fn until_cut(&self) {
-        let mut change = Box::pin(self.inner.stop.changed());
+    /// Waits until every `shutdown_on` that got a signal got a second one.
+    async fn forced(&self) {
+        let mut change = Box::pin(self.state.changed());
         poll_fn(|cx| {
             loop {
-                // What is not polled goes back; who finds nothing here is woken when the others are put back.
-                let again = || self.inner.stop.again.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut waiting = std::mem::take(&mut *again());
-                waiting.retain_mut(|signal| {
-                    let has_come = signal.as_mut().poll(cx).is_ready();
-                    if has_come {
-                        self.cut();
+                // The signals are taken out while they are polled, and put back afterwards.
+                let second_signals = || lock(&self.state.second_signals);
+                let mut pending = std::mem::take(&mut *second_signals());
+                pending.retain_mut(|signal| {
+                    let is_ready = signal.as_mut().poll(cx).is_ready();
+                    if is_ready {
+                        self.force();
                     }
-                    !has_come
+                    !is_ready
                 });
-                again().append(&mut waiting);
-                if self.inner.stop.progress().is_cut() {
+                second_signals().append(&mut pending);
+                if self.state.progress().is_forced() {
                     return Poll::Ready(());
                 }
                 if change.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                change = Box::pin(self.inner.stop.changed());
+                change = Box::pin(self.state.changed());
             }
         })
         .await;
     }
 
-    /// Waits for the drain, or runs it, if the server has ended before it; not beyond a second signal.
-    async fn drain_unless_done(&self) -> std::sync::Arc<DrainRun> {
-        let progress = self.inner.stop.progress();
-        // A second signal has dropped the future of the drain: the report is about that drain, not about one more.
-        let is_cut = progress.is_cut() && self.inner.stop.first_run().is_some();
-        if progress.drained_at.is_none() && !is_cut {
+    /// Waits for the drain, and runs it if the server has ended before it. Stops waiting at a second signal.
+    async fn drain_unless_done(&self) -> Arc<Drain> {
+        let progress = self.state.progress();
+        // A second signal has dropped the future of a drain that had begun: the report is about that drain.
+        let was_forced = progress.is_forced() && progress.has_drain();
+        if progress.connections_since.is_none() && !was_forced {
             tokio::select! {
                 biased;
-                _ = self.drain(self.inner.pool.tracker.stop_reason()) => {}
-                () = self.until_cut() => {}
+                _ = self.drain(self.tracker.shutdown_reason()) => {}
+                () = self.forced() => {}
             }
         }
-        // Cut in the lame duck: nothing was begun, and the sessions are owed their ends all the same.
-        self.inner.stop.first_run().unwrap_or_else(|| self.begin_drain())
+        // A second signal in the lame duck comes before any drain: the sessions are ended without waiting for the
+        // hooks.
+        self.state.first_drain().unwrap_or_else(|| self.begin_drain())
     }
 
-    /// Waits for the ends of what was born in the connection drain, until the deadline.
-    async fn late_sessions(&self, begun: Instant, cut: bool) {
-        self.inner.pool.tracker.await_late();
-        // Without a limit for the connections, that for a hook is left: those of the drain have no other.
-        let hook_timeout = self.inner.config.hook_timeout;
-        self.quiet(self.connection_deadline(begun).or_else(|| Instant::now().checked_add(hook_timeout))).await;
-        // What was cut says so to its client.
-        while cut && self.inner.open_responses.load(Ordering::SeqCst) > 0 {
-            let Some(end) = self.final_deadline(begun).filter(|end| *end > Instant::now()) else { break };
-            sleep_until(end.min(Instant::now() + std::time::Duration::from_millis(1))).await;
+    /// Waits for the ends of sessions that started in the connection drain, until its deadline.
+    async fn drain_late(&self, started_at: Instant, timed_out: bool) {
+        self.tracker.await_late_starts();
+        // With `Duration::MAX` for the connections, the hook timeout is the limit.
+        let hook_deadline = || Instant::now().checked_add(self.config.hook_timeout);
+        self.wait_for_hooks(self.connection_deadline(started_at).or_else(hook_deadline)).await;
+        // Responses that timed out tell their clients.
+        while timed_out && self.open_responses.load(Ordering::SeqCst) > 0 {
+            let Some(end) = self.final_deadline(started_at).filter(|end| *end > Instant::now()) else { break };
+            sleep_until(end.min(Instant::now() + Duration::from_millis(1))).await;
         }
     }
 
-    /// What is left for the registry.
-    fn time_left(&self, begun: Instant) -> Duration {
-        let most = Duration::from_secs(1);
-        let left = self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now()));
-        left.clamp(Duration::from_millis(10), most)
+    /// The time that is left for the registry: 10 ms to 1 s.
+    fn registry_time_left(&self, started_at: Instant) -> Duration {
+        self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
-    /// First the phase, then the sweep, then the cut: no head with a new id leaves after it.
+    /// The phase changes before the sweep, so a note that the sweep misses sees the phase. Responses end after both, so
+    /// no head with a new id leaves.
     fn close(&self) {
-        let tracker = &self.inner.pool.tracker;
-        tracker.advance(Phase::Closed, tracker.stop_reason());
-        for shard in 0..Tracker::shards() {
-            self.stop_shard(shard, false);
+        let tracker = &self.tracker;
+        tracker.advance(Phase::Closed, tracker.shutdown_reason());
+        for shard in 0..Tracker::shard_count() {
+            self.housekeeper.drain_shard(shard, false);
         }
-        self.inner.pool.kick();
-        self.inner.closing.cancel();
-        self.inner.drained.cancel();
-        self.inner.cut.cancel();
+        self.pool.wake();
+        self.closing.cancel();
+        self.drained.cancel();
+        self.closed.cancel();
     }
 
-    /// When `finish` has to be over.
-    fn final_deadline(&self, begun: Instant) -> Option<Instant> {
-        if self.inner.stop.progress().is_cut() {
+    /// When `finish` has to return.
+    fn final_deadline(&self, started_at: Instant) -> Option<Instant> {
+        if self.state.progress().is_forced() {
             return Some(Instant::now());
         }
-        self.connections_began(begun)?.checked_add(self.inner.config.connection_drain_timeout)
+        self.connections_since(started_at)?.checked_add(self.config.connection_drain_timeout)
     }
 
-    fn remaining_grace(&self, begun: Instant) -> std::time::Duration {
-        let least = std::time::Duration::from_millis(10);
-        let most = std::time::Duration::from_millis(50);
-        self.final_deadline(begun).map_or(most, |end| end.saturating_duration_since(Instant::now())).clamp(least, most)
+    /// `None` if there is no deadline.
+    fn time_left(&self, started_at: Instant) -> Option<Duration> {
+        Some(self.final_deadline(started_at)?.saturating_duration_since(Instant::now()))
     }
 
-    fn shutdown_report(&self, run: &DrainRun, connections: ConnectionReport) -> ShutdownReport {
-        let progress = self.inner.stop.progress();
-        let sessions = self.account(run, false);
-        let drain = run.report.get().cloned();
-        self.inner.pool.tracker.meters.reported(sessions.unfinished.len());
+    /// The time for tasks that the shutdown ends: 10 to 50 ms.
+    fn remaining_grace(&self, started_at: Instant) -> Duration {
+        self.time_left(started_at).unwrap_or(Duration::MAX).clamp(Duration::from_millis(10), Duration::from_millis(50))
+    }
+
+    fn shutdown_report(&self, drain: &Drain, connections: ConnectionReport) -> ShutdownReport {
+        let progress = self.state.progress();
+        let sessions = self.account(drain, false);
+        let drain = drain.report.get().cloned();
+        self.tracker.meters.set_unfinished(sessions.unfinished.len());
         if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
-            // Else it has been said.
-            say_drain(&sessions);
+            // Otherwise the drain has logged the same already.
+            log_drain(&sessions);
         }
         let report = ShutdownReport {
-            signalled: progress.signals > 0,
-            interrupted: progress.cuts > 0,
+            signalled: progress.signalled > 0,
+            forced: progress.forced > 0,
             drain: drain.unwrap_or_else(|| sessions.clone()),
             sessions,
             connections,
         };
-        say_how!(
-            !report.connections.cut,
+        log_outcome!(
+            !report.connections.timed_out,
             name: "session-finish",
             signalled = report.signalled,
-            interrupted = report.interrupted,
+            forced = report.forced,
             ended = report.sessions.ended,
             failed = report.sessions.failed,
             unfinished = report.sessions.unfinished.len(),
-            cut = report.connections.cut,
+            timed_out = report.connections.timed_out,
             open_responses = report.connections.open_responses,
             elapsed_ms = report.connections.elapsed.as_millis() as u64,
             "session-finish: {report}",
@@ -265,23 +250,23 @@ impl ActiveSessions {
     }
 }
 
-/// A server among those that the handle waits for.
-struct ServerPlace {
-    sessions: ActiveSessions,
-    left: std::sync::atomic::AtomicBool,
+/// Counts one server of the handle, until it leaves.
+struct ServerToken {
+    shutdown: Arc<Shutdown>,
+    has_left: AtomicBool,
 }
 
-impl ServerPlace {
-    fn take(sessions: ActiveSessions) -> Self {
-        sessions.inner.stop.update(|progress| progress.servers += 1);
-        Self { sessions, left: false.into() }
+impl ServerToken {
+    fn new(shutdown: &Arc<Shutdown>) -> Self {
+        shutdown.state.update(|progress| progress.servers += 1);
+        Self { shutdown: Arc::clone(shutdown), has_left: false.into() }
     }
 
-    /// True if it was the last.
+    /// Returns true if it was the last server.
     fn leave(&self) -> bool {
         let mut is_last = false;
-        if !self.left.swap(true, Ordering::SeqCst) {
-            self.sessions.inner.stop.update(|progress| {
+        if !self.has_left.swap(true, Ordering::SeqCst) {
+            self.shutdown.state.update(|progress| {
                 progress.servers -= 1;
                 is_last = progress.servers == 0;
             });
@@ -290,31 +275,43 @@ impl ServerPlace {
     }
 }
 
-impl Drop for ServerPlace {
+impl Drop for ServerToken {
     fn drop(&mut self) {
         self.leave();
-        // Second signals know the waker of whoever polled them last, and that may have been us.
-        self.sessions.inner.stop.update(|_| {});
+        // The second signals may hold the waker of this `finish`. The update wakes the others, which poll them again.
+        self.shutdown.state.update(|_| {});
     }
 }
 
-/// What [`ActiveSessions::finish`] yields: the report, and what the server itself returned.
+/// The output of [`ActiveSessions::finish`](crate::ActiveSessions::finish): the server's own output, and the report.
+///
+/// ```
+/// # use tower_session_end::ActiveSessions;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let sessions = ActiveSessions::builder().build().unwrap();
+/// let finished = sessions.finish(async { 42 }).await;
+/// assert_eq!(finished.output, Some(42));
+/// assert!(finished.report.is_clean());
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
-pub struct Finished<T> {
-    /// What the server returned; `None` if it was cut off.
+pub struct FinishOutput<T> {
+    /// What the server returned. `None` if the connection drain timed out, or was forced: then the server was dropped.
     pub output: Option<T>,
-    /// What the stop came to.
+    /// The report of the shutdown.
     pub report: ShutdownReport,
 }
 
-impl<T, E> Finished<Result<T, E>> {
-    /// The report, or the server's error.
+impl<T, E> FinishOutput<Result<T, E>> {
+    /// The report, or the server's error. With an error the report is dropped; it has been logged.
     ///
     /// # Errors
     ///
-    /// That of the server. A server that was cut off has none: the report tells.
+    /// The error of the server. A server that was dropped has none: see
+    /// [`ConnectionReport::timed_out`](crate::ConnectionReport::timed_out).
     pub fn into_result(self) -> Result<ShutdownReport, E> {
         match self.output {
             Some(Err(error)) => Err(error),
@@ -323,12 +320,12 @@ impl<T, E> Finished<Result<T, E>> {
     }
 }
 
-impl Finished<()> {
+impl FinishOutput<()> {
     /// The report, for a server that cannot fail.
     ///
     /// # Errors
     ///
-    /// None; the type is that of a server which can fail, so that code need not change between the two.
+    /// None. The type is the one of a server that can fail, so the same code fits both.
     pub fn into_result(self) -> io::Result<ShutdownReport> {
         Ok(self.report)
     }

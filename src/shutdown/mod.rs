@@ -1,161 +1,235 @@
-//! The stop: [`ActiveSessions::shutdown_on`], [`ActiveSessions::drain`] and [`ActiveSessions::finish`].
+//! The shutdown of a handle: first the sessions drain, then the connections. Each has a deadline.
 
 mod drain;
 mod finish;
+pub(crate) mod report;
 pub mod signal;
+mod state;
 
 use std::{
+    convert::Infallible,
     fmt,
     future::Future,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     task::{Context, Poll},
+    time::Duration,
 };
 
-pub use self::finish::Finished;
-use self::signal::Stop;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::finish::FinishOutput;
+use self::{signal::ShutdownRequest, state::ShutdownState};
 use crate::{
-    lifecycle::ActiveSessions,
-    observability::plain,
+    hooks::Pool,
+    housekeeper::Housekeeper,
+    observability::escape_controls,
+    panic::CatchPanic,
+    persist::Persister,
     session::{EndReason, Phase},
+    tasks::Tasks,
+    tracker::Tracker,
 };
 
-impl ActiveSessions {
-    /// The future for axum's `with_graceful_shutdown`: waits for `signal`, then runs the session drain, and resolves
-    /// when that is over, so that the connections drain after the sessions.
-    ///
-    /// The phases: at the signal [`Phase::LameDuck`], for as long as the
-    /// [builder](crate::ActiveSessionsBuilder::lame_duck) says (not at all by default); then [`Phase::Closing`] and the
-    /// [drain](Self::drain), which takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout). A
-    /// session that is born meanwhile gets its end at once. A second signal, where the [`Stop`] has one, ends the waiting.
-    ///
-    /// It is also the driver of idle expiry, for as long as it is polled. For that alone, without a server, spawn
-    /// `sessions.shutdown_on(std::future::pending::<()>())`.
-    ///
-    /// Two servers on one handle work: give each its own future. The first signal drains for all, and the time of the
-    /// connections counts from the last signal: a server that has had none by then is stopped with the others.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// use tower_session_end::{ActiveSessions, signal};
-    ///
-    /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
-    /// let sessions = ActiveSessions::builder().build()?;
-    /// let app = app.layer(sessions.layer());
-    ///
-    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// println!("{report}");
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn shutdown_on<F>(&self, signal: F) -> Shutdown
-    where
-        F: Future<Output: Into<Stop>> + Send + 'static,
-    {
-        Shutdown { stopping: Box::pin(self.clone().stop_on(signal)) }
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShutdownConfig {
+    pub(crate) lame_duck_timeout: Duration,
+    pub(crate) settle_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) connection_drain_timeout: Duration,
+    pub(crate) hook_timeout: Duration,
+}
+
+/// The shutdown of one handle.
+pub(crate) struct Shutdown {
+    tracker: Arc<Tracker>,
+    tasks: Arc<Tasks>,
+    pool: Arc<Pool>,
+    housekeeper: Arc<Housekeeper>,
+    persister: Option<Arc<Persister>>,
+    pub(crate) config: ShutdownConfig,
+    state: ShutdownState,
+    /// Cancelled when the phase becomes `Closing`.
+    pub(crate) closing: CancellationToken,
+    /// Cancelled when the drain is over: then event streams without a session end.
+    pub(crate) drained: CancellationToken,
+    /// Cancelled when the phase becomes `Closed`: then open requests and bodies end.
+    pub(crate) closed: CancellationToken,
+    /// Requests without a response head, and response bodies without an end.
+    pub(crate) open_responses: AtomicUsize,
+}
+
+impl Shutdown {
+    pub(crate) fn new(
+        tracker: Arc<Tracker>,
+        tasks: Arc<Tasks>,
+        pool: Arc<Pool>,
+        housekeeper: Arc<Housekeeper>,
+        persister: Option<Arc<Persister>>,
+        config: ShutdownConfig,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            tracker,
+            tasks,
+            pool,
+            housekeeper,
+            persister,
+            config,
+            state: ShutdownState::default(),
+            closing: CancellationToken::new(),
+            drained: CancellationToken::new(),
+            closed: CancellationToken::new(),
+            open_responses: AtomicUsize::new(0),
+        })
     }
 
-    async fn stop_on<F: Future<Output: Into<Stop>>>(self, signal: F) {
-        self.inner.pool.adopt_runtime();
-        let Stop { reason, again } = tokio::select! {
+    /// Waits for the signal, then runs the drain. Until then it drives idle expiry and the lease.
+    pub(crate) fn shutdown_on<F>(self: Arc<Self>, signal: F) -> ShutdownFuture
+    where
+        F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
+    {
+        ShutdownFuture { inner: Box::pin(self.drain_on(signal)) }
+    }
+
+    async fn drain_on<F: Future<Output: Into<ShutdownRequest>> + Send>(self: Arc<Self>, signal: F) {
+        self.tasks.remember_runtime();
+        let ShutdownRequest { reason, second_signal } = tokio::select! {
             biased;
-            stop = contained(signal) => stop,
-            never = self.drive() => match never {},
+            request = request_of(signal) => request,
+            never = self.housekeeper.drive() => match never {},
+            never = self.drive_persister() => match never {},
         };
-        let mut again = again.unwrap_or_else(|| Box::pin(std::future::pending()));
-        self.inner.stop.update(|progress| progress.signals += 1);
-        // The reason is known from here on, whatever becomes of this future.
-        self.inner.pool.tracker.advance(Phase::Open, reason);
-        let mut abandoned = Abandoned(Some(&self));
-        tracing::info!(name: "session-stop", %reason, sessions = self.len(), "told to stop");
+        let mut second_signal = second_signal.unwrap_or_else(|| Box::pin(std::future::pending()));
+        self.state.update(|progress| progress.signalled += 1);
+        // The reason has to be known even if this future is dropped now.
+        self.tracker.advance(Phase::Open, reason);
+        let mut abandoned = AbandonOnDrop(Some(&self));
+        tracing::info!(name: "session-shutdown", %reason, sessions = self.tracker.len(), "shutdown requested");
         tokio::select! {
             biased;
-            () = self.with_lease(self.lame_duck_and_drain(reason)) => {
-                // `finish` goes on listening while the connections drain.
-                self.inner.stop.again.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(again);
-                // It may be waiting already, and has to see the newcomer.
-                self.inner.stop.update(|_| {});
+            () = self.with_heartbeat(self.lame_duck_and_drain(reason)) => {
+                // `finish` polls it while the connections drain.
+                lock(&self.state.second_signals).push(second_signal);
+                // Wakes a `finish` that waits already.
+                self.state.update(|_| {});
             }
-            () = &mut again => self.cut(),
+            () = &mut second_signal => self.force(),
         }
         abandoned.0 = None;
     }
 
     async fn lame_duck_and_drain(&self, reason: EndReason) {
-        let lame_duck = self.inner.config.lame_duck;
+        let lame_duck = self.config.lame_duck_timeout;
         if !lame_duck.is_zero() {
-            self.inner.pool.tracker.advance(Phase::LameDuck, reason);
+            self.tracker.advance(Phase::LameDuck, reason);
             tokio::select! {
                 () = tokio::time::sleep(lame_duck) => {}
-                never = self.drive_expiry() => match never {},
+                never = self.housekeeper.drive() => match never {},
             }
         }
-        // The report leaves through the handle: axum's hook for this future has no place for it.
+        // axum drops the output of this future, so the report comes from `finish`.
         let _ = self.drain(reason).await;
     }
 
-    /// A second signal.
-    fn cut(&self) {
-        tracing::warn!(name: "session-stop-cut", "told to stop a second time: no longer waiting");
-        self.inner.stop.update(|progress| progress.cuts += 1);
+    /// Notes that a second signal came.
+    fn force(&self) {
+        tracing::warn!(
+            name: "session-shutdown-forced",
+            "a second signal came: the shutdown no longer waits for hooks and connections",
+        );
+        self.state.update(|progress| progress.forced += 1);
     }
-}
 
-/// Says on its drop that nobody drives the stop any more, unless it was told otherwise.
-struct Abandoned<'a>(Option<&'a ActiveSessions>);
+    /// Sends heartbeats and recovers orphans, for as long as it is polled.
+    async fn drive_persister(&self) -> Infallible {
+        match &self.persister {
+            Some(persister) => persister.drive(&self.pool).await,
+            None => std::future::pending().await,
+        }
+    }
 
-impl Drop for Abandoned<'_> {
-    fn drop(&mut self) {
-        if let Some(sessions) = self.0 {
-            sessions.inner.stop.update(|progress| progress.abandoned = true);
+    /// Runs `work`, and renews the lease meanwhile.
+    async fn with_heartbeat<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            output = work => output,
+            never = self.drive_persister() => match never {},
+        }
+    }
+
+    async fn until_written(&self, deadline: Option<Instant>) {
+        if let Some(persister) = &self.persister {
+            persister.until_written(&self.pool, deadline).await;
         }
     }
 }
 
-/// A signal that panics stops, as one that fails does: else the server would drain its connections with no limit.
-async fn contained<F: Future<Output: Into<Stop>>>(signal: F) -> Stop {
-    let mut signal = Box::pin(signal);
-    let catch = |f: &mut dyn FnMut() -> Poll<Stop>| {
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|_| {
-            signal_failed(&"it panicked");
-            Poll::Ready(Stop::new(EndReason::Shutdown))
-        })
-    };
-    let stop = std::future::poll_fn(|cx| catch(&mut || signal.as_mut().poll(cx).map(Into::into))).await;
-    let mut signal = Some(signal);
-    let _ = catch(&mut || {
-        drop(signal.take());
-        Poll::Pending
-    });
-    stop
-}
+/// Dropped with a value, it notes that a `shutdown_on` was dropped between its signal and the end of its drain.
+struct AbandonOnDrop<'a>(Option<&'a Shutdown>);
 
-fn signal_failed(error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-failed", error = %plain(error), "the shutdown signal failed; stopping");
-}
-
-fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
-    tracing::error!(name: "session-signal-unavailable", signal, error = %plain(error), "cannot listen for a signal");
-}
-
-/// Resolves when the sessions have been drained, after a signal; made by [`ActiveSessions::shutdown_on`].
-#[must_use = "futures do nothing unless polled: hand it to `with_graceful_shutdown`"]
-pub struct Shutdown {
-    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl Future for Shutdown {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.stopping.as_mut().poll(cx)
+impl Drop for AbandonOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(shutdown) = self.0 {
+            shutdown.state.update(|progress| progress.is_abandoned = true);
+        }
     }
 }
 
-impl fmt::Debug for Shutdown {
+/// A signal that panics requests a shutdown, as one that fails does. Otherwise the server would begin a connection
+/// drain without a limit.
+async fn request_of<F: Future<Output: Into<ShutdownRequest>>>(signal: F) -> ShutdownRequest {
+    let request = Box::pin(async { signal.await.into() });
+    CatchPanic::new(request).await.unwrap_or_else(|panic| {
+        signal_failed(&panic);
+        ShutdownRequest::new(EndReason::Shutdown)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn signal_failed(error: &dyn fmt::Display) {
+    tracing::error!(
+        name: "session-signal-failed",
+        error = %escape_controls(error),
+        "the future given to `shutdown_on` failed; the shutdown begins",
+    );
+}
+
+fn cannot_listen(signal: &str, error: &dyn fmt::Display) {
+    tracing::error!(
+        name: "session-signal-unavailable",
+        signal,
+        error = %escape_controls(error),
+        "`signal::terminate` cannot listen for this signal, which is left out",
+    );
+}
+
+/// Resolves when the session drain is over, which a signal begins. Made by
+/// [`ActiveSessions::shutdown_on`](crate::ActiveSessions::shutdown_on).
+///
+/// # Cancel safety
+///
+/// Dropping it before the signal changes nothing, except that idle expiry and the lease lose their driver. Dropping it
+/// after the signal loses no session: [`finish`](crate::ActiveSessions::finish) or the next
+/// [`drain`](crate::ActiveSessions::drain) runs the rest of the drain.
+#[must_use = "futures do nothing unless polled: hand it to `with_graceful_shutdown`"]
+pub struct ShutdownFuture {
+    inner: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Future for ShutdownFuture {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for ShutdownFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shutdown").finish_non_exhaustive()
+        f.debug_struct("ShutdownFuture").finish_non_exhaustive()
     }
 }

@@ -1,4 +1,5 @@
-//! What tells a process to stop: [`terminate`] for the usual signals, [`Stop`] for everything else.
+//! Signals that shut a process down: [`terminate`] for those of the operating system, [`ShutdownRequest`] for all
+//! others.
 
 use std::{
     fmt,
@@ -10,92 +11,118 @@ use std::{
 
 use tokio::sync::oneshot::error::RecvError;
 
-use crate::{session::EndReason, stop::Again};
+use super::state::SecondSignal;
+use crate::{panic::CatchPanic, session::EndReason};
 
-/// A request to stop, as a signal future yields it: why, and what cuts the waiting short.
+/// A request to shut down: its reason, and optionally a second signal that forces it.
 ///
-/// Every future whose output converts into a `Stop` is a signal: `()` and `Option<_>` mean
-/// [`EndReason::Shutdown`]; an [`EndReason`] is the reason itself; an `io::Result<_>` (so `tokio::signal::ctrl_c()`
-/// as it is) means `Shutdown` too, and its error is logged; so does a `tokio::sync::oneshot::Receiver`.
+/// Every future whose output converts into a `ShutdownRequest` is a signal for
+/// [`shutdown_on`](crate::ActiveSessions::shutdown_on):
+///
+/// | output | reason |
+/// |---|---|
+/// | `()`, `Option<_>` | [`EndReason::Shutdown`] |
+/// | [`EndReason`] | that reason |
+/// | `io::Result<_>`, as of `tokio::signal::ctrl_c()` | [`EndReason::Shutdown`]; an error is logged |
+/// | `Result<_, RecvError>`, as of a `tokio::sync::oneshot::Receiver` | [`EndReason::Shutdown`], also if the sender was dropped |
 ///
 /// # Examples
 ///
 /// ```
-/// use tower_session_end::{ActiveSessions, EndReason, signal::Stop};
+/// use tower_session_end::{ActiveSessions, EndReason, signal::ShutdownRequest};
 ///
 /// # let sessions = ActiveSessions::builder().build().unwrap();
 /// let (restart, restarted) = tokio::sync::oneshot::channel::<()>();
-/// let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
+/// let (force, forced) = tokio::sync::oneshot::channel::<()>();
 /// let shutdown = sessions.shutdown_on(async {
 ///     let _ = restarted.await;
-///     Stop::new(EndReason::Restart).cut_by(async {
-///         let _ = hurried.await;
+///     ShutdownRequest::new(EndReason::Restart).forced_by(async {
+///         let _ = forced.await;
 ///     })
 /// });
-/// # drop((shutdown, restart, hurry));
+/// # drop((shutdown, restart, force));
 /// ```
-pub struct Stop {
+pub struct ShutdownRequest {
     pub(super) reason: EndReason,
-    pub(super) again: Option<Again>,
+    pub(super) second_signal: Option<SecondSignal>,
 }
 
-impl Stop {
-    /// A request to stop for this reason.
+impl ShutdownRequest {
+    /// A request to shut down for this reason, with no second signal.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason, signal::ShutdownRequest};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let shutdown = sessions.shutdown_on(async { ShutdownRequest::new(EndReason::Restart) });
+    /// # drop(shutdown);
+    /// ```
     #[must_use]
     pub const fn new(reason: EndReason) -> Self {
-        Self { reason, again: None }
+        Self { reason, second_signal: None }
     }
 
-    /// Lets a second signal end all waiting at once: hooks and connections that are not over then are reported as
-    /// such. One that panics never comes.
+    /// Adds the second signal. When `second_signal` resolves, the shutdown no longer waits: the report lists the hooks
+    /// that are unfinished, and the open responses. With several `shutdown_on` futures, each that got its signal has to
+    /// get a second one.
+    ///
+    /// The future is polled until the shutdown is over. If it panics, that is logged, and it counts as a signal that
+    /// never comes.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::{ActiveSessions, EndReason, signal::ShutdownRequest};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let sessions = ActiveSessions::builder().on_session_end(|_| std::future::pending::<()>()).build().unwrap();
+    /// sessions.note("hangs");
+    ///
+    /// let second_signal = tokio::time::sleep(Duration::from_millis(100));
+    /// let request = ShutdownRequest::new(EndReason::Restart).forced_by(second_signal);
+    /// let shutdown = sessions.shutdown_on(std::future::ready(request));
+    /// let report = sessions.finish(shutdown).await.report;
+    /// assert!(report.forced);
+    /// assert_eq!(report.sessions.unfinished.len(), 1);
+    /// # }
+    /// ```
     #[must_use]
-    pub fn cut_by(mut self, again: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.again = Some(Box::pin(contained(again)));
+    pub fn forced_by(mut self, second_signal: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.second_signal = Some(Box::pin(pending_if_it_panics(second_signal)));
         self
     }
 }
 
-/// `finish` polls it, and is to go on whatever it does.
-async fn contained(again: impl Future<Output = ()>) {
-    let mut again = std::pin::pin!(again);
-    let mut has_panicked = false;
-    std::future::poll_fn(|cx| {
-        if has_panicked {
-            return Poll::Pending;
-        }
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| again.as_mut().poll(cx))).unwrap_or_else(|_| {
-            tracing::error!(
-                name: "session-signal-failed",
-                error = "it panicked",
-                "the second shutdown signal failed; it is not waited for",
-            );
-            has_panicked = true;
-            Poll::Pending
-        })
-    })
-    .await;
-}
-
-impl fmt::Debug for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, again } = self;
-        f.debug_struct("Stop").field("reason", reason).field("cut_by", &again.is_some()).finish()
+/// `finish` polls a second signal, and a panic of it must not end `finish`.
+async fn pending_if_it_panics(second_signal: impl Future<Output = ()> + Send) {
+    if CatchPanic::new(Box::pin(second_signal)).await.is_err() {
+        tracing::error!(
+            name: "session-signal-failed",
+            error = "it panicked",
+            "the future given to `forced_by` panicked; the shutdown cannot be forced any more",
+        );
+        std::future::pending().await
     }
 }
 
-impl From<()> for Stop {
+impl fmt::Debug for ShutdownRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, second_signal } = self;
+        f.debug_struct("ShutdownRequest").field("reason", reason).field("forced_by", &second_signal.is_some()).finish()
+    }
+}
+
+impl From<()> for ShutdownRequest {
     fn from((): ()) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }
 
-impl From<EndReason> for Stop {
+impl From<EndReason> for ShutdownRequest {
     fn from(reason: EndReason) -> Self {
         Self::new(reason)
     }
 }
 
-impl<T> From<io::Result<T>> for Stop {
+impl<T> From<io::Result<T>> for ShutdownRequest {
     fn from(signal: io::Result<T>) -> Self {
         if let Err(error) = signal {
             super::signal_failed(&error);
@@ -104,32 +131,34 @@ impl<T> From<io::Result<T>> for Stop {
     }
 }
 
-/// A `tokio::sync::oneshot::Receiver` is a signal as it is; it stops too when its sender is gone.
-impl<T> From<Result<T, RecvError>> for Stop {
+/// For a `tokio::sync::oneshot::Receiver`. A dropped sender is a signal too.
+impl<T> From<Result<T, RecvError>> for ShutdownRequest {
     fn from(_: Result<T, RecvError>) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }
 
-impl<T> From<Option<T>> for Stop {
+impl<T> From<Option<T>> for ShutdownRequest {
     fn from(_: Option<T>) -> Self {
         Self::new(EndReason::Shutdown)
     }
 }
 
-/// Which signal; tokio's own type.
+/// A signal of the operating system: tokio's type.
 #[cfg(unix)]
 pub use tokio::signal::unix::SignalKind;
 
-/// The signals that end a process: SIGTERM and SIGINT on Unix, Ctrl-C elsewhere, both with [`EndReason::Shutdown`].
-/// A second one, of any kind, cuts the waiting short.
+/// The signals that end a process: SIGTERM and SIGINT on Unix, Ctrl-C elsewhere, with [`EndReason::Shutdown`]. A second
+/// signal, of any of these kinds, forces the shutdown.
 ///
-/// They are registered right here, not at the first poll, so that none is missed while the server starts. One that
-/// cannot be registered is logged and left out.
+/// Within a tokio runtime this call registers them, so that none is missed while the server starts; outside of one, the
+/// first poll does. From then on tokio handles these signals, and they no longer end the process by themselves. A
+/// signal that cannot be registered is logged and left out.
 ///
 /// # Panics
 ///
-/// In a tokio runtime without its I/O driver. Outside of any runtime they are registered at the first poll instead.
+/// Within a tokio runtime without its I/O driver: see
+/// [`Builder::enable_io`](tokio::runtime::Builder::enable_io).
 ///
 /// # Examples
 ///
@@ -153,7 +182,12 @@ pub fn terminate() -> Terminate {
     Terminate { sources: imp::Sources::usual() }
 }
 
-/// Resolves at the first of its signals; made by [`terminate`].
+/// Resolves at the first of its signals. Made by [`terminate`].
+///
+/// # Cancel safety
+///
+/// Dropping it loses a signal that came and was not polled yet. tokio keeps handling these signals for the rest of the
+/// process.
 #[must_use = "futures do nothing unless polled"]
 pub struct Terminate {
     sources: imp::Sources,
@@ -161,7 +195,23 @@ pub struct Terminate {
 
 #[cfg(unix)]
 impl Terminate {
-    /// Adds a signal, or gives one that is there another reason.
+    /// Adds a signal. If `kind` is one of its signals already, the reason is replaced.
+    ///
+    /// # Panics
+    ///
+    /// As [`terminate`]. A signal that cannot be handled, as SIGKILL, is logged and left out.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use tower_session_end::{EndReason, signal::{SignalKind, terminate}};
+    ///
+    /// let signals = terminate()
+    ///     .on(SignalKind::hangup(), EndReason::Restart)
+    ///     .on(SignalKind::interrupt(), EndReason::Restart); // SIGINT, with another reason
+    /// # drop(signals);
+    /// # }
+    /// ```
     pub fn on(mut self, kind: SignalKind, reason: EndReason) -> Self {
         self.sources.add(kind, reason);
         self
@@ -169,16 +219,16 @@ impl Terminate {
 }
 
 impl Future for Terminate {
-    type Output = Stop;
+    type Output = ShutdownRequest;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Stop> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ShutdownRequest> {
         let reason = std::task::ready!(self.sources.poll(cx));
-        // The same sources go on listening for the second signal.
+        // The same sources listen for the second signal.
         let mut sources = std::mem::take(&mut self.sources);
-        let again = async move {
+        let second_signal = async move {
             let _ = std::future::poll_fn(|cx| sources.poll(cx)).await;
         };
-        Poll::Ready(Stop::new(reason).cut_by(again))
+        Poll::Ready(ShutdownRequest::new(reason).forced_by(second_signal))
     }
 }
 
@@ -201,14 +251,14 @@ mod imp {
 
     #[derive(Default)]
     pub(super) struct Sources {
-        /// No stream: not registered yet, or not to be had.
+        /// `None` if the signal is not registered yet, or cannot be registered.
         all: Vec<(SignalKind, EndReason, Option<Signal>)>,
-        late: bool,
+        register_at_first_poll: bool,
     }
 
     impl Sources {
         pub(super) fn usual() -> Self {
-            let mut sources = Self { all: Vec::new(), late: Handle::try_current().is_err() };
+            let mut sources = Self { all: Vec::new(), register_at_first_poll: Handle::try_current().is_err() };
             sources.add(SignalKind::terminate(), EndReason::Shutdown);
             sources.add(SignalKind::interrupt(), EndReason::Shutdown);
             sources
@@ -219,12 +269,12 @@ mod imp {
                 known.1 = reason;
                 return;
             }
-            let stream = if self.late { None } else { register(kind) };
+            let stream = if self.register_at_first_poll { None } else { register(kind) };
             self.all.push((kind, reason, stream));
         }
 
         pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
-            if std::mem::take(&mut self.late) {
+            if std::mem::take(&mut self.register_at_first_poll) {
                 for (kind, _, stream) in &mut self.all {
                     *stream = register(*kind);
                 }
@@ -258,7 +308,7 @@ mod imp {
 
     use crate::session::EndReason;
 
-    /// Ctrl-C, again and again.
+    /// Ctrl-C, any number of times.
     #[derive(Default)]
     pub(super) struct Sources {
         ctrl_c: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send>>>,

@@ -1,4 +1,4 @@
-//! One monotonic clock for the handle, in nanoseconds since it was made; tokio's, so that tests can pause it.
+//! The handle's monotonic clock, in nanoseconds since the handle was built. It is tokio's clock, which tests can pause.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,12 +7,12 @@ use tokio::time::Instant;
 /// A point on the handle's clock.
 pub(crate) type Nanos = u64;
 
-/// A coarse point, 10 ms apart, for what need not be exact. Wraps around.
+/// A coarse point on the same clock, in units of 10 ms. Wraps around after 497 days.
 pub(crate) type Tick = u32;
 
-const NANOS_A_TICK: u64 = 10_000_000;
+const NANOS_PER_TICK: u64 = 10_000_000;
 
-/// The point that never comes.
+/// No point in time is this late.
 pub(crate) const NEVER: Nanos = Nanos::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -32,17 +32,17 @@ impl Clock {
     }
 
     pub(crate) const fn tick(at: Nanos) -> Tick {
-        (at / NANOS_A_TICK) as Tick
+        (at / NANOS_PER_TICK) as Tick
     }
 
-    /// A time span in ticks, rounded up.
+    /// A duration in ticks, rounded up.
     pub(crate) fn ticks(span: Duration) -> Tick {
-        Tick::try_from(nanos(span).div_ceil(NANOS_A_TICK)).unwrap_or(Tick::MAX)
+        Tick::try_from(nanos(span).div_ceil(NANOS_PER_TICK)).unwrap_or(Tick::MAX)
     }
 
-    /// The point at `after` from `now`, or [`NEVER`] where that is out of reach.
-    pub(crate) fn add(now: Nanos, after: Duration) -> Nanos {
-        now.saturating_add(nanos(after))
+    /// `now` plus `delay`, or [`NEVER`] on overflow.
+    pub(crate) fn add(now: Nanos, delay: Duration) -> Nanos {
+        now.saturating_add(nanos(delay))
     }
 
     pub(crate) fn instant(&self, at: Nanos) -> Option<Instant> {

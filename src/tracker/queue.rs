@@ -1,73 +1,73 @@
-//! The handle's queue of hook jobs, and what decides whether the next one may start.
+//! The queue of hook jobs, and the limits that apply when the next one starts.
 //!
-//! It belongs to the handle, never to a future's stack: a drain that is dropped half-way loses nothing.
+//! It belongs to the handle and not to a future, so a drain that is dropped half-way loses no job.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     clock::{NEVER, Nanos},
-    entry::{Ending, Entry},
+    generation::{Generation, PendingEnd},
 };
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 
-/// A hook that is due.
+/// The start hooks or the end hooks of one generation.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Start(Arc<Entry>),
-    End(Arc<Entry>, Ending),
+    Start(Arc<Generation>),
+    End(Arc<Generation>, PendingEnd),
 }
 
-/// How many hooks a drain wants to have started by when.
+/// The pace at which a drain starts hooks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    pub(crate) begun: Nanos,
-    /// The time in which all of them are to be started, in nanoseconds.
+    pub(crate) began: Nanos,
+    /// All hooks should have started after this many nanoseconds.
     pub(crate) span: Nanos,
-    /// [`Line::started`] when the drain began.
+    /// [`QueueState::started`] when the drain began.
     pub(crate) started: u64,
 }
 
-/// Until when hooks may be started, and how long they may take.
+/// The limits on hooks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Gate {
-    /// No hook is polled for the first time from here on.
+pub(crate) struct RunLimits {
+    /// No hook starts after this.
     pub(crate) deadline: Nanos,
-    /// The deadline is that of a stop, which replaces the hook timeout.
-    pub(crate) stopping: bool,
-    /// Nothing starts any more.
+    /// A drain has begun: its deadline replaces the hook timeout.
+    pub(crate) draining: bool,
+    /// The handle is closed: no hook starts.
     pub(crate) closed: bool,
 }
 
-/// What the queue's lock guards.
+/// The part of the queue that its lock guards.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct QueueState {
     pub(crate) jobs: VecDeque<Job>,
-    /// Workers that take jobs and are not written off.
-    pub(crate) staff: usize,
-    /// Workers that were hired and have not taken their first job.
-    pub(crate) fresh: usize,
-    /// Jobs that were ever taken.
+    /// Workers that take jobs: spawned, and neither detached nor exited.
+    pub(crate) attached: usize,
+    /// Spawned workers that have not taken a job yet.
+    pub(crate) starting: usize,
+    /// Jobs taken so far.
     pub(crate) started: u64,
-    pub(crate) gate: Gate,
+    pub(crate) limits: RunLimits,
     pub(crate) pace: Option<Pace>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Queue {
-    line: Mutex<Line>,
-    /// A copy of `line.jobs.len()`, so that nobody locks an empty queue.
+    state: Mutex<QueueState>,
+    /// A copy of `state.jobs.len()`, so an empty queue is not locked.
     len: AtomicUsize,
 }
 
 impl Queue {
     pub(super) fn new() -> Self {
-        let gate = Gate { deadline: NEVER, stopping: false, closed: false };
-        let line = Line { jobs: VecDeque::new(), staff: 0, fresh: 0, started: 0, gate, pace: None };
-        Self { line: Mutex::new(line), len: AtomicUsize::new(0) }
+        let limits = RunLimits { deadline: NEVER, draining: false, closed: false };
+        let state = QueueState { jobs: VecDeque::new(), attached: 0, starting: 0, started: 0, limits, pace: None };
+        Self { state: Mutex::new(state), len: AtomicUsize::new(0) }
     }
 
-    pub(crate) fn line(&self) -> MutexGuard<'_, Line> {
-        lock(&self.line)
+    pub(crate) fn state(&self) -> MutexGuard<'_, QueueState> {
+        lock(&self.state)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -75,31 +75,31 @@ impl Queue {
     }
 
     pub(super) fn push(&self, job: Job) {
-        let mut line = self.line();
-        line.jobs.push_back(job);
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let mut state = self.state();
+        state.jobs.push_back(job);
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
     pub(super) fn push_all(&self, jobs: Vec<Job>) {
-        let mut line = self.line();
-        line.jobs.extend(jobs);
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let mut state = self.state();
+        state.jobs.extend(jobs);
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
-    /// The next job, if the gate lets it pass at `now`.
-    pub(crate) fn pop(&self, line: &mut Line, now: Nanos) -> Option<Job> {
-        if !line.gate.is_open(now) {
+    /// The next job, if the limits allow a start at `now`.
+    pub(crate) fn pop(&self, state: &mut QueueState, now: Nanos) -> Option<Job> {
+        if !state.limits.allow_start(now) {
             return None;
         }
-        let job = line.jobs.pop_front()?;
-        line.started += 1;
-        self.len.store(line.jobs.len(), Ordering::SeqCst);
+        let job = state.jobs.pop_front()?;
+        state.started += 1;
+        self.len.store(state.jobs.len(), Ordering::SeqCst);
         Some(job)
     }
 }
 
-impl Gate {
-    pub(crate) fn is_open(&self, now: Nanos) -> bool {
+impl RunLimits {
+    pub(crate) fn allow_start(&self, now: Nanos) -> bool {
         !self.closed && now < self.deadline
     }
 }

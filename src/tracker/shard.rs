@@ -1,166 +1,237 @@
-//! One shard of the tracker: what its lock guards, and the counts that balance at every moment.
+//! One shard of the tracker: the state that its lock guards, and counts that balance at every moment.
 
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
 
 use super::{
-    entry::{Claim, Entry},
+    generation::{ClaimState, Generation},
     tombstones::Tombstones,
 };
-use crate::session::SessionId;
+use crate::{
+    observability::ReleaseCause,
+    session::SessionId,
+    sync::{Mutex, MutexGuard, lock},
+};
 
-/// A table of so many buckets is not worth shrinking.
-const SMALL: usize = 64;
+/// Tables with this many buckets or fewer are not shrunk.
+const MIN_SHRINK_BUCKETS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     /// The active generations.
-    pub(super) table: HashTable<Arc<Entry>>,
-    /// Claimed generations with hooks to come, the latest of each id: the next generation queues behind it.
-    claimed: HashTable<Arc<Entry>>,
-    /// Earlier ones, by generation.
-    displaced: HashMap<u64, Arc<Entry>>,
+    pub(super) active: HashTable<Arc<Generation>>,
+    /// Claimed generations whose hooks have not completed, the latest of each id. The id's next generation starts after
+    /// it.
+    claimed: HashTable<Arc<Generation>>,
+    /// The earlier ones of the same ids, by number.
+    claimed_earlier: HashMap<u64, Arc<Generation>>,
     pub(super) tombstones: Tombstones,
-    /// Generations whose end was torn from the middle by a runtime that went away.
-    pub(super) aborted: Vec<Arc<Entry>>,
+    /// Generations whose end was aborted.
+    pub(super) aborted: Vec<Arc<Generation>>,
     pub(super) counts: Counts,
 }
 
-/// What became of the generations of a tracker. At every moment, `births` is the sum of all the others.
+/// The states of a tracker's generations. At every moment `starts` is the sum of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    pub(crate) births: u64,
+    pub(crate) starts: u64,
     pub(crate) active: u64,
-    /// Claimed, and the `session_end` is not over.
-    pub(crate) owed: u64,
+    /// Claimed, and the `session_end` has not completed.
+    pub(crate) pending_ends: u64,
     pub(crate) ended: u64,
     pub(crate) failed: u64,
     pub(crate) forgotten: u64,
-    /// Forgotten by a drain that was told to keep them.
+    /// Released by a drain because of `keep_if`.
     pub(crate) kept: u64,
-    /// The `session_end` was torn from the middle.
+    /// The hooks of the `session_end` were aborted.
     pub(crate) aborted: u64,
-    /// Let go of, and other replicas still hold it.
-    pub(crate) others: u64,
-    /// Ended by somebody else.
-    pub(crate) gone: u64,
-    /// Left to whoever comes after us.
+    /// Released, and other replicas hold it.
+    pub(crate) held_elsewhere: u64,
+    /// Ended by another process.
+    pub(crate) ended_elsewhere: u64,
+    /// Left to the next process.
     pub(crate) handed_over: u64,
 }
 
 impl Counts {
+    pub(super) fn release(&mut self, cause: ReleaseCause) {
+        *match cause {
+            ReleaseCause::Forgotten => &mut self.forgotten,
+            ReleaseCause::Kept => &mut self.kept,
+            ReleaseCause::HeldElsewhere => &mut self.held_elsewhere,
+            ReleaseCause::EndedElsewhere => &mut self.ended_elsewhere,
+            ReleaseCause::HandedOver => &mut self.handed_over,
+        } += 1;
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
-        let Self { births, active, owed, ended, failed, forgotten, kept, aborted, others, gone, handed_over } = other;
-        self.births += births;
+        let Self {
+            starts,
+            active,
+            pending_ends,
+            ended,
+            failed,
+            forgotten,
+            kept,
+            aborted,
+            held_elsewhere,
+            ended_elsewhere,
+            handed_over,
+        } = other;
+        self.starts += starts;
         self.active += active;
-        self.owed += owed;
+        self.pending_ends += pending_ends;
         self.ended += ended;
         self.failed += failed;
         self.forgotten += forgotten;
         self.kept += kept;
         self.aborted += aborted;
-        self.others += others;
-        self.gone += gone;
+        self.held_elsewhere += held_elsewhere;
+        self.ended_elsewhere += ended_elsewhere;
         self.handed_over += handed_over;
     }
 }
 
 impl Shard {
     #[inline]
-    pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Entry>> {
-        self.table.find(hash, |entry| entry.id.as_bytes() == id)
+    pub(super) fn find_active(&self, hash: u64, id: &[u8]) -> Option<&Arc<Generation>> {
+        self.active.find(hash, |generation| generation.id.as_bytes() == id)
     }
 
-    /// Adds an active generation, to an id that has none. If an earlier one has hooks to come, this one starts after it:
-    /// then true.
+    /// Inserts an active generation; its id must have none. Returns true if an earlier generation's hooks have not
+    /// completed: this one starts after them.
     #[inline]
-    pub(super) fn insert(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) -> bool {
-        let before = match self.claimed.is_empty() {
+    pub(super) fn insert(
+        &mut self,
+        hash: u64,
+        generation: &Arc<Generation>,
+        rehash: impl Fn(&Arc<Generation>) -> u64,
+    ) -> bool {
+        let predecessor = match self.claimed.is_empty() {
             true => None,
-            false => self.claimed.find_entry(hash, |other| other.id == entry.id).ok().map(|slot| slot.remove().0),
+            false => self.claimed.find_entry(hash, |other| other.id == generation.id).ok().map(|slot| slot.remove().0),
         };
-        let waits = before.is_some();
-        if let Some(before) = before {
-            before.precede(entry);
-            self.displaced.insert(before.generation, before);
+        let has_predecessor = predecessor.is_some();
+        if let Some(predecessor) = predecessor {
+            predecessor.add_successor(generation);
+            self.claimed_earlier.insert(predecessor.number, predecessor);
         }
-        self.table.insert_unique(hash, Arc::clone(entry), rehash);
-        self.counts.births += 1;
+        self.active.insert_unique(hash, Arc::clone(generation), rehash);
+        self.counts.starts += 1;
         self.counts.active += 1;
-        waits
+        has_predecessor
     }
 
-    /// Adds a claimed generation; the next one of its id starts after it, if there is none yet.
-    pub(super) fn insert_owed(&mut self, hash: u64, entry: &Arc<Entry>, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        let is_there = |other: &Arc<Entry>| other.id == entry.id;
-        if self.table.find(hash, is_there).or_else(|| self.claimed.find(hash, is_there)).is_some() {
-            self.displaced.insert(entry.generation, Arc::clone(entry));
+    /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet.
+    pub(super) fn insert_claimed(
+        &mut self,
+        hash: u64,
+        generation: &Arc<Generation>,
+        rehash: impl Fn(&Arc<Generation>) -> u64,
+    ) {
+        let is_there = |other: &Arc<Generation>| other.id == generation.id;
+        if self.active.find(hash, is_there).or_else(|| self.claimed.find(hash, is_there)).is_some() {
+            self.claimed_earlier.insert(generation.number, Arc::clone(generation));
         } else {
-            self.claimed.insert_unique(hash, Arc::clone(entry), rehash);
+            self.claimed.insert_unique(hash, Arc::clone(generation), rehash);
         }
     }
 
-    /// Takes a generation out of the active ones: the claim. With `keep` it stays findable, for its hooks to come.
+    /// Removes a generation from the active ones: the claim. With `keep` it stays in the shard until its hooks have
+    /// completed.
     #[inline]
-    pub(super) fn claim(&mut self, hash: u64, entry: &Arc<Entry>, keep: bool, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        if let Ok(slot) = self.table.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
-            let (entry, _) = slot.remove();
+    pub(super) fn claim(
+        &mut self,
+        hash: u64,
+        generation: &Arc<Generation>,
+        keep: bool,
+        rehash: impl Fn(&Arc<Generation>) -> u64,
+    ) {
+        if let Ok(slot) = self.active.find_entry(hash, |other| Arc::ptr_eq(other, generation)) {
+            let (generation, _) = slot.remove();
             if keep {
-                self.claimed.insert_unique(hash, entry, rehash);
+                self.claimed.insert_unique(hash, generation, rehash);
             }
             self.counts.active -= 1;
         }
     }
 
-    /// As [`claim`](Self::claim), for all of them; their number is up to the size of the shard, so no entry is moved
-    /// one by one where that can be helped. Each is still to be claimed by itself.
-    pub(super) fn claim_all(&mut self, rehash: impl Fn(&Arc<Entry>) -> u64) -> Vec<Arc<Entry>> {
-        let all: Vec<_> = self.table.iter().cloned().collect();
+    /// As [`claim`](Self::claim) with `keep`, for all active generations: the whole table is moved at once, if
+    /// possible. The caller still claims each of them.
+    pub(super) fn claim_all(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) -> Vec<Arc<Generation>> {
+        let all: Vec<_> = self.active.iter().cloned().collect();
         if self.claimed.is_empty() {
-            self.claimed = std::mem::take(&mut self.table);
+            self.claimed = std::mem::take(&mut self.active);
         } else {
-            for entry in self.table.drain() {
-                self.claimed.insert_unique(rehash(&entry), entry, &rehash);
+            for generation in self.active.drain() {
+                self.claimed.insert_unique(rehash(&generation), generation, &rehash);
             }
         }
         self.counts.active -= all.len() as u64;
         all
     }
 
-    /// Gives the memory of a burst back, once most of it is gone: a few moves for many removals.
-    pub(super) fn shrink(&mut self, rehash: impl Fn(&Arc<Entry>) -> u64) {
-        for table in [&mut self.table, &mut self.claimed] {
-            if table.num_buckets() > SMALL && table.len() < table.num_buckets() / 16 {
+    /// Returns the memory of a burst. A table shrinks when it is less than 1/16 full, so a removal costs less than one
+    /// move on average.
+    pub(super) fn shrink(&mut self, rehash: impl Fn(&Arc<Generation>) -> u64) {
+        for table in [&mut self.active, &mut self.claimed] {
+            if table.num_buckets() > MIN_SHRINK_BUCKETS && table.len() < table.num_buckets() / 16 {
                 table.shrink_to(2 * table.len(), &rehash);
             }
         }
     }
 
-    /// Lets go of a claimed generation that has no hooks to come.
-    pub(super) fn remove(&mut self, hash: u64, entry: &Arc<Entry>) {
-        if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, entry)) {
+    /// Removes a claimed generation whose hooks have completed.
+    pub(super) fn remove(&mut self, hash: u64, generation: &Arc<Generation>) {
+        if let Ok(slot) = self.claimed.find_entry(hash, |other| Arc::ptr_eq(other, generation)) {
             slot.remove();
         } else {
-            self.displaced.remove(&entry.generation);
+            self.claimed_earlier.remove(&generation.number);
         }
     }
 
-    pub(super) fn active(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.table.iter()
+    pub(super) fn active(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        self.active.iter()
     }
 
-    /// Every generation of `id` that is not over.
-    pub(super) fn generations(&self, hash: u64, id: &SessionId) -> impl Iterator<Item = &Arc<Entry>> {
-        let is_meant = |entry: &Arc<Entry>| entry.id == *id;
-        let earlier = self.displaced.values().filter(move |entry| entry.id == *id);
-        self.table.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
+    /// Every generation of `id`, active or claimed.
+    pub(super) fn generations(&self, hash: u64, id: &SessionId) -> impl Iterator<Item = &Arc<Generation>> {
+        let is_meant = |generation: &Arc<Generation>| generation.id == *id;
+        let earlier = self.claimed_earlier.values().filter(move |generation| generation.id == *id);
+        self.active.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
     }
 
-    /// Generations whose `session_end` is owed and not over.
-    pub(super) fn owed(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        let claimed = self.claimed.iter().chain(self.displaced.values());
-        claimed.filter(|entry| matches!(entry.claim(), Claim::Owed | Claim::Compacted))
+    /// Generations whose `session_end` has not completed.
+    pub(super) fn pending_ends(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        let claimed = self.claimed.iter().chain(self.claimed_earlier.values());
+        claimed.filter(|generation| matches!(generation.claim(), ClaimState::EndPending | ClaimState::Compacted))
+    }
+}
+
+/// The locks of two shards, which may be the same one.
+pub(super) struct ShardPair<'a> {
+    first: MutexGuard<'a, Shard>,
+    second: Option<MutexGuard<'a, Shard>>,
+}
+
+impl<'a> ShardPair<'a> {
+    /// Locks in the order of the indices, so two pairs cannot deadlock.
+    pub(super) fn lock(shards: &'a [Mutex<Shard>], first: usize, second: usize) -> Self {
+        if first == second {
+            return Self { first: lock(&shards[first]), second: None };
+        }
+        let low = lock(&shards[first.min(second)]);
+        let high = lock(&shards[first.max(second)]);
+        if first < second { Self { first: low, second: Some(high) } } else { Self { first: high, second: Some(low) } }
+    }
+
+    pub(super) fn first(&mut self) -> &mut Shard {
+        &mut self.first
+    }
+
+    pub(super) fn second(&mut self) -> &mut Shard {
+        self.second.as_mut().unwrap_or(&mut self.first)
     }
 }
 
@@ -171,15 +242,15 @@ mod tests {
     use super::{super::SHARDS, *};
     use crate::session::Session;
 
-    /// More than any shard has at ten million sessions: seven standard deviations above its share.
+    /// The share of one shard at ten million sessions, plus seven standard deviations.
     const MANY: usize = 10_000_000 / SHARDS + 500;
 
     #[test]
-    fn a_shard_moves_few_entries_at_a_time_while_it_grows_and_shrinks_after_a_burst() {
+    fn no_step_moves_more_than_4096_entries_while_a_shard_grows_and_shrinks() {
         let (moved, most) = (Cell::new(0), Cell::new(0));
-        let rehash = |entry: &Arc<Entry>| {
+        let rehash = |generation: &Arc<Generation>| {
             moved.set(moved.get() + 1);
-            hash(entry)
+            hash(generation)
         };
         let step = |shard: &mut Shard, step: &mut dyn FnMut(&mut Shard)| {
             moved.set(0);
@@ -187,34 +258,34 @@ mod tests {
             most.set(most.get().max(moved.get()));
         };
         let mut shard = Shard::default();
-        let entries: Vec<_> = (0..MANY as u64).map(entry).collect();
-        for entry in &entries {
-            step(&mut shard, &mut |shard| assert!(!shard.insert(hash(entry), entry, rehash)));
+        let entries: Vec<_> = (0..MANY as u64).map(generation).collect();
+        for generation in &entries {
+            step(&mut shard, &mut |shard| assert!(!shard.insert(hash(generation), generation, rehash)));
         }
-        let grown = shard.table.num_buckets();
+        let grown = shard.active.num_buckets();
         assert!(grown > MANY && (1000..=4096).contains(&most.get()), "{grown} buckets, {} moved", most.get());
-        for entry in &entries {
+        for generation in &entries {
             step(&mut shard, &mut |shard| {
-                shard.claim(hash(entry), entry, true, rehash);
+                shard.claim(hash(generation), generation, true, rehash);
                 shard.shrink(rehash);
             });
         }
-        for entry in &entries {
+        for generation in &entries {
             step(&mut shard, &mut |shard| {
-                shard.remove(hash(entry), entry);
+                shard.remove(hash(generation), generation);
                 shard.shrink(rehash);
             });
         }
         assert!(most.get() <= 4096, "{} moved", most.get());
-        assert_eq!((shard.table.len(), shard.claimed.len()), (0, 0));
-        assert!(shard.table.num_buckets().max(shard.claimed.num_buckets()) <= SMALL);
+        assert_eq!((shard.active.len(), shard.claimed.len()), (0, 0));
+        assert!(shard.active.num_buckets().max(shard.claimed.num_buckets()) <= MIN_SHRINK_BUCKETS);
     }
 
-    fn entry(number: u64) -> Arc<Entry> {
-        Arc::new(Entry::new(Session::from(number.to_string()), number, 0, None))
+    fn generation(number: u64) -> Arc<Generation> {
+        Arc::new(Generation::new(Session::try_from(number.to_string()).unwrap(), number, 0, None))
     }
 
-    fn hash(entry: &Arc<Entry>) -> u64 {
-        entry.generation.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    fn hash(generation: &Arc<Generation>) -> u64 {
+        generation.number.wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }

@@ -1,134 +1,144 @@
-//! Claims that go through the shards: the drain, idle expiry, the cap.
+//! Claims over many shards: the drain, idle expiry, `max_sessions`.
 
 use std::sync::Arc;
 
 use super::{
-    By, Ending, SHARDS, Tracker,
-    chain::Released,
+    EndedBy, PendingEnd, SHARDS, Tracker,
     clock::{Clock, Nanos, Tick},
-    entry::{Entry, Scope},
+    generation::{Generation, Scope},
+    order::AfterUnlock,
     shard::Shard,
 };
 use crate::{
+    observability::ReleaseCause,
     session::EndReason,
     sync::{Mutex, Ordering, lock},
 };
 
-/// Below so many sessions, the longest idle is found by looking at all of them.
-const SMALL: usize = 256;
+/// Up to this many sessions, an eviction finds the longest idle one exactly, by a scan.
+const EXACT_LRU_MAX: usize = 256;
 
-/// Beyond it, the longest idle of so many is good enough.
-const SAMPLE: usize = 16;
+/// With more sessions, an eviction takes the longest idle one of a sample of this size.
+const EVICTION_SAMPLE: usize = 16;
+
+/// The chosen session may become busy or be claimed before the eviction claims it. Then another one is chosen.
+const EVICTION_ATTEMPTS: usize = 8;
 
 impl Tracker {
-    /// Claims every active generation silently, and says how many there were.
+    /// Claims every active generation silently, and returns how many there were.
     pub(crate) fn forget_all(&self) -> usize {
-        self.claim_each(0..SHARDS, |tracker, shard, entry, released| {
-            tracker.disown(shard, tracker.hash_of(entry), entry, false, released);
+        self.claim_each(0..SHARDS, |tracker, shard, generation, after_unlock| {
+            tracker.claim_silently(
+                shard,
+                tracker.hash_of(generation),
+                generation,
+                ReleaseCause::Forgotten,
+                after_unlock,
+            );
         })
     }
 
     /// The number of shards, for [`sweep`](Self::sweep).
-    pub(crate) const fn shards() -> usize {
+    pub(crate) const fn shard_count() -> usize {
         SHARDS
     }
 
-    /// Ends every active generation of one shard, and says how many there were. With `spare_work`, those with a
-    /// request that is not over are left alone.
+    /// Ends every active generation of one shard, and returns how many there were. With `spare_work`, generations with
+    /// a request in flight are not ended.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
-        let ending = || Ending { reason, next: None, at, scope: Scope::Here };
+        let end = || PendingEnd { reason, next: None, at, scope: Scope::Here };
         if spare_work || !self.has_end {
-            return self.claim_each(shard..shard + 1, |tracker, shard, entry, released| {
-                if !(spare_work && entry.has_work()) {
-                    tracker.owe(shard, tracker.hash_of(entry), entry, ending(), released);
+            return self.claim_each(shard..shard + 1, |tracker, shard, generation, after_unlock| {
+                if !(spare_work && generation.has_work()) {
+                    tracker.claim_with_end(shard, tracker.hash_of(generation), generation, end(), after_unlock);
                 }
             });
         }
-        let mut released = Released::default();
+        let mut after_unlock = AfterUnlock::default();
         let claimed = {
             let mut shard = lock(&self.shards[shard]);
-            let all = shard.claim_all(|entry| self.hash_of(entry));
-            released.jobs = Some(Vec::with_capacity(all.len()));
-            for entry in &all {
-                self.owe(&mut shard, self.hash_of(entry), entry, ending(), &mut released);
+            let all = shard.claim_all(|generation| self.hash_of(generation));
+            after_unlock.jobs = Some(Vec::with_capacity(all.len()));
+            for generation in &all {
+                self.claim_with_end(&mut shard, self.hash_of(generation), generation, end(), &mut after_unlock);
             }
-            self.queue.push_all(released.jobs.take().unwrap_or_default());
+            self.queue.push_all(after_unlock.jobs.take().unwrap_or_default());
             all.len()
         };
-        self.release(released);
+        self.apply_after_unlock(after_unlock);
         claimed
     }
 
-    /// The active generations of one shard, for a drain that asks the user about each.
-    pub(crate) fn active_of(&self, shard: usize) -> Vec<Arc<Entry>> {
+    /// The active generations of one shard, for a drain with `keep_if`.
+    pub(crate) fn active_in(&self, shard: usize) -> Vec<Arc<Generation>> {
         lock(&self.shards[shard]).active().cloned().collect()
     }
 
-    /// Forgets this very generation; false if somebody else has claimed it.
-    pub(crate) fn keep(&self, entry: &Arc<Entry>) -> bool {
-        let mut released = Released::default();
+    /// Releases exactly this generation, because `keep_if` said so. Returns false if it has been claimed already.
+    pub(crate) fn keep(&self, generation: &Arc<Generation>) -> bool {
+        let mut after_unlock = AfterUnlock::default();
         let kept = {
-            let hash = self.hash_of(entry);
+            let hash = self.hash_of(generation);
             let mut shard = self.shard(hash);
-            let is_active = entry.is_active();
+            let is_active = generation.is_active();
             if is_active {
-                self.disown(&mut shard, hash, entry, true, &mut released);
+                self.claim_silently(&mut shard, hash, generation, ReleaseCause::Kept, &mut after_unlock);
             }
             is_active
         };
-        self.release(released);
+        self.apply_after_unlock(after_unlock);
         kept
     }
 
-    /// Ends what has been silent for `timeout` in the next few shards; all of them come in turn.
+    /// Ends the sessions of the next `shards` shards that have been idle for `timeout`. Calls go round through all
+    /// shards.
     pub(crate) fn expire(&self, shards: usize, now: Nanos, timeout: Tick) {
         for _ in 0..shards.min(SHARDS) {
             let next = self.next_to_expire.fetch_add(1, Ordering::Relaxed) % SHARDS;
-            self.claim_each(next..next + 1, |tracker, shard, entry, released| {
-                if entry.is_at_rest() && entry.silent_for(Clock::tick(now)) >= timeout {
-                    let ending = tracker.ending(EndReason::Idle, Scope::Here);
-                    tracker.owe(shard, tracker.hash_of(entry), entry, ending, released);
+            self.claim_each(next..next + 1, |tracker, shard, generation, after_unlock| {
+                if generation.is_idle() && generation.idle_for(Clock::tick(now)) >= timeout {
+                    let end = tracker.pending_end(EndReason::Idle, Scope::Here);
+                    tracker.claim_with_end(shard, tracker.hash_of(generation), generation, end, after_unlock);
                 }
             });
         }
     }
 
-    /// Ends about the longest idle of the sessions that nothing keeps busy, other than `newcomer`; false if all are
-    /// busy.
-    pub(crate) fn evict(&self, newcomer: &Arc<Entry>) -> bool {
+    /// Ends one idle session other than `new`, about the longest idle one. Returns false if all others are busy.
+    pub(crate) fn evict(&self, new: &Arc<Generation>) -> bool {
         let now = Clock::tick(self.clock.now());
-        // Whom we find may be busy or gone by the time that we claim it: then look again, a few times.
-        for _ in 0..8 {
-            let candidates = if self.len() <= SMALL { self.evictable() } else { self.sample() };
-            let others = candidates.into_iter().filter(|entry| !Arc::ptr_eq(entry, newcomer));
-            let Some(idlest) = others.max_by_key(|entry| entry.silent_for(now)) else { return false };
-            if self.claim_if(&idlest, EndReason::Evicted, By::LettingGo, Entry::is_at_rest) {
+        for _ in 0..EVICTION_ATTEMPTS {
+            let candidates = if self.len() <= EXACT_LRU_MAX { self.idle_generations() } else { self.sample_idle() };
+            let others = candidates.into_iter().filter(|generation| !Arc::ptr_eq(generation, new));
+            let Some(longest_idle) = others.max_by_key(|generation| generation.idle_for(now)) else { return false };
+            if self.claim_if(&longest_idle, EndReason::Evicted, EndedBy::Detach, Generation::is_idle) {
                 return true;
             }
         }
         false
     }
 
-    fn evictable(&self) -> Vec<Arc<Entry>> {
-        let all =
-            |shard: &Mutex<Shard>| lock(shard).active().filter(|entry| entry.is_at_rest()).cloned().collect::<Vec<_>>();
+    fn idle_generations(&self) -> Vec<Arc<Generation>> {
+        let all = |shard: &Mutex<Shard>| {
+            lock(shard).active().filter(|generation| generation.is_idle()).cloned().collect::<Vec<_>>()
+        };
         self.shards.iter().flat_map(all).collect()
     }
 
-    /// Some sessions from a shard, and from the ones behind it if that has too few.
-    fn sample(&self) -> Vec<Arc<Entry>> {
-        // Shards are filled by a keyed hash: one after the other is as good as at random.
+    /// Up to [`EVICTION_SAMPLE`] idle sessions of one shard, and of the next ones if it has fewer.
+    fn sample_idle(&self) -> Vec<Arc<Generation>> {
+        // Ids are spread by a keyed hash, so consecutive shards are a random sample.
         let first = self.next_to_evict.fetch_add(1, Ordering::Relaxed);
-        let mut sample = Vec::with_capacity(SAMPLE);
+        let mut sample = Vec::with_capacity(EVICTION_SAMPLE);
         for offset in 0..SHARDS {
             let shard = lock(&self.shards[(first + offset) % SHARDS]);
-            let buckets = shard.table.num_buckets();
+            let buckets = shard.active.num_buckets();
             let begin = first.wrapping_mul(0x9E37_79B9) % buckets.max(1);
-            let bucket = |index: usize| shard.table.get_bucket((begin + index) % buckets.max(1));
-            let at_rest = (0..buckets).filter_map(bucket).filter(|entry| entry.is_at_rest());
-            sample.extend(at_rest.take(SAMPLE - sample.len()).cloned());
-            if sample.len() == SAMPLE {
+            let bucket = |index: usize| shard.active.get_bucket((begin + index) % buckets.max(1));
+            let idle = (0..buckets).filter_map(bucket).filter(|generation| generation.is_idle());
+            sample.extend(idle.take(EVICTION_SAMPLE - sample.len()).cloned());
+            if sample.len() == EVICTION_SAMPLE {
                 break;
             }
         }
@@ -138,20 +148,20 @@ impl Tracker {
     fn claim_each(
         &self,
         shards: std::ops::Range<usize>,
-        claim: impl Fn(&Self, &mut Shard, &Arc<Entry>, &mut Released),
+        claim: impl Fn(&Self, &mut Shard, &Arc<Generation>, &mut AfterUnlock),
     ) -> usize {
         let mut claimed = 0;
         for shard in &self.shards[shards] {
-            let mut released = Released::default();
+            let mut after_unlock = AfterUnlock::default();
             {
                 let mut shard = lock(shard);
                 let active: Vec<_> = shard.active().cloned().collect();
                 claimed += active.len();
-                for entry in &active {
-                    claim(self, &mut shard, entry, &mut released);
+                for generation in &active {
+                    claim(self, &mut shard, generation, &mut after_unlock);
                 }
             }
-            self.release(released);
+            self.apply_after_unlock(after_unlock);
         }
         claimed
     }

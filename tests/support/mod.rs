@@ -1,11 +1,15 @@
 //! What the tests share.
-#![allow(dead_code, unused_imports, reason = "each test crate uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 pub(crate) mod logging;
 mod net;
-mod random;
-mod recorder;
+pub(crate) mod random;
+pub(crate) mod recorder;
+#[cfg(feature = "redis")]
+pub(crate) mod redis_server;
+pub(crate) mod replica;
 mod script;
+pub(crate) mod store;
 mod under_way;
 
 use std::{convert::Infallible, future::ready};

@@ -1,14 +1,12 @@
 //! Writes down every event that the hooks are told, in order.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
-
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tower_session_end::{
-    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, EventId, SessionEnd, SessionStart,
+    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, GenerationId, SessionEnd, SessionStart,
 };
 
 #[derive(Clone, Debug)]
@@ -141,9 +139,9 @@ impl Recorder {
 
     /// Fails if any generation had two ends.
     pub(crate) fn assert_no_generation_ended_twice(&self) {
-        let mut seen = std::collections::HashSet::<EventId>::new();
+        let mut seen = std::collections::HashSet::<GenerationId>::new();
         for end in self.ends() {
-            assert!(seen.insert(end.event_id), "two ends for {end:?}");
+            assert!(seen.insert(end.generation), "two ends for {end:?}");
         }
     }
 }
@@ -151,6 +149,6 @@ impl Recorder {
 /// Whatever there was to see to is in one of the outcomes.
 pub(crate) fn assert_sum(report: &DrainReport) {
     let over = report.ended + report.failed + report.kept + report.forgotten;
-    let elsewhere = report.held_by_others + report.ended_by_others + report.handed_over;
+    let elsewhere = report.held_elsewhere + report.ended_elsewhere + report.handed_over;
     assert_eq!(report.total(), over + elsewhere + report.unfinished.len() as u64, "{report}");
 }

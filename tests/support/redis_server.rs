@@ -1,7 +1,5 @@
 //! A real Redis or Valkey server, in a process and a folder of its own. Uses nothing but std, so that any test or example
 //! can take it in by its path.
-#![allow(dead_code, reason = "each test crate uses a part of it")]
-
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read, Write},

@@ -1,12 +1,10 @@
 //! One replica of a gateway on a registry in memory, and what it told its hooks.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
-
 use std::future::pending;
 
 use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason};
 
-use crate::{
+use super::{
     recorder::Recorder,
     store::{Fault, Holder, Store},
 };
@@ -29,7 +27,7 @@ impl Replica {
     }
 
     pub(crate) async fn note(&self, id: &str) -> bool {
-        self.sessions.note(id).durable().await
+        self.sessions.note(id).recorded().await
     }
 
     pub(crate) fn ends(&self) -> Vec<(String, EndReason)> {

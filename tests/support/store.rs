@@ -1,7 +1,5 @@
 //! A registry in memory, that can be made to fail: what a user's own implementation may look like.
 
-#![allow(dead_code, reason = "each test crate uses some of it")]
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future::pending,
@@ -13,7 +11,7 @@ use std::{
 };
 
 use tower_session_end::{
-    EndReason, EventId,
+    EndReason, GenerationId,
     registry::{Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError},
 };
 
@@ -24,7 +22,7 @@ pub(crate) struct Store(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     active: HashMap<String, Active>,
-    ended: HashMap<EventId, Ended>,
+    ended: HashMap<GenerationId, Ended>,
     alive: BTreeSet<u64>,
     holders: u64,
     /// How often it was emptied.
@@ -35,15 +33,15 @@ struct State {
 /// What has ever been in the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    pub(crate) born: BTreeMap<EventId, String>,
+    pub(crate) born: BTreeMap<GenerationId, String>,
     /// Removed by a host's word: no end is owed.
-    pub(crate) forgotten: BTreeSet<EventId>,
+    pub(crate) forgotten: BTreeSet<GenerationId>,
     /// Was there when the store was emptied.
-    pub(crate) wiped: BTreeSet<EventId>,
+    pub(crate) wiped: BTreeSet<GenerationId>,
     /// Those of them that had ended, and waited for somebody to deliver it.
-    pub(crate) wiped_ends: BTreeSet<EventId>,
+    pub(crate) wiped_ends: BTreeSet<GenerationId>,
     /// Claimed by more than five take-overs.
-    pub(crate) given_up: BTreeSet<EventId>,
+    pub(crate) given_up: BTreeSet<GenerationId>,
     /// None of the above.
     is_off: bool,
 }
@@ -155,13 +153,13 @@ impl Store {
     }
 
     /// The generations that are on record, active or ended.
-    pub(crate) fn events(&self) -> BTreeSet<EventId> {
+    pub(crate) fn events(&self) -> BTreeSet<GenerationId> {
         self.state().events()
     }
 }
 
 impl History {
-    fn forget(&mut self, event: EventId) {
+    fn forget(&mut self, event: GenerationId) {
         if !self.is_off {
             self.forgotten.insert(event);
         }
@@ -202,7 +200,7 @@ impl Holder {
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
             self.me.store(state.enter(), Ordering::SeqCst);
-            return Err(RegistryError::Forgotten);
+            return Err(RegistryError::DataLost);
         }
         let me = self.me.load(Ordering::SeqCst);
         if !state.alive.contains(&me) {
@@ -222,8 +220,8 @@ impl State {
         self.holders
     }
 
-    fn events(&self) -> BTreeSet<EventId> {
-        self.active.values().map(|active| active.record.event_id).chain(self.ended.keys().copied()).collect()
+    fn events(&self) -> BTreeSet<GenerationId> {
+        self.active.values().map(|active| active.record.generation).chain(self.ended.keys().copied()).collect()
     }
 
     /// Sessions that only the dead hold have ended.
@@ -234,7 +232,7 @@ impl State {
         let lost: Vec<_> = self.active.extract_if(|_, active| active.holders.is_empty()).collect();
         for (_, Active { record, requests, .. }) in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
-            self.ended.insert(record.event_id, Ended { record, end, claimer: 0, tries: 0 });
+            self.ended.insert(record.generation, Ended { record, end, claimer: 0, tries: 0 });
         }
     }
 
@@ -248,74 +246,75 @@ impl State {
                     requests: 0,
                 });
                 active.holders.insert(me);
-                if active.record.event_id == record.event_id {
+                if active.record.generation == record.generation {
                     if !self.history.is_off {
-                        self.history.born.insert(record.event_id, record.session.id.to_string());
+                        self.history.born.insert(record.generation, record.session.id.to_string());
                     }
-                    Applied::Born
+                    Applied::Created
                 } else {
                     Applied::Joined(active.record.clone())
                 }
             }
             Change::Update(record) => {
                 if let Some(active) = self.active.get_mut(record.session.id.as_str())
-                    && active.record.event_id == record.event_id
+                    && active.record.generation == record.generation
                 {
                     active.record.session = record.session;
                 }
-                Applied::Done
+                Applied::Ok
             }
-            Change::Release { id, event_id, end } => {
-                let held = |active: &&mut Active| active.record.event_id == event_id && active.holders.contains(&me);
+            Change::Release { id, generation, end } => {
+                let held =
+                    |active: &&mut Active| active.record.generation == generation && active.holders.contains(&me);
                 let Some(active) = self.active.get_mut(id.as_str()).filter(held) else {
-                    return self.claimed(event_id, me);
+                    return self.claimed(generation, me);
                 };
                 active.holders.remove(&me);
                 if active.holders.is_empty() {
                     self.end(id.as_str(), end, me)
                 } else {
                     active.requests += end.requests;
-                    Applied::Others
+                    Applied::HeldElsewhere
                 }
             }
-            Change::End { id, event_id, end } => match self.active.get(id.as_str()) {
-                Some(active) if active.record.event_id == event_id => self.end(id.as_str(), end, me),
-                _ => self.claimed(event_id, me),
+            Change::End { id, generation, end } => match self.active.get(id.as_str()) {
+                Some(active) if active.record.generation == generation => self.end(id.as_str(), end, me),
+                _ => self.claimed(generation, me),
             },
-            Change::Done { event_id } => {
-                if self.ended.get(&event_id).is_some_and(|ended| ended.claimer == me) {
-                    self.ended.remove(&event_id);
+            Change::Delivered { generation } => {
+                if self.ended.get(&generation).is_some_and(|ended| ended.claimer == me) {
+                    self.ended.remove(&generation);
                 }
-                Applied::Done
+                Applied::Ok
             }
-            Change::Keep { id, event_id } => {
+            Change::Keep { id, generation } => {
                 if let Some(active) = self.active.get_mut(id.as_str())
-                    && active.record.event_id == event_id
+                    && active.record.generation == generation
                 {
                     active.holders.remove(&me);
                     if active.holders.is_empty() {
                         self.active.remove(id.as_str());
-                        self.history.forget(event_id);
+                        self.history.forget(generation);
                     }
                 }
-                Applied::Done
+                Applied::Ok
             }
-            Change::Forget { id, event_id } => {
-                if self.active.get(id.as_str()).is_some_and(|active| active.record.event_id == event_id) {
+            Change::Forget { id, generation } => {
+                if self.active.get(id.as_str()).is_some_and(|active| active.record.generation == generation) {
                     self.active.remove(id.as_str());
-                    self.history.forget(event_id);
+                    self.history.forget(generation);
                 }
-                Applied::Done
+                Applied::Ok
             }
             change => panic!("an unknown change: {change:?}"),
         }
     }
 
     /// Said before, maybe, and the answer was lost.
-    fn claimed(&self, event_id: EventId, me: u64) -> Applied {
-        match self.ended.get(&event_id).filter(|ended| ended.claimer == me) {
-            Some(ended) => Applied::Yours { requests: ended.end.requests },
-            None => Applied::Gone,
+    fn claimed(&self, generation: GenerationId, me: u64) -> Applied {
+        match self.ended.get(&generation).filter(|ended| ended.claimer == me) {
+            Some(ended) => Applied::Owned { requests: ended.end.requests },
+            None => Applied::NotFound,
         }
     }
 
@@ -323,8 +322,8 @@ impl State {
         let Active { record, requests, .. } = self.active.remove(id).unwrap();
         end.requests += requests;
         let requests = end.requests;
-        self.ended.insert(record.event_id, Ended { record, end, claimer: me, tries: 0 });
-        Applied::Yours { requests }
+        self.ended.insert(record.generation, Ended { record, end, claimer: me, tries: 0 });
+        Applied::Owned { requests }
     }
 }
 
@@ -343,12 +342,12 @@ impl Registry for Holder {
         Ok(answers)
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
         self.beats.fetch_add(1, Ordering::SeqCst);
         self.call(|_, _| ()).await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         self.call(|state, me| {
             state.reap();
             let State { ended, alive, history, .. } = state;
@@ -358,7 +357,7 @@ impl Registry for Holder {
                     ended.claimer = me;
                     ended.tries += 1;
                     if ended.tries > 5 {
-                        history.given_up.insert(ended.record.event_id);
+                        history.given_up.insert(ended.record.generation);
                     }
                     Orphan::new(ended.record.clone(), ended.end.clone(), ended.tries)
                 })
@@ -367,20 +366,20 @@ impl Registry for Holder {
         .await
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
+    async fn release_lease(&self) -> Result<(), RegistryError> {
         self.call(|state, me| {
             state.alive.remove(&me);
         })
         .await
     }
 
-    fn is_current(&self) -> bool {
+    fn lease_is_valid(&self) -> bool {
         // As a lease that is known to be over.
         let is_alive = self.store.state().alive.contains(&self.me.load(Ordering::SeqCst));
         is_alive && !self.doubts.load(Ordering::SeqCst)
     }
 
-    fn beat_every(&self) -> Duration {
+    fn heartbeat_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
 }

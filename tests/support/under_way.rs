@@ -58,6 +58,6 @@ pub(crate) async fn stop(sessions: &ActiveSessions) {
     let shutdown = tokio::spawn(sessions.shutdown_on(async {}));
     let finished = sessions.finish(pending::<()>()).await;
     shutdown.await.unwrap();
-    assert!(finished.report.connections.cut);
+    assert!(finished.report.connections.timed_out);
     assert_eq!(sessions.phase(), Phase::Closed);
 }

@@ -13,7 +13,7 @@ use hyper_util::{
 
 use crate::Error;
 
-/// Talks to one gateway.
+/// A client of one gateway.
 #[derive(Clone, Debug)]
 pub struct Client {
     address: SocketAddr,
@@ -21,28 +21,28 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the gateway at this address.
+    /// A client over HTTP/1 of the gateway at this address.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self { address, http: Http::builder(TokioExecutor::new()).build_http() }
     }
 
-    /// The same over HTTP/2: its clones share one connection.
+    /// A client over HTTP/2: its clones share one connection.
     #[must_use]
     pub fn http2(address: SocketAddr) -> Self {
         Self { address, http: Http::builder(TokioExecutor::new()).http2_only(true).build_http() }
     }
 
-    /// Opens a session; its id stands in the response's head.
+    /// Starts a session; returns the id from the response head.
     ///
     /// # Errors
     ///
-    /// The gateway is gone, or answers with anything but 200.
+    /// The gateway is not running, or does not answer with 200.
     pub async fn open(&self) -> Result<String, Error> {
         id_in(&self.post("/open", None).await?)
     }
 
-    /// A request in a session.
+    /// Sends a request in a session.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Client {
         id_in(&self.post("/compact", Some(id)).await?)
     }
 
-    /// The sessions that this gateway holds.
+    /// The active sessions of this gateway.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Client {
         Ok(str::from_utf8(&body)?.lines().map(str::to_owned).collect())
     }
 
-    /// Tells the gateway to kill itself: there is no answer.
+    /// Makes the gateway kill itself; there is no answer.
     pub async fn die(&self) {
         let _ = self.post("/die", None).await;
     }
@@ -103,5 +103,5 @@ impl Client {
 }
 
 fn id_in(headers: &HeaderMap) -> Result<String, Error> {
-    Ok(headers.get("x-session-id").ok_or("no id")?.to_str()?.to_owned())
+    Ok(headers.get("x-session-id").ok_or("the response has no session id")?.to_str()?.to_owned())
 }

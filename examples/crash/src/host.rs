@@ -1,4 +1,4 @@
-//! The gateway: hands out sessions, ends them, compacts them, and dies when it is told to.
+//! The gateway: starts, ends and compacts sessions, and kills itself on request.
 
 use std::{
     collections::hash_map::RandomState,
@@ -20,84 +20,88 @@ use tower_session_end::{
     signal,
 };
 
-use crate::{Diary, Error};
+use crate::{Error, EventLog};
 
-/// What a gateway is told when it is started: the words of its command line, after `serve`.
+/// The settings of a gateway: the arguments of its command line, after `serve`.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The file that the hooks write to.
-    pub diary: PathBuf,
+    /// The file to which the hooks write.
+    pub event_log: PathBuf,
     /// `sqlite:<file>`, or the URL of a Redis.
     pub registry: String,
-    /// How the process calls itself in the diary.
+    /// The name of the process in the event log.
     pub name: String,
-    /// What is odd about this one: `-`, or a number of milliseconds that each end takes, or `start-hangs`.
-    pub mood: String,
+    /// `-` for none, or the number of milliseconds that each end takes, or `start-hangs`.
+    pub fault: String,
 }
 
 impl Settings {
-    /// The words of the command line.
+    /// The arguments of the command line.
     #[must_use]
     pub fn to_args(&self) -> [String; 4] {
-        let Self { diary, registry, name, mood } = self.clone();
-        [diary.to_string_lossy().into_owned(), registry, name, mood]
+        let Self { event_log, registry, name, fault } = self.clone();
+        [event_log.to_string_lossy().into_owned(), registry, name, fault]
     }
 
     /// # Errors
     ///
-    /// There are not four of them.
+    /// The number of arguments is not four.
     pub fn from_args(args: &[String]) -> Result<Self, Error> {
         match args {
-            [diary, registry, name, mood] => {
-                Ok(Self { diary: diary.into(), registry: registry.clone(), name: name.clone(), mood: mood.clone() })
-            }
-            _ => Err("serve <diary> <registry> <name> <mood>".into()),
+            [event_log, registry, name, fault] => Ok(Self {
+                event_log: event_log.into(),
+                registry: registry.clone(),
+                name: name.clone(),
+                fault: fault.clone(),
+            }),
+            _ => Err("serve <event_log> <registry> <name> <fault>".into()),
         }
     }
 }
 
-/// Serves until SIGTERM. Prints what it recovered, then where it listens, and in the end its report.
+/// Serves until SIGTERM. Prints the report of the recovery, then the address, and at the end the report of the
+/// shutdown.
 ///
 /// # Errors
 ///
 /// The registry cannot be used, or the server fails.
 pub async fn serve(settings: Settings) -> Result<(), Error> {
-    let diary = Diary::open(&settings.diary, &settings.name)?;
-    let delay = Duration::from_millis(settings.mood.parse().unwrap_or(0));
-    let start_hangs = settings.mood == "start-hangs";
-    let starts = diary.clone();
+    let event_log = EventLog::open(&settings.event_log, &settings.name)?;
+    let delay = Duration::from_millis(settings.fault.parse().unwrap_or(0));
+    let start_hangs = settings.fault == "start-hangs";
+    let starts = event_log.clone();
     let builder = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(10))
         .recovery_timeout(Duration::from_secs(30))
         .on_session_start(move |start: SessionStart| {
-            let diary = starts.clone();
+            let event_log = starts.clone();
             async move {
                 if start_hangs {
                     pending::<()>().await;
                 }
-                diary.start(&start)
+                event_log.start(&start)
             }
         })
         .on_session_end(move |end: SessionEnd| {
-            let diary = diary.clone();
+            let event_log = event_log.clone();
             async move {
                 tokio::time::sleep(delay).await;
-                diary.end(&end)
+                event_log.end(&end)
             }
         });
     let sessions = with_registry(builder, &settings.registry).await?.build()?;
 
-    // Before serving: what a process that was killed has left behind is delivered first.
+    // Before serving, delivers the ends that a killed process left behind.
     println!("{}", sessions.recover().await);
 
-    // Registered before anybody knows where to find this process.
+    // Registered before the address is printed, so that no signal is missed.
     let stop = sessions.shutdown_on(signal::terminate());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}", listener.local_addr()?);
     let server = axum::serve(listener, app(&sessions)).with_graceful_shutdown(stop);
     let report = sessions.finish(server).await.into_result()?;
     println!("{report}");
-    if report.is_clean() { Ok(()) } else { Err("the stop was not clean".into()) }
+    if report.is_clean() { Ok(()) } else { Err("the shutdown was not clean".into()) }
 }
 
 async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result<ActiveSessionsBuilder, Error> {
@@ -105,7 +109,7 @@ async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result
         return Ok(builder.registry(SqliteRegistry::open(file)?));
     }
     let connection = redis::Client::open(registry)?.get_connection_manager().await?;
-    // Short, so that the others do not have to wait for long when this one is killed.
+    // Short, so that other processes recover the sessions of this one soon after it is killed.
     let registry = RedisRegistry::builder(connection).lease(Duration::from_secs(2)).connect().await?;
     Ok(builder.registry(registry))
 }
@@ -141,7 +145,7 @@ async fn sessions_here(sessions: ActiveSessions) -> String {
     sessions.snapshot().iter().map(|session| format!("{}\n", session.id)).collect()
 }
 
-/// SIGKILL, with no time to say anything.
+/// Kills this process with SIGKILL.
 async fn die() {
     let _ = std::process::Command::new("sh").args(["-c", "kill -s KILL $PPID"]).status();
     pending::<()>().await;

@@ -1,14 +1,14 @@
-//! What the example and its tests share: the gateway, its diary, and how to start it, talk to it and kill it.
+//! Shared by the example and its tests: the gateway, its event log, its client, and its process.
 
 mod client;
-mod diary;
+mod event_log;
 mod host;
 mod redis_server;
 mod server;
 
 pub use self::{
     client::Client,
-    diary::{Diary, Entry, Kind},
+    event_log::{Entry, EventLog, Kind},
     host::{Settings, serve},
     redis_server::RedisServer,
     server::{Gone, PATIENCE, Server, TempDir},

@@ -1,10 +1,10 @@
-//! A gateway that kills itself with SIGKILL in the midst of its work, is started again, and ends every session once.
+//! A gateway that kills itself with SIGKILL while it serves, is started again, and ends every session once.
 //!
-//! `cargo run -p crash` does it all with a SQLite file; `cargo run -p crash -- redis://127.0.0.1:6379` with a Redis.
+//! `cargo run -p crash` uses a SQLite file; `cargo run -p crash -- redis://127.0.0.1:6379` uses Redis.
 
 use std::{collections::BTreeMap, env, io, process::ExitCode, time::Duration};
 
-use crash::{Diary, Error, Kind, Server, Settings, TempDir, serve};
+use crash::{Error, EventLog, Kind, Server, Settings, TempDir, serve};
 use tracing_subscriber::filter::LevelFilter;
 
 async fn demonstrate(registry: Option<String>) -> Result<(), Error> {
@@ -12,10 +12,10 @@ async fn demonstrate(registry: Option<String>) -> Result<(), Error> {
     let registry = registry.unwrap_or_else(|| format!("sqlite:{}", dir.file("sessions.db").display()));
     let program = env::current_exe()?;
     let settings = |name: &str| Settings {
-        diary: dir.file("diary"),
+        event_log: dir.file("event_log"),
         registry: registry.clone(),
         name: name.to_owned(),
-        mood: "-".to_owned(),
+        fault: "-".to_owned(),
     };
 
     let server = Server::start(&program, &settings("first")).await?;
@@ -27,38 +27,38 @@ async fn demonstrate(registry: Option<String>) -> Result<(), Error> {
     client.end(&ids[0]).await?;
     let successor = client.compact(&ids[1]).await?;
     ids.push(successor);
-    // Until both ends are delivered. Killed between an end and the note that it was made, it would be made once more.
-    let diary = Diary::open(&dir.file("diary"), "-")?;
-    while diary.read()?.iter().filter(|entry| entry.kind == Kind::End).count() < 2 {
+    // Waits until both ends are delivered. A kill between the hook and the removal of its record would repeat the end.
+    let event_log = EventLog::open(&dir.file("event_log"), "-")?;
+    while event_log.read()?.iter().filter(|entry| entry.kind == Kind::End).count() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     ids.push(client.open().await?);
-    println!("the first process has opened {} sessions; one was deleted, one compacted", ids.len());
+    println!("the first process has started {} sessions; one was deleted, one compacted", ids.len());
 
     println!("it kills itself with SIGKILL");
     client.die().await;
     let gone = server.gone().await?;
-    println!("it is gone, with no exit code: {:?}", gone.code);
+    println!("it has exited without an exit code: {:?}", gone.code);
 
     let server = Server::start(&program, &settings("second")).await?;
-    println!("a second one starts. {}", server.recovery);
+    println!("a second process starts. {}", server.recovery);
     let client = server.client();
     ids.push(client.open().await?);
-    // A client that never noticed: its session is noted again, and ended again.
+    // A client that did not notice the crash: its session is noted again, and ends again.
     client.say(&ids[2]).await?;
     println!("SIGTERM");
     let gone = server.terminate().await?;
     print!("{}", gone.report);
     if gone.code != Some(0) {
-        return Err("the second process did not stop cleanly".into());
+        return Err("the second process did not shut down cleanly".into());
     }
-    check(&diary, &ids)
+    check(&event_log, &ids)
 }
 
-/// Each generation of each session has had one end.
-fn check(diary: &Diary, ids: &[String]) -> Result<(), Error> {
+/// Checks that each generation of each session has had one end.
+fn check(event_log: &EventLog, ids: &[String]) -> Result<(), Error> {
     let mut ends = BTreeMap::<_, Vec<_>>::new();
-    for entry in diary.read()?.into_iter().filter(|entry| entry.kind == Kind::End) {
+    for entry in event_log.read()?.into_iter().filter(|entry| entry.kind == Kind::End) {
         ends.entry(entry.id.clone()).or_default().push(entry);
     }
     println!("\n{:<20} {:<10} delivered by", "session", "reason");
@@ -75,7 +75,7 @@ fn check(diary: &Diary, ids: &[String]) -> Result<(), Error> {
             return Err(format!("{id} has {found} ends instead of {expected}").into());
         }
     }
-    println!("\nevery session has exactly one session_end, and the one that came back has its second");
+    println!("\nevery generation has exactly one session_end; the session that was used again has two generations");
     Ok(())
 }
 

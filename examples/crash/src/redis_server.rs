@@ -1,4 +1,4 @@
-//! A Redis of one's own: a real `redis-server` on a free port, with nothing on disk.
+//! A private `redis-server` on a free port, without persistence.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{Error, PATIENCE, TempDir};
 
-/// A `redis-server`. It is killed if this is dropped.
+/// A `redis-server`, killed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
     _child: Child,
@@ -23,36 +23,38 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one, and waits until it takes connections.
+    /// Starts the server, and waits until it accepts connections.
     ///
     /// # Errors
     ///
-    /// There is no `redis-server` on this machine, or it does not start.
+    /// `redis-server` is not installed, or does not start.
     pub async fn start() -> Result<Self, Error> {
         let dir = TempDir::new()?;
-        // Free now; somebody else may take it, and then Redis says so.
+        // The port is free now. If another process takes it first, Redis fails to start.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(dir.path());
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn();
         let mut child = started.map_err(|error| {
-            format!("cannot start `redis-server` ({error}); Debian has it in the package of that name")
+            format!(
+                "cannot start `redis-server` ({error}); install it, for example from Debian's package `redis-server`"
+            )
         })?;
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
             if let Some(status) = child.try_wait()? {
-                return Err(format!("redis-server ended at once: {status}").into());
+                return Err(format!("redis-server exited at once: {status}").into());
             }
             if Instant::now() > deadline {
-                return Err("redis-server takes no connections".into());
+                return Err("redis-server does not accept connections".into());
             }
             sleep(Duration::from_millis(10)).await;
         }
         Ok(Self { _child: child, _dir: dir, port })
     }
 
-    /// Its URL.
+    /// The URL of the server.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)

@@ -1,4 +1,4 @@
-//! The gateway as a child process, and a directory that goes away.
+//! The gateway as a child process, and a temporary directory.
 
 use std::{
     collections::hash_map::RandomState,
@@ -19,26 +19,26 @@ use tokio::{
 
 use crate::{Client, Error, Settings};
 
-/// More than any step needs on a busy machine; only what hangs takes so long.
+/// Longer than any step takes on a busy machine; only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A gateway in a process of its own. It is killed if this is dropped.
+/// A gateway in a child process, killed on drop.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
-    /// What it says of its recovery.
+    /// The report of its recovery.
     pub recovery: String,
 }
 
-/// What a gateway leaves behind.
+/// The result of a gateway that has exited.
 #[derive(Debug)]
 pub struct Gone {
     /// Its exit code; `None` after SIGKILL.
     pub code: Option<i32>,
-    /// What it printed after it had begun to listen.
+    /// The output after the address.
     pub report: String,
 }
 
@@ -47,33 +47,33 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// It does not start, or ends before it listens.
+    /// The process does not start, or exits before it listens.
     pub async fn start(program: &Path, settings: &Settings) -> Result<Self, Error> {
         Self::spawn(program, settings)?.listening().await
     }
 
-    /// As [`start`](Self::start), without waiting.
+    /// As [`start`](Self::start), but does not wait until it listens.
     ///
     /// # Errors
     ///
-    /// It does not start.
+    /// The process does not start.
     pub fn spawn(program: &Path, settings: &Settings) -> io::Result<Starting> {
         let mut command = Command::new(program);
         command.arg("serve").args(settings.to_args()).stdout(Stdio::piped()).kill_on_drop(true);
         Ok(Starting(command.spawn()?))
     }
 
-    /// A client of it.
+    /// A client of the gateway.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     ///
     /// # Errors
     ///
-    /// It cannot be sent.
+    /// The signal cannot be sent.
     pub async fn kill(mut self) -> io::Result<()> {
         self.child.kill().await
     }
@@ -82,29 +82,29 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// It cannot be sent.
+    /// The signal cannot be sent.
     pub async fn signal(&self, name: &str) -> Result<(), Error> {
-        let pid = self.child.id().ok_or("it is gone")?;
-        // The `kill` of the shell, which is there even where the program is not installed.
+        let pid = self.child.id().ok_or("the process has exited")?;
+        // The `kill` built into the shell works where the program `kill` is not installed.
         let kill = Command::new("sh").arg("-c").arg(format!("kill -s {name} {pid}")).status().await?;
         if kill.success() { Ok(()) } else { Err(format!("kill -s {name} {pid}: {kill}").into()) }
     }
 
-    /// SIGTERM, and waits until it is gone.
+    /// Sends SIGTERM, and waits until the process exits.
     ///
     /// # Errors
     ///
-    /// It is not gone in time.
+    /// The process does not exit in time.
     pub async fn terminate(self) -> Result<Gone, Error> {
         self.signal("TERM").await?;
         self.gone().await
     }
 
-    /// Waits until it is gone.
+    /// Waits until the process exits.
     ///
     /// # Errors
     ///
-    /// It is not gone in time.
+    /// The process does not exit in time.
     pub async fn gone(mut self) -> Result<Gone, Error> {
         let mut report = String::new();
         let all = async {
@@ -125,40 +125,41 @@ impl Starting {
     ///
     /// # Errors
     ///
-    /// It ends before that.
+    /// The process exits first.
     pub async fn listening(mut self) -> Result<Server, Error> {
-        let mut stdout = BufReader::new(self.0.stdout.take().ok_or("stdout is piped")?);
+        let mut stdout = BufReader::new(self.0.stdout.take().ok_or("stdout is not piped")?);
         let (mut recovery, mut listening) = (String::new(), String::new());
         let lines = async {
             stdout.read_line(&mut recovery).await?;
             stdout.read_line(&mut listening).await
         };
         timeout(PATIENCE, lines).await??;
-        let address = listening.trim().strip_prefix("listening on http://").ok_or("it did not come to listen")?;
+        let address =
+            listening.trim().strip_prefix("listening on http://").ok_or("the process did not print its address")?;
         let address = address.parse()?;
         Ok(Server { child: self.0, stdout, address, recovery: recovery.trim().to_owned() })
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     ///
     /// # Errors
     ///
-    /// It cannot be sent.
+    /// The signal cannot be sent.
     pub async fn kill(mut self) -> io::Result<()> {
         self.0.kill().await
     }
 }
 
-/// A directory of its own, removed on drop.
+/// A temporary directory, removed on drop.
 #[derive(Debug)]
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// A new, empty one.
+    /// Creates a new, empty directory.
     ///
     /// # Errors
     ///
-    /// It cannot be made.
+    /// The directory cannot be created.
     pub fn new() -> io::Result<Self> {
         let name = format!("tower-session-end-{:016x}", RandomState::new().hash_one(std::process::id()));
         let path = env::temp_dir().join(name);
@@ -166,13 +167,13 @@ impl TempDir {
         Ok(Self(path))
     }
 
-    /// Where it is.
+    /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// A file in it.
+    /// The path of a file in the directory.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)

@@ -1,4 +1,4 @@
-//! The agent: it repeats what it hears, and knows how often it was spoken to.
+//! The agent: it echoes messages, and counts them per conversation.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 use tower_session_end::SessionId;
 
-/// What is kept for a session while it is active.
+/// The state of an active session.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Conversation {
@@ -18,8 +18,8 @@ pub(crate) struct Conversation {
     pub(crate) message_count: u64,
 }
 
-/// Every conversation that goes on. All methods but the thinking are one step: of two requests that end the same
-/// session, one finds it.
+/// The active conversations. A conversation is removed under the lock, so of two requests that end the same session,
+/// one finds it.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
     conversations: Arc<Mutex<HashMap<SessionId, Conversation>>>,
@@ -35,12 +35,12 @@ impl Agent {
         self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a conversation with no messages, under an id that nobody can guess: who knows it may chat in it.
+    /// Begins an empty conversation under a random id. The id is a credential: a client that has it can chat in it.
     pub(crate) fn open(&self, key: String) -> Conversation {
         self.adopt(Conversation { session_id: new_id(), session_key: key, message_count: 0 })
     }
 
-    /// Goes on with a conversation under a new id; the messages stay. `None` if there is no such session.
+    /// Continues a conversation under a new id and keeps its messages. `None` if there is no such session.
     pub(crate) fn compact(&self, old: &SessionId) -> Option<Conversation> {
         let before = self.close(old)?;
         Some(self.adopt(Conversation { session_id: new_id(), ..before }))
@@ -52,17 +52,17 @@ impl Agent {
         Some(self.open(before.session_key))
     }
 
-    /// Ends a conversation, if it goes on.
+    /// Ends a conversation, if it is active.
     pub(crate) fn close(&self, id: &SessionId) -> Option<Conversation> {
         self.conversations().remove(id)
     }
 
-    /// As [`close`](Self::close), for those who do not mind that it is gone.
+    /// As [`close`](Self::close), for a conversation that may have ended already.
     pub(crate) fn forget(&self, id: &SessionId) {
         self.conversations().remove(id);
     }
 
-    /// Thinks about a message and answers. `None` if there is no such session.
+    /// Waits for the thinking time, and answers a message. `None` if there is no such session.
     pub(crate) async fn chat(&self, id: &SessionId, message: &str) -> Option<(String, u64)> {
         let count = {
             let mut conversations = self.conversations();

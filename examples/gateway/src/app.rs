@@ -1,4 +1,4 @@
-//! The routes. Each handler says what became of the session; the layer does the rest.
+//! The routes. Each handler reports the change of its session; the layer does the rest.
 
 use axum::{
     Json, Router,
@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionUpdate};
 
 use crate::agent::{Agent, Conversation};
 
@@ -27,7 +27,7 @@ pub(crate) fn router(agent: Agent, sessions: &ActiveSessions) -> Router {
 /// One header that a response carries beside its body.
 type Header = [(&'static str, String); 1];
 
-/// What is said of a session that is not known, or no longer.
+/// The answer for a session that is unknown or has ended.
 const NO_SUCH_SESSION: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such session\n");
 
 type Rejection = (StatusCode, &'static str);
@@ -52,12 +52,12 @@ fn main_key() -> String {
 async fn open(
     State(agent): State<Agent>,
     body: Option<Json<Open>>,
-) -> (StatusCode, SessionSignal, Header, Json<Value>) {
+) -> (StatusCode, SessionUpdate, Header, Json<Value>) {
     let Json(Open { key }) = body.unwrap_or_default();
     let conversation = agent.open(key);
     (
         StatusCode::CREATED,
-        SessionSignal::started(session(&conversation)),
+        SessionUpdate::started(session(&conversation)),
         id_header(&conversation),
         body_of(&conversation),
     )
@@ -68,22 +68,22 @@ async fn chat(State(agent): State<Agent>, id: SessionId, message: String) -> Res
     Ok(([("x-session-id", id.to_string())], Json(json!({ "reply": reply, "messageCount": count }))))
 }
 
-/// A signal is a list: a reset is an end and a start.
-async fn reset(State(agent): State<Agent>, old: SessionId) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+/// A reset is an end and a start in one [`SessionUpdate`].
+async fn reset(State(agent): State<Agent>, old: SessionId) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let next = agent.reset(&old).ok_or(NO_SUCH_SESSION)?;
-    let signal = SessionSignal::ended(old, EndReason::Reset).and(SessionSignal::started(session(&next)));
-    Ok((signal, id_header(&next), body_of(&next)))
+    let update = SessionUpdate::ended(old, EndReason::Reset).and(SessionUpdate::started(session(&next)));
+    Ok((update, id_header(&next), body_of(&next)))
 }
 
 async fn compact(
     State(agent): State<Agent>,
     old: SessionId,
-) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let next = agent.compact(&old).ok_or(NO_SUCH_SESSION)?;
-    Ok((SessionSignal::compacted(old, session(&next)), id_header(&next), body_of(&next)))
+    Ok((SessionUpdate::compacted(old, session(&next)), id_header(&next), body_of(&next)))
 }
 
-/// The other way to say it: the layer reads headers too, and needs nothing else from a host.
+/// Reports the end with a header instead of a [`SessionUpdate`]. The layer reads both.
 async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode, Header), Rejection> {
     agent.close(&id).ok_or(NO_SUCH_SESSION)?;
     Ok((StatusCode::NO_CONTENT, [("x-session-end", EndReason::Deleted.to_string())]))
@@ -93,12 +93,12 @@ async fn list(State(agent): State<Agent>) -> Json<Vec<Conversation>> {
     Json(agent.list())
 }
 
-/// For the load balancer: no from the signal on, while the lame duck still serves what comes.
+/// For the load balancer: 503 from the signal on, while requests are still served in the lame-duck phase.
 async fn ready(sessions: ActiveSessions) -> (StatusCode, &'static str) {
-    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n") }
+    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n") }
 }
 
-/// The session as the hooks will see it.
+/// The session that the hooks receive.
 fn session(conversation: &Conversation) -> Session {
     Session::new(conversation.session_id.clone()).with_key(&conversation.session_key)
 }

@@ -8,15 +8,15 @@ use std::{
 
 use tower_session_end::BoxError;
 
-/// | variable | default | |
+/// | variable | default | meaning |
 /// |---|---|---|
-/// | `GATEWAY_LISTEN` | `127.0.0.1:3000` | port 0 takes any that is free |
+/// | `GATEWAY_LISTEN` | `127.0.0.1:3000` | port 0 takes any free port |
 /// | `GATEWAY_DB` | `sessions.db` | the SQLite file |
-/// | `GATEWAY_LAME_DUCK_MS` | 0 | how long `/readyz` says no before the drain |
-/// | `GATEWAY_DRAIN_TIMEOUT_MS` | 2000 | for the sessions |
-/// | `GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS` | 10000 | for the connections, after them |
-/// | `GATEWAY_HOOK_DELAY_MS` | 0 | a slow database, to see what a drain does about it |
-/// | `GATEWAY_THINK_MS` | 0 | how long the agent thinks about a message |
+/// | `GATEWAY_LAME_DUCK_MS` | 0 | how long `/readyz` answers 503 before the drain |
+/// | `GATEWAY_DRAIN_TIMEOUT_MS` | 2000 | the budget for the ends of sessions |
+/// | `GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS` | 10000 | the budget for connections, after the sessions |
+/// | `GATEWAY_HOOK_DELAY_MS` | 0 | slows down each database transaction, to show a long drain |
+/// | `GATEWAY_THINK_MS` | 0 | the time that the agent takes for an answer |
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) listen: String,

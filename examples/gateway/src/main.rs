@@ -4,10 +4,10 @@
 //! cargo run -p gateway
 //!
 //! curl -i -X POST localhost:3000/sessions -H 'content-type: application/json' -d '{"key": "telegram:42"}'
-//! id=...                                                        # the x-session-id of the answer
+//! id=...                                                        # the x-session-id of the response
 //! curl -X POST localhost:3000/chat -H "x-session-id: $id" -d 'hello'
 //! curl -i -X POST localhost:3000/compact -H "x-session-id: $id"
-//! id=...                                                        # the old one is 404 now; or `/reset`, likewise
+//! id=...                                                        # the old id is 404 now; `/reset` works the same way
 //! curl localhost:3000/sessions
 //! curl -i -X DELETE localhost:3000/session -H "x-session-id: $id"
 //! curl -i localhost:3000/readyz                                 # 503 from the signal on
@@ -15,11 +15,11 @@
 //! sqlite3 sessions.db 'SELECT session_key, status, reason, end_count FROM sessions'
 //! ```
 //!
-//! Ctrl-C and SIGTERM stop it with reason `shutdown`, SIGUSR1 with `restart`; a second signal ends all waiting at once.
-//! Afterwards no row is `active`, and each has one end. The settings are environment variables: see [`Config`].
+//! Ctrl-C and SIGTERM shut it down with reason `shutdown`, SIGUSR1 with `restart`. A second signal ends the waiting at
+//! once. Afterwards no row is `active`, and each has one end. The settings are environment variables: see [`Config`].
 //!
-//! It exits with 0 if every session had its end, and with 1 if not, or if the server failed. Connections that had to be
-//! cut do not count: that is what their budget is for.
+//! It exits with 0 if every session had its end, and with 1 if not, or if the server failed. Connections that were
+//! closed at their deadline do not change the exit code.
 
 mod agent;
 mod app;
@@ -39,19 +39,19 @@ async fn run(config: Config) -> Result<ShutdownReport, BoxError> {
 
     let (starts, ends, memory) = (store.clone(), store, agent.clone());
     let sessions = ActiveSessions::builder()
-        .lame_duck(config.lame_duck)
+        .lame_duck_timeout(config.lame_duck)
         .drain_timeout(config.drain_timeout)
         .connection_drain_timeout(config.connection_drain_timeout)
         .on_session_start(move |start| starts.clone().insert(start))
-        // A stop ends all sessions at the same moment: one transaction for many rows.
+        // A shutdown ends all sessions at once: a batch writes many rows in one transaction.
         .on_session_end_batch(256, move |batch: Vec<SessionEnd>| {
-            // Whatever ended them: what is kept for a session goes with it.
+            // Drops the state of each ended session.
             batch.iter().for_each(|end| memory.forget(&end.session.id));
             ends.clone().complete(batch)
         })
         .build()?;
 
-    // Before anybody can learn the address, so that no signal is missed.
+    // Registered before the address is printed, so that no signal is missed.
     let signals = signal::terminate();
     #[cfg(unix)]
     let signals = signals.on(signal::SignalKind::user_defined1(), EndReason::Restart);
@@ -70,8 +70,8 @@ fn main() -> ExitCode {
     let outcome = Config::from_env().and_then(|config| {
         let runtime = Runtime::new()?;
         let outcome = runtime.block_on(run(config));
-        // A hook that is stuck in SQLite cannot be stopped, and dropping the runtime would wait for it: the stop would
-        // take as long as it likes. `#[tokio::main]` drops the runtime.
+        // A hook that blocks in SQLite cannot be cancelled. Dropping the runtime, as `#[tokio::main]` does, would wait
+        // for it without a limit.
         runtime.shutdown_background();
         outcome
     });

@@ -10,11 +10,11 @@ use std::{
 use rusqlite::{Connection, Transaction, named_params};
 use tower_session_end::{BoxError, SessionEnd, SessionStart};
 
-/// `event_id` is the key, not the session's id: an id may come again, and each time it is owed an end of its own.
-/// `end_count` counts instead of remembering that there was one, so that a second end would show.
+/// `generation` is the key, not the session's id: an id may be reused, and each generation gets an end of its own.
+/// `end_count` is a count and not a flag, so that a second end would show.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS sessions (
-        event_id        TEXT PRIMARY KEY,
+        generation        TEXT PRIMARY KEY,
         session_id      TEXT NOT NULL,
         session_key     TEXT,
         resumed_from    TEXT,
@@ -30,18 +30,18 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS sessions_by_status ON sessions (status);
 ";
 
-/// An upsert: if the start could not be written, the end still is.
+/// An upsert, so that the end is written even if the start was not.
 const COMPLETE: &str = "
-    INSERT INTO sessions (event_id, session_id, session_key, status, started_at, ended_at, reason, next_session_id,
+    INSERT INTO sessions (generation, session_id, session_key, status, started_at, ended_at, reason, next_session_id,
                           message_count, end_count)
-    VALUES (:event_id, :session_id, :session_key, 'completed', :started_at, :ended_at, :reason, :next_session_id,
+    VALUES (:generation, :session_id, :session_key, 'completed', :started_at, :ended_at, :reason, :next_session_id,
             :message_count, 1)
-    ON CONFLICT (event_id) DO UPDATE SET
+    ON CONFLICT (generation) DO UPDATE SET
         status = 'completed', ended_at = :ended_at, reason = :reason, next_session_id = :next_session_id,
         message_count = :message_count, end_count = end_count + 1
 ";
 
-/// Cheap to clone; all clones share one connection, and take turns.
+/// Cheap to clone. All clones share one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     connection: Arc<Mutex<Connection>>,
@@ -51,8 +51,8 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn open(path: &Path) -> Result<Self, BoxError> {
         let connection = Connection::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        // Others may read while we write. A commit waits for no disk: a crash of the process loses nothing by that, a
-        // power cut the last moments.
+        // With WAL, other connections can read during a write. With `normal`, a commit does not wait for the disk: a
+        // crash of the process loses nothing, a power cut loses the last commits.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.busy_timeout(Duration::from_secs(1))?;
@@ -60,22 +60,22 @@ impl Store {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), delay: Duration::ZERO })
     }
 
-    /// Makes each transaction that ends sessions take so much longer.
+    /// Delays each transaction that ends sessions.
     pub(crate) fn slowed_by(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// A session began.
+    /// Writes the start of a session.
     pub(crate) async fn insert(self, start: SessionStart) -> Result<(), BoxError> {
         self.transaction(move |transaction| {
             let mut insert = transaction.prepare_cached(
-                "INSERT INTO sessions (event_id, session_id, session_key, resumed_from, status, started_at, start_count)
-                 VALUES (:event_id, :session_id, :session_key, :resumed_from, 'active', :started_at, 1)
-                 ON CONFLICT (event_id) DO UPDATE SET start_count = start_count + 1",
+                "INSERT INTO sessions (generation, session_id, session_key, resumed_from, status, started_at, start_count)
+                 VALUES (:generation, :session_id, :session_key, :resumed_from, 'active', :started_at, 1)
+                 ON CONFLICT (generation) DO UPDATE SET start_count = start_count + 1",
             )?;
             insert.execute(named_params! {
-                ":event_id": start.event_id.to_string(),
+                ":generation": start.generation.to_string(),
                 ":session_id": start.session.id.as_str(),
                 ":session_key": start.session.key,
                 ":resumed_from": start.resumed_from.as_ref().map(|id| id.as_str()),
@@ -86,7 +86,7 @@ impl Store {
         .await
     }
 
-    /// Sessions are over: all of them in one transaction.
+    /// Writes the ends of sessions, in one transaction.
     pub(crate) async fn complete(self, ends: Vec<SessionEnd>) -> Result<(), BoxError> {
         let delay = self.delay;
         self.transaction(move |transaction| {
@@ -94,7 +94,7 @@ impl Store {
             let mut complete = transaction.prepare_cached(COMPLETE)?;
             for end in ends {
                 complete.execute(named_params! {
-                    ":event_id": end.event_id.to_string(),
+                    ":generation": end.generation.to_string(),
                     ":session_id": end.session.id.as_str(),
                     ":session_key": end.session.key,
                     ":started_at": unix_millis(end.started_at),
@@ -109,7 +109,7 @@ impl Store {
         .await
     }
 
-    /// SQLite blocks its thread, so it gets one on which nobody else waits.
+    /// SQLite blocks its thread, so it runs in `spawn_blocking`.
     async fn transaction<F>(self, work: F) -> Result<(), BoxError>
     where
         F: FnOnce(&Transaction<'_>) -> rusqlite::Result<()> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The agent: it repeats what it hears, and knows how often it was spoken to.
+//! The agent: it echoes messages, and counts them per session.
 
 use std::{
     collections::HashMap,
@@ -15,29 +15,29 @@ use tonic::{
     Request, Response, Status, async_trait,
     metadata::{Ascii, MetadataValue},
 };
-use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionSignal};
+use tower_session_end::{ActiveSessions, EndReason, Session, SessionId, SessionUpdate};
 
 use crate::{Agent, ChatReply, ChatRequest, Empty, OpenRequest, Tick};
 
-/// The metadata that carry a session's id, in calls and in answers.
+/// The metadata key of the session's id, in calls and in responses.
 pub const SESSION_ID: &str = "x-session-id";
-/// The metadata with which an answer ends the session of its call.
+/// The metadata key with which a response ends the session of its call.
 pub const SESSION_END: &str = "x-session-end";
-/// The metadata with which an answer names the session that its own is the successor of.
+/// The metadata key with which a response names the predecessor of its session.
 pub const SESSION_COMPACTED_FROM: &str = "x-session-compacted-from";
 
-/// The host of this example. All clones are the same one.
+/// The host of this example. All clones share one state.
 #[derive(Clone, Debug)]
 pub struct SmallAgent {
-    /// How often each was spoken to.
+    /// The number of messages per session.
     conversations: Arc<Mutex<HashMap<SessionId, u64>>>,
     next: Arc<AtomicU64>,
-    /// For its streams, which want to know when to say goodbye.
+    /// The streams await `closing` on it.
     sessions: ActiveSessions,
 }
 
 impl SmallAgent {
-    /// One that knows no session.
+    /// A host without sessions.
     #[must_use]
     pub fn new(sessions: &ActiveSessions) -> Self {
         Self { conversations: Arc::default(), next: Arc::default(), sessions: sessions.clone() }
@@ -47,7 +47,7 @@ impl SmallAgent {
         self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Legible here; ids that a client cannot guess in a gateway of yours.
+    /// Readable ids for this example. In production, use ids that a client cannot guess.
     fn new_id(&self, key: &str) -> Result<SessionId, Status> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         SessionId::new(format!("{key}-{number}")).map_err(|error| Status::invalid_argument(error.to_string()))
@@ -56,14 +56,14 @@ impl SmallAgent {
 
 #[async_trait]
 impl Agent for SmallAgent {
-    /// A handler can tell the layer more than metadata do: what is in a response's extensions is never sent.
+    /// A [`SessionUpdate`] in the extensions of a response can carry more than metadata, and is never sent.
     async fn open(&self, request: Request<OpenRequest>) -> Result<Response<Empty>, Status> {
         let key = request.into_inner().key;
         let id = self.new_id(&key)?;
         self.conversations().insert(id.clone(), 0);
         let mut response = Response::new(Empty {});
         response.metadata_mut().insert(SESSION_ID, metadata(&id)?);
-        response.extensions_mut().insert(SessionSignal::started(Session::new(id).with_key(key)));
+        response.extensions_mut().insert(SessionUpdate::started(Session::new(id).with_key(key)));
         Ok(response)
     }
 
@@ -76,7 +76,7 @@ impl Agent for SmallAgent {
         Ok(Response::new(ChatReply { reply, message_count: *count }))
     }
 
-    /// Metadata are all that the layer needs.
+    /// Metadata are enough for the layer.
     async fn compact(&self, request: Request<Empty>) -> Result<Response<Empty>, Status> {
         let old = session_of(&request)?;
         let new = self.new_id("compacted")?;
@@ -100,8 +100,8 @@ impl Agent for SmallAgent {
 
     type WatchStream = ReceiverStream<Result<Tick, Status>>;
 
-    /// A stream that would go on for ever. It ends itself when the stop begins: a call that is cut off tells its client
-    /// less than a status does.
+    /// An endless stream. It ends itself when the shutdown begins, because a status tells the client more than a closed
+    /// connection.
     async fn watch(&self, request: Request<Empty>) -> Result<Response<Self::WatchStream>, Status> {
         let id = session_of(&request)?;
         if !self.conversations().contains_key(&id) {
@@ -113,7 +113,7 @@ impl Agent for SmallAgent {
             let alive = async {
                 for number in 1.. {
                     if ticks.send(Ok(Tick { number })).await.is_err() {
-                        return; // the client has left
+                        return; // the client has disconnected
                     }
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -121,7 +121,7 @@ impl Agent for SmallAgent {
             tokio::select! {
                 () = alive => {}
                 () = closing => {
-                    let _ = ticks.send(Err(Status::unavailable("the agent is stopping"))).await;
+                    let _ = ticks.send(Err(Status::unavailable("the agent is shutting down"))).await;
                 }
             }
         });
@@ -131,7 +131,7 @@ impl Agent for SmallAgent {
     }
 }
 
-/// The session that a call belongs to.
+/// The session of a call.
 fn session_of<T>(request: &Request<T>) -> Result<SessionId, Status> {
     let id = request.metadata().get(SESSION_ID).ok_or_else(|| Status::invalid_argument("no x-session-id"))?;
     let id = id.to_str().map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -139,7 +139,7 @@ fn session_of<T>(request: &Request<T>) -> Result<SessionId, Status> {
 }
 
 fn metadata(id: &SessionId) -> Result<MetadataValue<Ascii>, Status> {
-    id.as_str().parse().map_err(|_| Status::internal("an id that is no metadata"))
+    id.as_str().parse().map_err(|_| Status::internal("the id is not valid in metadata"))
 }
 
 fn no_such_session() -> Status {

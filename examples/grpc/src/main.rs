@@ -1,12 +1,11 @@
-//! gRPC: tonic's server with our layer around its services, tonic's client, and a real SIGTERM.
+//! gRPC: tonic's server with the layer around its services, tonic's client, and a real SIGTERM.
 //!
 //! ```text
 //! cargo run -p grpc
 //! ```
 //!
-//! Three sessions are opened. One is compacted into a successor, one is closed, and one is being watched, by a stream
-//! that would go on for ever, when the process is told to stop. The program counts, and fails if any session did not
-//! have exactly one `session_end`.
+//! Three sessions start. One is compacted into a successor and one is closed. One is watched by an endless stream when
+//! the process receives SIGTERM. The program counts, and fails if a session did not have exactly one `session_end`.
 
 use std::{
     io,
@@ -40,8 +39,8 @@ async fn run() -> Result<(), BoxError> {
         })
         .build()?;
 
-    // One line for the layer, one for the signal. A listener of its own, so that the port is known; without that
-    // `serve_with_shutdown(address, signal)` is as good.
+    // One line for the layer, one for the signal. The example needs the port, so it makes the listener itself;
+    // otherwise use `serve_with_shutdown(address, signal)`.
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let server = Server::builder()
@@ -55,13 +54,13 @@ async fn run() -> Result<(), BoxError> {
     println!("{report}");
     check_ends(ends)?;
     if !report.is_clean() {
-        return Err("the stop was not clean".into());
+        return Err("the shutdown was not clean".into());
     }
     println!("4 sessions, and each of them had exactly one session_end");
     Ok(())
 }
 
-/// What the clients do, and the operator.
+/// The requests of the clients, and the SIGTERM of the operator.
 async fn visit(mut agent: AgentClient<Channel>) -> Result<(), BoxError> {
     let telegram = id_of(&agent.open(OpenRequest { key: "telegram".into() }).await?)?;
     let discord = id_of(&agent.open(OpenRequest { key: "discord".into() }).await?)?;
@@ -71,16 +70,16 @@ async fn visit(mut agent: AgentClient<Channel>) -> Result<(), BoxError> {
     println!("telegram       {}", reply.reply);
     agent.compact(call(&slack, Empty {})).await?;
     agent.close(call(&discord, Empty {})).await?;
-    // A gRPC error is an HTTP 200, and opens no session.
+    // A gRPC error is an HTTP 200, and starts no session.
     let gone = agent.chat(call(&discord, ChatRequest { message: "still there?".into() })).await;
     expect(Code::NotFound, gone.map(drop))?;
 
     let mut ticks = agent.watch(call(&telegram, Empty {})).await?.into_inner();
     for _ in 0..2 {
-        let tick = ticks.message().await?.ok_or("the stream has ended")?;
+        let tick = ticks.message().await?.ok_or("the stream ended")?;
         println!("telegram       tick {}", tick.number);
     }
-    println!("telling myself to stop, with SIGTERM");
+    println!("sending SIGTERM to this process");
     raise_sigterm()?;
     let last = loop {
         match ticks.message().await {
@@ -99,9 +98,9 @@ fn call<T>(id: &MetadataValue<Ascii>, message: T) -> Request<T> {
     request
 }
 
-/// The session that an answer names.
+/// The session id of a response.
 fn id_of<T>(response: &Response<T>) -> Result<MetadataValue<Ascii>, BoxError> {
-    Ok(response.metadata().get(SESSION_ID).ok_or("an answer without a session")?.clone())
+    Ok(response.metadata().get(SESSION_ID).ok_or("the response has no session id")?.clone())
 }
 
 fn expect(code: Code, outcome: Result<(), Status>) -> Result<(), BoxError> {
@@ -114,7 +113,7 @@ fn expect(code: Code, outcome: Result<(), Status>) -> Result<(), BoxError> {
     }
 }
 
-/// The promise of the crate: one end for each session.
+/// Checks the guarantee of the crate: exactly one end for each session.
 fn check_ends(mut ends: mpsc::UnboundedReceiver<SessionEnd>) -> Result<(), BoxError> {
     let mut seen = Vec::new();
     while let Ok(end) = ends.try_recv() {
@@ -125,7 +124,7 @@ fn check_ends(mut ends: mpsc::UnboundedReceiver<SessionEnd>) -> Result<(), BoxEr
     if seen == expected { Ok(()) } else { Err(format!("expected {expected:?}, got {seen:?}").into()) }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -133,12 +132,12 @@ fn raise_sigterm() -> io::Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
 
     let outcome = match timeout(Duration::from_secs(30), run()).await {
         Ok(outcome) => outcome,
-        Err(_) => Err("did not stop within 30 s".into()),
+        Err(_) => Err("did not shut down within 30 s".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! What gRPC calls say about sessions, through tonic's server and tonic's client.
+//! Sessions in gRPC calls, through tonic's server and tonic's client.
 
 mod support;
 
@@ -17,14 +17,18 @@ fn chat(message: &str) -> ChatRequest {
 }
 
 #[tokio::test]
-async fn a_unary_call_opens_a_session_and_calls_that_carry_it_are_counted() {
+async fn a_unary_call_starts_a_session_and_its_calls_are_counted() {
     let (recorder, sessions) = Recorder::sessions();
     let server = serve(&sessions, SmallAgent::new(&sessions)).await;
     let mut client = server.client().await;
 
     let opened = client.open(open("telegram")).await.unwrap();
     assert_eq!(id_of(&opened), Some("telegram-1"));
-    assert_eq!(sessions.get("telegram-1").unwrap().key.as_deref(), Some("telegram"), "the handler said more");
+    assert_eq!(
+        sessions.get("telegram-1").unwrap().key.as_deref(),
+        Some("telegram"),
+        "the details come from the handler"
+    );
     for (message, count) in [("hello", 1), ("again", 2)] {
         let reply = client.chat(call("telegram-1", chat(message))).await.unwrap().into_inner();
         assert_eq!((reply.reply, reply.message_count), (format!("you said: {message}"), count));
@@ -65,18 +69,22 @@ async fn g02_a_compaction_in_metadata_ends_the_old_session_and_starts_its_succes
     assert_eq!(id_of(&compacted), Some("compacted-2"));
     assert!(!sessions.contains("slack-1") && sessions.contains("compacted-2"));
     let reply = client.chat(call("compacted-2", chat("again"))).await.unwrap().into_inner();
-    assert_eq!(reply.message_count, 2, "the conversation goes on");
+    assert_eq!(reply.message_count, 2, "the conversation continues");
 
     assert!(server.shut_down().await.is_clean());
     assert_eq!(recorder.ended(), ["compacted-2 shutdown", "slack-1 compaction"]);
     let (end, start) = (&recorder.ends()[0], &recorder.starts()[1]);
     assert_eq!(end.next.as_ref().unwrap().id, "compacted-2");
     assert_eq!(start.resumed_from.as_ref().unwrap(), "slack-1");
-    assert_eq!(start.session.key.as_deref(), Some("slack"), "the successor has the details of the old one");
+    assert_eq!(
+        start.session.key.as_deref(),
+        Some("slack"),
+        "the successor must inherit the details of the old session"
+    );
 }
 
 #[tokio::test]
-async fn an_error_opens_no_session_although_it_is_an_http_200_that_names_one() {
+async fn an_error_starts_no_session() {
     let (recorder, sessions) = Recorder::sessions();
     let server = serve(&sessions, OddAgent::new().0).await;
     let mut client = server.client().await;
@@ -93,7 +101,7 @@ async fn an_error_opens_no_session_although_it_is_an_http_200_that_names_one() {
 }
 
 #[tokio::test]
-async fn an_error_leaves_its_session_alone_unless_it_says_that_this_is_over() {
+async fn an_error_ends_its_session_only_with_the_end_header() {
     let (recorder, sessions) = Recorder::sessions();
     let server = serve(&sessions, OddAgent::new().0).await;
     let mut client = server.client().await;
@@ -109,15 +117,15 @@ async fn an_error_leaves_its_session_alone_unless_it_says_that_this_is_over() {
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_after_its_head_has_opened_what_the_head_said() {
+async fn a_stream_that_fails_after_its_head_has_started_its_session() {
     let (recorder, sessions) = Recorder::sessions();
     let server = serve(&sessions, OddAgent::new().0).await;
     let mut client = server.client().await;
 
-    // The id is the client's own, and the host confirms it.
+    // The client chooses the id, and the host confirms it.
     let response = client.watch(Mode::Tears.of(call("a", Empty {}))).await.unwrap();
     assert_eq!(id_of(&response), Some("a"));
-    assert!(sessions.contains("a"), "noted with the head, while the stream is open");
+    assert!(sessions.contains("a"), "the session must be noted while the stream is open");
     let ticks: Vec<_> = response.into_inner().collect().await;
 
     let [Ok(_), Ok(_), Err(torn)] = &ticks[..] else { panic!("{ticks:?}") };
@@ -125,17 +133,17 @@ async fn a_stream_that_fails_after_its_head_has_opened_what_the_head_said() {
         (torn.code(), torn.metadata().get("x-more").unwrap().to_str().unwrap()),
         (Code::Aborted, "in the trailers")
     );
-    // Its trailing metadata say `x-session-end`: they are no head.
+    // `x-session-end` in its trailing metadata does not count.
     assert!(sessions.contains("a"));
     assert!(server.shut_down().await.is_clean());
     assert_eq!(recorder.ended(), ["a shutdown"]);
 }
 
 #[tokio::test]
-async fn g08_a_call_that_is_refused_in_the_stop_is_unavailable_to_its_client() {
+async fn g08_a_call_that_is_refused_in_a_shutdown_is_unavailable() {
     let recorder = Recorder::default();
     let (end, ended) = tokio::sync::watch::channel(false);
-    // The stop waits for this hook, so that there is a time in which calls are refused.
+    // The shutdown waits for this hook, so that there is time to refuse calls.
     let sessions = recorder
         .builder()
         .refuse_new_sessions(true)

@@ -1,4 +1,4 @@
-//! The layer is not there, for gRPC: heads, bodies and trailers are the same with it and without it, whoever serves.
+//! The layer is transparent for gRPC: heads, bodies and trailers are the same with and without it, on each server.
 
 mod support;
 
@@ -9,10 +9,10 @@ use support::{By, Mode, OddAgent, RawClient, Recorded, Recorder, message, serve_
 use tonic::service::Routes;
 use tower_session_end::ActiveSessions;
 
-/// The method, the metadata, and the message.
+/// The method, the metadata and the message.
 type Call<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a Bytes);
 
-/// One call after the other on one connection.
+/// Makes all calls, one after the other, on one connection.
 async fn record(client: &mut RawClient) -> Vec<(String, Recorded)> {
     let open = message(&OpenRequest { key: "a".into() });
     let chat = message(&ChatRequest { message: "ü".repeat(20_000) });
@@ -43,7 +43,7 @@ async fn record(client: &mut RawClient) -> Vec<(String, Recorded)> {
         let answer = client.call(method, &metadata, body.clone()).await;
         recorded.push((format!("{method} {metadata:?}"), answer));
     }
-    // Not gRPC at all.
+    // A request that is not gRPC.
     let request = http::Request::get("http://agent/").body(http_body_util::Full::default()).unwrap();
     recorded.push(("GET /".into(), client.send(request).await));
     recorded
@@ -60,7 +60,7 @@ async fn recordings(by: By) -> [Vec<(String, Recorded)>; 2] {
         let report = server.shut_down().await;
         assert!(report.is_clean(), "{by:?}: {report}");
     }
-    // It was there.
+    // The layer was active.
     assert_eq!(recorder.ended(), ["a compaction", "a-next idle", "b deleted", "c shutdown"], "{by:?}");
     recordings.try_into().unwrap()
 }
@@ -77,7 +77,7 @@ async fn g18_recorded_grpc_exchanges_are_the_same_with_and_without_the_layer() {
 }
 
 #[tokio::test]
-async fn g18_trailers_arrive_behind_the_body_and_errors_stand_in_the_head() {
+async fn g18_trailers_follow_the_body_and_errors_are_in_the_head() {
     for by in By::ALL {
         let [_, with] = recordings(by).await;
         let answers: Vec<_> = with.iter().map(|(_, answer)| answer).collect();
@@ -88,7 +88,7 @@ async fn g18_trailers_arrive_behind_the_body_and_errors_stand_in_the_head() {
         assert_eq!((opened.header("grpc-status"), opened.trailer("grpc-status")), (None, Some(&b"0"[..])));
         assert_eq!(chatted.body, message(&grpc::ChatReply { reply: "ü".repeat(20_000), message_count: 1 }));
 
-        // An error with nothing before it is a head with nothing behind it.
+        // An error without messages is a head without a body.
         assert_eq!((failed.header("grpc-status"), failed.trailers.as_ref()), (Some(&b"15"[..]), None));
         assert_eq!(failed.header("grpc-message"), Some(&b"an%20error:%20%C3%BC%25"[..]));
         assert_eq!(failed.header("grpc-status-details-bin"), Some(&b"AAE"[..]));

@@ -10,16 +10,16 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 
-/// A client that is connected. Its `cancel` sends the DELETE.
+/// A connected client. Its `cancel` sends the DELETE.
 pub type Connected = RunningService<RoleClient, ()>;
 
 /// Connects to a server by [`serve`](crate::serve), with `initialize` or as a client of the 2026-07-28 revision.
 ///
 /// # Errors
 ///
-/// If the server is not there, or says no.
+/// If the server is unreachable, or refuses.
 pub async fn connect(address: SocketAddr, lifecycle: ClientLifecycleMode) -> Result<Connected, ClientInitializeError> {
-    // As rmcp makes its own, but past any proxy: the server is on this machine.
+    // The same client as rmcp's default, but without a proxy: the server is on this machine.
     let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap_or_default();
     let config = StreamableHttpClientTransportConfig::with_uri(format!("http://{address}/mcp"));
     ().serve_with_lifecycle(StreamableHttpClientTransport::with_client(http, config), lifecycle).await
@@ -29,7 +29,7 @@ pub async fn connect(address: SocketAddr, lifecycle: ClientLifecycleMode) -> Res
 ///
 /// # Errors
 ///
-/// If there is no answer.
+/// If the call has no answer.
 pub async fn call(client: &Connected, tool: &'static str, arguments: Value) -> Result<String, ServiceError> {
     let arguments = arguments.as_object().cloned().unwrap_or_default();
     let result = client.call_tool(CallToolRequestParams::new(tool).with_arguments(arguments)).await?;

@@ -1,13 +1,14 @@
-//! An MCP server on rmcp whose sessions have exactly one `session_end` each: what `main` runs, and the tests too.
+//! An MCP server on rmcp whose sessions have exactly one `session_end` each, for `main.rs` and the tests.
 //!
-//! * [`Tools`]: the host. It knows nothing of `tower-session-end`.
-//! * [`serve`]: the layer around it, nested in an axum router or straight behind hyper, and the order of a stop.
-//! * [`Telling`]: a session manager that tells what no response does: rmcp ends idle sessions by itself.
+//! * [`Tools`]: the host. It has no code for `tower-session-end`.
+//! * [`serve`]: the layer around it, nested in an axum router or directly behind hyper, and the order of a shutdown.
+//! * [`NotifyingManager`]: a session manager that reports the sessions that rmcp ends without a response, such as idle
+//!   ones.
 //! * [`connect`]: rmcp's own client.
 
 mod client;
 
-/// What the guide of our crate says about MCP. Its code is tried here: there it would need rmcp.
+/// The code of the guide about MCP is tested here, because it needs rmcp.
 #[cfg(doctest)]
 #[doc = include_str!("../../../src/guide/mcp.md")]
 mod guide {}
@@ -18,7 +19,7 @@ mod tools;
 
 pub use self::{
     client::{Connected, call, connect},
-    manager::Telling,
+    manager::NotifyingManager,
     server::{Mount, Served, serve},
     tools::Tools,
 };

@@ -1,13 +1,13 @@
-//! rmcp's Streamable HTTP server under the layer, driven by rmcp's own client: nested in an axum router, and straight
+//! rmcp's Streamable HTTP server with the layer, driven by rmcp's own client: nested in an axum router, and directly
 //! behind hyper.
 //!
 //! ```text
 //! cargo run -p mcp-gateway
 //! ```
 //!
-//! One client says goodbye, one falls silent until rmcp lets its session go, one speaks the revision that has no
-//! sessions, and one waits for a tool while the process is told to stop. Each session has one `session_end`: the program
-//! counts, and fails if that is not so.
+//! One client sends a DELETE, one stays silent until rmcp expires its session, one uses the protocol revision without
+//! sessions, and one waits for a tool when the process receives SIGTERM. The program counts, and fails if a session
+//! did not have exactly one `session_end`.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use mcp_gateway::{Mount, Telling, Tools, call, connect, serve};
+use mcp_gateway::{Mount, NotifyingManager, Tools, call, connect, serve};
 use rmcp::{
     ClientLifecycleMode,
     model::ProtocolVersion,
@@ -29,7 +29,7 @@ use rmcp::{
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, EventId, McpProtocol, SessionEnd, SessionHook, SessionStart, signal,
+    ActiveSessions, BoxError, EndReason, GenerationId, McpProtocol, SessionEnd, SessionHook, SessionStart, signal,
 };
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -38,51 +38,51 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// rmcp lets a session go when nothing has come for so long. Its own default is five minutes.
+/// rmcp expires a session after this time without a message. Its own default is five minutes.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 async fn run(mount: Mount) -> Result<(), BoxError> {
     println!("\n{mount:?}");
-    let journal = Journal::default();
+    let event_log = EventLog::default();
     let sessions = ActiveSessions::builder()
-        // A part of the drain's two seconds: so long may a call that is under way keep its session.
+        // A part of the drain's two seconds, in which a call in flight keeps its session.
         .settle_timeout(Duration::from_secs(1))
         .connection_drain_timeout(Duration::from_secs(5))
-        .hook(journal.clone())
+        .hook(event_log.clone())
         .build()?;
 
     let mut local = LocalSessionManager::default();
     local.session_config.keep_alive = Some(KEEP_ALIVE);
-    let manager = Arc::new(Telling::new(local, &sessions));
+    let manager = Arc::new(NotifyingManager::new(local, &sessions));
     let (thinking, calls) = watch::channel(0);
     let config = StreamableHttpServerConfig::default();
     let host = StreamableHttpService::new(move || Ok(Tools::new(thinking.clone())), manager, config);
 
     let (address, served) = serve(mount, host, McpProtocol::new(), &sessions, signal::terminate()).await?;
     let served = async { Ok(served.await?) };
-    let (report, ()) = tokio::try_join!(served, visit(address, &sessions, &journal, calls))?;
+    let (report, ()) = tokio::try_join!(served, visit(address, &sessions, &event_log, calls))?;
     println!("{report}");
     if !report.is_clean() {
-        return Err("the stop was not clean".into());
+        return Err("the shutdown was not clean".into());
     }
-    journal.check()
+    event_log.check()
 }
 
-/// What the clients do, and the operator.
+/// The requests of the clients, and the SIGTERM of the operator.
 async fn visit(
     address: SocketAddr,
     sessions: &ActiveSessions,
-    journal: &Journal,
+    event_log: &EventLog,
     mut calls: watch::Receiver<usize>,
 ) -> Result<(), BoxError> {
     let polite = connect(address, ClientLifecycleMode::Initialize).await?;
     call(&polite, "remember", json!({ "text": "milk" })).await?;
     polite.cancel().await?;
-    journal.wait_for(EndReason::Deleted).await?;
+    event_log.wait_for(EndReason::Deleted).await?;
 
     let silent = connect(address, ClientLifecycleMode::Initialize).await?;
-    journal.wait_for(EndReason::Idle).await?;
-    // Its session is over, so that this DELETE is of an id that nobody knows.
+    event_log.wait_for(EndReason::Idle).await?;
+    // Its session has ended, so this DELETE is for an unknown id.
     silent.cancel().await?;
 
     let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
@@ -90,55 +90,55 @@ async fn visit(
     println!("a client of 2026-07-28: {}", call(&modern, "remember", json!({ "text": "bread" })).await?);
     modern.cancel().await?;
     if !sessions.is_empty() {
-        return Err("there is a session, and none should be".into());
+        return Err("a session is active, expected none".into());
     }
 
     let waiting = connect(address, ClientLifecycleMode::Initialize).await?;
     let stop = async {
         calls.wait_for(|calls| *calls == 1).await?;
-        println!("telling myself to stop, with SIGTERM");
+        println!("sending SIGTERM to this process");
         raise_sigterm()?;
         Ok(())
     };
     let answer = async { Ok::<_, BoxError>(call(&waiting, "think", json!({ "millis": 500 })).await?) };
     let (answer, ()) = tokio::try_join!(answer, stop)?;
-    println!("the answer to a call that was under way: {answer}");
+    println!("the answer to a call that was in flight: {answer}");
     waiting.cancel().await?;
     Ok(())
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
 }
 
-/// The consumer of the events: says and counts them.
+/// The consumer of the events: prints and counts them.
 #[derive(Clone, Default)]
-struct Journal {
-    /// How often each generation has started and ended.
-    seen: Arc<Mutex<HashMap<EventId, (u32, u32)>>>,
+struct EventLog {
+    /// The number of starts and ends per generation.
+    seen: Arc<Mutex<HashMap<GenerationId, (u32, u32)>>>,
     reasons: watch::Sender<Vec<EndReason>>,
 }
 
-impl SessionHook for Journal {
+impl SessionHook for EventLog {
     async fn session_start(&self, start: SessionStart) -> Result<(), BoxError> {
         // The ids are credentials.
         println!("session_start  {}", start.session.id.redacted());
-        self.count(start.event_id, |(starts, _)| *starts += 1);
+        self.count(start.generation, |(starts, _)| *starts += 1);
         Ok(())
     }
 
     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
         println!("session_end    {}  {}", end.session.id.redacted(), end.reason);
-        self.count(end.event_id, |(_, ends)| *ends += 1);
+        self.count(end.generation, |(_, ends)| *ends += 1);
         self.reasons.send_modify(|reasons| reasons.push(end.reason));
         Ok(())
     }
 }
 
-impl Journal {
-    fn count(&self, event: EventId, add: impl FnOnce(&mut (u32, u32))) {
+impl EventLog {
+    fn count(&self, event: GenerationId, add: impl FnOnce(&mut (u32, u32))) {
         add(self.seen.lock().unwrap_or_else(PoisonError::into_inner).entry(event).or_default());
     }
 
@@ -161,15 +161,15 @@ impl Journal {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // This crate says what went wrong; in a good run that is nothing. rmcp's client would say that its last DELETE found
-    // nobody.
+    // Shows warnings and errors of this crate; a successful run logs none. rmcp's client would warn that its last
+    // DELETE failed.
     let ours = Targets::new().with_target("tower_session_end", LevelFilter::WARN);
     tracing_subscriber::registry().with(fmt::layer().with_writer(io::stderr)).with(ours).init();
 
     for mount in Mount::ALL {
         let outcome = match timeout(Duration::from_secs(30), run(mount)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err("did not stop within 30 s".into()),
+            Err(_) => Err("did not shut down within 30 s".into()),
         };
         if let Err(error) = outcome {
             eprintln!("mcp-gateway failed: {error}");

@@ -1,4 +1,4 @@
-//! [`Telling`]: a session manager that tells when a session is over.
+//! [`NotifyingManager`]: a session manager that reports the end of each session.
 
 use futures_util::Stream;
 use rmcp::{
@@ -9,20 +9,20 @@ use rmcp::{
 };
 use tower_session_end::{ActiveSessions, EndReason};
 
-/// rmcp's [`LocalSessionManager`], which tells [`ActiveSessions`] what no response does.
+/// rmcp's [`LocalSessionManager`], which also reports to [`ActiveSessions`] the ends that no response shows.
 ///
-/// rmcp lets a session go when nothing has come for `keep_alive`, and when its handler is over. No client hears of it,
-/// and no response does. But whatever ends a session, rmcp calls [`close_session`](SessionManager::close_session) for it,
-/// and that is the place to tell. A DELETE comes through here too, before its response passes the layer: who comes first
-/// ends the session, and the other finds nothing.
+/// rmcp ends a session without a message for `keep_alive`, and when its handler returns. No response shows that. But
+/// rmcp calls [`close_session`](SessionManager::close_session) for every session that ends, so this manager reports
+/// the end there. A DELETE also calls it, before its response passes the layer: the first of the two ends the session,
+/// and the second finds nothing.
 #[derive(Debug)]
-pub struct Telling {
-    /// The manager that does the work.
+pub struct NotifyingManager {
+    /// The wrapped manager.
     pub local: LocalSessionManager,
     sessions: ActiveSessions,
 }
 
-impl Telling {
+impl NotifyingManager {
     /// Wraps `local`.
     #[must_use]
     pub fn new(local: LocalSessionManager, sessions: &ActiveSessions) -> Self {
@@ -33,18 +33,18 @@ impl Telling {
 type Error = <LocalSessionManager as SessionManager>::Error;
 type Transport = <LocalSessionManager as SessionManager>::Transport;
 
-impl SessionManager for Telling {
+impl SessionManager for NotifyingManager {
     type Error = Error;
     type Transport = Transport;
 
     async fn close_session(&self, id: &SessionId) -> Result<(), Error> {
         let handle = self.local.sessions.read().await.get(id).cloned();
         let Some(handle) = handle else {
-            return Ok(()); // closed before, or never there: any client can DELETE any id
+            return Ok(()); // closed before, or unknown: any client can DELETE any id
         };
-        // A DELETE finds its worker at work. One that has gone has gone by itself: nothing came for too long.
+        // On a DELETE the worker still runs. If it has exited, the session was idle for too long.
         let reason = if handle.close().await.is_ok() { EndReason::Deleted } else { EndReason::Idle };
-        // Before rmcp answers 404 to this id, which would be an end for a reason unknown.
+        // Before rmcp answers 404 for this id, which would end the session as `unknown`.
         self.sessions.end(&**id, reason);
         self.local.close_session(id).await
     }
@@ -56,8 +56,8 @@ impl SessionManager for Telling {
     ) -> Result<ServerJsonRpcMessage, Error> {
         let answer = self.local.initialize_session(id, message).await?;
         if !matches!(answer, JsonRpcMessage::Response(_)) {
-            // The handler has refused, in the body of a 200, and rmcp gives out an id all the same. It is over before its
-            // head has left, and that will not revive it.
+            // The handler refused in the body of a 200, but rmcp still sends an id. The session ends before its
+            // response head is sent, and the head does not revive it.
             self.sessions.note(&**id);
             self.sessions.end(&**id, EndReason::Unknown);
         }
@@ -67,13 +67,13 @@ impl SessionManager for Telling {
     async fn restore_session(&self, id: SessionId) -> Result<RestoreOutcome<Transport>, Error> {
         let outcome = self.local.restore_session(id.clone()).await?;
         if matches!(outcome, RestoreOutcome::Restored(_)) {
-            // Back from a store, perhaps a moment after its end: the host's own word counts more than that.
+            // Restored from a store, perhaps just after its end. A note by the host starts it again even then.
             self.sessions.note(&*id);
         }
         Ok(outcome)
     }
 
-    // Nothing to tell from here on.
+    // The remaining methods only forward.
 
     async fn create_session(&self) -> Result<(SessionId, Transport), Error> {
         self.local.create_session().await

@@ -1,4 +1,4 @@
-//! [`serve`]: the layer around rmcp, two servers for it, and the order of a stop.
+//! [`serve`]: the layer around rmcp, two servers for it, and the order of a shutdown.
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, pin::pin, time::Duration};
 
@@ -14,14 +14,14 @@ use rmcp::{
 };
 use tokio::{net::TcpListener, time::sleep};
 use tower::Layer;
-use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::Stop};
+use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::ShutdownRequest};
 
-/// Where rmcp's service is put.
+/// How rmcp's service is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mount {
-    /// In an axum router, by `nest_service`.
+    /// In an axum router, with `nest_service`.
     Nested,
-    /// Nowhere: it is the Tower service that hyper-util's server calls.
+    /// Without a router: hyper-util's server calls it directly.
     Direct,
 }
 
@@ -30,10 +30,10 @@ impl Mount {
     pub const ALL: [Self; 2] = [Self::Nested, Self::Direct];
 }
 
-/// A server that runs, until it has stopped.
+/// A running server; resolves when it has shut down.
 pub type Served = Pin<Box<dyn Future<Output = io::Result<ShutdownReport>> + Send>>;
 
-/// Serves `host` on a free port until `signal`; says where, and gives the future that does it all.
+/// Serves `host` on a free port until `signal`. Returns the address and the future that runs the server.
 ///
 /// # Errors
 ///
@@ -48,13 +48,13 @@ pub async fn serve<H, M, S>(
 where
     H: ServerHandler + Send + 'static,
     M: SessionManager,
-    S: Future<Output: Into<Stop>> + Send + 'static,
+    S: Future<Output: Into<ShutdownRequest>> + Send + 'static,
 {
-    // The order of a stop. The sessions come first: `shutdown_on` is over when every one has had its end, and calls that
-    // were under way have had `settle_timeout`. Then rmcp may let go: its token ends what streams are left, and the
-    // workers behind them. Only then do the connections drain, and there is little for them to wait for.
+    // The order of a shutdown. First the sessions: `shutdown_on` resolves when every session has had its end; calls in
+    // flight have had `settle_timeout`. Then rmcp: its token ends the remaining streams and their workers. Then the
+    // connections drain, with little left to wait for.
     let (drained, token) = (sessions.shutdown_on(signal), host.config.cancellation_token.clone());
-    let stopping = async move {
+    let shutdown = async move {
         drained.await;
         token.cancel();
     };
@@ -65,22 +65,22 @@ where
     let served: Served = match mount {
         Mount::Nested => {
             let app = Router::new().nest_service("/mcp", service);
-            let finish = sessions.finish(axum::serve(listener, app).with_graceful_shutdown(stopping));
+            let finish = sessions.finish(axum::serve(listener, app).with_graceful_shutdown(shutdown));
             Box::pin(async move { finish.await.into_result() })
         }
         Mount::Direct => {
-            let finish = sessions.finish(hyper(listener, service, stopping));
+            let finish = sessions.finish(hyper(listener, service, shutdown));
             Box::pin(async move { finish.await.into_result() })
         }
     };
     Ok((address, served))
 }
 
-/// hyper-util's server: it accepts until `stopping` is over, and then waits for its connections.
+/// hyper-util's server: it accepts until `shutdown` resolves, and then waits for its connections.
 async fn hyper<H, M>(
     listener: TcpListener,
     service: SessionService<StreamableHttpService<H, M>>,
-    stopping: impl Future<Output = ()>,
+    shutdown: impl Future<Output = ()>,
 ) where
     H: ServerHandler + Send + 'static,
     M: SessionManager,
@@ -88,7 +88,7 @@ async fn hyper<H, M>(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     let connections = GracefulShutdown::new();
-    let mut stopping = pin!(stopping);
+    let mut shutdown = pin!(shutdown);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -99,11 +99,11 @@ async fn hyper<H, M>(
                     continue;
                 }
             },
-            () = &mut stopping => break,
+            () = &mut shutdown => break,
         };
         let service = TowerToHyperService::new(service.clone());
         let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        // What a client breaks off is an error here, and none of ours.
+        // A connection that its client closes early is an error here; ignore it.
         tokio::spawn(connections.watch(connection));
     }
     drop(listener);

@@ -9,7 +9,7 @@ use rmcp::{ServerHandler, handler::server::wrapper::Parameters, schemars, tool, 
 use serde::Deserialize;
 use tokio::{sync::watch, time::sleep};
 
-/// What one session can do. rmcp makes one for each of them.
+/// The tools of one session. rmcp makes one value per session.
 #[derive(Clone, Debug)]
 pub struct Tools {
     notes: Arc<Mutex<Vec<String>>>,
@@ -18,7 +18,7 @@ pub struct Tools {
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 struct Remember {
-    /// What to remember.
+    /// The text to remember.
     text: String,
 }
 
@@ -29,7 +29,7 @@ struct Think {
 }
 
 impl Tools {
-    /// Counts in `thinking` how many calls of `think` have come.
+    /// Counts the calls of `think` in `thinking`.
     #[must_use]
     pub fn new(thinking: watch::Sender<usize>) -> Self {
         Self { notes: Arc::default(), thinking }
@@ -45,7 +45,7 @@ impl Tools {
         format!("{} remembered", notes.len())
     }
 
-    #[tool(description = "Takes its time")]
+    #[tool(description = "Answers after a delay")]
     async fn think(&self, Parameters(Think { millis }): Parameters<Think>) -> String {
         self.thinking.send_modify(|calls| *calls += 1);
         sleep(Duration::from_millis(millis)).await;

@@ -1,14 +1,14 @@
-//! Where the plugin is.
+//! The URL of the plugin.
 
 use std::{fmt, str::FromStr};
 
 use axum::http::Uri;
 
-/// The plugin's URL: `http`, a host, and if need be a port and a path before its own.
+/// The plugin's URL: `http`, a host, and optionally a port and a path prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
     authority: String,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     prefix: String,
 }
 
@@ -25,9 +25,9 @@ impl BaseUrl {
     ///
     /// # Errors
     ///
-    /// [`InvalidBaseUrl`] if the path is none.
+    /// [`InvalidBaseUrl`] if `path` is not a valid path.
     pub fn at(&self, path: &str) -> Result<Uri, InvalidBaseUrl> {
-        self.at_path(path).parse().map_err(|_| InvalidBaseUrl("the path is none"))
+        self.at_path(path).parse().map_err(|_| InvalidBaseUrl("the path is not valid"))
     }
 
     fn at_path(&self, path: &str) -> String {
@@ -46,11 +46,11 @@ impl FromStr for BaseUrl {
     type Err = InvalidBaseUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `Uri` drops a fragment in silence.
+        // `Uri` drops a fragment silently.
         if text.contains(['?', '#']) {
             return Err(InvalidBaseUrl("it has a query or a fragment"));
         }
-        let uri: Uri = text.parse().map_err(|_| InvalidBaseUrl("it is no URL"))?;
+        let uri: Uri = text.parse().map_err(|_| InvalidBaseUrl("it is not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => return Err(InvalidBaseUrl("https is not supported, only http")),
@@ -63,13 +63,13 @@ impl FromStr for BaseUrl {
         }
         let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
         if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-            return Err(InvalidBaseUrl("its port is none"));
+            return Err(InvalidBaseUrl("its port is not valid"));
         }
         Ok(Self { authority: authority.to_owned(), prefix: uri.path().trim_end_matches('/').to_owned() })
     }
 }
 
-/// A text is no [`BaseUrl`], and why.
+/// The error of an invalid [`BaseUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidBaseUrl(&'static str);
 

@@ -1,5 +1,5 @@
-//! The program without a mode: a gateway, its clients, a SIGTERM in the midst of them, and a look at what the plugin
-//! knows afterwards.
+//! The program without a mode: a gateway, its clients, a SIGTERM during their requests, and a check of the plugin's
+//! records afterwards.
 
 use std::{
     io::{self, ErrorKind},
@@ -51,7 +51,7 @@ async fn drive(config: Config) -> Result<(), BoxError> {
     let (inits, completes, failed) = tally.counts();
     println!("the plugin accepted {inits} init and {completes} complete, and {failed} calls failed");
     if !report.sessions.is_clean() || failed > 0 || inits != completes {
-        return Err("the plugin was not told of every session".into());
+        return Err("a call to the plugin failed".into());
     }
     let ids = visitor.ids();
     if let Some(store) = store {
@@ -62,31 +62,31 @@ async fn drive(config: Config) -> Result<(), BoxError> {
             }
         }
         if store.active().await? > 0 {
-            return Err("sessions are left active".into());
+            return Err("the plugin still has active sessions".into());
         }
         println!("{} sessions are completed, and none is left active", ids.len());
     }
     Ok(())
 }
 
-/// A plugin of our own at the default place, unless somebody is there already.
+/// Starts the example's own plugin at the default address, unless another process listens there.
 async fn own_receiver() -> Result<Option<Store>, BoxError> {
     let listener = match TcpListener::bind(DEFAULT_PLUGIN).await {
         Ok(listener) => listener,
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            println!("the plugin is whoever listens on {DEFAULT_PLUGIN}");
+            println!("the plugin is the process that already listens on {DEFAULT_PLUGIN}");
             return Ok(None);
         }
         Err(error) => return Err(format!("{DEFAULT_PLUGIN}: {error}").into()),
     };
-    println!("the plugin is a small receiver of our own on {DEFAULT_PLUGIN}");
+    println!("the plugin is the example's own receiver on {DEFAULT_PLUGIN}");
     let store = Store::open(Path::new(":memory:"))?;
     let router = receiver::router(store.clone());
     tokio::spawn(async move { axum::serve(listener, router).await });
     Ok(Some(store))
 }
 
-/// What the clients do, and the operator.
+/// The requests of the clients, and the SIGTERM of the operator.
 async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
     let telegram = visitor.chat(None, "remember the milk").await?;
     visitor.chat(telegram.as_deref(), "and the eggs").await?;
@@ -95,9 +95,9 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
     let slack = visitor.chat(None, "good bye").await?;
     visitor.send(Method::DELETE, "/session", slack.as_deref(), "").await?;
     visitor.chat(slack.as_deref(), "one more thing").await?;
-    println!("three sessions: one goes on, one was compacted, one was deleted and resumed");
+    println!("three sessions: one is active, one was compacted, one was deleted and resumed");
 
-    // Clients in the midst of it, until the gateway is gone.
+    // These clients send requests until the gateway exits.
     let (answered, mut answers) = mpsc::unbounded_channel();
     let mut clients = JoinSet::new();
     for _ in 0..8 {
@@ -105,7 +105,7 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
         clients.spawn(async move {
             let mut id = None;
             while let Ok(answer) = visitor.chat(id.as_deref(), "hello").await {
-                // Now in the session of before, now in a new one.
+                // Alternates between the last session and a new one.
                 id = if id.is_none() { answer } else { None };
                 let _ = answered.send(());
             }
@@ -114,7 +114,7 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
     for _ in 0..100 {
         answers.recv().await;
     }
-    println!("telling myself to stop, with SIGTERM");
+    println!("sending SIGTERM to this process");
     raise_sigterm()?;
     while let Some(client) = clients.join_next().await {
         client?;
@@ -122,7 +122,7 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A client that keeps its connections, and remembers every session that it was told of.
+/// A client that reuses its connections, and records every session id that it receives.
 #[derive(Clone)]
 struct Visitor {
     address: SocketAddr,
@@ -135,7 +135,7 @@ impl Visitor {
         Self { address, http: Client::builder(TokioExecutor::new()).build_http(), seen: Arc::default() }
     }
 
-    /// The sessions, each once.
+    /// The session ids, without duplicates.
     fn ids(&self) -> Vec<String> {
         let mut ids = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ids.sort();
@@ -147,7 +147,7 @@ impl Visitor {
         self.send(Method::POST, "/chat", id, &json!({ "message": message, "project": "demo" }).to_string()).await
     }
 
-    /// Returns the session that the answer names.
+    /// Returns the session id of the response.
     async fn send(&self, method: Method, path: &str, id: Option<&str>, body: &str) -> Result<Option<String>, BoxError> {
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         if let Some(id) = id {
@@ -159,7 +159,7 @@ impl Visitor {
             return Err(format!("{path}: {}", response.status()).into());
         }
         let id = response.headers().get("x-session-id").map(|id| id.to_str().map(str::to_owned)).transpose()?;
-        // Its head is enough for a session.
+        // The head is enough: it has the session id.
         if let Some(id) = &id {
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
         }
@@ -168,7 +168,7 @@ impl Visitor {
     }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }

@@ -1,4 +1,4 @@
-//! The gateway: an agent that repeats what it hears, and whose sessions can be gone on with after their end.
+//! The gateway: an agent that echoes messages. Its sessions can be resumed after their end.
 
 use std::{
     collections::HashMap,
@@ -16,16 +16,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionSignal, ShutdownReport, signal::Terminate,
+    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionUpdate, ShutdownReport, signal::Terminate,
 };
 
 use crate::plugin::{MemoryPlugin, PROJECT, PROMPT};
 
-/// Serves until the signal comes, and then ends every session.
+/// Serves until the signal, and then ends every session.
 ///
 /// # Errors
 ///
-/// That of the server, or of an impossible `drain_timeout`.
+/// The error of the server, or of an invalid `drain_timeout`.
 pub async fn serve(
     listener: TcpListener,
     plugin: MemoryPlugin,
@@ -53,7 +53,7 @@ pub fn router(sessions: &ActiveSessions) -> Router {
         .with_state(Agent::default())
 }
 
-/// What is known of a session, also after its end. In memory; a gateway of yours has a database.
+/// The state of a session, also after its end. A production gateway would use a database.
 #[derive(Clone, Debug)]
 struct Conversation {
     project: String,
@@ -62,13 +62,13 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// As the hooks will see it.
+    /// The session that the hooks receive.
     fn session(&self, id: &SessionId) -> Session {
         Session::new(id.clone()).with_attribute(PROJECT, &self.project).with_attribute(PROMPT, &self.prompt)
     }
 }
 
-/// All clones are the same one.
+/// All clones share one state.
 #[derive(Clone, Debug, Default)]
 struct Agent(Arc<Mutex<HashMap<SessionId, Conversation>>>);
 
@@ -95,13 +95,14 @@ fn default_project() -> String {
     "default".to_owned()
 }
 
-/// Without an id it opens a session: the message is its prompt. With the id of one that is over it goes on with that.
+/// Without an id it starts a session, and the message is its prompt. With the id of an ended session it resumes that
+/// one.
 async fn chat(
     State(agent): State<Agent>,
     sessions: ActiveSessions,
     id: Option<SessionId>,
     Json(Chat { message, project }): Json<Chat>,
-) -> Result<(SessionSignal, Header, Json<Value>), Rejection> {
+) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let is_active = id.as_ref().is_some_and(|id| sessions.contains(id));
     let mut conversations = agent.conversations();
     let id = match id {
@@ -114,20 +115,20 @@ async fn chat(
     };
     let conversation = conversations.get_mut(&id).ok_or(NO_SUCH_SESSION)?;
     conversation.messages += 1;
-    let signal = if is_active { SessionSignal::nothing() } else { SessionSignal::started(conversation.session(&id)) };
+    let update = if is_active { SessionUpdate::empty() } else { SessionUpdate::started(conversation.session(&id)) };
     let reply = json!({ "reply": format!("you said: {message}"), "messages": conversation.messages });
-    Ok((signal, [("x-session-id", id.to_string())], Json(reply)))
+    Ok((update, [("x-session-id", id.to_string())], Json(reply)))
 }
 
-/// Goes on under a new id.
-async fn compact(State(agent): State<Agent>, old: SessionId) -> Result<(SessionSignal, Header), Rejection> {
+/// Continues under a new id.
+async fn compact(State(agent): State<Agent>, old: SessionId) -> Result<(SessionUpdate, Header), Rejection> {
     let new = new_id();
     let mut conversations = agent.conversations();
     let conversation = conversations.remove(&old).ok_or(NO_SUCH_SESSION)?;
-    let signal = SessionSignal::compacted(old, conversation.session(&new));
+    let update = SessionUpdate::compacted(old, conversation.session(&new));
     let header = [("x-session-id", new.to_string())];
     conversations.insert(new, conversation);
-    Ok((signal, header))
+    Ok((update, header))
 }
 
 async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode, Header), Rejection> {
@@ -138,7 +139,7 @@ async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode,
 }
 
 async fn ready(sessions: ActiveSessions) -> (StatusCode, &'static str) {
-    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "stopping\n") }
+    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n") }
 }
 
 fn new_id() -> SessionId {

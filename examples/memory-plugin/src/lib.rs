@@ -1,9 +1,9 @@
-//! A gateway with a memory: it tells a plugin over HTTP when a session begins, and when it is over, so that what the
-//! plugin keeps of it is never left `active`.
+//! A gateway that reports the start and the end of each session to a memory plugin over HTTP, so that the plugin keeps
+//! no session `active` after its end.
 //!
-//! * [`plugin`] is the consumer of the events: two POST requests, with a timeout and some tries.
+//! * [`plugin`] is the consumer of the events: two POST requests, with a timeout and retries.
 //! * [`gateway`] is the host of the sessions.
-//! * [`receiver`] is a small plugin, for want of a real one: an HTTP server and an SQLite table.
+//! * [`receiver`] is a minimal plugin for the example: an HTTP server and an SQLite table.
 
 pub mod base_url;
 pub mod gateway;

@@ -1,25 +1,25 @@
-//! A gateway that tells a memory plugin of its sessions, so that none of them is `active` after a stop.
+//! A gateway that reports its sessions to a memory plugin, so that none of them is `active` there after a shutdown.
 //!
 //! ```text
-//! cargo run -p memory_plugin                   # drives itself, and fails if a session was left active
+//! cargo run -p memory_plugin                   # drives itself, and fails if a session is still active
 //! cargo run -p memory_plugin serve             # the gateway alone, until SIGTERM or Ctrl-C
-//! cargo run -p memory_plugin receiver          # a small plugin alone, with its table in an SQLite file
+//! cargo run -p memory_plugin receiver          # a minimal plugin alone, with its table in an SQLite file
 //!
 //! curl -i localhost:3000/chat -H 'content-type: application/json' -d '{"message": "hello", "project": "demo"}'
-//! id=...                                                            # the x-session-id of the answer
+//! id=...                                                            # the x-session-id of the response
 //! curl localhost:3000/chat -H "x-session-id: $id" -H 'content-type: application/json' -d '{"message": "again"}'
-//! curl -i -X POST localhost:3000/compact -H "x-session-id: $id"     # goes on under a new id
-//! curl -i -X DELETE localhost:3000/session -H "x-session-id: $id"   # and chat goes on with it, if you like
+//! curl -i -X POST localhost:3000/compact -H "x-session-id: $id"     # continues under a new id
+//! curl -i -X DELETE localhost:3000/session -H "x-session-id: $id"   # a later chat with the id resumes it
 //!
 //! sqlite3 memory.db 'SELECT content_session_id, project, status, completed_at FROM sdk_sessions'
 //! ```
 //!
-//! | variable | default | |
+//! | variable | default | meaning |
 //! |---|---|---|
-//! | `MEMORY_PLUGIN_URL` | `http://127.0.0.1:37777` | where the plugin is; a path is fine |
-//! | `MEMORY_PLUGIN_TIMEOUT_MS` | 5000 | for one try of a call |
-//! | `GATEWAY_ADDR` | `127.0.0.1:3000` | where `serve` listens; port 0 takes any that is free |
-//! | `GATEWAY_DRAIN_TIMEOUT_MS` | 10000 | for the ends of a stop |
+//! | `MEMORY_PLUGIN_URL` | `http://127.0.0.1:37777` | the URL of the plugin; may have a path |
+//! | `MEMORY_PLUGIN_TIMEOUT_MS` | 5000 | the timeout of one attempt |
+//! | `GATEWAY_ADDR` | `127.0.0.1:3000` | where `serve` listens; port 0 takes any free port |
+//! | `GATEWAY_DRAIN_TIMEOUT_MS` | 10000 | the budget for the ends at shutdown |
 //! | `RECEIVER_ADDR` | `127.0.0.1:37777` | where `receiver` listens |
 //! | `RECEIVER_DB` | `memory.db` | its SQLite file |
 //!
@@ -45,12 +45,12 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use tower_session_end::{BoxError, signal};
 use tracing_subscriber::filter::LevelFilter;
 
-/// Where a plugin is, if nobody says.
+/// The default address of the plugin.
 const DEFAULT_PLUGIN: &str = "127.0.0.1:37777";
 
 /// The settings of the gateway, from the environment.
 struct Config {
-    /// `None` is the default place.
+    /// `None` means the default address.
     plugin: Option<BaseUrl>,
     patience: Duration,
     drain_timeout: Duration,
@@ -59,7 +59,7 @@ struct Config {
 impl Config {
     fn from_env() -> Result<Self, BoxError> {
         let plugin = match var("MEMORY_PLUGIN_URL")? {
-            // Not the value: there may be a password in it.
+            // The error omits the value, which may contain a password.
             Some(url) => Some(url.trim().parse().map_err(|error| format!("MEMORY_PLUGIN_URL is {error}"))?),
             None => None,
         };
@@ -94,7 +94,7 @@ fn millis(name: &str, default: u64) -> Result<Duration, BoxError> {
 
 async fn serve(config: Config) -> Result<(), BoxError> {
     let plugin = config.plugin()?;
-    // Before anybody can learn the address, so that no signal is missed.
+    // Registered before the address is printed, so that no signal is missed.
     let signal = signal::terminate();
     let listener = TcpListener::bind(var("GATEWAY_ADDR")?.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
@@ -103,7 +103,7 @@ async fn serve(config: Config) -> Result<(), BoxError> {
     println!("{report}");
     let (inits, completes, failed) = tally.counts();
     println!("the plugin accepted {inits} init and {completes} complete, and {failed} calls failed");
-    if report.sessions.is_clean() { Ok(()) } else { Err("the plugin was not told of every end".into()) }
+    if report.sessions.is_clean() { Ok(()) } else { Err("the plugin did not accept every end".into()) }
 }
 
 async fn receive() -> Result<(), BoxError> {
@@ -115,7 +115,7 @@ async fn receive() -> Result<(), BoxError> {
 }
 
 fn main() -> ExitCode {
-    // The crate says what went wrong; in a good run that is nothing.
+    // Shows warnings and errors; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(stderr).init();
 
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -129,7 +129,7 @@ fn main() -> ExitCode {
     };
     let outcome = Runtime::new().map_err(BoxError::from).and_then(|runtime| {
         let outcome = runtime.block_on(run);
-        // Nothing that is stuck in SQLite holds up the exit.
+        // Does not wait for blocking work in SQLite.
         runtime.shutdown_background();
         outcome
     });

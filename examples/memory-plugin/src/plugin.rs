@@ -1,4 +1,4 @@
-//! The consumer: tells the plugin of every session.
+//! The consumer: reports every session to the plugin.
 
 use std::{
     fmt,
@@ -23,29 +23,29 @@ use tower_session_end::{BoxError, Session, SessionEnd, SessionHook, SessionStart
 
 use crate::base_url::{BaseUrl, InvalidBaseUrl};
 
-/// The attribute of a session that names its project.
+/// The attribute with the project of a session.
 pub const PROJECT: &str = "project";
-/// The attribute of a session with what was said in it first.
+/// The attribute with the first message of a session.
 pub const PROMPT: &str = "prompt";
 
-/// How often a call is tried: with the waits in between, a plugin that is gone for six seconds is missed by nobody.
+/// The number of attempts per call. With the waits in between, the calls survive a plugin that is down for six seconds.
 const TRIES: u32 = 8;
-/// Before the second try; it doubles.
+/// The wait before the second attempt; it doubles each time.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Calls that are under way at the same time. A drain ends thousands of sessions at once, and a plugin is a small
-/// server: what would be too much for it waits here.
+/// The number of concurrent calls. A drain ends thousands of sessions at once, and the plugin is a small server:
+/// further calls wait here.
 const CONNECTIONS: usize = 64;
-/// What is read of an answer, to be able to say what it was.
+/// The number of bytes of an answer that are read, for the error message.
 const ANSWER: usize = 16 * 1024;
 
-/// Tells a memory plugin of the sessions: `init` when one starts, `complete` when it ends.
+/// Reports the sessions to a memory plugin: `init` when a session starts, `complete` when it ends.
 ///
-/// Both are safe to say twice, so what fails because the plugin is not there, is too slow, or has a problem of its own
-/// (5xx) is tried again, a few times. What it refuses (anything else that is not 2xx) is an error at once.
+/// Both calls are idempotent. A call is retried if the plugin is unreachable, too slow, or fails with 5xx. Any other
+/// status that is not 2xx is an error at once.
 ///
-/// The calls for one session come in order: `complete` is said only after `init` is over, whatever became of it, and
-/// the `init` of a session that is resumed only after its last `complete`. A plugin that carries out a try after we have
-/// given it up can still mix them up, so be patient with it: the timeout is for one that hangs.
+/// The calls for one session are in order: `complete` is sent after `init` is finished, even if it failed, and the
+/// `init` of a resumed session after its last `complete`. A plugin that executes an attempt after its timeout can
+/// still reorder them, so set a timeout that only a hung plugin reaches.
 #[derive(Clone)]
 pub struct MemoryPlugin {
     init: Uri,
@@ -54,7 +54,7 @@ pub struct MemoryPlugin {
     tally: Arc<Tally>,
 }
 
-/// How many calls the plugin has accepted, and how many were given up.
+/// The numbers of accepted and of failed calls.
 #[derive(Debug, Default)]
 pub struct Tally {
     inits: AtomicU64,
@@ -63,7 +63,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Accepted `init`s, accepted `complete`s, and failures of either.
+    /// The numbers of accepted `init`s, of accepted `complete`s, and of failures of both.
     #[must_use]
     pub fn counts(&self) -> (u64, u64, u64) {
         (
@@ -75,18 +75,18 @@ impl Tally {
 }
 
 impl MemoryPlugin {
-    /// The plugin at `base`. A try that takes longer than `patience` is given up.
+    /// The plugin at `base`. An attempt times out after `patience`.
     ///
     /// # Errors
     ///
-    /// [`InvalidBaseUrl`] if the URL is too long for a path behind it.
+    /// [`InvalidBaseUrl`] if the URL is too long to append a path.
     pub fn new(base: &BaseUrl, patience: Duration) -> Result<Self, InvalidBaseUrl> {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let http = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         let calls = ServiceBuilder::new()
             .map_result(|answer: Result<Answer, BoxError>| answer?.into_result())
-            .retry(Again { left: TRIES - 1, wait: FIRST_WAIT })
+            .retry(Retry { left: TRIES - 1, wait: FIRST_WAIT })
             .concurrency_limit(CONNECTIONS)
             .timeout(patience)
             .service(service_fn(move |call| post(http.clone(), call)));
@@ -98,7 +98,7 @@ impl MemoryPlugin {
         })
     }
 
-    /// What has become of the calls.
+    /// The counts of the calls so far.
     #[must_use]
     pub fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.tally)
@@ -138,12 +138,12 @@ impl SessionHook for MemoryPlugin {
     }
 }
 
-/// One thing to be said.
+/// One call.
 #[derive(Clone, Debug)]
 struct Call {
     url: Uri,
     body: Bytes,
-    /// When nobody waits for it any more.
+    /// The time after which the call is useless.
     deadline: Option<Instant>,
 }
 
@@ -153,7 +153,7 @@ impl Call {
     }
 }
 
-/// What the plugin said to one try.
+/// The answer of the plugin to one attempt.
 #[derive(Debug)]
 struct Answer {
     url: Uri,
@@ -178,38 +178,38 @@ async fn post(http: Client<HttpConnector, Full<Bytes>>, call: Call) -> Result<An
     let request = Request::post(url.clone()).header(CONTENT_TYPE, "application/json").body(Full::from(body))?;
     let response = http.request(request).await.map_err(|error| format!("{url}: {}", with_sources(&error)))?;
     let status = response.status();
-    // To its end, so that the connection can be used again. What counts is the status.
+    // Reads to the end, so that the connection can be reused. Only the status counts.
     let body = Limited::new(response.into_body(), ANSWER).collect().await;
     Ok(Answer { url, status, body: body.map(|body| body.to_bytes()).unwrap_or_default() })
 }
 
-/// The client's own error says only in which step it failed.
+/// The client's own error only names the failed step; its sources have the cause.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-/// Tries again after what may get better by itself.
+/// Retries after temporary errors.
 #[derive(Clone, Debug)]
-struct Again {
+struct Retry {
     left: u32,
     wait: Duration,
 }
 
-impl Policy<Call, Answer, BoxError> for Again {
+impl Policy<Call, Answer, BoxError> for Retry {
     type Future = Sleep;
 
     fn retry(&mut self, call: &mut Call, answer: &mut Result<Answer, BoxError>) -> Option<Sleep> {
-        let may_get_better = match answer {
+        let is_temporary = match answer {
             Ok(Answer { status, .. }) => {
                 status.is_server_error()
                     || matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
             }
-            Err(_) => true, // nobody there, cut off, or too slow
+            Err(_) => true, // unreachable, disconnected, or too slow
         };
-        // One more try is for nothing if nobody waits for it any more.
+        // An attempt past the deadline is useless.
         let is_in_time = call.deadline.is_none_or(|deadline| Instant::now() + self.wait * 2 < deadline);
-        self.left = self.left.checked_sub(1).filter(|_| may_get_better && is_in_time)?;
+        self.left = self.left.checked_sub(1).filter(|_| is_temporary && is_in_time)?;
         self.wait *= 2;
         Some(sleep(self.wait / 2))
     }

@@ -1,4 +1,4 @@
-//! A small memory plugin: it knows of each session whether it is active, in an SQLite table that anybody can read.
+//! A minimal memory plugin: it stores the status of each session in an SQLite table.
 
 use std::{
     path::Path,
@@ -21,23 +21,23 @@ const SCHEMA: &str = "
     ) STRICT;
 ";
 
-/// The table. Cheap to clone; all clones share one connection, and take turns.
+/// The table. Cheap to clone. All clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Mutex<Connection>>);
 
 impl Store {
-    /// Opens the file, and makes it and its table if they are not there. `:memory:` is no file.
+    /// Opens the file, and creates it and its table if they do not exist. `:memory:` opens a database in memory.
     ///
     /// # Errors
     ///
-    /// What SQLite says, with the file's name.
+    /// SQLite's error, with the name of the file.
     pub fn open(path: &Path) -> Result<Self, BoxError> {
         Self::try_open(path).map_err(|error| format!("{}: {error}", path.display()).into())
     }
 
     fn try_open(path: &Path) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
-        // Others may read while we write.
+        // With WAL, other connections can read during a write.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.busy_timeout(Duration::from_secs(5))?;
@@ -45,28 +45,28 @@ impl Store {
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
 
-    /// The session's status, if there is such a session.
+    /// The status of the session, if it exists.
     ///
     /// # Errors
     ///
-    /// What SQLite says.
+    /// SQLite's error.
     pub async fn status(&self, id: &str) -> Result<Option<String>, BoxError> {
         let id = id.to_owned();
         let query = "SELECT status FROM sdk_sessions WHERE content_session_id = ?1";
         self.run(move |db| db.query_row(query, [id], |row| row.get(0)).optional()).await
     }
 
-    /// How many sessions are active.
+    /// The number of active sessions.
     ///
     /// # Errors
     ///
-    /// What SQLite says.
+    /// SQLite's error.
     pub async fn active(&self) -> Result<u64, BoxError> {
         let query = "SELECT count(*) FROM sdk_sessions WHERE status = 'active'";
         self.run(move |db| db.query_row(query, [], |row| row.get(0))).await
     }
 
-    /// A session that was completed and is begun again is active again.
+    /// Marks the session as active, also if it was completed before.
     async fn init(&self, init: Init) -> Result<(), BoxError> {
         self.run(move |db| {
             let mut upsert = db.prepare_cached(
@@ -83,7 +83,7 @@ impl Store {
         .map(drop)
     }
 
-    /// False if there is no such session.
+    /// Marks the session as completed. False if it does not exist.
     async fn complete(&self, complete: Complete) -> Result<bool, BoxError> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
@@ -97,7 +97,7 @@ impl Store {
         .map(|rows| rows == 1)
     }
 
-    /// SQLite blocks its thread, so it gets one on which nobody else waits.
+    /// SQLite blocks its thread, so it runs in `spawn_blocking`.
     async fn run<T, F>(&self, work: F) -> Result<T, BoxError>
     where
         T: Send + 'static,

@@ -1,5 +1,5 @@
-//! The gateway as a whole process, and a plugin with a real table: whatever the plugin is like, no session is left
-//! active after SIGTERM.
+//! The gateway as a child process, and a plugin with a real table: no session is active after SIGTERM, also with a
+//! plugin that fails or hangs.
 #![cfg(unix)]
 
 mod support;
@@ -27,7 +27,7 @@ async fn after_sigterm_every_row_is_completed() {
     until_status(&deleted, "completed").await;
     until_status(&old, "completed").await;
     until_status(&successor, "active").await;
-    // A session that is gone on with is active again.
+    // A resumed session is active again.
     client.chat(&deleted, "one more thing").await;
     until_status(&deleted, "active").await;
     assert_eq!(receiver.rows()[&deleted].completed_at, None);
@@ -47,7 +47,7 @@ async fn after_sigterm_every_row_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_in_the_midst_of_traffic_leaves_no_row_active() {
+async fn sigterm_under_load_leaves_no_row_active() {
     let dir = Dir::new();
     let receiver = Receiver::start(&dir).await;
     let gateway = Gateway::start(&receiver.url(), &[]).await;
@@ -59,7 +59,7 @@ async fn sigterm_in_the_midst_of_traffic_leaves_no_row_active() {
     drop(saw);
     let mut ids = Vec::new();
     while ids.len() < 300 {
-        ids.push(within("enough sessions", seen.recv()).await.expect("the clients go on"));
+        ids.push(within("the clients start enough sessions", seen.recv()).await.expect("the clients must continue"));
     }
     gateway.sigterm().await;
     let said = gateway.stopped_cleanly().await;
@@ -72,12 +72,12 @@ async fn sigterm_in_the_midst_of_traffic_leaves_no_row_active() {
     let active: Vec<_> = rows.iter().filter(|(_, row)| row.status != "completed").collect();
     assert!(active.is_empty(), "{active:?} {said}");
     for id in &ids {
-        assert!(rows.contains_key(id), "{id} had no row");
+        assert!(rows.contains_key(id), "{id} has no row");
     }
     assert!(said.contains("and 0 calls failed"), "{said}");
 }
 
-/// Opens, compacts, deletes and resumes; returns the ids.
+/// Starts, compacts, deletes and resumes sessions; returns their ids.
 async fn some_sessions(client: &Client) -> Vec<String> {
     let left = client.open("left").await;
     let old = client.open("compacted").await;
@@ -91,7 +91,7 @@ async fn some_sessions(client: &Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_plugin_that_fails_at_first_is_told_all_the_same() {
+async fn a_plugin_that_fails_at_first_gets_every_call() {
     for status in [500, 503, 429] {
         let (log, url) = Log::start(Faults { failing: Some((2, status)), ..Faults::default() }).await;
         let gateway = Gateway::start(&url, &[]).await;
@@ -99,21 +99,21 @@ async fn a_plugin_that_fails_at_first_is_told_all_the_same() {
         gateway.stop().await;
         log.assert_all_completed(&ids).await;
         let tried = log.tried();
-        assert_eq!(tried[&ids[0]], "+++---", "{status}: two tries in vain, of each");
-        // Every try is the same request.
+        assert_eq!(tried[&ids[0]], "+++---", "{status}: two failed attempts per call");
+        // Every attempt is the same request.
         let bodies: Vec<_> = log.entries().into_iter().filter(|entry| entry.id == ids[0]).collect();
         assert!(bodies.iter().all(|entry| entry.call != "init" || entry.body == log.init(&ids[0])), "{bodies:?}");
     }
 }
 
 #[tokio::test]
-async fn a_plugin_that_is_slow_is_waited_for_and_hears_of_each_session_in_order() {
+async fn a_slow_plugin_gets_the_calls_of_a_session_in_order() {
     let (log, url) = Log::start(Faults { delay: Duration::from_millis(200), ..Faults::default() }).await;
     let gateway = Gateway::start(&url, &[]).await;
     let ids = some_sessions(&gateway.client).await;
     gateway.stop().await;
     log.assert_all_completed(&ids).await;
-    // No try was in vain, so that the order of the tries is that of the answers.
+    // No attempt failed, so the attempts and the answers have the same order.
     assert_eq!(log.tried(), log.accepted());
     let order: Vec<_> = ids.iter().map(|id| log.tried()[id].clone()).collect();
     assert_eq!(order, ["+-", "+-", "+-", "+-", "+-+-"]);
@@ -124,7 +124,7 @@ async fn a_plugin_that_is_slow_is_waited_for_and_hears_of_each_session_in_order(
 }
 
 #[tokio::test]
-async fn a_plugin_that_hangs_is_tried_again_after_the_timeout() {
+async fn a_call_to_a_plugin_that_hangs_is_retried_after_the_timeout() {
     let (log, url) = Log::start(Faults { hanging: 1, ..Faults::default() }).await;
     let gateway = Gateway::start(&url, &[("MEMORY_PLUGIN_TIMEOUT_MS", "1500")]).await;
     let ids = [gateway.client.open("a").await, gateway.client.open("b").await];
@@ -133,7 +133,7 @@ async fn a_plugin_that_hangs_is_tried_again_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_is_down_for_a_moment_is_told_when_it_is_back() {
+async fn a_plugin_that_restarts_gets_the_calls_of_its_downtime() {
     let dir = Dir::new();
     let receiver = Receiver::start(&dir).await;
     let gateway = Gateway::start(&receiver.url(), &[]).await;
@@ -141,7 +141,7 @@ async fn a_plugin_that_is_down_for_a_moment_is_told_when_it_is_back() {
     until("a row", async || receiver.rows().contains_key(&before)).await;
 
     let start_again = receiver.crash().await;
-    // The gateway serves on, and the calls for these are tried until somebody is there.
+    // The gateway continues to serve, and retries the calls for these sessions until the plugin is back.
     let meanwhile = gateway.client.open("meanwhile").await;
     gateway.client.delete(&before).await;
     gateway.sigterm().await;
@@ -156,8 +156,8 @@ async fn a_plugin_that_is_down_for_a_moment_is_told_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_is_never_there_is_an_error_and_neither_holds_up_a_chat_nor_the_stop() {
-    // A port where nobody is: it was ours a moment ago.
+async fn an_unreachable_plugin_is_an_error_and_delays_no_chat() {
+    // A port without a listener: this test has just closed its own.
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = Gateway::start(&format!("http://{nobody}"), &[("GATEWAY_DRAIN_TIMEOUT_MS", "500")]).await;
     let id = gateway.client.open("hello").await;
@@ -168,24 +168,24 @@ async fn a_plugin_that_is_never_there_is_an_error_and_neither_holds_up_a_chat_no
 
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("0 ended") && said.contains("accepted 0 init and 0 complete"), "{said}");
-    assert!(log.contains("memory_plugin: the plugin was not told of every end"), "{log}");
+    assert!(log.contains("memory_plugin: the plugin did not accept every end"), "{log}");
 }
 
 #[tokio::test]
-async fn a_plugin_that_refuses_is_an_error_at_once_and_says_why() {
+async fn a_refusal_by_the_plugin_is_logged_with_its_answer() {
     let (log, url) = Log::start(Faults { failing: Some((100, 422)), ..Faults::default() }).await;
     let gateway = Gateway::start(&url, &[]).await;
     let id = gateway.client.open("hello").await;
     gateway.sigterm().await;
     let (code, said, logged) = gateway.gone().await;
     assert_eq!(code, Some(1), "{said}");
-    assert_eq!(log.tried()[&id], "+-", "nothing is tried again");
+    assert_eq!(log.tried()[&id], "+-", "a refused call is not retried");
     assert!(said.contains("1 failed") && said.contains("2 calls failed"), "{said}");
     assert!(logged.contains("422 Unprocessable Entity not now"), "{logged}");
 }
 
 #[tokio::test]
-async fn the_url_may_have_a_path_and_a_slash_at_its_end() {
+async fn the_url_may_have_a_path_and_a_trailing_slash() {
     for (prefix, slash) in [("", "/"), ("/memory", ""), ("/a/b", "/"), ("/a", "//")] {
         let (log, url) = Log::start(Faults { prefix, ..Faults::default() }).await;
         let gateway = Gateway::start(&format!("{url}{slash}"), &[]).await;
@@ -196,7 +196,7 @@ async fn the_url_may_have_a_path_and_a_slash_at_its_end() {
 }
 
 #[tokio::test]
-async fn a_url_that_is_none_is_an_error_before_anything_listens() {
+async fn an_invalid_url_is_an_error_at_startup() {
     for url in ["", "127.0.0.1:37777", "https://127.0.0.1:37777", "http://", "ftp://plugin", "http://plugin?x=1"] {
         for mode in [&["serve"][..], &[]] {
             let mut command = program(mode);
@@ -218,12 +218,12 @@ async fn an_unknown_mode_is_an_error() {
 }
 
 #[tokio::test]
-async fn the_demo_drives_itself_against_the_plugin_that_it_is_told_of() {
+async fn the_demo_uses_the_configured_plugin() {
     let dir = Dir::new();
     let receiver = Receiver::start(&dir).await;
     let mut demo = program(&[]);
     let output = tokio::time::timeout(PATIENCE, demo.env("MEMORY_PLUGIN_URL", receiver.url()).output());
-    let output = output.await.expect("it stops").unwrap();
+    let output = output.await.expect("the demo must exit").unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let rows = receiver.rows();
@@ -231,7 +231,7 @@ async fn the_demo_drives_itself_against_the_plugin_that_it_is_told_of() {
 }
 
 #[tokio::test]
-async fn the_demo_fails_where_the_plugin_does() {
+async fn the_demo_fails_if_the_plugin_fails() {
     let (_log, url) = Log::start(Faults { failing: Some((100, 404)), ..Faults::default() }).await;
     let output = within("an exit", program(&[]).env("MEMORY_PLUGIN_URL", url).output()).await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));

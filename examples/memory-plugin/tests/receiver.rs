@@ -1,4 +1,4 @@
-//! The small plugin, and what a URL of one is.
+//! The minimal plugin, and the URLs that are accepted for a plugin.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ const INIT: &str = r#"{"contentSessionId":"a","project":"p","prompt":"hello"}"#;
 const COMPLETE: &str = r#"{"contentSessionId":"a"}"#;
 
 #[tokio::test]
-async fn a_session_is_active_then_completed_and_when_begun_again_active_again() {
+async fn a_completed_session_that_is_resumed_is_active_again() {
     let store = Store::open(Path::new(":memory:")).unwrap();
     let calls = [
         ("init", INIT, "active"),
@@ -39,7 +39,7 @@ async fn a_session_is_active_then_completed_and_when_begun_again_active_again() 
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused() {
+async fn invalid_calls_are_refused() {
     let store = Store::open(Path::new(":memory:")).unwrap();
     assert_eq!(post(&store, "/api/sessions/complete", COMPLETE).await, StatusCode::NOT_FOUND);
     assert!(post(&store, "/api/sessions/init", COMPLETE).await.is_client_error());
@@ -70,7 +70,7 @@ fn a_file_that_cannot_be_opened_is_named() {
 }
 
 #[test]
-fn a_url_has_a_host_and_perhaps_a_port_and_a_path() {
+fn a_url_has_a_host_and_an_optional_port_and_path() {
     let urls = [
         ("http://127.0.0.1:37777", "http://127.0.0.1:37777/x"),
         ("http://127.0.0.1:37777/", "http://127.0.0.1:37777/x"),

@@ -1,4 +1,4 @@
-//! The exporter, and the listener on which it is scraped.
+//! The exporter, and the listener that serves `/metrics`.
 
 use std::net::SocketAddr;
 
@@ -7,21 +7,21 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower_session_end::BoxError;
 
-/// From a hook that writes one row to the default time of a drain.
+/// Buckets from the time of a hook that writes one row to the default time of a drain.
 const BUCKETS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0];
 
 /// A recorder that keeps durations in buckets.
 ///
 /// # Errors
 ///
-/// None, as long as there are buckets.
+/// Returns an error only if there are no buckets.
 pub fn recorder() -> Result<PrometheusRecorder, BuildError> {
     let seconds = Matcher::Suffix("_seconds".to_owned());
     Ok(PrometheusBuilder::new().set_buckets_for_metric(seconds, &BUCKETS)?.build_recorder())
 }
 
-/// Serves `/metrics` on a port of its own, which is open until this is dropped: a stop of the gateway closes the
-/// gateway's listener, and its last numbers are still to be fetched.
+/// Serves `/metrics` on a separate port until this is dropped. The shutdown closes the gateway's own listener, and the
+/// last values have to be scraped after that.
 #[derive(Debug)]
 pub struct Scraped {
     address: SocketAddr,
@@ -33,7 +33,7 @@ impl Scraped {
     ///
     /// # Errors
     ///
-    /// If there is none.
+    /// If there is no free port.
     pub async fn serve(exporter: PrometheusHandle) -> Result<Self, BoxError> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -42,11 +42,11 @@ impl Scraped {
         Ok(Self { address, serving })
     }
 
-    /// What a scraper gets.
+    /// Scrapes `/metrics`.
     ///
     /// # Errors
     ///
-    /// If it does not answer.
+    /// If the listener does not answer.
     pub async fn fetch(&self) -> Result<String, BoxError> {
         let response = reqwest::get(format!("http://{}/metrics", self.address)).await?;
         Ok(response.error_for_status()?.text().await?)

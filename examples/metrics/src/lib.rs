@@ -1,6 +1,6 @@
-//! What a Prometheus exporter serves about sessions: what `main.rs` shows and the tests try.
+//! Session metrics in a Prometheus exporter, for `main.rs` and the tests.
 //!
-//! Install the recorder first, then build the handle: that is all.
+//! Install the recorder before you build the handle:
 //!
 //! ```
 //! use metrics_exporter_prometheus::PrometheusBuilder;

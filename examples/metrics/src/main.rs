@@ -1,12 +1,12 @@
-//! What a Prometheus exporter serves about sessions, in one go:
+//! Session metrics in a Prometheus exporter, before and after a shutdown.
 //!
 //! ```text
 //! cargo run -p metrics-example
 //! ```
 //!
-//! A gateway on one port and its metrics on another, clients over real sockets, a real SIGTERM. There is an end of every
-//! kind, and a hook that fails, one that panics, and one that hangs. It is scraped before the stop and after it, prints
-//! what it got, and exits with 0 only if every number is right and no id is in any of it.
+//! The gateway listens on one port and its metrics on another, with clients over real sockets and a real SIGTERM.
+//! Sessions end for every reason, and hooks fail, panic and hang. The example scrapes the exporter before and after
+//! the shutdown, prints the output, and exits with 0 only if every value is right and no session id appears.
 
 use std::{
     collections::BTreeSet,
@@ -29,12 +29,12 @@ use metrics_example::{
 use reqwest::Client;
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, Session, SessionEnd, SessionHook, SessionId, SessionSignal, SessionStart,
+    ActiveSessions, BoxError, EndReason, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
     signal,
 };
 use tracing_subscriber::filter::LevelFilter;
 
-/// A consumer on whom some sessions bring bad luck.
+/// A consumer whose hooks fail, panic or hang for some sessions.
 struct Archive;
 
 impl SessionHook for Archive {
@@ -45,7 +45,7 @@ impl SessionHook for Archive {
     async fn session_end(&self, end: SessionEnd) -> Result<(), BoxError> {
         match end.session.key.as_deref() {
             Some("erin") => Err("the disk is full".into()),
-            Some("frank") => panic!("a defect in the archive"),
+            Some("frank") => panic!("a bug in the archive"),
             Some("grace") => pending().await,
             _ => Ok(()),
         }
@@ -56,35 +56,38 @@ impl SessionHook for Archive {
     }
 }
 
-/// Everybody who says hello gets a session.
+/// Starts a session.
 async fn hello(Path(who): Path<String>) -> impl IntoResponse {
     let id = uuid::Uuid::new_v4().to_string();
-    (SessionSignal::started(Session::from(id.clone()).with_key(who)), AppendHeaders([("x-session-id", id)]))
+    (
+        SessionUpdate::started(Session::try_from(id.clone()).expect("a UUID is an id").with_key(who)),
+        AppendHeaders([("x-session-id", id)]),
+    )
 }
 
-/// The session that the request carries is used.
+/// Uses the session of the request.
 async fn say(id: SessionId) -> impl IntoResponse {
     AppendHeaders([("x-session-id", id.to_string())])
 }
 
-/// It is over.
-async fn end(id: SessionId, Path(reason): Path<String>) -> SessionSignal {
+/// Ends the session.
+async fn end(id: SessionId, Path(reason): Path<String>) -> SessionUpdate {
     let Ok(reason) = reason.parse::<EndReason>();
-    SessionSignal::ended(id, reason)
+    SessionUpdate::ended(id, reason)
 }
 
-/// It goes on under another id.
+/// Compacts the session into a new id.
 async fn compact(id: SessionId) -> impl IntoResponse {
     let new = uuid::Uuid::new_v4().to_string();
-    (SessionSignal::compacted(id, new.clone()), AppendHeaders([("x-session-id", new)]))
+    (SessionUpdate::compacted(id, new.clone()), AppendHeaders([("x-session-id", new)]))
 }
 
-/// The host has finalised it by itself.
+/// Forgets the session: the host has finalised it by itself.
 async fn finalise(sessions: ActiveSessions, id: SessionId) {
     sessions.forget(&id);
 }
 
-/// A host with a defect: this is no id.
+/// A bug in the host: the header value is not a valid id.
 async fn broken() -> impl IntoResponse {
     AppendHeaders([("x-session-id", "two words")])
 }
@@ -100,7 +103,7 @@ fn app(sessions: &ActiveSessions) -> Router {
         .layer(sessions.layer())
 }
 
-/// The clients, and every id that they were given.
+/// The clients, and every id that they received.
 struct Clients {
     http: Client,
     base: String,
@@ -119,17 +122,17 @@ impl Clients {
     }
 
     async fn hello(&mut self, who: &str) -> Result<String, BoxError> {
-        Ok(self.post(&format!("/hello/{who}"), None).await?.ok_or("a session for everybody")?)
+        Ok(self.post(&format!("/hello/{who}"), None).await?.ok_or("the answer has no session")?)
     }
 }
 
-/// What happens before the stop.
+/// The requests before the shutdown.
 async fn visit(clients: &mut Clients) -> Result<(), BoxError> {
     let alice = clients.hello("alice").await?;
     clients.post("/say", Some(&alice)).await?;
     clients.post("/end/reset", Some(&alice)).await?;
     let bob = clients.hello("bob").await?;
-    let bob = clients.post("/compact", Some(&bob)).await?.ok_or("a successor")?;
+    let bob = clients.post("/compact", Some(&bob)).await?.ok_or("the answer has no successor")?;
     let carol = clients.hello("carol").await?;
     clients.post("/finalise", Some(&carol)).await?;
     for unlucky in ["erin", "frank"] {
@@ -137,7 +140,7 @@ async fn visit(clients: &mut Clients) -> Result<(), BoxError> {
         clients.post("/end/deleted", Some(&id)).await?;
     }
     clients.post("/broken", None).await?;
-    // Three are allowed: for karl somebody has to go, and nobody need care who.
+    // `max_sessions` is 3, so karl's session evicts one of the others.
     let others = [bob, clients.hello("ivan").await?, clients.hello("judy").await?];
     clients.hello("karl").await?;
     for id in others {
@@ -149,10 +152,10 @@ async fn visit(clients: &mut Clients) -> Result<(), BoxError> {
 }
 
 async fn run() -> Result<(), BoxError> {
-    // First the recorder, then the handle.
+    // The recorder has to be installed before the handle is built.
     let recorder = recorder()?;
     let scraped = Scraped::serve(recorder.handle()).await?;
-    metrics::set_global_recorder(recorder).map_err(|_| "there is a recorder already")?;
+    metrics::set_global_recorder(recorder).map_err(|_| "a recorder is already installed")?;
     let sessions = ActiveSessions::builder()
         .max_sessions(3)
         .drain_timeout(Duration::from_millis(500))
@@ -170,7 +173,7 @@ async fn run() -> Result<(), BoxError> {
     let served = async { Ok(sessions.finish(server).await.into_result()?) };
     let visited = async {
         visit(&mut clients).await?;
-        // Hooks run in the background, and these are over in no time.
+        // Hooks run in the background; these take a few milliseconds.
         let mut before = scraped.fetch().await?;
         while Scrape::parse(&before)?.value(ARCHIVED) < 7.0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -182,26 +185,26 @@ async fn run() -> Result<(), BoxError> {
     let (report, before) = tokio::try_join!(served, visited)?;
     let after = scraped.fetch().await?;
 
-    println!("== before the stop\n{before}\n== after it\n{after}\n{report}\n");
-    check("before the stop", &before, &BEFORE, &clients.ids)?;
-    check("after the stop", &after, &AFTER, &clients.ids)?;
-    ensure(clients.ids.len() == 11, "a session for ten, and one successor")
+    println!("== before the shutdown\n{before}\n== after the shutdown\n{after}\n{report}\n");
+    check("before the shutdown", &before, &BEFORE, &clients.ids)?;
+    check("after the shutdown", &after, &AFTER, &clients.ids)?;
+    ensure(clients.ids.len() == 11, "expected ten sessions and one successor")
 }
 
 const ARCHIVED: &str = r#"session_hook_duration_seconds_count{kind="end",hook="archive"}"#;
 
 const BEFORE: [(&str, f64); 13] = [
     ("session_active", 3.0),
-    ("session_births_total", 11.0),
+    ("session_starts_total", 11.0),
     (r#"session_ends_total{reason="reset"}"#, 1.0),
     (r#"session_ends_total{reason="compaction"}"#, 1.0),
     (r#"session_ends_total{reason="deleted"}"#, 4.0),
     (r#"session_ends_total{reason="evicted"}"#, 1.0),
     (r#"session_ends_total{reason="shutdown"}"#, 0.0),
-    (r#"session_let_go_total{how="forgotten"}"#, 1.0),
+    (r#"session_releases_total{cause="forgotten"}"#, 1.0),
     (r#"session_hook_duration_seconds_count{kind="start",hook="archive"}"#, 11.0),
     (ARCHIVED, 7.0),
-    // Erin's and frank's.
+    // The ends of erin and frank.
     (r#"session_hook_failures_total{kind="end",hook="archive"}"#, 2.0),
     ("session_ignored_ids_total", 1.0),
     ("session_drain_duration_seconds_count", 0.0),
@@ -209,15 +212,15 @@ const BEFORE: [(&str, f64); 13] = [
 
 const AFTER: [(&str, f64); 12] = [
     ("session_active", 0.0),
-    ("session_births_total", 11.0),
+    ("session_starts_total", 11.0),
     (r#"session_ends_total{reason="shutdown"}"#, 2.0),
-    (r#"session_let_go_total{how="kept"}"#, 1.0),
-    // Grace's is never over.
+    (r#"session_releases_total{cause="kept"}"#, 1.0),
+    // The hook of grace never returns.
     (ARCHIVED, 8.0),
     (r#"session_hook_failures_total{kind="start",hook="archive"}"#, 0.0),
     (r#"session_hook_failures_total{kind="end",hook="archive"}"#, 2.0),
-    ("session_unfinished", 1.0),
-    // The drain has waited for it.
+    ("session_unfinished_ends", 1.0),
+    // The drain waited for it until its deadline.
     ("session_drain_duration_seconds_count", 1.0),
     (r#"session_drain_duration_seconds_bucket{le="0.1"}"#, 0.0),
     ("session_registry_degraded", 0.0),
@@ -228,20 +231,20 @@ fn check(when: &str, text: &str, expected: &[(&str, f64)], ids: &BTreeSet<String
     let scrape = Scrape::parse(text)?;
     for (sample, value) in expected {
         let found = scrape.value(sample);
-        ensure(found == *value, &format!("{when}, {sample} is {found} and should be {value}"))?;
+        ensure(found == *value, &format!("{when}, {sample} is {found}, expected {value}"))?;
     }
     scrape.balances()?;
     let batches = |(sample, _): (&String, &f64)| sample.contains(r#"_count{kind="batch""#);
-    ensure(scrape.samples.iter().any(batches), "the batch hook is measured")?;
-    // Not even a part of one.
-    ensure(!ids.iter().any(|id| text.contains(&id[..8])), "an id is in the scrape")
+    ensure(scrape.samples.iter().any(batches), "the batch hook has no duration")?;
+    // Not even the first part of an id may appear.
+    ensure(!ids.iter().any(|id| text.contains(&id[..8])), "an id appears in the metrics")
 }
 
 fn ensure(condition: bool, what: &str) -> Result<(), BoxError> {
-    if condition { Ok(()) } else { Err(format!("not as it should be: {what}").into()) }
+    if condition { Ok(()) } else { Err(format!("check failed: {what}").into()) }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
@@ -249,13 +252,13 @@ fn raise_sigterm() -> io::Result<()> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // What fails on purpose is not worth a line here.
+    // Errors only: the hooks that fail on purpose log warnings.
     tracing_subscriber::fmt().with_max_level(LevelFilter::ERROR).with_writer(io::stderr).init();
     std::panic::set_hook(Box::new(|_| {}));
     let in_time = tokio::time::timeout(Duration::from_secs(60), run()).await;
-    match in_time.unwrap_or_else(|_| Err("not over within 60 s".into())) {
+    match in_time.unwrap_or_else(|_| Err("did not finish within 60 s".into())) {
         Ok(()) => {
-            println!("every number is right, and no id is in any of it");
+            println!("every value is right, and no session id appears");
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -1,4 +1,4 @@
-//! What the example and its test share: three gateways, and a client that goes round them.
+//! Shared by the example and its tests: three gateways and a round-robin client.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use crash::{Client, Error, Gone, RedisServer, Server, Settings, TempDir};
 
-/// How many gateways there are.
+/// The number of gateways.
 pub const REPLICAS: usize = 3;
 
 /// Three gateways on one Redis.
@@ -21,11 +21,11 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Starts them; each is `program`, told to `serve`.
+    /// Starts the gateways: each runs `program serve`.
     ///
     /// # Errors
     ///
-    /// There is no `redis-server`, or one of them does not start.
+    /// `redis-server` is missing, or a gateway does not start.
     pub async fn start(program: &Path) -> Result<Self, Error> {
         let (redis, dir) = (RedisServer::start().await?, TempDir::new()?);
         let replicas = (0..REPLICAS).map(|_| None).collect();
@@ -38,18 +38,18 @@ impl Deployment {
 
     fn settings(&self, index: usize) -> Settings {
         Settings {
-            diary: self.dir.file("diary"),
+            event_log: self.dir.file("event_log"),
             registry: self.redis.url(),
             name: format!("{}{}", char::from(b'a' + index as u8), self.starts),
-            mood: "-".to_owned(),
+            fault: "-".to_owned(),
         }
     }
 
-    /// Starts a gateway in this place.
+    /// Starts the gateway with this index.
     ///
     /// # Errors
     ///
-    /// It does not start.
+    /// The gateway does not start.
     pub async fn replace(&mut self, index: usize) -> Result<(), Error> {
         self.starts += 1;
         let server = Server::start(&self.program, &self.settings(index)).await?;
@@ -57,53 +57,53 @@ impl Deployment {
         Ok(())
     }
 
-    /// SIGTERM to the one in this place, and waits until it is gone.
+    /// Sends SIGTERM to the gateway with this index, and waits until it exits.
     ///
     /// # Errors
     ///
-    /// It is not gone in time.
+    /// The gateway does not exit in time.
     pub async fn stop(&mut self, index: usize) -> Result<Gone, Error> {
-        self.replicas[index].take().ok_or("nobody is there")?.terminate().await
+        self.replicas[index].take().ok_or("this gateway is not running")?.terminate().await
     }
 
-    /// SIGKILL to the one in this place.
+    /// Sends SIGKILL to the gateway with this index.
     ///
     /// # Errors
     ///
-    /// It cannot be sent.
+    /// The signal cannot be sent.
     pub async fn kill(&mut self, index: usize) -> Result<(), Error> {
-        Ok(self.replicas[index].take().ok_or("nobody is there")?.kill().await?)
+        Ok(self.replicas[index].take().ok_or("this gateway is not running")?.kill().await?)
     }
 
-    /// Sends a signal, by its name, to the one in this place.
+    /// Sends a signal, by its name, to the gateway with this index.
     ///
     /// # Errors
     ///
-    /// It cannot be sent.
+    /// The signal cannot be sent.
     pub async fn signal(&self, index: usize, name: &str) -> Result<(), Error> {
-        self.replicas[index].as_ref().ok_or("nobody is there")?.signal(name).await
+        self.replicas[index].as_ref().ok_or("this gateway is not running")?.signal(name).await
     }
 
-    /// A client of each gateway that is there.
+    /// A client of each running gateway.
     #[must_use]
     pub fn clients(&self) -> Vec<(usize, Client)> {
         self.replicas.iter().enumerate().filter_map(|(n, server)| Some((n, server.as_ref()?.client()))).collect()
     }
 
-    /// Where the hooks write.
+    /// The file to which the hooks write.
     #[must_use]
-    pub fn diary(&self) -> std::path::PathBuf {
-        self.dir.file("diary")
+    pub fn event_log(&self) -> std::path::PathBuf {
+        self.dir.file("event_log")
     }
 
-    /// A small round-robin balancer over those that are there.
+    /// A round-robin balancer over the running gateways.
     #[must_use]
     pub fn balancer(&self) -> Balancer {
         Balancer { clients: self.clients().into_iter().map(|(_, client)| client).collect(), next: AtomicUsize::new(0) }
     }
 }
 
-/// Goes round the gateways, one request each.
+/// A round-robin balancer: one request per gateway.
 #[derive(Debug)]
 pub struct Balancer {
     clients: Vec<Client>,
@@ -111,11 +111,11 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// The one whose turn it is.
+    /// The next gateway.
     ///
     /// # Panics
     ///
-    /// There is none.
+    /// No gateway is running.
     pub fn next(&self) -> &Client {
         &self.clients[self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len()]
     }

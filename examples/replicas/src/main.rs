@@ -1,6 +1,6 @@
-//! Three gateways on one Redis, behind a round-robin client: a rolling restart, then one is killed, then all stop.
+//! Three gateways on one Redis, behind a round-robin client: a rolling restart, then one is killed, then all shut down.
 //!
-//! `cargo run -p replicas`; it starts a `redis-server` of its own.
+//! `cargo run -p replicas` starts its own `redis-server`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,49 +9,49 @@ use std::{
     time::Duration,
 };
 
-use crash::{Diary, Entry, Error, Kind, PATIENCE, Settings, serve};
+use crash::{Entry, Error, EventLog, Kind, PATIENCE, Settings, serve};
 use replicas::{Deployment, REPLICAS};
 use tokio::time::{Instant, sleep};
 use tracing_subscriber::filter::LevelFilter;
 
 async fn demonstrate() -> Result<(), Error> {
     let mut deployment = Deployment::start(&env::current_exe()?).await?;
-    let diary = Diary::open(&deployment.diary(), "-")?;
+    let event_log = EventLog::open(&deployment.event_log(), "-")?;
 
     let mut ids = Vec::new();
     for _ in 0..6 {
         ids.push(deployment.balancer().next().open().await?);
     }
     use_each_everywhere(&deployment, &ids).await?;
-    table("six sessions, and each of them is used on every replica", &deployment, &diary).await?;
+    table("six sessions, each used on every replica", &deployment, &event_log).await?;
 
     for index in 0..REPLICAS {
         let gone = deployment.stop(index).await?;
         print!("SIGTERM to {}: {}", name(index), gone.report);
         deployment.replace(index).await?;
-        // The clients go on, and the new one comes to know their sessions.
+        // The clients continue, and the new replica notes their sessions.
         use_each_everywhere(&deployment, &ids).await?;
     }
-    table("after a rolling restart: nobody noticed", &deployment, &diary).await?;
-    if ends(&diary)?.iter().any(|end| ids.contains(&end.id)) {
+    table("after a rolling restart: no session has ended", &deployment, &event_log).await?;
+    if ends(&event_log)?.iter().any(|end| ids.contains(&end.id)) {
         return Err("a session ended in the rolling restart".into());
     }
 
-    let [(_, first), ..] = &deployment.clients()[..] else { return Err("no replica".into()) };
+    let [(_, first), ..] = &deployment.clients()[..] else { return Err("no replica is running".into()) };
     first.end(&ids[0]).await?;
     let (last, only_there) = (REPLICAS - 1, deployment.clients()[REPLICAS - 1].1.open().await?);
-    println!("{} is ended on one replica; {only_there} is known to {} alone, which is killed", ids[0], name(last));
+    println!("{} is ended on one replica; {only_there} is held by {} only, which is killed", ids[0], name(last));
     deployment.kill(last).await?;
-    until(&diary, &only_there).await?;
-    table("its lease is over, and a survivor has ended what only it held", &deployment, &diary).await?;
+    until(&event_log, &only_there).await?;
+    table("its lease has expired, and a survivor has ended its session", &deployment, &event_log).await?;
 
     for index in 0..last {
         let gone = deployment.stop(index).await?;
         print!("SIGTERM to {}: {}", name(index), gone.report);
     }
     ids.push(only_there);
-    table("at the end", &deployment, &diary).await?;
-    check(&diary, &ids)
+    table("at the end", &deployment, &event_log).await?;
+    check(&event_log, &ids)
 }
 
 fn name(index: usize) -> char {
@@ -68,31 +68,31 @@ async fn use_each_everywhere(deployment: &Deployment, ids: &[String]) -> Result<
     Ok(())
 }
 
-fn ends(diary: &Diary) -> Result<Vec<Entry>, Error> {
-    Ok(diary.read()?.into_iter().filter(|entry| entry.kind == Kind::End).collect())
+fn ends(event_log: &EventLog) -> Result<Vec<Entry>, Error> {
+    Ok(event_log.read()?.into_iter().filter(|entry| entry.kind == Kind::End).collect())
 }
 
 /// Waits for the end of a session.
-async fn until(diary: &Diary, id: &str) -> Result<(), Error> {
+async fn until(event_log: &EventLog, id: &str) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
-    while !ends(diary)?.iter().any(|end| end.id == id) {
+    while !ends(event_log)?.iter().any(|end| end.id == id) {
         if Instant::now() > deadline {
-            return Err(format!("{id} is never ended").into());
+            return Err(format!("{id} did not end in time").into());
         }
         sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }
 
-/// Who holds what, and what is over.
-async fn table(title: &str, deployment: &Deployment, diary: &Diary) -> Result<(), Error> {
+/// Prints which replicas hold each session, and the ends so far.
+async fn table(title: &str, deployment: &Deployment, event_log: &EventLog) -> Result<(), Error> {
     let mut rows = BTreeMap::<String, (BTreeSet<usize>, Vec<String>)>::new();
     for (index, client) in deployment.clients() {
         for id in client.sessions().await? {
             rows.entry(id).or_default().0.insert(index);
         }
     }
-    for end in ends(diary)? {
+    for end in ends(event_log)? {
         rows.entry(end.id).or_default().1.push(format!("{} (by {})", end.reason, end.writer));
     }
     println!("\n{title}\n{:<20} a b c  ended", "session");
@@ -104,13 +104,13 @@ async fn table(title: &str, deployment: &Deployment, diary: &Diary) -> Result<()
     Ok(())
 }
 
-/// Each session has had exactly one end.
-fn check(diary: &Diary, ids: &[String]) -> Result<(), Error> {
-    let ends = ends(diary)?;
+/// Checks that each session has had exactly one end.
+fn check(event_log: &EventLog, ids: &[String]) -> Result<(), Error> {
+    let ends = ends(event_log)?;
     for id in ids {
         let n = ends.iter().filter(|end| end.id == *id).count();
         if n != 1 {
-            return Err(format!("{id} has {n} ends").into());
+            return Err(format!("{id} has {n} ends instead of 1").into());
         }
     }
     if ends.len() != ids.len() {

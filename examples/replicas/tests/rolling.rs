@@ -1,4 +1,5 @@
-//! Three replicas under load: a rolling restart of all, one SIGKILL, and the stop. `REPLICAS_ROUNDS=20` for a long run.
+//! Three replicas under load: a rolling restart of all, one SIGKILL, and the shutdown. `REPLICAS_ROUNDS=20` for a long
+//! run.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,14 +11,14 @@ use std::{
     time::Duration,
 };
 
-use crash::{Diary, Kind};
+use crash::{EventLog, Kind};
 use replicas::{Balancer, Deployment, REPLICAS};
 
 const CLIENTS: usize = 9;
 
-/// What the clients share.
+/// The state that the clients share.
 struct Load {
-    /// Replaced whenever a replica comes or goes.
+    /// Replaced when a replica starts or exits.
     balancer: Mutex<Arc<Balancer>>,
     seen: Mutex<HashSet<String>>,
     stop: AtomicBool,
@@ -36,7 +37,7 @@ impl Load {
         self.seen.lock().unwrap().insert(id.to_owned());
     }
 
-    /// Opens sessions and uses each on all replicas in turn; every third is ended by the client.
+    /// Starts sessions and uses each on all replicas in turn; ends every third one.
     async fn client(&self) {
         for n in 0_u32.. {
             if self.stop.load(Ordering::SeqCst) {
@@ -48,7 +49,7 @@ impl Load {
             };
             self.see(&id);
             for _ in 0..2 * REPLICAS {
-                // One that has just gone, or is going: the next one answers.
+                // This replica has just exited, or is shutting down; the next one answers.
                 let _ = self.balancer().next().say(&id).await;
             }
             if n.is_multiple_of(3) {
@@ -83,7 +84,7 @@ async fn round() -> (usize, usize) {
     tokio::time::sleep(Duration::from_millis(100)).await;
     deployment.kill(REPLICAS - 1).await.unwrap();
     load.look(&deployment);
-    // Beyond the lease of the killed one, so that the survivors have taken over.
+    // Longer than the lease of the killed replica, so that the survivors have recovered its sessions.
     tokio::time::sleep(Duration::from_millis(4000)).await;
     load.stop.store(true, Ordering::SeqCst);
     for client in clients {
@@ -96,7 +97,7 @@ async fn round() -> (usize, usize) {
 
     let mut generations = HashMap::<_, (usize, HashSet<String>, usize)>::new();
     let mut ended = HashSet::new();
-    for entry in Diary::open(&deployment.diary(), "-").unwrap().read().unwrap() {
+    for entry in EventLog::open(&deployment.event_log(), "-").unwrap().read().unwrap() {
         let (starts, writers, ends) = generations.entry(entry.event).or_default();
         match entry.kind {
             Kind::Start => *starts += 1,
@@ -109,10 +110,10 @@ async fn round() -> (usize, usize) {
     }
     let mut repeated = 0;
     for (event, (starts, writers, ends)) in &generations {
-        // Killed between the record and the start hook: then there is an end alone.
+        // After a kill between the record and the start hook there is an end without a start.
         assert!(*starts <= 1, "{event}: {starts} starts");
         assert!(*ends >= 1, "{event}: no end");
-        // More than one only where the kill fell between the hook and the record: by another process.
+        // After a kill between the hook and the removal of the record, another process repeats the end.
         assert_eq!(writers.len(), *ends, "{event}");
         repeated += ends - 1;
     }
@@ -123,13 +124,13 @@ async fn round() -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g16_a_rolling_restart_and_a_kill_leave_exactly_one_end_for_each_generation() {
+async fn g16_each_generation_has_one_end_after_a_rolling_restart_and_a_kill() {
     let rounds = std::env::var("REPLICAS_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     for _ in 0..rounds {
         let (generations, repeated) = round().await;
-        println!("{generations} generations, {repeated} ends told twice");
+        println!("{generations} generations, {repeated} ends delivered twice");
         assert!(generations > CLIENTS);
-        // The clients of the killed one had a handful of ends under way, at most.
+        // At the kill, at most a few ends were being delivered.
         assert!(repeated <= 2 * CLIENTS, "{repeated}");
     }
 }

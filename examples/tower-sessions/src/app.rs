@@ -1,4 +1,4 @@
-//! The host, which knows nothing of this crate, and the layer around it or inside of it.
+//! The host, which has no code for this crate, and the layer outside or inside of `tower-sessions`.
 
 use axum::{
     Router,
@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use tower_session_end::{
-    ActiveSessions, CookieProtocol, EndReason, RequestInfo, SessionId, SessionProtocol, SessionSignal,
+    ActiveSessions, CookieProtocol, EndReason, RequestInfo, SessionId, SessionProtocol, SessionUpdate,
 };
 use tower_sessions::{
     Expiry, Session, SessionManagerLayer, SessionStore,
@@ -19,39 +19,50 @@ use tower_sessions::{
 };
 
 use crate::{
-    seal::{COOKIE, Seal},
+    cookie_format::{COOKIE, CookieFormat},
     store::Store,
 };
 
-/// The host as it is without the layer.
-pub fn host(store: &Store, seal: &Seal) -> Router {
-    with_sessions(routes(), store, seal)
+/// The host without the layer.
+pub fn host(store: &Store, format: &CookieFormat) -> Router {
+    with_sessions(routes(), store, format)
 }
 
-/// The layer outside of `tower-sessions`: it sees every cookie that is set, and the host stays as it is. This is the
-/// order to choose.
-pub fn outside(sessions: &ActiveSessions, store: &Store, seal: &Seal) -> Router {
-    outside_with(sessions, store, seal, seal.protocol())
+/// The layer outside of `tower-sessions`: it sees every cookie that is set, and the host needs no change. This is the
+/// recommended order.
+pub fn outside(sessions: &ActiveSessions, store: &Store, format: &CookieFormat) -> Router {
+    outside_with(sessions, store, format, format.protocol())
 }
 
-/// As [`outside`], with a protocol that you have set up.
-pub fn outside_with(sessions: &ActiveSessions, store: &Store, seal: &Seal, protocol: CookieProtocol) -> Router {
-    host(store, seal).layer(sessions.layer_with(protocol))
+/// As [`outside`], with the given protocol.
+pub fn outside_with(
+    sessions: &ActiveSessions,
+    store: &Store,
+    format: &CookieFormat,
+    protocol: CookieProtocol,
+) -> Router {
+    host(store, format).layer(sessions.layer_with(protocol))
 }
 
-/// The layer inside of `tower-sessions`. It cannot see the cookie, which is set when the response has left it. But it
-/// can see the [`Session`] that `tower-sessions` puts into the request: `announce` says what becomes of it.
-pub fn inside(sessions: &ActiveSessions, store: &Store, seal: &Seal) -> Router {
+/// The layer inside of `tower-sessions`. It cannot see the cookie, which is set after the layer has handled the
+/// response. But the [`Session`] in the request's extensions is visible, and `announce` reports its changes.
+pub fn inside(sessions: &ActiveSessions, store: &Store, format: &CookieFormat) -> Router {
     let routes = routes().layer(from_fn(announce)).layer(sessions.layer_with(Announced));
-    with_sessions(routes, store, seal)
+    with_sessions(routes, store, format)
 }
 
-/// The layer inside of `tower-sessions`, left alone with the cookies: it sees those of the requests only.
-pub fn inside_with(sessions: &ActiveSessions, store: &Store, seal: &Seal, protocol: CookieProtocol) -> Router {
-    with_sessions(routes().layer(sessions.layer_with(protocol)), store, seal)
+/// The layer inside of `tower-sessions`, with cookies only: it sees those of the requests, and no `Set-Cookie`.
+pub fn inside_with(
+    sessions: &ActiveSessions,
+    store: &Store,
+    format: &CookieFormat,
+    protocol: CookieProtocol,
+) -> Router {
+    with_sessions(routes().layer(sessions.layer_with(protocol)), store, format)
 }
 
-/// A protocol that takes the request's id from where `tower-sessions` has put it. The responses say all by signals.
+/// A protocol that reads the request's id from the extension of `tower-sessions`. Responses report changes with a
+/// [`SessionUpdate`].
 #[derive(Clone, Copy, Debug)]
 struct Announced;
 
@@ -60,13 +71,13 @@ impl SessionProtocol for Announced {
         request.extensions.get::<Session>()?.id()?.to_string().parse().ok()
     }
 
-    fn response(&self, _: &RequestInfo, _: &mut response::Parts) -> SessionSignal {
-        SessionSignal::nothing()
+    fn response(&self, _: &RequestInfo, _: &mut response::Parts) -> SessionUpdate {
+        SessionUpdate::empty()
     }
 }
 
-/// Says in a signal what the handler has made of the session. The id of a new one is made when it is saved, so that is
-/// done here already, under the conditions under which `tower-sessions` would do it a moment later.
+/// Reports the change of the session with a [`SessionUpdate`]. A new session gets its id when it is saved, so
+/// `announce` saves it, under the same conditions under which `tower-sessions` would do so afterwards.
 async fn announce(session: Session, request: Request, next: Next) -> Result<Response, StatusCode> {
     let before = session.id();
     let response = next.run(request).await;
@@ -74,31 +85,35 @@ async fn announce(session: Session, request: Request, next: Next) -> Result<Resp
         session.save().await.map_err(internal)?;
     }
     let id = |id: Id| id.to_string();
-    let signal = match (before.map(id), session.id().map(id)) {
-        (None, Some(new)) => SessionSignal::started(new),
+    let update = match (before.map(id), session.id().map(id)) {
+        (None, Some(new)) => SessionUpdate::started(new),
         (Some(old), Some(new)) if old != new => {
-            SessionId::new(old).map_or(SessionSignal::nothing(), |old| SessionSignal::compacted(old, new))
+            SessionId::new(old).map_or(SessionUpdate::empty(), |old| SessionUpdate::compacted(old, new))
         }
         (Some(old), None) => {
-            SessionId::new(old).map_or(SessionSignal::nothing(), |old| SessionSignal::ended(old, EndReason::Deleted))
+            SessionId::new(old).map_or(SessionUpdate::empty(), |old| SessionUpdate::ended(old, EndReason::Deleted))
         }
-        (Some(_), Some(_)) | (None, None) => SessionSignal::nothing(),
+        (Some(_), Some(_)) | (None, None) => SessionUpdate::empty(),
     };
-    Ok((signal, response).into_response())
+    Ok((update, response).into_response())
 }
 
-fn with_sessions(routes: Router, store: &Store, seal: &Seal) -> Router {
+fn with_sessions(routes: Router, store: &Store, format: &CookieFormat) -> Router {
     match store.clone() {
-        Store::Memory(store) => sealed(routes, SessionManagerLayer::new(store), seal),
-        Store::Sqlite(store) => sealed(routes, SessionManagerLayer::new(store), seal),
+        Store::Memory(store) => with_format(routes, SessionManagerLayer::new(store), format),
+        Store::Sqlite(store) => with_format(routes, SessionManagerLayer::new(store), format),
     }
 }
 
-fn sealed<S: SessionStore + Clone>(routes: Router, layer: SessionManagerLayer<S>, seal: &Seal) -> Router {
-    match seal.clone() {
-        Seal::Plain => set_up(routes, layer),
-        Seal::Signed(key) => set_up(routes, layer.with_signed(key)),
-        Seal::Private(key) => set_up(routes, layer.with_private(key)),
+fn with_format<S: SessionStore + Clone>(
+    routes: Router,
+    layer: SessionManagerLayer<S>,
+    format: &CookieFormat,
+) -> Router {
+    match format.clone() {
+        CookieFormat::Plain => set_up(routes, layer),
+        CookieFormat::Signed(key) => set_up(routes, layer.with_signed(key)),
+        CookieFormat::Private(key) => set_up(routes, layer.with_private(key)),
     }
 }
 
@@ -108,14 +123,14 @@ where
     C: CookieController + Sync,
 {
     let expiry = Expiry::OnInactivity(Duration::hours(1));
-    // Not over TLS here, so that a cookie that is for TLS only would stay with its client.
+    // The example runs without TLS, and a client would not send a `Secure` cookie.
     routes.layer(layer.with_name(COOKIE).with_expiry(expiry).with_secure(false))
 }
 
 fn routes() -> Router {
     Router::new()
         .route("/", get(who))
-        .route("/public", get(async || "hello, whoever you are\n"))
+        .route("/public", get(async || "hello, visitor\n"))
         .route("/login/{user}", post(login))
         .route("/login/{user}/redirect", post(login_and_redirect))
         .route("/login/{user}/many", post(login_with_many_cookies))
@@ -147,13 +162,13 @@ async fn login_with_many_cookies(session: Session, user: Path<String>) -> Result
     Ok((AppendHeaders(others.map(|cookie| (SET_COOKIE, cookie))), "welcome\n"))
 }
 
-/// A login that fails, and is counted in a session.
+/// A failed login, which is counted in a session.
 async fn attempt(session: Session) -> Result<StatusCode, StatusCode> {
     count(&session, "attempts").await?;
     Ok(StatusCode::UNAUTHORIZED)
 }
 
-/// `tower-sessions` saves nothing of what was done before an error, and sets no cookie.
+/// After an error, `tower-sessions` saves no changes and sets no cookie.
 async fn broken(session: Session) -> Result<StatusCode, StatusCode> {
     count(&session, "broken").await?;
     Ok(StatusCode::INTERNAL_SERVER_ERROR)
@@ -183,7 +198,7 @@ async fn count(session: &Session, key: &str) -> Result<u32, StatusCode> {
     Ok(count)
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
+#[allow(clippy::needless_pass_by_value, reason = "the signature that `map_err` needs")]
 fn internal(error: Error) -> StatusCode {
     eprintln!("the store: {error}");
     StatusCode::INTERNAL_SERVER_ERROR

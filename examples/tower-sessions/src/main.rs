@@ -1,19 +1,19 @@
-//! Cookie sessions of `tower-sessions`, each with its `session_end`, in one go:
+//! Cookie sessions of `tower-sessions`, each with its `session_end`.
 //!
 //! ```text
 //! cargo run -p tower-sessions-example
 //! ```
 //!
-//! Five lives of a server, each with browsers that log in, go on under a new id, and log out, over a real socket, and
-//! with a real SIGTERM at its end:
+//! Runs five servers, one after the other. In each, browsers log in, get a new id, and log out, over a real socket;
+//! then the process receives a real SIGTERM:
 //!
 //! 1. the store in memory, plain cookies
-//! 2. the same, with our layer inside of `tower-sessions` instead of around it
+//! 2. the same, with the layer inside of `tower-sessions` instead of outside
 //! 3. the store in memory, signed cookies
 //! 4. the store in a SQLite file, encrypted cookies
-//! 5. that file after a restart: the browsers go on with the cookies of before
+//! 5. the same file after a restart: the browsers use the cookies from before
 //!
-//! It exits with 0 only if every session had exactly one end, with the right reason, and none was missed.
+//! It exits with 0 only if every session had exactly one end, with the right reason.
 
 use std::{
     collections::HashSet,
@@ -30,39 +30,39 @@ use tower_session_end::{ActiveSessions, BoxError, signal};
 use tower_sessions::cookie::Key;
 use tower_sessions_example::{
     app,
-    journal::Journal,
-    seal::Seal,
+    cookie_format::CookieFormat,
+    event_log::EventLog,
     store::{Store, ids_in},
     visitor::Visitor,
 };
 use tracing_subscriber::filter::LevelFilter;
 
 async fn run(dir: &Path) -> Result<(), BoxError> {
-    let (memory, plain) = (Store::memory(), Seal::Plain);
+    let (memory, plain) = (Store::memory(), CookieFormat::Plain);
     let life = live("memory, plain", |sessions| app::outside(sessions, &memory, &plain), first_visit).await?;
-    first_visit_is_complete(&life.journal)?;
+    first_visit_is_complete(&life.event_log)?;
 
     let memory = Store::memory();
     let life = live("memory, plain, inside", |sessions| app::inside(sessions, &memory, &plain), first_visit).await?;
-    first_visit_is_complete(&life.journal)?;
+    first_visit_is_complete(&life.event_log)?;
 
-    let (memory, signed) = (Store::memory(), Seal::Signed(Key::generate()));
+    let (memory, signed) = (Store::memory(), CookieFormat::Signed(Key::generate()));
     let life = live("memory, signed", |sessions| app::outside(sessions, &memory, &signed), first_visit).await?;
-    first_visit_is_complete(&life.journal)?;
+    first_visit_is_complete(&life.event_log)?;
 
-    let (file, private) = (dir.join("sessions.db"), Seal::Private(Key::generate()));
+    let (file, private) = (dir.join("sessions.db"), CookieFormat::Private(Key::generate()));
     let sqlite = Store::sqlite(&file).await?;
     let before = live("SQLite, encrypted", |sessions| app::outside(sessions, &sqlite, &private), first_visit).await?;
-    first_visit_is_complete(&before.journal)?;
+    first_visit_is_complete(&before.event_log)?;
     drop(sqlite);
-    // What the store still holds is what the stop has ended: nothing else was left, and nothing was missed.
-    let mut ended = ids(&before.journal, "shutdown");
+    // The shutdown ended exactly the sessions that the store still has.
+    let mut ended = ids(&before.event_log, "shutdown");
     ended.sort();
-    ensure(ids_in(&file)? == ended, "the store and the journal do not agree")?;
+    ensure(ids_in(&file)? == ended, "the store and the event log differ")?;
 
     let sqlite = Store::sqlite(&file).await?;
     let adopting = |sessions: &ActiveSessions| {
-        // A host that goes on with its sessions sets no cookie for them again.
+        // The host does not set the cookie of an existing session again, so the layer has to adopt it.
         app::outside_with(sessions, &sqlite, &private, private.protocol().adopt(true))
     };
     let browsers = before.browsers;
@@ -70,33 +70,39 @@ async fn run(dir: &Path) -> Result<(), BoxError> {
         second_visit(address, browsers).await
     })
     .await?;
-    ensure(after.journal.summary() == "deleted 1, shutdown 1", "alice goes on, and carol logs out")?;
-    let seen: HashSet<_> = before.journal.ends().into_iter().map(|end| end.event_id).collect();
-    for end in after.journal.ends() {
-        ensure(ended.contains(&end.session.id.to_string()), "a session of before")?;
-        ensure(!seen.contains(&end.event_id), "an event of its own")?;
+    ensure(
+        after.event_log.summary() == "deleted 1, shutdown 1",
+        "expected a shutdown for alice and a logout for carol",
+    )?;
+    let seen: HashSet<_> = before.event_log.ends().into_iter().map(|end| end.generation).collect();
+    for end in after.event_log.ends() {
+        ensure(
+            ended.contains(&end.session.id.to_string()),
+            "an end of a session that did not exist before the restart",
+        )?;
+        ensure(!seen.contains(&end.generation), "the generation was used before the restart")?;
     }
     Ok(())
 }
 
-/// What is left of a server that was stopped.
+/// The events of a server that has shut down, and the result of its visitors.
 struct Life {
-    journal: Journal,
+    event_log: EventLog,
     browsers: Browsers,
 }
 
-/// A server, from its start to the end of its stop, and its visitors.
+/// Runs a server and its visitors, from its start to the end of its shutdown.
 async fn live(
     title: &str,
     app: impl FnOnce(&ActiveSessions) -> Router,
     visit: impl AsyncFnOnce(SocketAddr) -> Result<Browsers, BoxError>,
 ) -> Result<Life, BoxError> {
     println!("\n== {title}");
-    let journal = Journal::aloud();
+    let event_log = EventLog::aloud();
     let sessions = ActiveSessions::builder()
-        // That of the cookies: `tower-sessions` forgets a session in silence.
+        // The expiry of the cookies: `tower-sessions` expires a session without a response.
         .idle_timeout(Duration::from_secs(60 * 60))
-        .hook(journal.clone())
+        .hook(event_log.clone())
         .build()?;
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -113,13 +119,13 @@ async fn live(
     let (report, browsers) = tokio::try_join!(served, visited)?;
 
     println!("{report}");
-    ensure(report.is_clean(), "the stop was not clean")?;
-    ensure(sessions.is_empty(), "a session was left")?;
-    journal.check()?;
-    Ok(Life { journal, browsers })
+    ensure(report.is_clean(), "the shutdown was not clean")?;
+    ensure(sessions.is_empty(), "a session is still active")?;
+    event_log.check()?;
+    Ok(Life { event_log, browsers })
 }
 
-/// Those that have a session when they leave.
+/// The visitors that still have a session at the end.
 struct Browsers {
     alice: Visitor,
     carol: Visitor,
@@ -132,20 +138,20 @@ async fn first_visit(address: SocketAddr) -> Result<Browsers, BoxError> {
     alice.post("/say").await?;
     let before = alice.cookie()?;
     alice.post("/cycle").await?;
-    ensure(alice.cookie()? != before, "a new id is another cookie")?;
+    ensure(alice.cookie()? != before, "the new id has the same cookie")?;
     answers(alice.post("/say").await?, 200, "alice 2")?;
 
     // Noted from a redirect; ended when the cookie is removed.
     let bob = Visitor::new(address)?;
     answers(bob.post("/login/bob/redirect").await?, 200, "bob")?;
     bob.post("/logout").await?;
-    ensure(bob.cookie()?.is_none(), "the cookie is gone")?;
+    ensure(bob.cookie()?.is_none(), "the cookie was not removed")?;
 
-    // One cookie of many is the session's.
+    // The session cookie is one of several cookies.
     let carol = Visitor::new(address)?;
     carol.post("/login/carol/many").await?;
 
-    // A failed login is counted in a session, and a visitor with no session has none.
+    // A failed login starts a session. A visitor who does not log in has none.
     let dave = Visitor::new(address)?;
     answers(dave.post("/attempt").await?, 401, "")?;
     answers(dave.post("/attempt").await?, 401, "")?;
@@ -153,8 +159,11 @@ async fn first_visit(address: SocketAddr) -> Result<Browsers, BoxError> {
     Ok(Browsers { alice, carol })
 }
 
-fn first_visit_is_complete(journal: &Journal) -> Result<(), BoxError> {
-    ensure(journal.summary() == "compaction 1, deleted 1, shutdown 3", "alice, bob, carol and dave")
+fn first_visit_is_complete(event_log: &EventLog) -> Result<(), BoxError> {
+    ensure(
+        event_log.summary() == "compaction 1, deleted 1, shutdown 3",
+        "the ends of alice, bob, carol and dave differ from the expected ones",
+    )
 }
 
 async fn second_visit(address: SocketAddr, before: Browsers) -> Result<Browsers, BoxError> {
@@ -167,8 +176,8 @@ async fn second_visit(address: SocketAddr, before: Browsers) -> Result<Browsers,
 }
 
 /// The sessions that ended with this reason.
-fn ids(journal: &Journal, reason: &str) -> Vec<String> {
-    let ends = journal.ends().into_iter().filter(|end| end.reason.to_string() == reason);
+fn ids(event_log: &EventLog, reason: &str) -> Vec<String> {
+    let ends = event_log.ends().into_iter().filter(|end| end.reason.to_string() == reason);
     ends.map(|end| end.session.id.to_string()).collect()
 }
 
@@ -177,20 +186,20 @@ fn answers(answer: (impl Into<u16>, String), status: u16, body: &str) -> Result<
     if (found, said.as_str()) == (status, body) {
         return Ok(());
     }
-    Err(format!("the answer should be {status} {body:?}, and is {found} {said:?}").into())
+    Err(format!("expected the answer {status} {body:?}, got {found} {said:?}").into())
 }
 
 fn ensure(condition: bool, what: &str) -> Result<(), BoxError> {
-    if condition { Ok(()) } else { Err(format!("not as it should be: {what}").into()) }
+    if condition { Ok(()) } else { Err(format!("check failed: {what}").into()) }
 }
 
-/// There is no safe call for this in std, but any shell has `kill`, and its parent is this process.
+/// std has no safe call for this. The shell that runs `kill` is a child of this process.
 fn raise_sigterm() -> io::Result<()> {
     let kill = Command::new("sh").args(["-c", "kill -s TERM $PPID"]).status()?;
     if kill.success() { Ok(()) } else { Err(io::Error::other(format!("kill: {kill}"))) }
 }
 
-/// A directory that goes with this process.
+/// A directory that is removed when this process exits.
 struct Dir(PathBuf);
 
 impl Dir {
@@ -209,12 +218,12 @@ impl Drop for Dir {
 
 async fn run_in_time() -> Result<(), BoxError> {
     let dir = Dir::new()?;
-    tokio::time::timeout(Duration::from_secs(60), run(&dir.0)).await.map_err(|_| "not over within 60 s")?
+    tokio::time::timeout(Duration::from_secs(60), run(&dir.0)).await.map_err(|_| "did not finish within 60 s")?
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // `tower-sessions` and the crate say what went wrong; in a good run that is nothing.
+    // Shows warnings and errors of `tower-sessions` and the crate; a successful run logs none.
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     match run_in_time().await {
         Ok(()) => {

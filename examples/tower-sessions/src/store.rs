@@ -6,34 +6,34 @@ use tower_session_end::BoxError;
 use tower_sessions::MemoryStore;
 use tower_sessions_rusqlite_store::{RusqliteStore, tokio_rusqlite::Connection};
 
-/// Where `tower-sessions` keeps its sessions.
+/// The store of `tower-sessions`.
 #[derive(Clone, Debug)]
 pub enum Store {
-    /// As long as the process lives, and no longer.
+    /// In memory.
     Memory(MemoryStore),
-    /// In a file.
+    /// In a SQLite file.
     Sqlite(RusqliteStore),
 }
 
 impl Store {
-    /// An empty one.
+    /// An empty store in memory.
     #[must_use]
     pub fn memory() -> Self {
         Self::Memory(MemoryStore::default())
     }
 
-    /// The one in this file, which is made if there is none.
+    /// The store in this file, which is created if it does not exist.
     ///
     /// # Errors
     ///
-    /// SQLite's, if the file cannot be opened or is no database.
+    /// SQLite's error if the file cannot be opened or is not a database.
     pub async fn sqlite(file: &Path) -> Result<Self, BoxError> {
         let store = RusqliteStore::new(Connection::open(file).await?);
         store.migrate().await?;
         Ok(Self::Sqlite(store))
     }
 
-    /// The word for it in a line of output.
+    /// The name in the output.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -43,11 +43,11 @@ impl Store {
     }
 }
 
-/// The ids of the sessions that the file holds, sorted.
+/// The ids of the sessions in the file, sorted.
 ///
 /// # Errors
 ///
-/// SQLite's, if it is no file of a [`Store`].
+/// SQLite's error if the file is not that of a [`Store`].
 pub fn ids_in(file: &Path) -> Result<Vec<String>, BoxError> {
     let db = rusqlite::Connection::open(file)?;
     let mut select = db.prepare("SELECT id FROM tower_sessions ORDER BY id")?;

@@ -1,4 +1,4 @@
-//! A client with a cookie jar, as a browser has one.
+//! A client with a cookie jar, like a browser.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use reqwest::{
 };
 use tower_session_end::BoxError;
 
-use crate::seal::COOKIE;
+use crate::cookie_format::COOKIE;
 
 /// One user's browser.
 #[derive(Clone, Debug)]
@@ -19,18 +19,18 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// One with an empty jar.
+    /// A browser with an empty jar.
     ///
     /// # Errors
     ///
-    /// If there can be no client on this system.
+    /// If the client cannot be created on this system.
     pub fn new(address: SocketAddr) -> Result<Self, BoxError> {
         let jar = Arc::new(Jar::default());
         let client = Client::builder().cookie_provider(Arc::clone(&jar)).no_proxy().timeout(Duration::from_secs(60));
         Ok(Self { address, client: client.build()?, jar })
     }
 
-    /// The same browser, and the server is another one now. Cookies do not care for ports.
+    /// The same browser, for a server at another address. Cookies do not depend on the port.
     #[must_use]
     pub fn moved_to(self, address: SocketAddr) -> Self {
         Self { address, ..self }
@@ -38,7 +38,7 @@ impl Visitor {
 
     /// # Errors
     ///
-    /// If there is no answer.
+    /// If the server does not answer.
     pub async fn get(&self, path: &str) -> Result<(StatusCode, String), BoxError> {
         let response = self.client.get(self.url(path)?).send().await?;
         Ok((response.status(), response.text().await?))
@@ -46,29 +46,29 @@ impl Visitor {
 
     /// # Errors
     ///
-    /// If there is no answer.
+    /// If the server does not answer.
     pub async fn post(&self, path: &str) -> Result<(StatusCode, String), BoxError> {
         let response = self.client.post(self.url(path)?).send().await?;
         Ok((response.status(), response.text().await?))
     }
 
-    /// What the session's cookie holds, if there is one in the jar.
+    /// The value of the session's cookie, if it is in the jar.
     ///
     /// # Errors
     ///
-    /// If the address makes no URL, or the cookies no text.
+    /// If the address is not a valid URL, or the cookies are not text.
     pub fn cookie(&self) -> Result<Option<String>, BoxError> {
         let Some(cookies) = self.jar.cookies(&self.url("/")?) else { return Ok(None) };
         let mut cookies = cookies.to_str()?.split("; ").filter_map(|cookie| cookie.split_once('='));
         Ok(cookies.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned()))
     }
 
-    /// Puts such a cookie into the jar, as somebody would who makes one up.
+    /// Puts a forged cookie into the jar.
     ///
     /// # Errors
     ///
-    /// If the address makes no URL.
-    pub fn make_up(&self, value: &str) -> Result<(), BoxError> {
+    /// If the address is not a valid URL.
+    pub fn forge(&self, value: &str) -> Result<(), BoxError> {
         self.jar.add_cookie_str(&format!("{COOKIE}={value}"), &self.url("/")?);
         Ok(())
     }

@@ -1,14 +1,14 @@
 //! [`HeaderProtocol`]: ids and ends in headers.
 
-mod heads;
+mod scan;
 
 use http::{HeaderName, StatusCode, request, response};
 
-use self::heads::Said;
-use super::{RequestInfo, SessionProtocol, SessionSignal, value::Value};
+use self::scan::SessionHeaders;
+use super::{RequestInfo, SessionProtocol, SessionUpdate, header_value::UniqueHeader};
 use crate::session::{EndReason, SessionId};
 
-// As constants, and not only as fields, because the compiler then knows what there is to compare.
+// Constants beside the fields of `HeaderProtocol`: comparing with a constant name is faster.
 const ID: HeaderName = HeaderName::from_static("x-session-id");
 const END: HeaderName = HeaderName::from_static("x-session-end");
 const COMPACTED_FROM: HeaderName = HeaderName::from_static("x-session-compacted-from");
@@ -18,17 +18,20 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 ///
 /// | response header | meaning |
 /// |---|---|
-/// | `x-session-id: <id>` | the session of this exchange; a new id is a birth |
-/// | `x-session-end: <reason>` | the request's session ended; without one, the response's |
-/// | `x-session-compacted-from: <old id>` | beside `x-session-id`: that is the successor of the old id |
+/// | `x-session-id: <id>` | the session of this exchange; it starts if it is not active |
+/// | `x-session-end: <reason>` | the request's session ended; if the request carried no id, the response's session |
+/// | `x-session-compacted-from: <old id>` | the old id was compacted into the `x-session-id` beside it |
 ///
-/// A request carries its id in `x-session-id`. The two control headers count in responses only; what a client sends in
-/// them is ignored. Responses with status 101, 2xx or 3xx may open a session, 4xx and 5xx never do; an end counts with
-/// any status. A header that comes twice with different values is ambiguous and ignored.
+/// A request carries its id in `x-session-id`. The other two are control headers: they count in responses and are
+/// ignored in requests. A response with status 101, 2xx or 3xx may start a session, one with 4xx or 5xx never does.
+/// An end counts with any status; an unknown reason counts as [`Unknown`](EndReason::Unknown). A header that comes
+/// twice with different values is ambiguous, and ignored. An invalid or ambiguous id in a response is counted in
+/// [`ignored_ids`](crate::ActiveSessions::ignored_ids).
 ///
-/// In gRPC these are metadata of the same names: those of the call, and the initial ones of the answer. An error that is
-/// the whole answer is HTTP 200 with a `grpc-status` among the headers: one that is not 0 never opens, and an end in its
-/// metadata counts. Trailing metadata are not read: a stream that fails after its head has opened what the head said.
+/// In gRPC the headers are metadata of the same names: the request metadata, and the initial metadata of the
+/// response. A trailers-only response (HTTP 200 with `grpc-status` in the headers) starts a session only if that
+/// status is 0; an end in its metadata counts. Trailing metadata are not read: a stream that fails after its head has
+/// started the session of that head.
 ///
 /// # Examples
 ///
@@ -45,7 +48,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// ```
 #[derive(Clone, Debug)]
 pub struct HeaderProtocol {
-    /// None of the names is another than the default one.
+    /// All header names are the defaults.
     has_default_names: bool,
     id: HeaderName,
     end: HeaderName,
@@ -62,7 +65,7 @@ impl Default for HeaderProtocol {
 }
 
 impl HeaderProtocol {
-    /// The protocol with the names above, ids of up to 1024 bytes, nothing stripped and nothing adopted.
+    /// The protocol with the header names above, ids of up to 1024 bytes, and neither stripping nor adoption.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -90,6 +93,11 @@ impl HeaderProtocol {
     }
 
     /// Renames `x-session-end`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().end_header(http::HeaderName::from_static("x-chat-end"));
+    /// ```
     #[must_use]
     pub fn end_header(mut self, name: HeaderName) -> Self {
         self.end = name;
@@ -98,6 +106,12 @@ impl HeaderProtocol {
     }
 
     /// Renames `x-session-compacted-from`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let name = http::HeaderName::from_static("x-chat-compacted-from");
+    /// let protocol = HeaderProtocol::new().compacted_from_header(name);
+    /// ```
     #[must_use]
     pub fn compacted_from_header(mut self, name: HeaderName) -> Self {
         self.compacted_from = name;
@@ -105,7 +119,7 @@ impl HeaderProtocol {
         self
     }
 
-    /// The longest id that counts, in bytes; 1024 by default.
+    /// The longest valid id, in bytes. Default: 1024. A longer one is ignored like any invalid id.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -117,7 +131,7 @@ impl HeaderProtocol {
         self
     }
 
-    /// Whether the two control headers are taken out of the response before it goes to the client. Off by default.
+    /// Whether the two control headers are removed from the response before it goes to the client. Default: `false`.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -129,15 +143,15 @@ impl HeaderProtocol {
         self
     }
 
-    /// Whether a success (101, 2xx or 3xx) that carries none of these headers notes the session whose id the request
-    /// carried, if it is not active. Off by default.
+    /// Whether a response with status 101, 2xx or 3xx and none of these headers notes the session of the request's id.
+    /// Default: `false`.
     ///
-    /// For hosts that go on with sessions made elsewhere, or before a restart, and answer without repeating the id. A
-    /// `DELETE` notes nothing, because it may well be the end; nor does a response to which a handler has attached a
-    /// [`SessionSignal`], which says more.
+    /// For hosts that continue sessions of another process, or of the time before a restart, and do not repeat the id
+    /// in their responses. Nothing is noted by a response to `DELETE`, which may have ended the session, and by a
+    /// response with a [`SessionUpdate`] of the handler, which takes precedence.
     ///
-    /// The host has to refuse ids that it does not know. If it answers 200 to anything, a client that makes up ids
-    /// makes up sessions.
+    /// The host has to refuse unknown ids. If it answers 200 to any id, clients can start sessions with ids that they
+    /// invent.
     ///
     /// ```
     /// # use tower_session_end::*;
@@ -149,62 +163,63 @@ impl HeaderProtocol {
         self
     }
 
-    fn sayings(
+    fn changes(
         &self,
         carried: Option<&SessionId>,
         is_tracked: bool,
         response: &response::Parts,
-        said: &Said<'_>,
-    ) -> SessionSignal {
-        let session = said.id.session(self.max_id_len);
-        let mut signal = SessionSignal::nothing();
-        if let Value::One(reason) = said.end {
-            let ended = carried.or(session.as_ref().map(|session| &session.id));
-            if let Some(id) = ended.filter(|id| id.is_valid()) {
-                let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
-                signal = SessionSignal::ended(id.clone(), reason);
-                if session.as_ref().is_some_and(|session| session.id == *id) {
-                    return signal;
-                }
+        found: &SessionHeaders<'_>,
+    ) -> SessionUpdate {
+        let named = found.id.named_id(self.max_id_len);
+        let id = named.as_ref().and_then(|named| named.as_ref().ok());
+        let mut update = SessionUpdate::empty();
+        if let UniqueHeader::One(reason) = found.end
+            && let Some(ended) = carried.or(id)
+        {
+            let reason = reason.to_str().map_or(EndReason::Unknown, reason_of);
+            update = SessionUpdate::ended(ended, reason);
+            if id == Some(ended) {
+                return update;
             }
         }
-        let Some(session) = session.filter(|_| may_open(response)) else { return signal };
-        match said.compacted_from.session(self.max_id_len) {
-            Some(old) if old.id.is_valid() => signal.and(SessionSignal::compacted(old.id, session)),
-            // Counted, like any id that is none; the successor is a session all the same.
-            Some(invalid) => signal.and(SessionSignal::started(invalid)).and(SessionSignal::started(session)),
-            None if is_tracked && carried == Some(&session.id) => signal,
-            None => signal.and(SessionSignal::started(session)),
+        let Some(named) = named.filter(|_| may_start(response)) else { return update };
+        let Ok(id) = named else { return update.and(SessionUpdate::invalid_id()) };
+        match found.compacted_from.named_id(self.max_id_len) {
+            Some(Ok(old)) => update.and(SessionUpdate::compacted(old, id)),
+            // The old id is counted as invalid; the successor starts.
+            Some(Err(_)) => update.and(SessionUpdate::invalid_id()).and(SessionUpdate::started(id)),
+            None if is_tracked && carried == Some(&id) => update,
+            None => update.and(SessionUpdate::started(id)),
         }
     }
 }
 
-fn reason_of(word: &str) -> EndReason {
-    word.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
+fn reason_of(value: &str) -> EndReason {
+    value.trim().to_ascii_lowercase().parse().unwrap_or(EndReason::Unknown)
 }
 
-/// A redirect or an upgrade may carry a new id, an error never does. A gRPC error has status 200, and says what it is in
-/// a header of its own; where the call succeeded, or goes on, that is 0 or absent.
-fn may_open(response: &response::Parts) -> bool {
+/// Whether an id in this response may start a session: a success, a redirect or an upgrade, and no gRPC error. A gRPC
+/// error has status 200 and a `grpc-status` other than 0.
+fn may_start(response: &response::Parts) -> bool {
     let status = response.status;
     (status == StatusCode::SWITCHING_PROTOCOLS || status.is_success() || status.is_redirection())
-        // Hardly any response has one: the names are looked at more quickly than one is looked up.
+        // Few responses have a `grpc-status`; comparing all names is faster than hashing one.
         && (response.headers.keys().all(|name| *name != GRPC_STATUS)
             || response.headers.get(GRPC_STATUS).is_none_or(|status| status == "0"))
 }
 
 impl SessionProtocol for HeaderProtocol {
     fn request_id(&self, request: &request::Parts) -> Option<SessionId> {
-        let id = self.id_at(&request.headers, self.place_of_id(&request.headers)?)?;
+        let id = self.id_at(&request.headers, self.index_of_id(&request.headers)?)?;
         SessionId::from_bytes(id, self.max_id_len).ok()
     }
 
-    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionSignal {
-        if !(self.adopt || self.may_say(&response.headers))
-            || request.tracked().is_some_and(|id| self.only_id(&response.headers) == Some(id.as_bytes()))
+    fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
+        if !(self.adopt || self.has_session_headers(&response.headers))
+            || request.tracked().is_some_and(|id| self.sole_id(&response.headers) == Some(id.as_bytes()))
         {
-            return SessionSignal::nothing();
+            return SessionUpdate::empty();
         }
-        self.said(Some(request), request.tracked(), response)
+        self.update(Some(request), request.tracked(), response)
     }
 }

@@ -1,179 +1,179 @@
-//! What came of each change, for one and for two that hold the session.
+//! The answers to each change, with one and with two holders of the session.
 
 use super::{
     Applied, Change, Holder, Kit, Record, Store, done, end, end_as, ended, forget, hold, keep, release, same, same_all,
 };
-use crate::{EndReason, Session};
+use crate::session::{EndReason, Session};
 
-pub(super) async fn births<S: Store>(kit: &Kit<'_, S>) {
+pub(super) async fn holds<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect_all("no changes at all", vec![], vec![]).await;
-    a.expect("a hold of an unknown id", hold(&record), Applied::Born).await;
-    b.expect("a hold of what another holds", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
+    a.expect_all("no changes", vec![], vec![]).await;
+    a.expect("a hold of an unknown id", hold(&record), Applied::Created).await;
+    b.expect("a hold of another holder's session", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     let c = kit.holder().await;
-    c.expect("a hold of what another holds, with its event id", hold(&record), Applied::Born).await;
-    c.expect("the first of three lets go", release(&record, 0), Applied::Others).await;
-    a.expect("the second of three lets go", release(&record, 0), Applied::Others).await;
-    b.expect("the third of three lets go", release(&record, 0), Applied::Yours { requests: 0 }).await;
+    c.expect("a hold of another holder's session, with its generation", hold(&record), Applied::Created).await;
+    c.expect("a release by the first of three", release(&record, 0), Applied::HeldElsewhere).await;
+    a.expect("a release by the second of three", release(&record, 0), Applied::HeldElsewhere).await;
+    b.expect("a release by the third of three", release(&record, 0), Applied::Owned { requests: 0 }).await;
     let next = kit.next(&record);
-    a.expect("a hold of an id whose end is claimed", hold(&next), Applied::Born).await;
-    b.expect("a delivered end", done(&record), Applied::Done).await;
-    b.expect("the second generation is still there", hold(&kit.next(&next)), Applied::Joined(next.clone())).await;
-    b.expect("an end of the second generation", end(&next, 0), Applied::Yours { requests: 0 }).await;
-    b.expect("a delivered end", done(&next), Applied::Done).await;
-    kit.nothing_is_owed([a, b, c]).await;
+    a.expect("a hold of an id whose end is claimed", hold(&next), Applied::Created).await;
+    b.expect("a delivered end", done(&record), Applied::Ok).await;
+    b.expect("the second generation still exists", hold(&kit.next(&next)), Applied::Joined(next.clone())).await;
+    b.expect("an end of the second generation", end(&next, 0), Applied::Owned { requests: 0 }).await;
+    b.expect("a delivered end", done(&next), Applied::Ok).await;
+    kit.nothing_is_pending([a, b, c]).await;
 }
 
 pub(super) async fn updates<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("an update of an unknown session", Change::Update(record.clone()), Applied::Done).await;
-    a.expect("an update makes no record", hold(&record), Applied::Born).await;
+    a.expect("an update of an unknown session", Change::Update(record.clone()), Applied::Ok).await;
+    a.expect("a hold after an update of an unknown session", hold(&record), Applied::Created).await;
     let new = Session::new(record.session.id.clone()).with_agent_id("new").with_attribute("a", "b");
-    let new = Record::new(new, record.event_id, record.started_at);
-    a.expect("an update", Change::Update(new.clone()), Applied::Done).await;
-    a.expect("an update of another generation", Change::Update(kit.next(&record)), Applied::Done).await;
+    let new = Record::new(new, record.generation, record.started_at);
+    a.expect("an update", Change::Update(new.clone()), Applied::Ok).await;
+    a.expect("an update of another generation", Change::Update(kit.next(&record)), Applied::Ok).await;
     b.expect("a hold after an update", hold(&kit.next(&record)), Applied::Joined(new)).await;
-    b.expect("its host has finalised it", forget(&record), Applied::Done).await;
-    a.expect("an update of what is gone", Change::Update(record.clone()), Applied::Done).await;
-    kit.nothing_is_owed([a, b]).await;
+    b.expect("a forgotten session", forget(&record), Applied::Ok).await;
+    a.expect("an update of a forgotten session", Change::Update(record.clone()), Applied::Ok).await;
+    kit.nothing_is_pending([a, b]).await;
 }
 
 pub(super) async fn releases<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("a release of an unknown session", release(&record, 1), Applied::Gone).await;
-    a.expect("a hold", hold(&record), Applied::Born).await;
-    a.expect("a release of another generation", release(&kit.next(&record), 1), Applied::Gone).await;
-    b.expect("a release of what only another holds", release(&record, 1), Applied::Gone).await;
+    a.expect("a release of an unknown session", release(&record, 1), Applied::NotFound).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
+    a.expect("a release of another generation", release(&kit.next(&record), 1), Applied::NotFound).await;
+    b.expect("a release of another holder's session", release(&record, 1), Applied::NotFound).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    a.expect("a release by one of two", release(&record, 20), Applied::Others).await;
-    b.expect("a release by the last", release(&record, 3), Applied::Yours { requests: 23 }).await;
-    a.expect("a release of what has ended", release(&record, 4), Applied::Gone).await;
-    b.expect("a delivered end", done(&record), Applied::Done).await;
-    b.expect("a release of what is done", release(&record, 5), Applied::Gone).await;
+    a.expect("a release by one of two", release(&record, 20), Applied::HeldElsewhere).await;
+    b.expect("a release by the last", release(&record, 3), Applied::Owned { requests: 23 }).await;
+    a.expect("a release of an ended session", release(&record, 4), Applied::NotFound).await;
+    b.expect("a delivered end", done(&record), Applied::Ok).await;
+    b.expect("a release of a delivered session", release(&record, 5), Applied::NotFound).await;
 
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    a.expect("one lets go", release(&record, 1), Applied::Others).await;
-    a.expect("and takes it up again", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    b.expect("the other lets go", release(&record, 2), Applied::Others).await;
-    a.expect("and so does the first", release(&record, 4), Applied::Yours { requests: 7 }).await;
-    a.expect("a delivered end", done(&record), Applied::Done).await;
-    kit.nothing_is_owed([a, b]).await;
+    a.expect("a release by one of two", release(&record, 1), Applied::HeldElsewhere).await;
+    a.expect("a hold after a release", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
+    b.expect("a release by the other", release(&record, 2), Applied::HeldElsewhere).await;
+    a.expect("a release by the last", release(&record, 4), Applied::Owned { requests: 7 }).await;
+    a.expect("a delivered end", done(&record), Applied::Ok).await;
+    kit.nothing_is_pending([a, b]).await;
 }
 
 pub(super) async fn ends<S: Store>(kit: &Kit<'_, S>) {
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("an end of an unknown session", end(&record, 1), Applied::Gone).await;
-    a.expect("a hold", hold(&record), Applied::Born).await;
+    a.expect("an end of an unknown session", end(&record, 1), Applied::NotFound).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     c.expect("a third holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    a.expect("an end of another generation", end(&kit.next(&record), 1), Applied::Gone).await;
-    c.expect("one of three lets go", release(&record, 10), Applied::Others).await;
-    b.expect("an end is an end for all", end(&record, 2), Applied::Yours { requests: 12 }).await;
-    a.expect("a release after another's end", release(&record, 1), Applied::Gone).await;
-    a.expect("an end after another's end", end(&record, 1), Applied::Gone).await;
-    a.expect("only the claimer is done with it", done(&record), Applied::Done).await;
-    a.expect("a new generation", hold(&kit.next(&record)), Applied::Born).await;
+    a.expect("an end of another generation", end(&kit.next(&record), 1), Applied::NotFound).await;
+    c.expect("a release by one of three", release(&record, 10), Applied::HeldElsewhere).await;
+    b.expect("an end by one of two holders", end(&record, 2), Applied::Owned { requests: 12 }).await;
+    a.expect("a release after another holder's end", release(&record, 1), Applied::NotFound).await;
+    a.expect("an end after another holder's end", end(&record, 1), Applied::NotFound).await;
+    a.expect("`Delivered` by another holder than the claimer", done(&record), Applied::Ok).await;
+    a.expect("a new generation", hold(&kit.next(&record)), Applied::Created).await;
     kit.kill(b).await;
-    let orphans = a.take_over_all().await;
-    same("claims after another said `Done`", &orphans.len(), &1);
-    same("whose claim it is", &orphans[0].record, &record);
+    let orphans = a.claim_all().await;
+    same("claims after another holder's `Delivered`", &orphans.len(), &1);
+    same("the claimed record", &orphans[0].record, &record);
     a.deliver(&orphans).await;
 
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
-    c.expect("an end by one that does not hold it", end(&record, 1), Applied::Yours { requests: 1 }).await;
-    c.expect("a delivered end", done(&record), Applied::Done).await;
-    c.expect("another one", done(&record), Applied::Done).await;
-    c.expect("an end of what is done", end(&record, 1), Applied::Gone).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
+    c.expect("an end by another than the holder", end(&record, 1), Applied::Owned { requests: 1 }).await;
+    c.expect("a delivered end", done(&record), Applied::Ok).await;
+    c.expect("a repeated delivered end", done(&record), Applied::Ok).await;
+    c.expect("an end of a delivered session", end(&record, 1), Applied::NotFound).await;
     leaves_one(kit, a).await;
-    kit.nothing_is_owed([c]).await;
+    kit.nothing_is_pending([c]).await;
 }
 
-/// The holder leaves, with one session that it holds.
+/// Releases the lease of a holder that holds one session, and delivers the orphan.
 async fn leaves_one<S: Store>(kit: &Kit<'_, S>, holder: Holder<S::Holder>) {
-    holder.leave().await;
+    holder.release_lease().await;
     let last = kit.holder().await;
-    let orphans = last.take_over_all().await;
+    let orphans = last.claim_all().await;
     let reasons: Vec<_> = orphans.iter().map(|orphan| orphan.end.reason).collect();
-    same_all("what the holder has left", &reasons, &[EndReason::Lost]);
+    same_all("the orphans of the released lease", &reasons, &[EndReason::Lost]);
     last.deliver(&orphans).await;
-    last.leave().await;
+    last.release_lease().await;
 }
 
 /// `Keep` and `Forget`.
 pub(super) async fn silent_ends<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("an unknown session is kept", keep(&record), Applied::Done).await;
-    a.expect("a hold", hold(&record), Applied::Born).await;
-    b.expect("one that does not hold it keeps it", keep(&record), Applied::Done).await;
-    a.expect("another generation is kept", keep(&kit.next(&record)), Applied::Done).await;
-    b.expect("the record is still there", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    a.expect("one of two keeps it", keep(&record), Applied::Done).await;
-    a.expect("a release of what was kept", release(&record, 1), Applied::Gone).await;
-    b.expect("the other lets go", release(&record, 2), Applied::Yours { requests: 2 }).await;
-    b.expect("a delivered end", done(&record), Applied::Done).await;
+    a.expect("`Keep` of an unknown session", keep(&record), Applied::Ok).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
+    b.expect("`Keep` by another than the holder", keep(&record), Applied::Ok).await;
+    a.expect("`Keep` of another generation", keep(&kit.next(&record)), Applied::Ok).await;
+    b.expect("the record still exists", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
+    a.expect("`Keep` by one of two", keep(&record), Applied::Ok).await;
+    a.expect("a release of a kept session", release(&record, 1), Applied::NotFound).await;
+    b.expect("a release by the other", release(&record, 2), Applied::Owned { requests: 2 }).await;
+    b.expect("a delivered end", done(&record), Applied::Ok).await;
 
     let record = kit.record();
-    a.expect("a hold", hold(&record), Applied::Born).await;
-    a.expect("the last one keeps it", keep(&record), Applied::Done).await;
+    a.expect("a hold", hold(&record), Applied::Created).await;
+    a.expect("`Keep` by the last", keep(&record), Applied::Ok).await;
     let next = kit.next(&record);
-    b.expect("a hold of what was kept", hold(&next), Applied::Born).await;
+    b.expect("a hold of a kept session", hold(&next), Applied::Created).await;
 
     a.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(next.clone())).await;
-    a.expect("another generation is forgotten", forget(&record), Applied::Done).await;
-    a.expect("the record is still there", hold(&kit.next(&record)), Applied::Joined(next.clone())).await;
-    a.expect("its host has finalised it", forget(&next), Applied::Done).await;
-    b.expect("a release of what was forgotten", release(&next, 1), Applied::Gone).await;
-    b.expect("an end of what was forgotten", end(&next, 1), Applied::Gone).await;
+    a.expect("`Forget` of another generation", forget(&record), Applied::Ok).await;
+    a.expect("the record still exists", hold(&kit.next(&record)), Applied::Joined(next.clone())).await;
+    a.expect("a forgotten session", forget(&next), Applied::Ok).await;
+    b.expect("a release of a forgotten session", release(&next, 1), Applied::NotFound).await;
+    b.expect("an end of a forgotten session", end(&next, 1), Applied::NotFound).await;
     let last = kit.next(&record);
-    b.expect("a hold of what was forgotten", hold(&last), Applied::Born).await;
-    a.expect("one that does not hold it forgets it", forget(&last), Applied::Done).await;
-    b.expect("a release of what was forgotten", release(&last, 1), Applied::Gone).await;
-    kit.nothing_is_owed([a, b]).await;
+    b.expect("a hold of a forgotten session", hold(&last), Applied::Created).await;
+    a.expect("`Forget` by another than the holder", forget(&last), Applied::Ok).await;
+    b.expect("a release of a forgotten session", release(&last, 1), Applied::NotFound).await;
+    kit.nothing_is_pending([a, b]).await;
 }
 
-/// One call, in the order of its changes.
+/// The changes of one call are applied in order.
 pub(super) async fn order<S: Store>(kit: &Kit<'_, S>) {
     let a = kit.holder().await;
     let (old, new) = (kit.record(), kit.record());
-    a.expect("a hold", hold(&old), Applied::Born).await;
+    a.expect("a hold", hold(&old), Applied::Created).await;
     let mut compaction = ended(EndReason::Compaction, 5);
     compaction.next = Some(new.session.clone());
     a.expect_all(
         "a compaction",
         vec![end_as(&old, compaction), hold(&new)],
-        vec![Applied::Yours { requests: 5 }, Applied::Born],
+        vec![Applied::Owned { requests: 5 }, Applied::Created],
     )
     .await;
     let second = kit.next(&new);
     a.expect_all(
         "a reset that keeps the id",
         vec![end(&new, 1), hold(&second), done(&old)],
-        vec![Applied::Yours { requests: 1 }, Applied::Born, Applied::Done],
+        vec![Applied::Owned { requests: 1 }, Applied::Created, Applied::Ok],
     )
     .await;
     let third = kit.next(&new);
     a.expect_all(
-        "the other way round",
+        "a hold before the end of its predecessor",
         vec![hold(&third), end(&second, 2), release(&third, 1)],
-        vec![Applied::Joined(second.clone()), Applied::Yours { requests: 2 }, Applied::Gone],
+        vec![Applied::Joined(second.clone()), Applied::Owned { requests: 2 }, Applied::NotFound],
     )
     .await;
     let short = kit.record();
     a.expect_all(
-        "a whole life in one call",
+        "a whole session in one call",
         vec![hold(&short), release(&short, 1), done(&short), release(&short, 1), hold(&kit.next(&short))],
-        vec![Applied::Born, Applied::Yours { requests: 1 }, Applied::Done, Applied::Gone, Applied::Born],
+        vec![Applied::Created, Applied::Owned { requests: 1 }, Applied::Ok, Applied::NotFound, Applied::Created],
     )
     .await;
-    a.expect_all("all done", vec![done(&new), done(&second)], vec![Applied::Done; 2]).await;
+    a.expect_all("all ends delivered", vec![done(&new), done(&second)], vec![Applied::Ok; 2]).await;
     leaves_one(kit, a).await;
-    kit.nothing_is_owed([]).await;
+    kit.nothing_is_pending([]).await;
 }

@@ -1,4 +1,4 @@
-//! A holder that keeps its lease while the kit does something else.
+//! A holder that renews its lease in the background.
 
 use std::sync::Arc;
 
@@ -8,33 +8,33 @@ use super::{Applied, Change, Orphan, Registry, done, same, same_all};
 
 pub(super) struct Holder<R: Registry> {
     registry: Arc<R>,
-    /// Its one task ends with the holder, also when the kit panics.
-    beating: JoinSet<()>,
+    /// Its one task is aborted with the holder, also when the kit panics.
+    heartbeats: JoinSet<()>,
 }
 
 impl<R: Registry> Holder<R> {
     pub(super) fn new(registry: R) -> Self {
         let registry = Arc::new(registry);
-        let beats = registry.clone();
-        let mut beating = JoinSet::new();
-        beating.spawn(async move {
+        let renewing = registry.clone();
+        let mut heartbeats = JoinSet::new();
+        heartbeats.spawn(async move {
             loop {
-                tokio::time::sleep(beats.beat_every()).await;
-                if let Err(error) = beats.beat().await {
-                    panic!("a beat failed: {error}");
+                tokio::time::sleep(renewing.heartbeat_interval()).await;
+                if let Err(error) = renewing.heartbeat().await {
+                    panic!("`heartbeat` failed: {error}");
                 }
             }
         });
-        Self { registry, beating }
+        Self { registry, heartbeats }
     }
 
     pub(super) fn registry(&self) -> &R {
         &self.registry
     }
 
-    /// One call, and its answers.
+    /// Makes one call and returns its answers.
     pub(super) async fn apply(&self, changes: Vec<Change>) -> Vec<Applied> {
-        assert!(self.registry.is_current(), "`is_current` says no to a holder that beats");
+        assert!(self.registry.lease_is_valid(), "`lease_is_valid` is false for a holder with heartbeats");
         let count = changes.len();
         match self.registry.apply(changes).await {
             Ok(applied) => {
@@ -45,57 +45,57 @@ impl<R: Registry> Holder<R> {
         }
     }
 
-    /// One change, and what has to come of it.
+    /// Applies one change and checks its answer.
     pub(super) async fn expect(&self, what: &str, change: Change, expected: Applied) {
         self.expect_all(what, vec![change], vec![expected]).await;
     }
 
-    /// Several in one call.
+    /// Applies several changes in one call and checks their answers.
     pub(super) async fn expect_all(&self, what: &str, changes: Vec<Change>, expected: Vec<Applied>) {
         same_all(what, &self.apply(changes).await, &expected);
     }
 
-    /// One call.
-    pub(super) async fn take_over(&self, max: usize) -> Vec<Orphan> {
-        match self.registry.take_over(max).await {
+    /// Makes one call.
+    pub(super) async fn claim_orphans(&self, max: usize) -> Vec<Orphan> {
+        match self.registry.claim_orphans(max).await {
             Ok(orphans) => {
-                assert!(orphans.len() <= max, "`take_over({max})` claimed {}", orphans.len());
+                assert!(orphans.len() <= max, "`claim_orphans({max})` returned {}", orphans.len());
                 orphans
             }
-            Err(error) => panic!("`take_over` failed: {error}"),
+            Err(error) => panic!("`claim_orphans` failed: {error}"),
         }
     }
 
-    /// Calls until there is nothing, in the order of the event ids.
-    pub(super) async fn take_over_all(&self) -> Vec<Orphan> {
+    /// Claims until the answer is empty. Sorted by generation.
+    pub(super) async fn claim_all(&self) -> Vec<Orphan> {
         let mut all = Vec::new();
         loop {
-            let some = self.take_over(7).await;
+            let some = self.claim_orphans(7).await;
             if some.is_empty() {
-                all.sort_by_key(|orphan: &Orphan| orphan.record.event_id);
+                all.sort_by_key(|orphan: &Orphan| orphan.record.generation);
                 return all;
             }
             all.extend(some);
         }
     }
 
-    /// Ends the ends.
+    /// Reports the orphans as delivered.
     pub(super) async fn deliver(&self, orphans: &[Orphan]) {
         let changes = orphans.iter().map(|orphan| done(&orphan.record)).collect();
-        self.expect_all("to have done it", changes, vec![Applied::Done; orphans.len()]).await;
+        self.expect_all("delivered ends", changes, vec![Applied::Ok; orphans.len()]).await;
     }
 
-    pub(super) async fn leave(self) {
-        if let Err(error) = self.into_inner().await.leave().await {
-            panic!("`leave` failed: {error}");
+    pub(super) async fn release_lease(self) {
+        if let Err(error) = self.into_inner().await.release_lease().await {
+            panic!("`release_lease` failed: {error}");
         }
     }
 
-    /// Stops the beating.
+    /// Stops the heartbeats.
     pub(super) async fn into_inner(self) -> R {
-        let Self { registry, mut beating } = self;
-        assert!(beating.try_join_next().is_none(), "a beat failed");
-        beating.shutdown().await;
-        Arc::into_inner(registry).expect("nothing else of the kit has it")
+        let Self { registry, mut heartbeats } = self;
+        assert!(heartbeats.try_join_next().is_none(), "a heartbeat failed");
+        heartbeats.shutdown().await;
+        Arc::into_inner(registry).expect("the kit has no other reference")
     }
 }

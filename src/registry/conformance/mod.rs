@@ -1,20 +1,20 @@
-//! The conformance kit: [`check`] tries every promise of [`Registry`] on an implementation (feature
+//! The conformance kit: [`check`] tests whether an implementation fulfils the contract of [`Registry`] (feature
 //! `registry-conformance`, for tests).
 //!
-//! Name the crate among your dev-dependencies with the feature, say in a [`Store`] how to make a holder and how to kill
-//! one, and run the kit on an empty store. It needs a tokio runtime with time, and takes as long as about twenty
-//! deaths take to be seen.
+//! Enable the feature in the dev-dependencies, implement [`Store`], which creates and kills holders, and run [`check`]
+//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about twenty holders and waits for each
+//! lease to expire.
 //!
-//! Where the promises leave room the kit is content with either reading: the answer to a release that is repeated
-//! after [`Others`](super::Applied::Others) may be [`Gone`](super::Applied::Gone), and times need to be kept to the
-//! millisecond only.
+//! The kit accepts every answer that the contract permits: a repeated release after
+//! [`HeldElsewhere`](super::Applied::HeldElsewhere) may return [`NotFound`](super::Applied::NotFound), and times need a
+//! precision of one millisecond only.
 
 mod changes;
+mod concurrency;
+mod encoding;
 mod holder;
-mod repeats;
-mod take_over;
-mod together;
-mod values;
+mod idempotency;
+mod recovery;
 
 use std::{
     fmt::Debug,
@@ -26,27 +26,27 @@ use std::{
 
 use self::holder::Holder;
 use super::{Applied, Change, EndRecord, Orphan, Record, Registry};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
-/// What the kit has to know of an implementation: how its holders live and die.
+/// Creates and kills the holders of an implementation.
 pub trait Store: Sync {
     /// The implementation.
     type Holder: Registry;
 
-    /// A new holder on the store, with a lease of its own.
+    /// Creates a holder on the store, with a lease of its own.
     fn holder(&self) -> impl Future<Output = Self::Holder> + Send;
 
-    /// Does to a holder what the death of its process would: without [`leave`](Registry::leave), and back once its lease is
-    /// certainly lost. All other holders keep beating meanwhile.
+    /// Simulates the death of a holder's process, without [`release_lease`](Registry::release_lease). Returns once its
+    /// lease has certainly expired. The kit sends the heartbeats of the other holders meanwhile.
     fn kill(&self, holder: Self::Holder) -> impl Future<Output = ()> + Send;
 }
 
-/// Tries every promise of [`Registry`] on the store, which must be empty and nobody else's.
+/// Tests the contract of [`Registry`] on the store, which must be empty and not be used by anything else.
 ///
 /// # Panics
 ///
-/// At the first promise that is broken, saying which, what was expected and what came; and on any error that a call
-/// answers.
+/// If an answer is wrong (the message names the case, the expected and the actual answer), or if a call returns an
+/// error.
 ///
 /// # Examples
 ///
@@ -58,9 +58,9 @@ pub trait Store: Sync {
 /// # impl MyRegistry { async fn connect(_: &str) -> Self { Self } }
 /// # impl Registry for MyRegistry {
 /// #     async fn apply(&self, _: Vec<Change>) -> Result<Vec<Applied>, RegistryError> { unimplemented!() }
-/// #     async fn beat(&self) -> Result<(), RegistryError> { unimplemented!() }
-/// #     async fn take_over(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
-/// #     async fn leave(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn heartbeat(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
+/// #     async fn release_lease(&self) -> Result<(), RegistryError> { unimplemented!() }
 /// # }
 ///
 /// struct MyStore;
@@ -85,26 +85,26 @@ pub trait Store: Sync {
 /// ```
 pub async fn check<S: Store>(store: &S) {
     let kit = Kit { store, instance: random(), generation: AtomicU64::new(1) };
-    changes::births(&kit).await;
+    changes::holds(&kit).await;
     changes::updates(&kit).await;
     changes::releases(&kit).await;
     changes::ends(&kit).await;
     changes::silent_ends(&kit).await;
     changes::order(&kit).await;
-    repeats::births_and_ends(&kit).await;
-    repeats::batches(&kit).await;
-    values::ids(&kit).await;
-    values::details(&kit).await;
-    values::numbers(&kit).await;
-    take_over::of_the_dead(&kit).await;
-    take_over::beside_the_living(&kit).await;
-    take_over::of_claims(&kit).await;
-    take_over::in_portions(&kit).await;
-    take_over::after_a_leave(&kit).await;
-    together::dropped_applies(&kit).await;
-    together::dropped_take_overs(&kit).await;
-    together::two_recoverers(&kit).await;
-    together::big_batches(&kit).await;
+    idempotency::starts_and_ends(&kit).await;
+    idempotency::batches(&kit).await;
+    encoding::ids(&kit).await;
+    encoding::details(&kit).await;
+    encoding::numbers(&kit).await;
+    recovery::after_a_death(&kit).await;
+    recovery::of_shared_sessions(&kit).await;
+    recovery::of_claimed_ends(&kit).await;
+    recovery::in_batches(&kit).await;
+    recovery::after_a_release(&kit).await;
+    concurrency::dropped_applies(&kit).await;
+    concurrency::dropped_recoveries(&kit).await;
+    concurrency::concurrent_recoverers(&kit).await;
+    concurrency::big_batches(&kit).await;
 }
 
 fn random() -> u128 {
@@ -112,7 +112,7 @@ fn random() -> u128 {
     half() << 64 | half()
 }
 
-/// The store, and identities that nobody has used yet.
+/// The store, and a source of unused identities.
 struct Kit<'a, S> {
     store: &'a S,
     instance: u128,
@@ -124,49 +124,50 @@ impl<S: Store> Kit<'_, S> {
         Holder::new(self.store.holder().await)
     }
 
-    /// Ends a holder as SIGKILL would.
+    /// Kills a holder, as SIGKILL would.
     async fn kill(&self, holder: Holder<S::Holder>) {
         self.store.kill(holder.into_inner().await).await;
     }
 
-    /// The end of each part: everything was delivered or given up, so nobody finds anything.
-    async fn nothing_is_owed(&self, holders: impl IntoIterator<Item = Holder<S::Holder>>) {
+    /// Ends each part: everything was delivered or forgotten, so that there are no orphans.
+    async fn nothing_is_pending(&self, holders: impl IntoIterator<Item = Holder<S::Holder>>) {
         for holder in holders {
-            holder.leave().await;
+            holder.release_lease().await;
         }
         let last = self.holder().await;
-        same_all("with everything done, what is left to take over", &last.take_over_all().await, &[]);
-        last.leave().await;
+        same_all("orphans after everything was delivered", &last.claim_all().await, &[]);
+        last.release_lease().await;
     }
 
-    fn event_id(&self) -> EventId {
-        EventId::new(self.instance, self.generation.fetch_add(1, Ordering::Relaxed))
+    fn generation(&self) -> GenerationId {
+        GenerationId::new(self.instance, self.generation.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A generation of a session that nobody knows yet.
+    /// Creates the record of a new session.
     fn record(&self) -> Record {
-        let event_id = self.event_id();
-        let id = SessionId::with_max_len(format!("session-{event_id}"), usize::MAX).expect("visible ASCII");
-        self.again(&id, event_id)
+        let generation = self.generation();
+        let id = SessionId::with_max_len(format!("session-{generation}"), usize::MAX).expect("visible ASCII");
+        self.again(&id, generation)
     }
 
-    /// `count` of them.
+    /// Creates `count` such records.
     fn records(&self, count: usize) -> Vec<Record> {
         (0..count).map(|_| self.record()).collect()
     }
 
-    /// Another generation of a session.
+    /// Creates a record of another generation of the session.
     fn next(&self, record: &Record) -> Record {
-        self.again(&record.session.id, self.event_id())
+        self.again(&record.session.id, self.generation())
     }
 
-    fn again(&self, id: &SessionId, event_id: EventId) -> Record {
-        let session = Session::new(id.clone()).with_key(format!("key of {event_id}")).with_attribute("tenant", "acme");
-        Record::new(session, event_id, now())
+    fn again(&self, id: &SessionId, generation: GenerationId) -> Record {
+        let session =
+            Session::new(id.clone()).with_key(format!("key of {generation}")).with_attribute("tenant", "acme");
+        Record::new(session, generation, now())
     }
 }
 
-/// Now, in whole milliseconds.
+/// The current time, in whole milliseconds.
 fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_millis(since.as_millis() as u64)
@@ -182,7 +183,7 @@ fn hold(record: &Record) -> Change {
 
 fn release(record: &Record, requests: u64) -> Change {
     let end = ended(EndReason::Shutdown, requests);
-    Change::Release { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::Release { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 fn end(record: &Record, requests: u64) -> Change {
@@ -190,19 +191,19 @@ fn end(record: &Record, requests: u64) -> Change {
 }
 
 fn end_as(record: &Record, end: EndRecord) -> Change {
-    Change::End { id: record.session.id.clone(), event_id: record.event_id, end }
+    Change::End { id: record.session.id.clone(), generation: record.generation, end }
 }
 
 fn keep(record: &Record) -> Change {
-    Change::Keep { id: record.session.id.clone(), event_id: record.event_id }
+    Change::Keep { id: record.session.id.clone(), generation: record.generation }
 }
 
 fn forget(record: &Record) -> Change {
-    Change::Forget { id: record.session.id.clone(), event_id: record.event_id }
+    Change::Forget { id: record.session.id.clone(), generation: record.generation }
 }
 
 fn done(record: &Record) -> Change {
-    Change::Done { event_id: record.event_id }
+    Change::Delivered { generation: record.generation }
 }
 
 #[track_caller]
@@ -210,7 +211,7 @@ fn same<T: PartialEq + Debug>(what: &str, got: &T, expected: &T) {
     assert!(got == expected, "{what}:\n  expected {expected:?}\n  but got  {got:?}");
 }
 
-/// As [`same`], and says where the first difference is.
+/// As [`same`]; the message names the first difference.
 #[track_caller]
 fn same_all<T: PartialEq + Debug>(what: &str, got: &[T], expected: &[T]) {
     let (of_got, of_expected) = (got.len(), expected.len());

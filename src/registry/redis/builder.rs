@@ -6,13 +6,13 @@ use redis::aio::ConnectionLike;
 
 use super::{super::RegistryError, RedisRegistry};
 
-/// Shorter leases are lost by a busy machine, not by a dead one.
+/// A busy machine would lose a shorter lease.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 
-/// Longer ones are a mistake: a dead process is found out only when its lease is over.
+/// A longer lease is a mistake: a dead process is detected only when its lease expires.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Makes a [`RedisRegistry`]; from [`RedisRegistry::builder`].
+/// Builds a [`RedisRegistry`]; from [`RedisRegistry::builder`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,12 +27,12 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 ///     .lease(Duration::from_secs(20))
 ///     .command_timeout(Duration::from_millis(150))
 ///     .lazy();
-/// assert_eq!(registry.beat_every(), Duration::from_secs(5));
+/// assert_eq!(registry.heartbeat_interval(), Duration::from_secs(5));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "it makes nothing before `connect` or `lazy`"]
+#[must_use = "call `connect` or `lazy` to build the registry"]
 pub struct RedisRegistryBuilder<C> {
     connection: C,
     settings: Settings,
@@ -58,52 +58,52 @@ where
         Self { connection, settings }
     }
 
-    /// What tells this deployment's keys from all others on the server. All that share sessions have the same; two
-    /// deployments must not. Without braces. `tower-session-end` unless you say otherwise.
+    /// The prefix of all keys of this deployment. The default is `tower-session-end`.
     ///
-    /// It becomes the one hash tag of all keys (`{tower-session-end}:lease`): on a cluster, a deployment lives in one
-    /// slot, and several can live in several.
+    /// All processes that share sessions must use the same prefix, and two deployments must not. It must not contain
+    /// braces. The prefix is the hash tag of all keys (`{tower-session-end}:lease`), so that one deployment uses one
+    /// slot of a cluster.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.prefix = prefix.into();
         self
     }
 
-    /// How long this process may be silent before the others take it for dead and take over what it holds; 10 s unless
-    /// you say otherwise, 100 ms at least and a day at most. It is renewed four times in that time. The same for all
-    /// processes of a deployment.
+    /// How long this process may be silent before the others consider it dead and recover its sessions. The default is
+    /// 10 s, the minimum 100 ms, the maximum one day.
     ///
-    /// A process that is alive but silent for longer (stopped, or starved of CPU) loses its sessions to the others. An
-    /// outage of the server itself costs nobody the lease, however long it takes.
+    /// The lease is renewed four times in that time. All processes of a deployment must use the same value. The others
+    /// also recover the sessions of a live process that is silent for longer (paused, or starved of CPU). An outage of
+    /// the server expires no lease.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
         self
     }
 
-    /// How long one command may take, 200 ms unless you say otherwise, and less than the lease. A call that gets no
-    /// answer in that time is [`Unavailable`](RegistryError::Unavailable), and is safe to repeat.
+    /// How long one command may take. The default is 200 ms. It must be less than the lease.
     ///
-    /// A birth waits at most 250 ms for its record; a longer time here serves the other calls only.
+    /// A call without an answer in that time returns [`Unavailable`](RegistryError::Unavailable), and is safe to
+    /// repeat. A session start waits at most 250 ms for its record, so a longer timeout helps the other calls only.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.settings.command_timeout = timeout;
         self
     }
 
-    /// Takes the lease now, so that what is wrong with the server shows at start.
+    /// Takes the lease now, so that a misconfigured server is reported at start.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](RegistryError::Unavailable) if there is no answer within two seconds, or one that waiting can
-    /// help. [`Unusable`](RegistryError::Unusable) if it cannot: a password is missing or wrong, the user may not run
-    /// scripts, the server is older than 6.0 or evicts keys that have no expiry, the keys under this prefix are
-    /// something else's, or a setting of this builder is out of its bounds.
+    /// * [`Unavailable`](RegistryError::Unavailable): there was no answer within two seconds, or a transient error.
+    /// * [`Invalid`](RegistryError::Invalid): a password is missing or wrong, the user may not run scripts, the server
+    ///   is older than 6.0 or evicts keys without an expiry, the keys under this prefix were written by another
+    ///   application, or a setting of this builder is out of bounds.
     pub async fn connect(self) -> Result<RedisRegistry, RegistryError> {
         let registry = self.lazy();
         registry.enter_at_start().await?;
         Ok(registry)
     }
 
-    /// Asks the server nothing yet: the lease is taken by the first call that gets through, and until then every call
-    /// is an error. What [`connect`](Self::connect) would complain about is what the calls say then.
+    /// Does not contact the server yet. The first call that reaches the server takes the lease; until then every call
+    /// returns the errors of [`connect`](Self::connect).
     #[must_use]
     pub fn lazy(self) -> RedisRegistry {
         RedisRegistry::new(Box::new(self.connection), self.settings)
@@ -111,24 +111,23 @@ where
 }
 
 impl Settings {
-    /// How often the lease is renewed.
-    pub(super) fn beat_every(&self) -> Duration {
+    /// The lease is renewed four times per lease.
+    pub(super) fn heartbeat_interval(&self) -> Duration {
         self.lease / 4
     }
 
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         let Self { prefix, lease, command_timeout } = self;
         if prefix.is_empty() || prefix.contains(['{', '}']) {
-            return Err(RegistryError::unusable(format!("the prefix {prefix:?} is empty or has a brace in it")));
+            return Err(RegistryError::invalid(format!("`prefix`: {prefix:?} is empty or contains a brace")));
         }
         if *lease < SHORTEST_LEASE || *lease > LONGEST_LEASE {
-            let text = format!("a lease of {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");
-            return Err(RegistryError::unusable(text));
+            let text = format!("`lease`: {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");
+            return Err(RegistryError::invalid(text));
         }
         if command_timeout.is_zero() || command_timeout >= lease {
-            let text =
-                format!("a command timeout of {command_timeout:?} is zero, or not less than the lease, {lease:?}");
-            return Err(RegistryError::unusable(text));
+            let text = format!("`command_timeout`: {command_timeout:?} is zero, or not less than the lease, {lease:?}");
+            return Err(RegistryError::invalid(text));
         }
         Ok(())
     }

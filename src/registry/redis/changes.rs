@@ -5,20 +5,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{
     super::{Change, EndRecord, Record, RegistryError},
     keys::Keys,
-    scripts::Call,
+    scripts::ScriptArgs,
 };
-use crate::session::{EventId, Session, SessionId};
+use crate::session::{GenerationId, Session, SessionId};
 
 /// 500 changes block a server for about 9 ms, 2,000 for 40 ms.
 const BATCH: usize = 256;
 
-/// About so many bytes of ids and details go into one batch, unless a single change has more.
+/// About this many bytes of ids and details go into one batch. A single change may have more.
 const BATCH_BYTES: usize = 512 * 1024;
 
-/// Some changes, and how many.
+/// Keys and arguments of up to [`BATCH`] changes.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) call: Call,
+    pub(super) call: ScriptArgs,
     pub(super) len: usize,
     bytes: usize,
 }
@@ -44,29 +44,29 @@ impl Batch {
     fn push(&mut self, change: &Change, keys: &Keys) -> Result<(), RegistryError> {
         self.len += 1;
         match change {
-            Change::Hold(Record { session, event_id, started_at }) => {
+            Change::Hold(Record { session, generation, started_at }) => {
                 self.key(keys.session(&session.id));
-                self.key(keys.ending(*event_id));
+                self.key(keys.ending(*generation));
                 self.args([
                     "h".to_owned(),
-                    event_id.to_string(),
+                    generation.to_string(),
                     session.id.to_string(),
                     json(session)?,
                     millis(*started_at),
                 ]);
             }
-            Change::Update(Record { session, event_id, .. }) => {
+            Change::Update(Record { session, generation, .. }) => {
                 self.key(keys.session(&session.id));
-                self.args(["u".to_owned(), event_id.to_string(), json(session)?]);
+                self.args(["u".to_owned(), generation.to_string(), json(session)?]);
             }
-            Change::Release { id, event_id, end } => self.end("r", id, *event_id, end, keys)?,
-            Change::End { id, event_id, end } => self.end("e", id, *event_id, end, keys)?,
-            Change::Done { event_id } => {
-                self.key(keys.ending(*event_id));
-                self.args(["d".to_owned(), event_id.to_string()]);
+            Change::Release { id, generation, end } => self.end("r", id, *generation, end, keys)?,
+            Change::End { id, generation, end } => self.end("e", id, *generation, end, keys)?,
+            Change::Delivered { generation } => {
+                self.key(keys.ending(*generation));
+                self.args(["d".to_owned(), generation.to_string()]);
             }
-            Change::Keep { id, event_id } => self.silent("k", id, *event_id, keys),
-            Change::Forget { id, event_id } => self.silent("f", id, *event_id, keys),
+            Change::Keep { id, generation } => self.silent("k", id, *generation, keys),
+            Change::Forget { id, generation } => self.silent("f", id, *generation, keys),
         }
         Ok(())
     }
@@ -75,16 +75,16 @@ impl Batch {
         &mut self,
         letter: &str,
         id: &SessionId,
-        event_id: EventId,
+        generation: GenerationId,
         end: &EndRecord,
         keys: &Keys,
     ) -> Result<(), RegistryError> {
         let EndRecord { reason, next, ended_at, requests } = end;
         self.key(keys.session(id));
-        self.key(keys.ending(event_id));
+        self.key(keys.ending(generation));
         self.args([
             letter.to_owned(),
-            event_id.to_string(),
+            generation.to_string(),
             id.to_string(),
             reason.as_str().to_owned(),
             next.as_ref().map(json).transpose()?.unwrap_or_default(),
@@ -94,9 +94,9 @@ impl Batch {
         Ok(())
     }
 
-    fn silent(&mut self, letter: &str, id: &SessionId, event_id: EventId, keys: &Keys) {
+    fn silent(&mut self, letter: &str, id: &SessionId, generation: GenerationId, keys: &Keys) {
         self.key(keys.session(id));
-        self.args([letter.to_owned(), event_id.to_string(), id.to_string()]);
+        self.args([letter.to_owned(), generation.to_string(), id.to_string()]);
     }
 
     fn key(&mut self, key: String) {
@@ -111,10 +111,10 @@ impl Batch {
 }
 
 fn json(session: &Session) -> Result<String, RegistryError> {
-    serde_json::to_string(session).map_err(RegistryError::unusable)
+    serde_json::to_string(session).map_err(RegistryError::invalid)
 }
 
-/// Since 1970, or before it.
+/// Milliseconds since 1970; negative before.
 fn millis(time: SystemTime) -> String {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => since.as_millis().to_string(),

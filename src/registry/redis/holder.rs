@@ -1,4 +1,4 @@
-//! One holder: its lease, its losses, and one script at a time.
+//! One holder: its lease, its losses, and its scripts, which run one at a time.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -13,53 +13,52 @@ use super::{
     builder::Settings,
     errors::from_redis,
     keys::Keys,
-    lease::{Lease, Moment},
+    lease::{DualClock, Lease},
     reply::{Reply, reply, text},
-    scripts::{Call, ENTER, LEAVE, Lua},
+    scripts::{ENTER, RELEASE_LEASE, RedisScript, ScriptArgs},
 };
 
-/// How the incarnation of a store begins that is laid out as here.
-const LAYOUT: &str = "1-";
+/// The version of the key layout: every incarnation begins with it.
+const LAYOUT: &str = "2-";
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
-/// What a holder and its scripts share; the registry has it behind a lock, so that there is one script at a time.
+/// The state of a holder. The registry locks it, so that one script runs at a time.
 pub(super) struct Holder {
     connection: Connection,
     instance: String,
-    /// Counts the leases that were taken away: `instance:epoch` is the name that the others know.
+    /// The number of leases that other holders have recovered; `instance:epoch` is the name of the holder in the keys.
     epoch: u64,
-    /// Counts the calls, over all epochs.
+    /// The number of calls, over all epochs.
     seq: u64,
-    standing: Standing,
+    lease_state: LeaseState,
     incarnation: String,
     history: String,
-    /// The last take-over whose answer has arrived.
+    /// The last recovery call whose answer has arrived.
     pub(super) answered: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Standing {
-    /// With no lease, and with a loss that the caller has not been told yet.
-    Outside(Option<Loss>),
-    Inside,
-    /// It was given back.
-    Left,
+enum LeaseState {
+    /// No lease. The loss is not reported to the caller yet.
+    None(Option<LeaseLoss>),
+    Held,
+    Released,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Loss {
+pub(super) enum LeaseLoss {
     Fenced,
-    Forgotten,
+    DataLost,
 }
 
-/// What does not change.
-pub(super) struct Place<'a> {
+/// What a script call needs of the registry.
+pub(super) struct ScriptContext<'a> {
     pub(super) settings: &'a Settings,
     pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
-    /// Counts how often the store has forgotten something.
-    pub(super) forgotten: &'a AtomicU64,
+    /// The number of data losses so far.
+    pub(super) data_losses: &'a AtomicU64,
 }
 
 impl Holder {
@@ -69,105 +68,120 @@ impl Holder {
             instance,
             epoch: 0,
             seq: 0,
-            standing: Standing::Outside(None),
+            lease_state: LeaseState::None(None),
             incarnation: String::new(),
             history: String::new(),
             answered: 0,
         }
     }
 
-    /// A number for a call, higher than all before.
+    /// The number of a new call, higher than all before.
     pub(super) fn next_seq(&mut self) -> u64 {
         self.seq += 1;
         self.seq
     }
 
-    /// Carries out a script under the lease, which is taken first where there is none. A loss that shows is told once,
-    /// as an error, when there is a lease again.
-    pub(super) async fn run(&mut self, place: &Place<'_>, lua: &Lua, call: Call) -> Result<Vec<Value>, RegistryError> {
-        self.stand(place, place.settings.command_timeout).await?;
-        let asked = Moment::now();
-        match self.ask(place, lua, call, place.settings.command_timeout).await? {
+    /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error,
+    /// after a new lease was taken.
+    pub(super) async fn run(
+        &mut self,
+        context: &ScriptContext<'_>,
+        lua: &RedisScript,
+        call: ScriptArgs,
+    ) -> Result<Vec<Value>, RegistryError> {
+        self.ensure_lease(context, context.settings.command_timeout).await?;
+        let asked = DualClock::now();
+        match self.eval(context, lua, call, context.settings.command_timeout).await? {
             Reply::Done(values) => {
-                place.lease.renewed(asked);
+                context.lease.renewed(asked);
                 return Ok(values);
             }
             Reply::Lost => {}
-            Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way")),
-            Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-            Reply::Fenced => return Err(RegistryError::unusable("an answer that only an enter has")),
+            Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way; repeat the call")),
+            Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
+            Reply::Fenced => return Err(RegistryError::invalid("the server gave an answer that only `enter` gives")),
         }
-        place.lease.lost();
-        self.standing = Standing::Outside(Some(Loss::Forgotten));
-        Err(self.stand(place, place.settings.command_timeout).await.err().unwrap_or(RegistryError::Forgotten))
+        context.lease.lost();
+        self.lease_state = LeaseState::None(Some(LeaseLoss::DataLost));
+        Err(self.ensure_lease(context, context.settings.command_timeout).await.err().unwrap_or(RegistryError::DataLost))
     }
 
     /// Takes a lease if there is none.
-    pub(super) async fn stand(&mut self, place: &Place<'_>, timeout: Duration) -> Result<(), RegistryError> {
+    pub(super) async fn ensure_lease(
+        &mut self,
+        context: &ScriptContext<'_>,
+        timeout: Duration,
+    ) -> Result<(), RegistryError> {
         loop {
-            let loss = match self.standing {
-                Standing::Inside => return Ok(()),
-                Standing::Left => return Err(RegistryError::unavailable("this holder has left")),
-                Standing::Outside(loss) => loss,
+            let loss = match self.lease_state {
+                LeaseState::Held => return Ok(()),
+                LeaseState::Released => return Err(RegistryError::unavailable("this holder has left")),
+                LeaseState::None(loss) => loss,
             };
-            place.settings.check()?;
-            let asked = Moment::now();
-            let call = Call { keys: Vec::new(), args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()] };
-            match self.ask(place, &ENTER, call, timeout).await? {
+            context.settings.check()?;
+            let asked = DualClock::now();
+            let call = ScriptArgs {
+                keys: vec![context.keys.old_incarnation()],
+                args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()],
+            };
+            match self.eval(context, &ENTER, call, timeout).await? {
                 Reply::Done(values) => {
                     self.entered(values)?;
-                    place.lease.renewed(asked);
-                    self.standing = Standing::Inside;
+                    context.lease.renewed(asked);
+                    self.lease_state = LeaseState::Held;
                     match loss {
                         None => {}
-                        Some(Loss::Fenced) => return Err(RegistryError::Fenced),
-                        Some(Loss::Forgotten) => {
-                            place.forgotten.fetch_add(1, Ordering::Relaxed);
-                            return Err(RegistryError::Forgotten);
+                        Some(LeaseLoss::Fenced) => return Err(RegistryError::Fenced),
+                        Some(LeaseLoss::DataLost) => {
+                            context.data_losses.fetch_add(1, Ordering::Relaxed);
+                            return Err(RegistryError::DataLost);
                         }
                     }
                 }
-                // The others have this name's lease and all that it held, also where another loss showed first.
+                // Other holders have recovered this name and its sessions. That outweighs an earlier data loss.
                 Reply::Fenced => {
                     self.epoch += 1;
-                    self.standing = Standing::Outside(loss.map(|_| Loss::Fenced));
+                    self.lease_state = LeaseState::None(loss.map(|_| LeaseLoss::Fenced));
                 }
-                Reply::Unusable(why) => return Err(RegistryError::unusable(why)),
-                Reply::Lost | Reply::Stale => return Err(RegistryError::unusable("an answer that no enter has")),
+                Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
+                Reply::Lost | Reply::Stale => {
+                    return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
+                }
             }
         }
     }
 
-    /// Gives the lease back, if there is one. Nothing but this works afterwards.
-    pub(super) async fn leave(&mut self, place: &Place<'_>) -> Result<(), RegistryError> {
-        place.lease.lost();
+    /// Releases the lease, if there is one. Afterwards only this call works.
+    pub(super) async fn release_lease(&mut self, context: &ScriptContext<'_>) -> Result<(), RegistryError> {
+        context.lease.lost();
         let never_entered = self.incarnation.is_empty();
-        self.standing = Standing::Left;
+        self.lease_state = LeaseState::Released;
         if never_entered {
             return Ok(());
         }
-        match self.ask(place, &LEAVE, Call::default(), place.settings.command_timeout).await? {
-            Reply::Lost => Err(RegistryError::Forgotten),
+        match self.eval(context, &RELEASE_LEASE, ScriptArgs::default(), context.settings.command_timeout).await? {
+            Reply::Lost => Err(RegistryError::DataLost),
             _ => Ok(()),
         }
     }
 
-    async fn ask(
+    async fn eval(
         &mut self,
-        place: &Place<'_>,
-        lua: &Lua,
-        call: Call,
+        context: &ScriptContext<'_>,
+        lua: &RedisScript,
+        call: ScriptArgs,
         timeout: Duration,
     ) -> Result<Reply, RegistryError> {
         let rid = format!("{}:{}", self.instance, self.epoch);
-        let mut whole = Call { keys: place.keys.common(&rid).into(), args: Vec::with_capacity(5 + call.args.len()) };
+        let mut whole =
+            ScriptArgs { keys: context.keys.common(&rid).into(), args: Vec::with_capacity(5 + call.args.len()) };
         whole.keys.extend(call.keys);
         whole.args.extend([
             rid,
             self.incarnation.clone(),
             self.history.clone(),
             self.next_seq().to_string(),
-            place.settings.lease.as_millis().to_string(),
+            context.settings.lease.as_millis().to_string(),
         ]);
         whole.args.extend(call.args);
         match tokio::time::timeout(timeout, lua.run(&mut *self.connection, &whole)).await {
@@ -177,16 +191,17 @@ impl Holder {
         }
     }
 
-    /// Remembers which store it is.
+    /// Stores the identity of the store.
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let [incarnation, history] = &texts[..] else {
-            return Err(RegistryError::unusable("an answer that no enter has"));
+            return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
         };
         if history == "-" && self.history != "-" {
             tracing::warn!(
                 name: "session-registry-unwatched",
-                "the session registry may not run INFO: a failover to a server that lagged behind will not be noticed"
+                "the session registry may not run INFO, so a failover to a lagging replica will not be detected: \
+                 permit INFO to this user"
             );
         }
         self.incarnation.clone_from(incarnation);
@@ -195,7 +210,7 @@ impl Holder {
     }
 }
 
-/// 128 bits that no other holder and no other store has.
+/// 128 random bits, unique to a holder or a store.
 pub(super) fn random() -> String {
     let half = || RandomState::new().hash_one(std::process::id());
     format!("{:016x}{:016x}", half(), half())

@@ -1,6 +1,6 @@
-//! How our keys are called.
+//! The names of the keys.
 
-use crate::session::{EventId, SessionId};
+use crate::session::{GenerationId, SessionId};
 
 /// The keys of one deployment. The prefix stands in braces: all of them are in one slot of a cluster, where one script
 /// can change them together.
@@ -14,34 +14,39 @@ impl Keys {
         Self { root: format!("{{{prefix}}}:") }
     }
 
-    /// How each of them begins.
+    /// The common beginning.
     pub(super) fn root(&self) -> &str {
         &self.root
     }
 
-    /// What every script gets, in the order that `common.lua` expects.
+    /// The keys of every script, in the order that `common.lua` expects.
     pub(super) fn common(&self, rid: &str) -> [String; 9] {
         let Self { root } = self;
         [
-            format!("{root}inc"),
+            format!("{root}incarnation"),
             format!("{root}lease"),
             format!("{root}reaping"),
             format!("{root}fenced"),
             format!("{root}grace"),
             format!("{root}seq"),
-            format!("{root}i:{rid}"),
-            format!("{root}c:{rid}"),
-            format!("{root}t:{rid}"),
+            format!("{root}held:{rid}"),
+            format!("{root}claimed:{rid}"),
+            format!("{root}told:{rid}"),
         ]
+    }
+
+    /// What stood in the place of the incarnation in an older layout.
+    pub(super) fn old_incarnation(&self) -> String {
+        format!("{}inc", self.root)
     }
 
     /// An active session.
     pub(super) fn session(&self, id: &SessionId) -> String {
-        format!("{}s:{}", self.root, id.as_str())
+        format!("{}session:{}", self.root, id.as_str())
     }
 
-    /// An end that is claimed and not done.
-    pub(super) fn ending(&self, event_id: EventId) -> String {
-        format!("{}x:{event_id}", self.root)
+    /// An end that is claimed and not delivered.
+    pub(super) fn ending(&self, generation: GenerationId) -> String {
+        format!("{}end:{generation}", self.root)
     }
 }

@@ -1,4 +1,4 @@
-//! [`RedisRegistry`]: the registry of several machines, on Redis or Valkey.
+//! [`RedisRegistry`]: a registry for several machines, on Redis or Valkey.
 
 mod builder;
 mod changes;
@@ -22,18 +22,18 @@ pub use self::builder::RedisRegistryBuilder;
 use self::{
     builder::Settings,
     changes::batches,
-    holder::{Connection, Holder, Place, random},
+    holder::{Connection, Holder, ScriptContext, random},
     keys::Keys,
     lease::Lease,
-    scripts::{APPLY, BEAT, Call, TAKE_OVER},
+    scripts::{APPLY, HEARTBEAT, RECOVER, ScriptArgs},
 };
 use super::{Applied, Change, Orphan, Registry, RegistryError};
 
 /// A [`Registry`] on Redis (6.0 or later) or Valkey, for any number of processes on any number of machines.
 ///
-/// It runs over any connection of the `redis` crate that can be cloned: a
-/// [`ConnectionManager`](::redis::aio::ConnectionManager) (recommended: it reconnects by itself), a cluster connection
-/// (feature `redis-cluster`), a multiplexed one. Addresses, passwords and TLS are that crate's matter.
+/// It uses any connection of the `redis` crate that implements `Clone`: a
+/// [`ConnectionManager`](::redis::aio::ConnectionManager) (recommended, because it reconnects), a cluster connection
+/// (feature `redis-cluster`) or a multiplexed connection. Addresses, passwords and TLS are configured with that crate.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -42,7 +42,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
 /// let client = redis::Client::open("redis://:secret@sessions.internal/")?;
-/// // How soon it is back after an outage; the default waits up to six seconds between two attempts.
+/// // The longest delay between two reconnects; the default is about 6 s.
 /// let config = ConnectionManagerConfig::new().set_max_delay(Duration::from_secs(1));
 /// let connection = client.get_connection_manager_with_config(config).await?;
 /// let registry = RedisRegistry::builder(connection).prefix("gateway").connect().await?;
@@ -50,75 +50,76 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// # }
 /// ```
 ///
-/// # What it does on the server
+/// # Scripts
 ///
-/// Every change is part of a script that first makes sure that the store is the one that was known, and that the
-/// lease is still this holder's. One script carries out up to 256 changes (fewer, if they are big) and takes a server
-/// some 3 ms; an [`apply`](Registry::apply) of more is several scripts, each all or nothing. If one of them fails the
-/// whole call is an error, and can be repeated as a whole. A beat and a take-over with nothing to find are one script each. Calls
-/// of one holder wait for each other.
+/// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
+/// applies up to 256 changes (fewer if they are large) and takes about 3 ms on the server. A larger
+/// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
+/// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
+/// finds nothing. The calls of one holder run one after the other.
 ///
-/// Nobody is told when a session ends elsewhere: the others learn it when they let go
-/// ([`Gone`](Applied::Gone)).
+/// Holders are not notified when another holder ends a session. They learn it from [`NotFound`](Applied::NotFound) when
+/// they release it.
 ///
-/// # When something fails
+/// # Failures
 ///
-/// * **A holder is silent beyond its lease** (by the server's clock): the others take over what it holds and has
-///   claimed. When it is back it is [`Fenced`](RegistryError::Fenced), and none of its changes since has been carried
-///   out. [`is_current`](Registry::is_current) is false before that, by its own clocks.
-/// * **The server is away**, for however long: calls are [`Unavailable`](RegistryError::Unavailable) within the
-///   command timeout. Whoever reaches it first afterwards sees that nobody was heard for half a lease, and takes nobody's lease
-///   before another whole one has passed. So does a single process that starts long after its predecessor died: it finds what
-///   that left one lease later.
-/// * **It comes back empty, or another one takes its place** (a restart, a failover, a flush): the next call is
-///   [`Forgotten`](RegistryError::Forgotten), whether or not something is missing. What is then held again has its old
-///   event ids; a [`Hold`](Change::Hold) that is answered [`Gone`](Applied::Gone) is of a generation that this holder
-///   did hold, by the record, and that another has ended since.
-/// * **A call arrives late**, over a connection that was given up: later calls have been carried out, and it is not.
+/// * **A holder is silent for longer than its lease** (by the server's clock): other holders recover its sessions and
+///   its claimed ends. Its next call returns [`Fenced`](RegistryError::Fenced), and none of its changes
+///   since that recovery is applied. Its own [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
+/// * **The server is down**: calls return [`Unavailable`](RegistryError::Unavailable) within the command timeout. The
+///   first holder to reconnect detects the gap (no renewal for half a lease) and grants every holder one more full
+///   lease before any recovery. A single process that starts long after its predecessor died detects the same gap, and
+///   recovers the predecessor's sessions one lease later.
+/// * **The server comes back empty, or another server replaces it** (a restart, a failover, a flush): the next call
+///   returns [`DataLost`](RegistryError::DataLost), whether or not records are missing. Sessions that are then held
+///   again keep their event ids. If the answer to such a [`Hold`](Change::Hold) is [`NotFound`](Applied::NotFound), the
+///   record shows that another holder has ended that generation.
+/// * **A call arrives late**, over a dropped connection: it is not applied if a later call of the same holder was.
 ///
-/// # What remains possible
+/// # Limits
 ///
-/// * A server without a copy on disk or elsewhere loses everything when it dies: what the living hold they hold again,
-///   what the dead had left is lost. `appendonly yes` bounds that to a second, `appendfsync always` to nothing.
-/// * A failover to a replica that lagged behind revives what had ended in the last moments. A session that had been let go
-///   is then still held, by the record, and is ended once more, as lost and with its old event id, when this
-///   process leaves or dies. `min-replicas-to-write` and `min-replicas-max-lag` (for
-///   scripts from Redis 7.0 on) keep the lag small.
-/// * If two servers take themselves for the first one (a partition), each side takes over the other's sessions: they end
-///   twice, with the same event id. The same settings end that.
-/// * The clocks of servers that follow each other should agree to a fraction of the lease. A clock that is set forward
-///   costs nobody the lease; one that is set back delays the finding of the dead by as much.
-/// * All keys are needed: a server that evicts keys without an expiry (`allkeys-*`) is refused.
-/// * A user that may not run `INFO` can use it, but no change of servers is noticed then.
+/// * A server without persistence or replicas loses all records when it dies. Running processes hold their sessions
+///   again. Pending ends of dead processes are lost. `appendonly yes` limits the loss to one second, and
+///   `appendfsync always` avoids it.
+/// * A failover to a replica that lagged revives sessions that ended within the lag. A session that this process had
+///   released is then recorded as held, and ends again, as lost and with the same event id, when this process leaves or
+///   dies. `min-replicas-to-write` and `min-replicas-max-lag` keep the lag small (for scripts from Redis 7.0 on).
+/// * If two servers both act as the primary (a partition), the holders on each side recover the sessions of the other
+///   side. These sessions end twice, with the same event id. The same two settings prevent that.
+/// * The clocks of the primary and its replicas should agree to a fraction of the lease. Setting a clock forward
+///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
+/// * A server that evicts keys without an expiry (`allkeys-*`) is rejected, because every key is needed.
+/// * A user without permission for `INFO` can use the registry, but a change of servers is then not detected.
 ///
 /// # For operators
 ///
-/// All keys begin with `{prefix}:`, in one slot of a cluster. With everything ended and everybody gone two remain.
+/// All keys begin with `{prefix}:`, in one slot of a cluster. Two keys remain when all sessions have ended and all
+/// holders have left.
 ///
 /// | key | type | |
 /// |---|---|---|
-/// | `lease` | sorted set | the holders, and when their leases are over (ms) |
-/// | `s:<id>` | hash | an active session: `session` (JSON), `event`, `started` (ms), `n` holders, `h:<holder>` for each |
-/// | `x:<event>` | hash | an end that is owed: the same, and `reason`, `ended` (ms), `requests`, `tries`, `next` (JSON) |
-/// | `i:<holder>` | set | what a holder holds: event and id |
-/// | `c:<holder>` | set | the ends that it has claimed |
-/// | `t:<holder>` | sorted set | of these, what the last take-over claimed |
-/// | `reaping` | sorted set | holders that are gone and not yet taken over completely |
-/// | `seq` | hash | the last call of each holder |
-/// | `fenced` | sorted set | holders whose leases were taken; expires after a week |
-/// | `grace` | string | there while no lease may be taken; expires after a lease |
-/// | `inc` | string | made with the store: by it a flush is told from everything else |
+/// | `lease` | sorted set | the holders, and when their leases expire (ms) |
+/// | `session:<id>` | hash | an active session: `session` (JSON), `generation`, `started` (ms), `holders` (a number), `holder:<holder>` for each |
+/// | `end:<generation>` | hash | a pending end: the same, and `reason`, `ended` (ms), `requests`, `attempts`, `next` (JSON) |
+/// | `held:<holder>` | set | the sessions of a holder: generation and id |
+/// | `claimed:<holder>` | set | the ends that a holder has claimed |
+/// | `told:<holder>` | sorted set | the ends that its last recovery call returned |
+/// | `reaping` | sorted set | expired holders whose recovery is not complete |
+/// | `seq` | hash | the number of the last call of each holder |
+/// | `fenced` | sorted set | holders whose leases have expired; the key expires after a week |
+/// | `grace` | string | exists while no lease may expire; the key expires after one lease |
+/// | `incarnation` | string | created with the store; shows a flush |
 pub struct RedisRegistry {
     settings: Settings,
     keys: Keys,
     instance: String,
     lease: Lease,
-    forgotten: AtomicU64,
+    data_losses: AtomicU64,
     holder: Mutex<Holder>,
 }
 
 impl RedisRegistry {
-    /// A registry over this connection.
+    /// Builds a registry that uses this connection.
     ///
     /// ```
     /// use redis::{Client, aio::ConnectionManagerConfig};
@@ -128,7 +129,7 @@ impl RedisRegistry {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
     /// let registry = RedisRegistry::builder(connection).lazy();
-    /// assert!(!registry.is_current()); // nothing was asked yet, so there is no lease
+    /// assert!(!registry.lease_is_valid()); // no call yet, so there is no lease
     /// # Ok(())
     /// # }
     /// ```
@@ -139,8 +140,7 @@ impl RedisRegistry {
         RedisRegistryBuilder::new(connection)
     }
 
-    /// How this holder is called in the keys: each of its names (`{prefix}:i:<name>`) is this, a colon, and how often it
-    /// has lost its lease.
+    /// The name of this instance in the keys: `<holder>` is this name, a colon, and the number of leases it has lost.
     ///
     /// ```
     /// # use redis::{Client, aio::ConnectionManagerConfig};
@@ -164,46 +164,46 @@ impl RedisRegistry {
             keys: Keys::new(&settings.prefix),
             holder: Mutex::new(Holder::new(connection, instance.clone())),
             lease: Lease::default(),
-            forgotten: AtomicU64::new(0),
+            data_losses: AtomicU64::new(0),
             instance,
             settings,
         }
     }
 
-    fn place(&self) -> Place<'_> {
-        let Self { settings, keys, lease, forgotten, .. } = self;
-        Place { settings, keys, lease, forgotten }
+    fn context(&self) -> ScriptContext<'_> {
+        let Self { settings, keys, lease, data_losses, .. } = self;
+        ScriptContext { settings, keys, lease, data_losses }
     }
 
-    /// One script at a time. A call that was waiting while another one learnt that the store has forgotten something
-    /// was made before anything was held again, and is not carried out.
+    /// Serialises the scripts. A call that waited while another one detected a data loss was made before the sessions
+    /// were held again, so it fails too.
     async fn lock(&self) -> Result<MutexGuard<'_, Holder>, RegistryError> {
-        let before = self.forgotten.load(Ordering::Relaxed);
+        let before = self.data_losses.load(Ordering::Relaxed);
         let holder = self.holder.lock().await;
-        // The lock orders these; the counter changes under it only.
-        if self.forgotten.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::Forgotten) }
+        // The counter changes under this lock only.
+        if self.data_losses.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
     }
 
     async fn enter_at_start(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.stand(&self.place(), CONNECT_TIMEOUT).await
+        self.holder.lock().await.ensure_lease(&self.context(), CONNECT_TIMEOUT).await
     }
 }
 
-/// How long `connect` waits: the first call may have to make a connection first.
+/// The timeout of `connect`: its first call may have to establish the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// After so long a take-over comes back with what it has; of a dead holder whose sessions all have others that is
-/// nothing, and a later one goes on.
-const TAKE_OVER_TIME: Duration = Duration::from_millis(500);
+/// A recovery call returns after this time with the orphans it has claimed. There may be none if other holders share
+/// the sessions of the expired holder; the next call continues.
+const RECOVERY_TIME: Duration = Duration::from_millis(500);
 
 impl Registry for RedisRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let mut holder = self.lock().await?;
         let mut applied = Vec::with_capacity(changes.len());
         for batch in batches(&changes, &self.keys)? {
-            let answers = holder.run(&self.place(), &APPLY, batch.call).await?;
+            let answers = holder.run(&self.context(), &APPLY, batch.call).await?;
             if answers.len() != batch.len {
-                return Err(RegistryError::unusable("the server answered another number of changes"));
+                return Err(RegistryError::invalid("the server did not answer each change once"));
             }
             for (answer, change) in answers.into_iter().zip(&changes[applied.len()..]) {
                 applied.push(reply::applied(answer, change)?);
@@ -212,13 +212,13 @@ impl Registry for RedisRegistry {
         Ok(applied)
     }
 
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.lock().await?.run(&self.place(), &BEAT, Call::default()).await.map(drop)
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.lock().await?.run(&self.context(), &HEARTBEAT, ScriptArgs::default()).await.map(drop)
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         let mut holder = self.lock().await?;
-        let (this, begun) = (holder.next_seq(), Instant::now());
+        let (this, started) = (holder.next_seq(), Instant::now());
         let mut orphans = Vec::new();
         while orphans.len() < max {
             let args = vec![
@@ -227,36 +227,37 @@ impl Registry for RedisRegistry {
                 holder.answered.to_string(),
                 (max - orphans.len()).to_string(),
             ];
-            let mut answers = holder.run(&self.place(), &TAKE_OVER, Call { keys: Vec::new(), args }).await?.into_iter();
+            let mut answers =
+                holder.run(&self.context(), &RECOVER, ScriptArgs { keys: Vec::new(), args }).await?.into_iter();
             let more = answers.next().map(reply::text).transpose()?;
             for answer in answers {
                 orphans.extend(reply::orphan(answer)?);
             }
-            if more.as_deref() != Some("1") || begun.elapsed() > TAKE_OVER_TIME {
+            if more.as_deref() != Some("1") || started.elapsed() > RECOVERY_TIME {
                 break;
             }
         }
-        // Only now: until here a caller may have given the call up, and the next one has to tell these again.
+        // Set last: if the caller drops this call before, the next one must return the same orphans.
         holder.answered = this;
         Ok(orphans)
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.leave(&self.place()).await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.holder.lock().await.release_lease(&self.context()).await
     }
 
-    fn is_current(&self) -> bool {
-        self.lease.is_current(self.settings.lease)
+    fn lease_is_valid(&self) -> bool {
+        self.lease.lease_is_valid(self.settings.lease)
     }
 
-    fn beat_every(&self) -> Duration {
-        self.settings.beat_every()
+    fn heartbeat_interval(&self) -> Duration {
+        self.settings.heartbeat_interval()
     }
 }
 
 impl fmt::Debug for RedisRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { settings, keys: _, instance, lease: _, forgotten: _, holder: _ } = self;
+        let Self { settings, keys: _, instance, lease: _, data_losses: _, holder: _ } = self;
         f.debug_struct("RedisRegistry").field("settings", settings).field("instance", instance).finish_non_exhaustive()
     }
 }

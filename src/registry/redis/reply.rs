@@ -1,30 +1,30 @@
-//! What the scripts answer.
+//! Parses the answers of the scripts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::Value;
 
 use super::super::{Applied, Change, EndRecord, Orphan, Record, RegistryError};
-use crate::session::{EndReason, EventId, Session, SessionId};
+use crate::session::{EndReason, GenerationId, Session, SessionId};
 
-/// What became of a call.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// It was carried out, with this answer.
+    /// It was applied, with this answer.
     Done(Vec<Value>),
-    /// The lease is gone, or the store is not the one that this holder knew.
+    /// The lease is missing, or the store is not the known one.
     Lost,
-    /// From an enter: others have taken the lease of this name.
+    /// From `enter` only: other holders have recovered this name.
     Fenced,
-    /// A later call of this holder, or this very one, was carried out before it.
+    /// This call, or a later one of this holder, was applied before.
     Stale,
-    /// Not with this server; the text says why.
-    Unusable(String),
+    /// The server cannot be used; the text says why.
+    Invalid(String),
 }
 
 pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
     let Value::Array(mut values) = value else {
-        return Err(unexpected("no list"));
+        return Err(unexpected("something else than a list"));
     };
     if values.is_empty() {
         return Err(unexpected("an empty list"));
@@ -34,78 +34,87 @@ pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
         "FENCED" => Ok(Reply::Fenced),
         "LOST" => Ok(Reply::Lost),
         "STALE" => Ok(Reply::Stale),
-        "UNUSABLE" => Ok(Reply::Unusable(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
+        "INVALID" => Ok(Reply::Invalid(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
         other => Err(unexpected(other)),
     }
 }
 
 fn unexpected(what: &str) -> RegistryError {
-    RegistryError::unusable(format!("a server that is no Redis, or has other scripts: it answered {what}"))
+    RegistryError::invalid(format!("the server is not Redis, or runs other scripts: it answered {what}"))
 }
 
 pub(super) fn text(value: Value) -> Result<String, RegistryError> {
     match value {
         Value::BulkString(bytes) => {
-            String::from_utf8(bytes).map_err(|error| RegistryError::unusable(format!("an answer is no text: {error}")))
+            String::from_utf8(bytes).map_err(|error| RegistryError::invalid(format!("an answer is not text: {error}")))
         }
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(text),
         Value::Okay => Ok("OK".to_owned()),
         Value::Int(number) => Ok(number.to_string()),
         Value::Nil => Ok(String::new()),
-        _ => Err(unexpected("something that is no text")),
+        _ => Err(unexpected("something that is not text")),
     }
 }
 
 fn texts(value: Value) -> Result<Vec<String>, RegistryError> {
     match value {
         Value::Array(values) => values.into_iter().map(text).collect(),
-        _ => Err(unexpected("something that is no list")),
+        _ => Err(unexpected("something that is not a list")),
     }
 }
 
-/// What came of this change.
+/// Parses the answer to this change.
 pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     match (&texts[..], change) {
-        (["B"], _) => Ok(Applied::Born),
-        (&["J", event_id, session, started], Change::Hold(own)) => {
-            let event_id = event_id.parse().map_err(RegistryError::unusable)?;
-            Ok(Applied::Joined(Record::new(details(session, &own.session, event_id), event_id, time(started))))
+        (["B"], _) => Ok(Applied::Created),
+        (&["J", generation, session, started], Change::Hold(own)) => {
+            let generation = generation.parse().map_err(RegistryError::invalid)?;
+            Ok(Applied::Joined(Record::new(details(session, &own.session, generation), generation, time(started))))
         }
-        (&["Y", requests], _) => Ok(Applied::Yours { requests: requests.parse().unwrap_or_default() }),
-        (["O"], _) => Ok(Applied::Others),
-        (["G"], _) => Ok(Applied::Gone),
-        (["D"], _) => Ok(Applied::Done),
+        (&["Y", requests], _) => Ok(Applied::Owned { requests: requests.parse().unwrap_or_default() }),
+        (["O"], _) => Ok(Applied::HeldElsewhere),
+        (["G"], _) => Ok(Applied::NotFound),
+        (["D"], _) => Ok(Applied::Ok),
         _ => Err(unexpected("with an unknown letter")),
     }
 }
 
-/// Whatever happened to the details: the session is there, and its end is owed.
-fn details(json: &str, instead: &Session, event_id: EventId) -> Session {
+/// The end of a session is pending even if its details cannot be read.
+fn details(json: &str, instead: &Session, generation: GenerationId) -> Session {
     serde_json::from_str(json).unwrap_or_else(|error| {
-        tracing::warn!(name: "session-registry-details-lost", %error, %event_id, "the details of a session in the registry cannot be read");
+        tracing::warn!(
+            name: "session-registry-details-lost",
+            %error,
+            %generation,
+            "the details of a session in the registry cannot be read; its end is delivered without them"
+        );
         instead.clone()
     })
 }
 
-/// An end that was taken over. `None` if it cannot be told whose it is.
+/// Parses a recovered end. `None` if its generation or session id cannot be read.
 pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let [event_id, id, session, started, reason, next, ended, requests, tries] = texts[..] else {
+    let [generation, id, session, started, reason, next, ended, requests, attempts] = texts[..] else {
         return Err(unexpected("an end with other fields"));
     };
-    let (Ok(event_id), Ok(id)) = (event_id.parse(), SessionId::with_max_len(id, usize::MAX)) else {
-        tracing::warn!(name: "session-registry-unreadable", event_id, "an end in the session registry cannot be read, and is left there");
+    let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) else {
+        tracing::warn!(
+            name: "session-registry-unreadable",
+            generation,
+            "an end in the session registry cannot be read; it is not delivered and stays in the registry"
+        );
         return Ok(None);
     };
-    let session = details(session, &Session::new(id), event_id);
+    let session = details(session, &Session::new(id), generation);
     let reason: EndReason = reason.parse().unwrap_or(EndReason::Unknown);
     let end =
         EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
-    let record = Record::new(session, event_id, time(started));
-    Ok(Some(Orphan::new(record, end, tries.parse().unwrap_or(1))))
+    let record = Record::new(session, generation, time(started));
+    Ok(Some(Orphan::new(record, end, attempts.parse().unwrap_or(1))))
 }
 
 /// From milliseconds since 1970.

@@ -1,40 +1,44 @@
-//! The scripts, and how one is run.
+//! The Lua scripts and their execution.
 
 use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, aio::ConnectionLike};
 
-/// A script with what all have in common before it.
+/// A script, preceded by `common.lua`.
 macro_rules! script {
     ($file:literal) => {{
         const CODE: &str = concat!(include_str!("lua/common.lua"), include_str!($file));
-        Lua { code: CODE, sha1: Script::new(CODE).get_hash().to_owned() }
+        RedisScript { code: CODE, sha1: Script::new(CODE).get_hash().to_owned() }
     }};
 }
 
-pub(super) static ENTER: LazyLock<Lua> = LazyLock::new(|| script!("lua/enter.lua"));
-pub(super) static BEAT: LazyLock<Lua> = LazyLock::new(|| script!("lua/beat.lua"));
-pub(super) static APPLY: LazyLock<Lua> = LazyLock::new(|| script!("lua/apply.lua"));
-pub(super) static TAKE_OVER: LazyLock<Lua> = LazyLock::new(|| script!("lua/take_over.lua"));
-pub(super) static LEAVE: LazyLock<Lua> = LazyLock::new(|| script!("lua/leave.lua"));
+pub(super) static ENTER: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/enter.lua"));
+pub(super) static HEARTBEAT: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/heartbeat.lua"));
+pub(super) static APPLY: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/apply.lua"));
+pub(super) static RECOVER: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/recover.lua"));
+pub(super) static RELEASE_LEASE: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/release_lease.lua"));
 
 #[derive(Debug)]
-pub(super) struct Lua {
+pub(super) struct RedisScript {
     code: &'static str,
     sha1: String,
 }
 
-/// What a script is called with.
+/// The keys and arguments of a script, besides the common ones.
 #[derive(Debug, Default)]
-pub(super) struct Call {
+pub(super) struct ScriptArgs {
     pub(super) keys: Vec<String>,
     pub(super) args: Vec<String>,
 }
 
-impl Lua {
-    /// Runs it by its hash; a server that does not know it yet gets the text. Unlike `SCRIPT LOAD` that is the same way
-    /// through a cluster as the call itself takes.
-    pub(super) async fn run<C: ConnectionLike + ?Sized>(&self, connection: &mut C, call: &Call) -> RedisResult<Value> {
+impl RedisScript {
+    /// Runs the script by its hash, or by its text if the server does not know it yet. Unlike `SCRIPT LOAD`, `EVAL` is
+    /// routed through a cluster like the call itself.
+    pub(super) async fn run<C: ConnectionLike + ?Sized>(
+        &self,
+        connection: &mut C,
+        call: &ScriptArgs,
+    ) -> RedisResult<Value> {
         let by_hash = command("EVALSHA", &self.sha1, call);
         match connection.req_packed_command(&by_hash).await.and_then(Value::extract_error) {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
@@ -46,7 +50,7 @@ impl Lua {
     }
 }
 
-fn command(name: &str, script: &str, call: &Call) -> Cmd {
+fn command(name: &str, script: &str, call: &ScriptArgs) -> Cmd {
     let mut command = redis::cmd(name);
     command.arg(script).arg(call.keys.len()).arg(&call.keys).arg(&call.args);
     command

@@ -1,20 +1,20 @@
-//! Each [`Change`], within a transaction.
+//! Applies each [`Change`] within a transaction.
 
 use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
-use super::rows::{self, Read, json, signed, to_ms};
+use super::codec::{self, Read, json, signed, to_ms};
 use crate::{
     registry::{Applied, Change, EndRecord, Record},
-    session::{EventId, SessionId},
+    session::{GenerationId, SessionId},
 };
 
-/// An active record, as far as a change needs it.
+/// The columns of an active record that a change needs.
 struct Active {
     n: i64,
     requests: u64,
 }
 
-/// One holder, in one transaction.
+/// A transaction of the holder `me`.
 pub(super) struct Changes<'a> {
     pub(super) tx: &'a Transaction<'a>,
     pub(super) me: i64,
@@ -25,49 +25,51 @@ impl Changes<'_> {
         match change {
             Change::Hold(record) => self.hold(record),
             Change::Update(record) => self.update(record),
-            Change::Release { id, event_id, end } => self.release(id, *event_id, end),
-            Change::End { id, event_id, end } => self.end(id, *event_id, end),
-            Change::Done { event_id } => {
-                self.run("DELETE FROM ends WHERE event_id = ?1 AND holder = ?2", (event_id.to_string(), self.me))
+            Change::Release { id, generation, end } => self.release(id, *generation, end),
+            Change::End { id, generation, end } => self.end(id, *generation, end),
+            Change::Delivered { generation } => {
+                self.run("DELETE FROM ends WHERE generation = ?1 AND holder = ?2", (generation.to_string(), self.me))
             }
-            Change::Keep { id, event_id } => self.keep(id, *event_id),
-            Change::Forget { id, event_id } => {
-                self.run("DELETE FROM sessions WHERE id = ?1 AND event_id = ?2", (id.as_str(), event_id.to_string()))
-            }
+            Change::Keep { id, generation } => self.keep(id, *generation),
+            Change::Forget { id, generation } => self
+                .run("DELETE FROM sessions WHERE id = ?1 AND generation = ?2", (id.as_str(), generation.to_string())),
         }
     }
 
     fn hold(&self, record: &Record) -> Result<Applied> {
-        let event_id = record.event_id.to_string();
-        if self.claimed(record.event_id)?.is_some() {
-            // An earlier call did it all, and this one is its repeat.
-            return Ok(Applied::Born);
+        let generation = record.generation.to_string();
+        if self.claimed(record.generation)?.is_some() {
+            // This call repeats an earlier one.
+            return Ok(Applied::Created);
         }
         let (id, details) = (record.session.id.as_str(), json(&record.session)?);
         let Some((n, there)) = self.there(id)? else {
-            let sql = "INSERT INTO sessions (id, event_id, details, started_at, requests) VALUES (?1, ?2, ?3, ?4, 0)";
-            self.run(sql, params![id, event_id, details, to_ms(record.started_at)])?;
+            let sql = "INSERT INTO sessions (id, generation, details, started_at, requests) VALUES (?1, ?2, ?3, ?4, 0)";
+            self.run(sql, params![id, generation, details, to_ms(record.started_at)])?;
             self.add_holder(self.tx.last_insert_rowid())?;
-            return Ok(Applied::Born);
+            return Ok(Applied::Created);
         };
         self.add_holder(n)?;
-        if there.event_id != record.event_id {
+        if there.generation != record.generation {
             return Ok(Applied::Joined(there));
         }
-        self.run("UPDATE sessions SET details = ?2 WHERE n = ?1", params![n, details])?;
-        Ok(Applied::Born)
+        self.run("UPDATE sessions SET details = ?2 WHERE number = ?1", params![n, details])?;
+        Ok(Applied::Created)
     }
 
     /// The active record of the id.
     fn there(&self, id: &str) -> Result<Option<(i64, Record)>> {
-        let sql = format!("SELECT {}, n FROM sessions WHERE id = ?1", rows::RECORD);
-        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(4)?, rows::record(row)?));
+        let sql = format!("SELECT {}, number FROM sessions WHERE id = ?1", codec::RECORD);
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(4)?, codec::record(row)?));
         let Some((n, read)) = self.tx.prepare_cached(&sql)?.query_row([id], row).optional()? else { return Ok(None) };
-        if let Read::Good(record) = read {
+        if let Read::Readable(record) = read {
             return Ok(Some((n, record)));
         }
-        tracing::error!(name: "session-registry-unreadable", "a recorded session cannot be read, and is replaced");
-        self.run("DELETE FROM sessions WHERE n = ?1", [n])?;
+        tracing::error!(
+            name: "session-registry-unreadable",
+            "the record of a session cannot be read; it is replaced by a new one"
+        );
+        self.run("DELETE FROM sessions WHERE number = ?1", [n])?;
         Ok(None)
     }
 
@@ -78,53 +80,53 @@ impl Changes<'_> {
     }
 
     fn update(&self, record: &Record) -> Result<Applied> {
-        let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND event_id = ?3
-             AND EXISTS (SELECT 1 FROM holds WHERE session = n AND holder = ?4 AND NOT released)";
-        let event_id = record.event_id.to_string();
-        self.run(sql, params![json(&record.session)?, record.session.id.as_str(), event_id, self.me])
+        let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND generation = ?3
+             AND EXISTS (SELECT 1 FROM holds WHERE session = number AND holder = ?4 AND NOT released)";
+        let generation = record.generation.to_string();
+        self.run(sql, params![json(&record.session)?, record.session.id.as_str(), generation, self.me])
     }
 
-    fn release(&self, id: &SessionId, event_id: EventId, end: &EndRecord) -> Result<Applied> {
-        let Some(active) = self.active(id, event_id)? else { return self.ended_before(event_id) };
-        let Some(released) = self.released(active.n)? else { return Ok(Applied::Gone) };
+    fn release(&self, id: &SessionId, generation: GenerationId, end: &EndRecord) -> Result<Applied> {
+        let Some(active) = self.active(id, generation)? else { return self.ended_before(generation) };
+        let Some(released) = self.released(active.n)? else { return Ok(Applied::NotFound) };
         if released {
-            // A repeat: its requests are counted.
-            return Ok(Applied::Others);
+            // A repeat: the requests are already counted.
+            return Ok(Applied::HeldElsewhere);
         }
         if !self.has_others(active.n)? {
             return self.end_active(&active, end);
         }
         self.run("UPDATE holds SET released = 1 WHERE session = ?1 AND holder = ?2", (active.n, self.me))?;
         let requests = active.requests.saturating_add(end.requests);
-        self.run("UPDATE sessions SET requests = ?2 WHERE n = ?1", (active.n, signed(requests)))?;
-        Ok(Applied::Others)
+        self.run("UPDATE sessions SET requests = ?2 WHERE number = ?1", (active.n, signed(requests)))?;
+        Ok(Applied::HeldElsewhere)
     }
 
-    fn end(&self, id: &SessionId, event_id: EventId, end: &EndRecord) -> Result<Applied> {
-        match self.active(id, event_id)? {
+    fn end(&self, id: &SessionId, generation: GenerationId, end: &EndRecord) -> Result<Applied> {
+        match self.active(id, generation)? {
             Some(active) => self.end_active(&active, end),
-            None => self.ended_before(event_id),
+            None => self.ended_before(generation),
         }
     }
 
-    fn keep(&self, id: &SessionId, event_id: EventId) -> Result<Applied> {
-        let Some(active) = self.active(id, event_id)? else { return Ok(Applied::Done) };
+    fn keep(&self, id: &SessionId, generation: GenerationId) -> Result<Applied> {
+        let Some(active) = self.active(id, generation)? else { return Ok(Applied::Ok) };
         if self.released(active.n)? != Some(false) {
-            return Ok(Applied::Done);
+            return Ok(Applied::Ok);
         }
         if self.has_others(active.n)? {
             return self.run("DELETE FROM holds WHERE session = ?1 AND holder = ?2", (active.n, self.me));
         }
-        self.run("DELETE FROM sessions WHERE n = ?1", [active.n])
+        self.run("DELETE FROM sessions WHERE number = ?1", [active.n])
     }
 
-    fn active(&self, id: &SessionId, event_id: EventId) -> Result<Option<Active>> {
-        let sql = "SELECT n, requests FROM sessions WHERE id = ?1 AND event_id = ?2";
+    fn active(&self, id: &SessionId, generation: GenerationId) -> Result<Option<Active>> {
+        let sql = "SELECT number, requests FROM sessions WHERE id = ?1 AND generation = ?2";
         let active = |row: &Row<'_>| Ok(Active { n: row.get(0)?, requests: unsigned(row.get(1)?) });
-        self.tx.prepare_cached(sql)?.query_row((id.as_str(), event_id.to_string()), active).optional()
+        self.tx.prepare_cached(sql)?.query_row((id.as_str(), generation.to_string()), active).optional()
     }
 
-    /// Whether this holder has let go already; none if it never held it.
+    /// Whether this holder has released the session; `None` if it never held it.
     fn released(&self, n: i64) -> Result<Option<bool>> {
         let sql = "SELECT released FROM holds WHERE session = ?1 AND holder = ?2";
         self.tx.prepare_cached(sql)?.query_row((n, self.me), |row| row.get(0)).optional()
@@ -138,36 +140,36 @@ impl Changes<'_> {
     fn end_active(&self, active: &Active, end: &EndRecord) -> Result<Applied> {
         let requests = active.requests.saturating_add(end.requests);
         end_session(self.tx, active.n, &EndRecord { requests, ..end.clone() }, self.me, 0)?;
-        Ok(Applied::Yours { requests })
+        Ok(Applied::Owned { requests })
     }
 
-    /// There is no such active record: an earlier call of this holder may have done it.
-    fn ended_before(&self, event_id: EventId) -> Result<Applied> {
-        Ok(self.claimed(event_id)?.map_or(Applied::Gone, |requests| Applied::Yours { requests }))
+    /// The answer without an active record: an earlier call of this holder may have ended it.
+    fn ended_before(&self, generation: GenerationId) -> Result<Applied> {
+        Ok(self.claimed(generation)?.map_or(Applied::NotFound, |requests| Applied::Owned { requests }))
     }
 
     /// The requests of an end that this holder has claimed.
-    fn claimed(&self, event_id: EventId) -> Result<Option<u64>> {
-        let sql = "SELECT requests FROM ends WHERE event_id = ?1 AND holder = ?2";
+    fn claimed(&self, generation: GenerationId) -> Result<Option<u64>> {
+        let sql = "SELECT requests FROM ends WHERE generation = ?1 AND holder = ?2";
         let requests = |row: &Row<'_>| Ok(unsigned(row.get(0)?));
-        self.tx.prepare_cached(sql)?.query_row((event_id.to_string(), self.me), requests).optional()
+        self.tx.prepare_cached(sql)?.query_row((generation.to_string(), self.me), requests).optional()
     }
 
     fn run(&self, sql: &str, params: impl rusqlite::Params) -> Result<Applied> {
         self.tx.prepare_cached(sql)?.execute(params)?;
-        Ok(Applied::Done)
+        Ok(Applied::Ok)
     }
 }
 
-/// Makes an active record one that is ended and claimed.
-pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, tries: u32) -> Result<()> {
+/// Turns an active record into a claimed end.
+pub(super) fn end_session(tx: &Transaction<'_>, n: i64, end: &EndRecord, claimer: i64, attempts: u32) -> Result<()> {
     let next = end.next.as_ref().map(json).transpose()?;
     let sql = "INSERT OR REPLACE INTO ends
-             (event_id, id, details, started_at, requests, reason, next, ended_at, holder, tries)
-         SELECT event_id, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE n = ?1";
+             (generation, id, details, started_at, requests, reason, next, ended_at, holder, attempts)
+         SELECT generation, id, details, started_at, ?2, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE number = ?1";
     let (requests, ended_at) = (signed(end.requests), to_ms(end.ended_at));
-    tx.prepare_cached(sql)?.execute(params![n, requests, end.reason.as_str(), next, ended_at, claimer, tries])?;
-    tx.prepare_cached("DELETE FROM sessions WHERE n = ?1")?.execute([n])?;
+    tx.prepare_cached(sql)?.execute(params![n, requests, end.reason.as_str(), next, ended_at, claimer, attempts])?;
+    tx.prepare_cached("DELETE FROM sessions WHERE number = ?1")?.execute([n])?;
     Ok(())
 }
 

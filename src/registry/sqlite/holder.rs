@@ -2,7 +2,6 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -11,13 +10,12 @@ use rusqlite::{Connection, ErrorCode, Result, Transaction, TransactionBehavior};
 
 use super::{
     changes::Changes,
-    failure::Failure,
-    lease::{Guard, Lease, Leases},
-    open::{START, Settings, open},
-    rows::to_ms,
-    take_over::Dead,
+    codec::to_ms,
+    error::Failure,
+    lease::{DirectoryLock, Lease, Leases},
+    open::{OPEN_TIMEOUT, Settings, open},
 };
-use crate::registry::{Applied, Change, Orphan};
+use crate::registry::{Applied, Change};
 
 pub(super) struct Holder {
     settings: Settings,
@@ -25,31 +23,28 @@ pub(super) struct Holder {
     pub(super) leases: Leases,
     /// The number of the row in `holders`.
     pub(super) me: i64,
-    /// Which file it was; another one may come to have its name.
+    /// The identity of the open file. Another file may replace it under the same name.
     file: Option<FileId>,
-    pub(super) dead: Vec<Dead>,
-    /// Claimed for somebody who did not wait for the answer.
-    pub(super) undelivered: Arc<Mutex<Vec<Orphan>>>,
-    /// The last to be dropped: when it is seen to be lost, nothing else is held any more.
+    /// The last field, so that the lease is released after everything else was dropped.
     lease: Lease,
 }
 
 impl Holder {
     pub(super) fn open(settings: Settings) -> Result<Self, Failure> {
         let path = &settings.path;
-        let leases = Leases::beside(path);
+        let leases = Leases::for_database(path);
         let no_leases = |error| Failure::io(leases.dir(), &error);
-        let guard = leases.guard(START).map_err(no_leases)?;
-        let conn = open(&settings, &leases, &guard)?;
+        let lock = leases.lock_directory(OPEN_TIMEOUT).map_err(no_leases)?;
+        let conn = open(&settings, &leases, &lock)?;
         let file = file_id(path);
-        let lease = leases.create(&guard).map_err(no_leases)?;
+        let lease = leases.create(&lock).map_err(no_leases)?;
         let me = enter(&conn, &lease).map_err(|error| Failure::at_start(path, &error))?;
         let known = known(&conn).map_err(|error| Failure::at_start(path, &error))?;
-        leases.sweep(&guard, |name| known.iter().any(|known| known == name)).map_err(no_leases)?;
-        drop(guard);
-        // From here on it waits by itself.
+        leases.sweep(&lock, |name| known.iter().any(|known| known == name)).map_err(no_leases)?;
+        drop(lock);
+        // From here on `retry_while_busy` waits.
         conn.busy_timeout(Duration::ZERO).map_err(|error| Failure::at_start(path, &error))?;
-        Ok(Self { settings, conn, leases, me, file, dead: Vec::new(), undelivered: Arc::default(), lease })
+        Ok(Self { settings, conn, leases, me, file, lease })
     }
 
     /// Applies the changes of several calls in one transaction.
@@ -61,47 +56,47 @@ impl Holder {
         })
     }
 
-    /// The lease needs no renewal; but whoever tidies up may have removed what it rests on.
-    pub(super) fn beat(&mut self) -> Result<(), Failure> {
+    /// The lease needs no renewal, but its file or row may have been removed by hand.
+    pub(super) fn heartbeat(&mut self) -> Result<(), Failure> {
         if self.file.is_some() && file_id(&self.settings.path) != self.file {
-            self.start_again()?;
-            return Err(Failure::Forgotten);
+            self.reopen()?;
+            return Err(Failure::DataLost);
         }
-        if self.lease.is_there() {
+        if self.lease.exists() {
             return self.with(|holder| holder.is_known()).and_then(|known| self.or_fenced(known));
         }
-        let guard = self.guard()?;
-        let lease = self.leases.create(&guard).map_err(|error| Failure::io(self.leases.dir(), &error))?;
-        let sql = "UPDATE holders SET lease = ?2 WHERE n = ?1";
+        let lock = self.lock_directory()?;
+        let lease = self.leases.create(&lock).map_err(|error| Failure::io(self.leases.dir(), &error))?;
+        let sql = "UPDATE holders SET lease = ?2 WHERE number = ?1";
         let known = self.with(|holder| holder.conn.execute(sql, (holder.me, lease.name())))? > 0;
-        drop(guard);
+        drop(lock);
         self.lease = lease;
         self.or_fenced(known)
     }
 
-    /// What is left is everybody's.
-    pub(super) fn leave(self) -> Result<(), Failure> {
-        let sql = "DELETE FROM holders WHERE n = ?1
+    /// Other holders can claim the remaining sessions and ends at once.
+    pub(super) fn release_lease(self) -> Result<(), Failure> {
+        let sql = "DELETE FROM holders WHERE number = ?1
              AND NOT EXISTS (SELECT 1 FROM ends WHERE holder = ?1)
              AND NOT EXISTS (SELECT 1 FROM holds WHERE holder = ?1)";
         let result = self.with(|holder| holder.conn.execute(sql, [holder.me]).map(drop));
-        // Without the guard the file stays, and is removed by whoever finds it.
-        if let Ok(guard) = self.guard() {
-            self.lease.remove(&guard);
+        // Without the directory lock the file stays; a later start removes it.
+        if let Ok(lock) = self.lock_directory() {
+            self.lease.remove(&lock);
         }
         result
     }
 
-    /// A look, or a change in one statement.
+    /// Runs a query, or a change in one statement.
     pub(super) fn with<T>(&self, f: impl Fn(&Self) -> Result<T>) -> Result<T, Failure> {
-        self.patiently(|| f(self)).map_err(|error| Failure::in_use(&self.settings.path, &error))
+        self.retry_while_busy(|| f(self)).map_err(|error| Failure::in_use(&self.settings.path, &error))
     }
 
-    pub(super) fn guard(&self) -> Result<Guard, Failure> {
-        self.leases.guard(self.settings.busy_timeout).map_err(|error| Failure::io(self.leases.dir(), &error))
+    pub(super) fn lock_directory(&self) -> Result<DirectoryLock, Failure> {
+        self.leases.lock_directory(self.settings.busy_timeout).map_err(|error| Failure::io(self.leases.dir(), &error))
     }
 
-    /// All of it or nothing, and only as long as nobody has taken this holder for dead.
+    /// Runs a transaction, or returns [`Failure::Fenced`] if another holder has recovered this one.
     pub(super) fn in_transaction<T>(&mut self, f: impl Fn(&Transaction<'_>) -> Result<T>) -> Result<T, Failure> {
         let transaction = || {
             let tx = Transaction::new_unchecked(&self.conn, TransactionBehavior::Immediate)?;
@@ -112,20 +107,20 @@ impl Holder {
             tx.commit()?;
             Ok(Some(answer))
         };
-        match self.patiently(transaction) {
+        match self.retry_while_busy(transaction) {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => self.fenced(),
             Err(error) => Err(Failure::in_use(&self.settings.path, &error)),
         }
     }
 
-    /// As long as another process writes, again. SQLite would do the same, but it asks ever more seldom, and where several
-    /// processes write all the time its turn may not come.
-    fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let begun = Instant::now();
+    /// Retries while another process writes, up to the busy timeout. SQLite's own busy handler backs off, and starves
+    /// when several processes write all the time.
+    fn retry_while_busy<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let started = Instant::now();
         loop {
             match attempt() {
-                Err(error) if is_busy(&error) && begun.elapsed() < self.settings.busy_timeout => {
+                Err(error) if is_busy(&error) && started.elapsed() < self.settings.busy_timeout => {
                     thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -141,17 +136,15 @@ impl Holder {
         if known { Ok(()) } else { self.fenced() }
     }
 
-    /// Others have taken over what was ours: what we had claimed for somebody is theirs too.
+    /// Another holder has recovered this one; its claims are gone too.
     fn fenced<T>(&mut self) -> Result<T, Failure> {
-        self.start_again()?;
-        self.undelivered.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.reopen()?;
         Err(Failure::Fenced)
     }
 
-    /// A new holder in place of this one.
-    fn start_again(&mut self) -> Result<(), Failure> {
-        let new = Self::open(self.settings.clone())?;
-        *self = Self { undelivered: Arc::clone(&self.undelivered), ..new };
+    /// Replaces this holder with a new one.
+    fn reopen(&mut self) -> Result<(), Failure> {
+        *self = Self::open(self.settings.clone())?;
         Ok(())
     }
 }
@@ -161,22 +154,22 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 fn enter(conn: &Connection, lease: &Lease) -> Result<i64> {
-    let sql = "INSERT INTO holders (lease, who, since) VALUES (?1, ?2, ?3)";
-    conn.execute(sql, (lease.name(), who(), to_ms(SystemTime::now())))?;
+    let sql = "INSERT INTO holders (lease, process, since) VALUES (?1, ?2, ?3)";
+    conn.execute(sql, (lease.name(), process_label(), to_ms(SystemTime::now())))?;
     Ok(conn.last_insert_rowid())
 }
 
-/// The leases that belong to somebody.
+/// The leases of all rows.
 fn known(conn: &Connection) -> Result<Vec<String>> {
     conn.prepare("SELECT lease FROM holders")?.query_map((), |row| row.get(0))?.collect()
 }
 
 fn is_known(conn: &Connection, me: i64) -> Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM holders WHERE n = ?1")?.exists([me])
+    conn.prepare_cached("SELECT 1 FROM holders WHERE number = ?1")?.exists([me])
 }
 
-/// This process, for the eyes of an operator.
-fn who() -> String {
+/// The name of this process in the operator views.
+fn process_label() -> String {
     let program = std::env::current_exe().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let host = host.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
@@ -193,7 +186,7 @@ fn file_id(path: &Path) -> Option<FileId> {
     std::fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
 }
 
-/// Elsewhere a file that is open cannot be removed.
+/// Outside Unix an open file cannot be removed.
 #[cfg(not(unix))]
 fn file_id(_: &Path) -> Option<FileId> {
     None

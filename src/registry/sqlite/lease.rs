@@ -1,8 +1,8 @@
 //! Leases: exclusive locks on small files in one directory beside the database.
 //!
-//! The system frees the lock when its process ends, however it ends. Two rules make the files safe to find and to remove:
-//! each is created and locked, and tried and removed, by whoever holds the lock on the one file `LOCK`; and their names
-//! are random, since in a container every process may have the number 1.
+//! The system releases the lock when the process exits or is killed. Two rules make it safe to probe and remove the
+//! files. A process creates, locks, probes and removes them only while it holds the lock on the file `LOCK`. Their
+//! names are random, because in a container every process may have the process id 1.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -16,7 +16,7 @@ use std::{
 const LOCK: &str = "LOCK";
 const SUFFIX: &str = ".lease";
 
-/// The directory.
+/// The directory of the leases.
 #[derive(Debug)]
 pub(super) struct Leases {
     dir: PathBuf,
@@ -24,11 +24,11 @@ pub(super) struct Leases {
 
 /// The lock on `LOCK`.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct DirectoryLock {
     lock: File,
 }
 
-/// The lock of one lease: one's own, or that of a dead holder while it is recovered.
+/// A locked lease: that of this holder, or that of an expired holder during its recovery.
 #[derive(Debug)]
 pub(super) struct Lease {
     name: String,
@@ -36,17 +36,17 @@ pub(super) struct Lease {
     file: File,
 }
 
-/// What a look at a lease has shown.
+/// The state of a lease.
 #[derive(Debug)]
-pub(super) enum Found {
-    Living,
-    /// Its holder is dead; the lock is ours now, if there was still a file.
-    Dead(Option<Lease>),
+pub(super) enum LeaseProbe {
+    Alive,
+    /// Its holder is dead. This process now holds the lock, if the file still existed.
+    Expired(Option<Lease>),
 }
 
 impl Leases {
-    /// Beside this database. Nothing is created yet.
-    pub(super) fn beside(database: &Path) -> Self {
+    /// The directory beside this database. Nothing is created yet.
+    pub(super) fn for_database(database: &Path) -> Self {
         let mut dir = database.as_os_str().to_owned();
         dir.push("-leases");
         Self { dir: dir.into() }
@@ -56,18 +56,18 @@ impl Leases {
         &self.dir
     }
 
-    /// Takes the lock on `LOCK`, and makes what is missing.
-    pub(super) fn guard(&self, patience: Duration) -> io::Result<Guard> {
+    /// Locks `LOCK`. Creates it and the directory if they are missing.
+    pub(super) fn lock_directory(&self, timeout: Duration) -> io::Result<DirectoryLock> {
         self.create_dir()?;
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.dir.join(LOCK))?;
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Guard { lock }),
+                Ok(()) => return Ok(DirectoryLock { lock }),
                 Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < patience => thread::sleep(Duration::from_millis(2)),
+                Err(TryLockError::WouldBlock) if started.elapsed() < timeout => thread::sleep(Duration::from_millis(2)),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another process does not let go of `LOCK`"));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another process does not release `LOCK`"));
                 }
             }
         }
@@ -83,8 +83,8 @@ impl Leases {
         }
     }
 
-    /// A new lease.
-    pub(super) fn create(&self, _: &Guard) -> io::Result<Lease> {
+    /// Creates a lease with a random name.
+    pub(super) fn create(&self, _: &DirectoryLock) -> io::Result<Lease> {
         let half = || RandomState::new().hash_one(std::process::id());
         let name = format!("{:016x}{:016x}", half(), half());
         let path = self.path_of(&name);
@@ -93,35 +93,35 @@ impl Leases {
         Ok(Lease { name, path, file })
     }
 
-    /// Whether the holder of the lease lives.
-    pub(super) fn look_at(&self, _: &Guard, name: &str) -> io::Result<Found> {
-        // The name comes from the database, and must not lead anywhere else.
+    /// Checks whether the holder of the lease is alive.
+    pub(super) fn probe(&self, _: &DirectoryLock, name: &str) -> io::Result<LeaseProbe> {
+        // The name comes from the database and must not leave the directory.
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Ok(Found::Dead(None));
+            return Ok(LeaseProbe::Expired(None));
         }
         let path = self.path_of(name);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Dead(None)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LeaseProbe::Expired(None)),
             Err(error) => return Err(error),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Found::Dead(Some(Lease { name: name.to_owned(), path, file }))),
-            Err(TryLockError::WouldBlock) => Ok(Found::Living),
+            Ok(()) => Ok(LeaseProbe::Expired(Some(Lease { name: name.to_owned(), path, file }))),
+            Err(TryLockError::WouldBlock) => Ok(LeaseProbe::Alive),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
-    /// Removes the files of those who died before they came to be known to the database.
-    pub(super) fn sweep(&self, guard: &Guard, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
+    /// Removes the files of processes that died before they entered the database.
+    pub(super) fn sweep(&self, lock: &DirectoryLock, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
             if is_known(name) {
                 continue;
             }
-            if let Found::Dead(Some(lease)) = self.look_at(guard, name)? {
-                lease.remove(guard);
+            if let LeaseProbe::Expired(Some(lease)) = self.probe(lock, name)? {
+                lease.remove(lock);
             }
         }
         Ok(())
@@ -137,26 +137,26 @@ impl Lease {
         &self.name
     }
 
-    /// False if somebody has removed the file: the others take its holder for dead then.
-    pub(super) fn is_there(&self) -> bool {
+    /// False if the file was removed. The other holders then consider this one dead.
+    pub(super) fn exists(&self) -> bool {
         self.path.exists()
     }
 
-    /// Lets go, and removes the file.
-    pub(super) fn remove(self, _: &Guard) {
-        // One that stays behind is removed by a later start.
+    /// Releases the lock and removes the file.
+    pub(super) fn remove(self, _: &DirectoryLock) {
+        // After an error a later start removes it.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-// Closing would do, but for a child that is between fork and exec and has the file open too.
+// Closing the file is not enough: a child between fork and exec also has it open.
 impl Drop for Lease {
     fn drop(&mut self) {
         let _ = self.file.unlock();
     }
 }
 
-impl Drop for Guard {
+impl Drop for DirectoryLock {
     fn drop(&mut self) {
         let _ = self.lock.unlock();
     }

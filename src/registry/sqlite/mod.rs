@@ -1,14 +1,14 @@
-//! [`SqliteRegistry`]: the registry of the processes of one machine.
+//! [`SqliteRegistry`]: a registry for the processes of one machine.
 
 mod changes;
-mod failure;
+mod codec;
+mod error;
 mod holder;
 mod lease;
 mod open;
-mod rows;
+mod recovery;
 mod schema;
-mod take_over;
-mod thread;
+mod worker;
 
 use std::{
     fmt,
@@ -22,38 +22,40 @@ use tokio::sync::oneshot;
 use self::{
     holder::Holder,
     open::Settings,
-    take_over::Handed,
-    thread::{Job, Reply},
+    recovery::ClaimedOrphans,
+    worker::{Job, Reply},
 };
 use super::{Applied, Change, Orphan, Registry, RegistryError};
 
 /// A [`Registry`] in one SQLite file (feature `sqlite`), for any number of processes on one machine.
 ///
-/// # What it promises
+/// # Guarantees
 ///
-/// * What [`apply`](Registry::apply) has answered is on the disk: a write-ahead log, synced at every commit, so it
-///   survives SIGKILL and a power cut. One call is one transaction, and calls that wait together share one.
-/// * Any number of processes may use the file at the same time: several replicas, or the old and the new one while one
-///   replaces the other.
-/// * A process's lease is an exclusive lock on a small file in the directory `<file>-leases`. The system frees it when the
-///   process ends, however it ends, so nothing has to expire: the next look of a survivor, or the next start, finds what
-///   is owed. For the same reason a process that is paused loses nothing.
-/// * All work is done on a thread of its own, which ends when the registry is dropped.
+/// * Applied changes are durable: [`apply`](Registry::apply) returns after the write-ahead log was synced, so they
+///   survive SIGKILL and a power cut. One call is one transaction. Calls that wait at the same time share one
+///   transaction.
+/// * Any number of processes may use the file at the same time: several replicas, or the old and the new process during
+///   a deployment.
+/// * The lease of a process is an exclusive lock on a small file in the directory `<file>-leases`. The system releases
+///   the lock when the process exits or is killed. No lease has to time out: the next
+///   [`claim_orphans`](Registry::claim_orphans) of any process finds the pending ends. A paused process keeps its
+///   lease.
+/// * All blocking work runs on a dedicated thread, which exits when the registry is dropped.
 ///
-/// # What it needs
+/// # Requirements
 ///
-/// * **A local file system.** Not NFS or another network file system: neither SQLite's log nor the locks work there.
-///   Containers share it as a *directory*, not as a single file, and on one machine.
-/// * Leave the directory of leases alone while a process lives, and the files `-wal` and `-shm` too: they are a part of the
-///   database. If somebody removes or replaces the file, a process that lives records what it holds in the new one.
-/// * The file keeps the size that it once had, and uses its free pages again; `sqlite3 FILE vacuum` gives them back.
-/// * A process that forks and goes on in the child without `exec` keeps its lease for as long as the child lives.
+/// * **A local file system.** SQLite's log and the locks do not work on NFS and other network file systems. Containers
+///   on one machine share the *directory*, not the single file.
+/// * Do not modify the directory of leases or the files `-wal` and `-shm` while a process runs: they are part of the
+///   database. If the file is removed or replaced, each running process records its sessions in the new file.
+/// * The file does not shrink. It reuses free pages; `sqlite3 FILE vacuum` returns them to the file system.
+/// * If a process forks and its child runs without `exec`, the lease lasts until the child exits too.
 ///
-/// The file is made with permissions for its owner only, because ids of sessions may be credentials.
+/// The file is created with permissions for its owner only, because session ids may be credentials.
 ///
-/// # What an operator sees
+/// # For operators
 ///
-/// Any `sqlite3` of version 3.38 or later, while the processes run:
+/// Query the views with `sqlite3` (3.38 or later), also while processes run:
 ///
 /// ```console
 /// $ sqlite3 sessions.db 'select * from active_sessions'
@@ -62,18 +64,17 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///
 /// | view | columns |
 /// |---|---|
-/// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `event_id`, `details` (JSON) |
-/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `tries`, `requests`, `since`, `next`, `event_id`, `details` |
+/// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `generation`, `details` (JSON) |
+/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `attempts`, `requests`, `since`, `next`, `generation`, `details` |
 ///
-/// # When the file is no good
+/// # Damaged files
 ///
-/// [`open`](Self::open) looks at it: whether it is a database of this crate, of a version that it knows, with all its tables,
-/// and whether its pages hang together (SQLite's `quick_check`, of a large file as much as can be looked at in a second). What
-/// cannot be used is an error that names the file, and
-/// [`set_aside_damaged`](SqliteRegistryBuilder::set_aside_damaged) begins a new one instead. A single record whose content
-/// is damaged does not stand in the way of the others: it is logged, and stays for the operator to see.
+/// [`open`](Self::open) checks that the file is a database of this crate, has a known version and all tables, and
+/// passes SQLite's `quick_check` (for up to one second). Otherwise it returns an error that names the file. With
+/// [`set_aside_damaged`](SqliteRegistryBuilder::set_aside_damaged) it renames a damaged file and creates a new one. A
+/// single record that cannot be read does not affect the others: it is logged, and stays in the view for the operator.
 ///
-/// A disk that fills up later is [`Unavailable`](RegistryError::Unavailable) for as long as it is full.
+/// While the disk is full, calls return [`Unavailable`](RegistryError::Unavailable).
 ///
 /// # Examples
 ///
@@ -87,7 +88,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// # let file = dir.join("sessions.db");
 /// let sessions = ActiveSessions::builder().registry(SqliteRegistry::open(&file)?).build()?;
 /// println!("{}", sessions.recover().await);
-/// assert!(sessions.note("4711").durable().await); // on the disk
+/// assert!(sessions.note("4711").recorded().await); // durable
 /// # sessions.forget("4711");
 /// # drop(sessions);
 /// # std::fs::remove_dir_all(dir)?;
@@ -97,37 +98,37 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 pub struct SqliteRegistry {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
-    beat_every: Duration,
+    heartbeat_interval: Duration,
 }
 
 impl SqliteRegistry {
-    /// Opens the file, or begins a new one, with the defaults of [`builder`](Self::builder).
+    /// Opens the file, or creates it, with the defaults of [`builder`](Self::builder).
     ///
-    /// It blocks: usually for milliseconds, for up to a second where the file is large, and for up to ten where other
-    /// processes start at the same time. Open it before you serve.
+    /// This call blocks: usually for a few milliseconds, up to 1 s if the file is large, and up to 10 s if other
+    /// processes start at the same time. Call it before the server accepts connections.
     ///
     /// # Errors
     ///
-    /// * [`Unavailable`](RegistryError::Unavailable): the directory is missing, may not be written, or is full; other
-    ///   processes have kept it locked for too long.
-    /// * [`Unusable`](RegistryError::Unusable): the file is damaged, of a newer version, or something else.
+    /// * [`Unavailable`](RegistryError::Unavailable): the directory is missing, read-only or full, or other processes
+    ///   locked it for more than 10 s.
+    /// * [`Invalid`](RegistryError::Invalid): the file is damaged, has another version, or is not a file of this crate.
     ///
     /// The text names the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RegistryError> {
         Self::builder(path).open()
     }
 
-    /// For other settings than those of [`open`](Self::open).
+    /// Builds a registry with other settings than [`open`](Self::open).
     pub fn builder(path: impl AsRef<Path>) -> SqliteRegistryBuilder {
         SqliteRegistryBuilder {
             path: path.as_ref().to_owned(),
             busy_timeout: Duration::from_millis(750),
-            beat_every: Duration::from_secs(2),
+            heartbeat_interval: Duration::from_secs(2),
             set_aside_damaged: false,
         }
     }
 
-    /// The file, with symbolic links resolved.
+    /// The path of the file, with symbolic links resolved.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -146,28 +147,31 @@ impl Registry for SqliteRegistry {
         self.call(|reply| Job::Apply(changes, reply)).await
     }
 
-    /// Sees to it that nobody has removed what the lease rests on.
-    async fn beat(&self) -> Result<(), RegistryError> {
-        self.call(Job::Beat).await
+    /// Checks that the database file, the lease file and the holder's row still exist.
+    async fn heartbeat(&self) -> Result<(), RegistryError> {
+        self.call(Job::Heartbeat).await
     }
 
-    async fn take_over(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.call(|reply| Job::TakeOver(max, reply)).await.map(Handed::take)
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.call(|reply| Job::ClaimOrphans(max, reply)).await.map(ClaimedOrphans::take)
     }
 
-    async fn leave(&self) -> Result<(), RegistryError> {
-        self.call(Job::Leave).await
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.call(Job::ReleaseLease).await
     }
 
-    fn beat_every(&self) -> Duration {
-        self.beat_every
+    fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
     }
 }
 
 impl fmt::Debug for SqliteRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { jobs: _, path, beat_every } = self;
-        f.debug_struct("SqliteRegistry").field("path", path).field("beat_every", beat_every).finish_non_exhaustive()
+        let Self { jobs: _, path, heartbeat_interval } = self;
+        f.debug_struct("SqliteRegistry")
+            .field("path", path)
+            .field("heartbeat_interval", heartbeat_interval)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,12 +181,12 @@ impl fmt::Debug for SqliteRegistry {
 pub struct SqliteRegistryBuilder {
     path: PathBuf,
     busy_timeout: Duration,
-    beat_every: Duration,
+    heartbeat_interval: Duration,
     set_aside_damaged: bool,
 }
 
 impl SqliteRegistryBuilder {
-    /// How long a call waits while another process writes. 750 ms by default.
+    /// How long a call waits while another process writes. The default is 750 ms.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -195,25 +199,27 @@ impl SqliteRegistryBuilder {
         self
     }
 
-    /// How often a process looks for what others have left behind. 2 s by default. It costs some file operations for each
-    /// of the other processes.
+    /// How often this process checks its lease and looks for orphans. The default is 2 s.
+    ///
+    /// Each check costs a few file operations per other process.
     ///
     /// ```no_run
     /// # use std::time::Duration;
     /// # use tower_session_end::registry::SqliteRegistry;
-    /// let registry = SqliteRegistry::builder("sessions.db").beat_every(Duration::from_millis(500)).open()?;
+    /// let registry = SqliteRegistry::builder("sessions.db").heartbeat_interval(Duration::from_millis(500)).open()?;
     /// # Ok::<(), tower_session_end::registry::RegistryError>(())
     /// ```
-    pub fn beat_every(mut self, every: Duration) -> Self {
-        self.beat_every = every;
+    pub fn heartbeat_interval(mut self, every: Duration) -> Self {
+        self.heartbeat_interval = every;
         self
     }
 
-    /// Gives a damaged file another name (`<file>.damaged-20261124T170000Z-1`), logs that as an error
-    /// (`session-registry-set-aside`), and begins a new one. Off by default: then a damaged file is an error, since what it
-    /// owed will not be delivered, and somebody should know.
+    /// Whether [`open`](Self::open) renames a damaged file (`<file>.damaged-20261124T170000Z-1`) and creates a new one.
+    /// The default is `false`.
     ///
-    /// A file of a newer version, or a database of another application, is an error in any case.
+    /// The rename is logged as an error (`session-registry-set-aside`), because the pending ends in the damaged file
+    /// will not be delivered. By default `open` returns an error for a damaged file. It always returns an error for a
+    /// file of another version or of another application.
     ///
     /// ```no_run
     /// # use tower_session_end::registry::SqliteRegistry;
@@ -225,20 +231,20 @@ impl SqliteRegistryBuilder {
         self
     }
 
-    /// Opens the file, or begins a new one.
+    /// Opens the file, or creates it.
     ///
     /// # Errors
     ///
     /// As [`SqliteRegistry::open`].
     pub fn open(self) -> Result<SqliteRegistry, RegistryError> {
-        let Self { path, busy_timeout, beat_every, set_aside_damaged } = self;
+        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged } = self;
         let path = open::resolve(&path)?;
         let holder = Holder::open(Settings { path: path.clone(), busy_timeout, set_aside_damaged })?;
         let (jobs, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("session-registry".to_owned())
-            .spawn(move || thread::run(holder, &queue))
+            .spawn(move || worker::run(holder, &queue))
             .map_err(RegistryError::unavailable)?;
-        Ok(SqliteRegistry { jobs, path, beat_every })
+        Ok(SqliteRegistry { jobs, path, heartbeat_interval })
     }
 }

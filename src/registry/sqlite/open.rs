@@ -1,4 +1,4 @@
-//! Opening the file: is it one of ours, is it whole, may it be written?
+//! Opens the file, and checks that it was written by this crate, is intact, and is writable.
 
 use std::{
     fs::{self, OpenOptions},
@@ -10,21 +10,21 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::{
-    failure::Failure,
-    lease::{Guard, Leases},
+    error::Failure,
+    lease::{DirectoryLock, Leases},
     schema,
 };
 
-/// How long the check at the start may take; of what is larger only a part is looked at.
-const CHECK: Duration = Duration::from_secs(1);
+/// The time limit of the check at the start. Only a part of a larger file is checked.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a start waits for another one, which may be looking through a large file, and for whoever writes.
-pub(super) const START: Duration = Duration::from_secs(10);
+/// How long a start waits for other processes that start (and may check a large file) or write.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often SQLite asks whether to go on, in its own small steps.
+/// SQLite checks the time limit after this number of virtual machine instructions.
 const CHECK_STEPS: i32 = 1000;
 
-/// What the user has chosen.
+/// The settings of the builder that a holder needs.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) path: PathBuf,
@@ -32,18 +32,18 @@ pub(super) struct Settings {
     pub(super) set_aside_damaged: bool,
 }
 
-/// The one path of the file, so that everybody finds the leases in the same place.
+/// Resolves the path, so that all processes find the leases in the same directory.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(path) {
-        Ok(there) if there.is_dir() => Err(Failure::Unusable(format!("{} is a directory", path.display()))),
-        Ok(there) if !there.is_file() => Err(Failure::Unusable(format!("{} is not a regular file", path.display()))),
+        Ok(there) if there.is_dir() => Err(Failure::Invalid(format!("{} is a directory", path.display()))),
+        Ok(there) if !there.is_file() => Err(Failure::Invalid(format!("{} is not a regular file", path.display()))),
         Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if fs::symlink_metadata(path).is_ok() {
-                return Err(Failure::Unusable(format!("{} is a link to nothing", path.display())));
+                return Err(Failure::Invalid(format!("{} is a dangling symbolic link", path.display())));
             }
             let Some(name) = path.file_name() else {
-                return Err(Failure::Unusable(format!("{:?} is not the name of a file", path.display().to_string())));
+                return Err(Failure::Invalid(format!("{:?} is not the name of a file", path.display().to_string())));
             };
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let found = fs::canonicalize(parent);
@@ -56,11 +56,11 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Opens the file, or begins a new one. The guard makes sure that nobody else does the same.
-pub(super) fn open(settings: &Settings, leases: &Leases, guard: &Guard) -> Result<Connection, Failure> {
+/// Opens the file, or creates it. The directory lock excludes other processes that do the same.
+pub(super) fn open(settings: &Settings, leases: &Leases, lock: &DirectoryLock) -> Result<Connection, Failure> {
     match open_once(settings, leases) {
         Err(Failure::Damaged(why)) if settings.set_aside_damaged => {
-            set_aside(&settings.path, &why, guard)?;
+            set_aside(&settings.path, &why, lock)?;
             open_once(settings, leases)
         }
         result => result,
@@ -69,11 +69,11 @@ pub(super) fn open(settings: &Settings, leases: &Leases, guard: &Guard) -> Resul
 
 fn open_once(settings: &Settings, leases: &Leases) -> Result<Connection, Failure> {
     let path = &settings.path;
-    // It says that the database was begun: an empty file is not a new one then.
+    // Marks a database that was created before: an empty file is then a damaged one.
     let begun = leases.dir().join("BEGUN");
     match fs::metadata(path) {
         Ok(there) if there.len() == 0 && begun.exists() => {
-            return Err(Failure::damaged(path, "it is empty, and has not always been"));
+            return Err(Failure::damaged(path, "it is empty, but had content before"));
         }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -90,7 +90,7 @@ fn open_once(settings: &Settings, leases: &Leases) -> Result<Connection, Failure
     })
 }
 
-/// The ids in it may be credentials: it is for its owner alone, as long as nobody says otherwise.
+/// Creates the file for its owner only, because session ids may be credentials.
 fn create(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -99,19 +99,19 @@ fn create(path: &Path) -> io::Result<()> {
     options.open(path).map(drop)
 }
 
-/// Is it ours? Nothing of it is changed before that is known.
+/// Identifies the file before anything in it is changed, then sets it up or checks it.
 fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection, Failure> {
     let path = &settings.path;
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    connection.busy_timeout(START).map_err(at_start)?;
+    connection.busy_timeout(OPEN_TIMEOUT).map_err(at_start)?;
     if connection.is_readonly("main").map_err(at_start)? {
-        return Err(Failure::Unavailable(format!("{} may only be read", path.display())));
+        return Err(Failure::Unavailable(format!("{} is read-only", path.display())));
     }
     let is_new = identify(&connection, path)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(at_start)?;
     if mode != "wal" {
-        let text = format!("{}: its file system cannot share a log among processes (WAL)", path.display());
-        return Err(Failure::Unusable(text));
+        let text = format!("{}: its file system does not support SQLite's log (WAL); use a local one", path.display());
+        return Err(Failure::Invalid(text));
     }
     let settings = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 16777216;";
     connection.execute_batch(settings).map_err(at_start)?;
@@ -124,7 +124,7 @@ fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection
     Ok(connection)
 }
 
-/// True if there is nothing in it yet.
+/// True if the database is empty. An error if it is not a database of this crate and version.
 fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
     let number = |sql| connection.query_row(sql, (), |row| row.get(0)).map_err(|error| Failure::at_start(path, &error));
     let objects: i32 = number("SELECT count(*) FROM sqlite_schema")?;
@@ -133,13 +133,19 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
     match (application, version) {
         (0, 0) if objects == 0 => Ok(true),
         (schema::APPLICATION_ID, schema::VERSION) => Ok(false),
-        (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Unusable(format!(
+        (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Invalid(format!(
             "{} was written by a newer version of this crate: it has schema {newer}, and this version knows up to {}",
             path.display(),
             schema::VERSION
         ))),
+        (schema::APPLICATION_ID, older) if older > 0 => Err(Failure::Invalid(format!(
+            "{} was written by an older version of this crate: it has schema {older}, and this version needs {}; \
+             deliver its ends with that version, or move the file away",
+            path.display(),
+            schema::VERSION
+        ))),
         (schema::APPLICATION_ID, other) => Err(Failure::damaged(path, format!("there is no schema {other}"))),
-        _ => Err(Failure::Unusable(format!("{} is a database of another application", path.display()))),
+        _ => Err(Failure::Invalid(format!("{} is a database of another application", path.display()))),
     }
 }
 
@@ -151,22 +157,26 @@ fn begin(connection: &mut Connection) -> rusqlite::Result<()> {
     tx.commit()
 }
 
-/// Looks through the file, for as long as there is time.
+/// Checks the file, for up to [`CHECK_TIMEOUT`].
 fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
     let there = names(connection).map_err(|error| damage(path, &error))?;
     if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
-    let begun = Instant::now();
-    connection.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK)).map_err(at_start)?;
+    let started = Instant::now();
+    connection.progress_handler(CHECK_STEPS, Some(move || started.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
     let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
     connection.progress_handler(0, None::<fn() -> bool>).map_err(at_start)?;
     match result {
         Ok(ok) if ok == "ok" => Ok(()),
         Ok(damage) => Err(Failure::damaged(path, damage)),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
-            tracing::debug!(name: "session-registry-large", path = %path.display(), "the session registry is large: only a part of it was checked");
+            tracing::debug!(
+                name: "session-registry-large",
+                path = %path.display(),
+                "the session registry is large: only a part of it was checked"
+            );
             Ok(())
         }
         Err(error) => Err(damage(path, &error)),
@@ -177,7 +187,7 @@ fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     connection.prepare("SELECT name FROM sqlite_schema")?.query_map((), |row| row.get(0))?.collect()
 }
 
-/// A value where none should be is damage too.
+/// A value of an unexpected type is damage too.
 fn damage(path: &Path, error: &rusqlite::Error) -> Failure {
     match error {
         rusqlite::Error::SqliteFailure(..) => Failure::at_start(path, error),
@@ -185,8 +195,8 @@ fn damage(path: &Path, error: &rusqlite::Error) -> Failure {
     }
 }
 
-/// Gives a damaged file, and what belongs to it, another name.
-fn set_aside(path: &Path, why: &str, _: &Guard) -> Result<(), Failure> {
+/// Renames a damaged file and its `-wal` and `-shm`.
+fn set_aside(path: &Path, why: &str, _: &DirectoryLock) -> Result<(), Failure> {
     let stamp = Connection::open_in_memory()
         .and_then(|clock| {
             clock.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", (), |row| row.get::<_, String>(0))
@@ -211,7 +221,8 @@ fn set_aside(path: &Path, why: &str, _: &Guard) -> Result<(), Failure> {
         path = %path.display(),
         aside = %with(&aside).display(),
         why,
-        "the session registry was damaged: it is set aside, a new one is begun, and what was owed by it will not be delivered",
+        "the session registry was damaged: it was renamed and a new one created; its pending ends will not be \
+         delivered",
     );
     Ok(())
 }

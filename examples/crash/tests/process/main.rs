@@ -1,4 +1,4 @@
-//! Processes that are killed, on each registry: no session is without an end, and none has two under different names.
+//! Killed processes, on each registry: every session has an end, and repeated ends have the same generation.
 
 mod rounds;
 mod support;

@@ -11,7 +11,7 @@ use crash::{Client, Error, PATIENCE, Server};
 
 use crate::support::{On, Site};
 
-/// Clients that share one connection over HTTP/2. The others have one each, over HTTP/1.
+/// The number of HTTP/2 clients that share one connection. HTTP/1 clients have one connection each.
 const STREAMS: usize = 25;
 
 fn rounds() -> usize {
@@ -22,7 +22,7 @@ fn set(name: &str) -> Option<usize> {
     std::env::var(name).ok().and_then(|n| n.parse().ok())
 }
 
-/// Half of them over HTTP/2.
+/// The clients; half of them use HTTP/2.
 fn clients(server: &Server) -> Vec<Client> {
     let n = set("CRASH_CLIENTS").unwrap_or(12);
     let mut clients: Vec<_> = (0..n / 2).map(|_| server.client()).collect();
@@ -40,7 +40,7 @@ fn random(below: u64) -> u64 {
 /// Every id that a client has seen in a response head.
 type Seen = Arc<Mutex<Vec<String>>>;
 
-/// Opens, uses, ends and compacts sessions until the gateway is gone.
+/// Starts, uses, ends and compacts sessions until the gateway exits.
 async fn client(client: Client, seen: Seen) -> Result<(), Error> {
     let see = |id: &String| seen.lock().unwrap().push(id.clone());
     loop {
@@ -68,13 +68,13 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
             clients(&server).into_iter().map(|one| tokio::spawn(client(one, Arc::clone(&seen)))).collect();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while seen.lock().unwrap().is_empty() {
-            assert!(tokio::time::Instant::now() < deadline, "round {round}: nobody comes to anything");
+            assert!(tokio::time::Instant::now() < deadline, "round {round}: the clients make no progress");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_millis(random(400))).await;
         server.kill().await.unwrap();
         for client in clients {
-            // Its connection broke, whatever it was about.
+            // Its connection was closed by the kill.
             assert!(client.await.unwrap().is_err());
         }
         let seen = seen.lock().unwrap().clone();
@@ -82,7 +82,7 @@ async fn g15_every_session_of_a_killed_process_has_its_end(on: On) {
         repeated += site.assert_each_has_its_end(&seen);
         sessions += seen.len();
     }
-    println!("{on:?}: {} rounds, {sessions} sessions, {repeated} of them told twice", rounds());
+    println!("{on:?}: {} rounds, {sessions} sessions, {repeated} ends delivered twice", rounds());
 }
 
 #[tokio::test(flavor = "multi_thread")]

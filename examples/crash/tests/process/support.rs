@@ -1,4 +1,4 @@
-//! A store that outlives its processes, and what must hold of the diary.
+//! A store that outlives its processes, and the assertions on the event log.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-use crash::{Diary, Entry, Kind, PATIENCE, RedisServer, Server, Settings, TempDir};
+use crash::{Entry, EventLog, Kind, PATIENCE, RedisServer, Server, Settings, TempDir};
 use tokio::time::{Instant, sleep};
 
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_crash"))
 }
 
-/// Which registry a test is about.
+/// The registry of a test.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum On {
     Sqlite,
     Redis,
 }
 
-/// A directory, and a Redis where one is needed.
+/// A directory, and a Redis server if the test needs one.
 pub(crate) struct Site {
     dir: TempDir,
     redis: Option<RedisServer>,
@@ -35,33 +35,33 @@ impl Site {
         Self { dir: TempDir::new().unwrap(), redis }
     }
 
-    pub(crate) fn settings(&self, name: &str, mood: &str) -> Settings {
+    pub(crate) fn settings(&self, name: &str, fault: &str) -> Settings {
         let registry = match &self.redis {
             Some(redis) => redis.url(),
             None => format!("sqlite:{}", self.dir.file("sessions.db").display()),
         };
-        Settings { diary: self.dir.file("diary"), registry, name: name.to_owned(), mood: mood.to_owned() }
+        Settings { event_log: self.dir.file("event_log"), registry, name: name.to_owned(), fault: fault.to_owned() }
     }
 
-    pub(crate) async fn start(&self, name: &str, mood: &str) -> Server {
-        Server::start(program(), &self.settings(name, mood)).await.unwrap()
+    pub(crate) async fn start(&self, name: &str, fault: &str) -> Server {
+        Server::start(program(), &self.settings(name, fault)).await.unwrap()
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
-        Diary::open(&self.dir.file("diary"), "-").unwrap().read().unwrap()
+        EventLog::open(&self.dir.file("event_log"), "-").unwrap().read().unwrap()
     }
 
     pub(crate) fn ends(&self) -> Vec<Entry> {
         self.entries().into_iter().filter(|entry| entry.kind == Kind::End).collect()
     }
 
-    /// A process that delivers what is owed, as soon as it may: on Redis once the leases of the killed ones are over.
+    /// Starts a process that delivers the pending ends; on Redis after the leases of the killed processes expire.
     pub(crate) async fn settle(&self, ids: &[String]) {
         let server = self.start("settler", "-").await;
         self.until_each_has_an_end(ids).await;
         let gone = server.terminate().await.unwrap();
         assert_eq!(gone.code, Some(0), "{}", gone.report);
-        // Nothing comes after that.
+        // A second recovery finds nothing.
         let ends = self.ends().len();
         let server = self.start("late", "-").await;
         assert!(server.recovery.contains(" 0 ends found"), "{}", server.recovery);
@@ -69,7 +69,7 @@ impl Site {
         assert_eq!(self.ends().len(), ends);
     }
 
-    /// Waits until nothing is owed any more.
+    /// Waits until every session has its end.
     pub(crate) async fn until_each_has_an_end(&self, ids: &[String]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -82,7 +82,8 @@ impl Site {
         }
     }
 
-    /// Every id has an end, and all its ends are one generation's. Says how many were delivered more than once.
+    /// Asserts that every id has an end, and that all its ends have one generation. Returns the number of repeated
+    /// ends.
     pub(crate) fn assert_each_has_its_end(&self, ids: &[String]) -> usize {
         let mut ends = HashMap::<_, Vec<_>>::new();
         for end in self.ends() {
@@ -93,7 +94,7 @@ impl Site {
             let ends = ends.get(id).unwrap_or_else(|| panic!("{id} has no end"));
             let events: HashSet<_> = ends.iter().map(|end| &end.event).collect();
             assert_eq!(events.len(), 1, "{ends:?}");
-            // Never twice by one process: only a crash between the hook and the record repeats it.
+            // One process never delivers an end twice. Only a crash between the hook and the record repeats it.
             let writers: HashSet<_> = ends.iter().map(|end| &end.writer).collect();
             assert_eq!(writers.len(), ends.len(), "{ends:?}");
             repeated += usize::from(ends.len() > 1);

@@ -1,4 +1,4 @@
-//! The moments in which a kill hurts most.
+//! Kills at critical moments.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::support::{On, Site, program};
 
 const BOTH: [On; 2] = [On::Sqlite, On::Redis];
 
-/// Opens some sessions in a process that is killed then.
-async fn killed_with(site: &Site, mood: &str, sessions: usize) -> Vec<String> {
-    let server = site.start("killed", mood).await;
+/// Starts some sessions in a process, and kills it.
+async fn killed_with(site: &Site, fault: &str, sessions: usize) -> Vec<String> {
+    let server = site.start("killed", fault).await;
     let client = server.client();
     let mut ids = Vec::new();
     for _ in 0..sessions {
@@ -25,7 +25,7 @@ async fn g15_killed_between_the_record_and_the_start_hook() {
     for on in BOTH {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "start-hangs", 3).await;
-        assert!(site.entries().is_empty(), "no start hook came to its end");
+        assert!(site.entries().is_empty(), "no start hook may have finished");
         site.settle(&ids).await;
         assert_eq!(site.assert_each_has_its_end(&ids), 0);
         assert!(site.ends().iter().all(|end| end.reason == "lost"));
@@ -33,7 +33,7 @@ async fn g15_killed_between_the_record_and_the_start_hook() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g15_two_that_start_at_once_deliver_each_end_once() {
+async fn g15_two_processes_that_recover_at_once_deliver_each_end_once() {
     for on in BOTH {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "-", 300).await;
@@ -52,22 +52,22 @@ async fn g15_two_that_start_at_once_deliver_each_end_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn g15_a_recoverer_that_is_killed_while_recovering_leaves_nothing_behind() {
+async fn g15_a_process_killed_during_its_recovery_loses_no_end() {
     for on in BOTH {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "-", 600).await;
-        // 256 at a time, a second each.
+        // 256 hooks run at a time, for a second each.
         let recoverer = Server::spawn(program(), &site.settings("recoverer", "1000")).unwrap();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while site.ends().is_empty() {
-            assert!(tokio::time::Instant::now() < deadline, "it delivers nothing");
+            assert!(tokio::time::Instant::now() < deadline, "the recovery makes no progress");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         recoverer.kill().await.unwrap();
-        assert!(site.ends().len() < ids.len(), "it was too quick to be killed");
+        assert!(site.ends().len() < ids.len(), "the recovery finished before the kill");
         site.settle(&ids).await;
         let repeated = site.assert_each_has_its_end(&ids);
-        println!("{on:?}: {repeated} of {} ends were told twice", ids.len());
+        println!("{on:?}: {repeated} of {} ends were delivered twice", ids.len());
         assert!(site.entries().iter().filter(|entry| entry.kind == Kind::End).all(|end| end.reason == "lost"));
     }
 }

@@ -1,6 +1,6 @@
-//! The built gateway as a whole process: real HTTP, real signals, a real SQLite file.
+//! The built gateway as a child process: real HTTP, real signals, a real SQLite file.
 #![cfg(unix)]
 
 mod routes;
-mod stop;
+mod shutdown;
 mod support;

@@ -1,4 +1,4 @@
-//! What the gateway answers.
+//! The routes of the gateway.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use serde_json::json;
 use crate::support::{Gateway, PATIENCE};
 
 #[tokio::test]
-async fn sessions_are_opened_used_listed_and_deleted() {
+async fn a_session_is_started_used_listed_and_deleted() {
     let gateway = Gateway::start(&[]).await;
     let client = &gateway.client;
 
     let opened = client.send(Method::POST, "/sessions", None, r#"{"key":"telegram:42"}"#).await;
     let id = opened.id.clone().expect("an id");
     assert_eq!(opened.json(), json!({ "sessionId": id, "sessionKey": "telegram:42" }));
-    // With no body it is the main conversation.
+    // Without a body it starts the main conversation.
     let main = client.send(Method::POST, "/sessions", None, "").await.json();
     assert_eq!(main["sessionKey"], "main");
 
@@ -38,7 +38,7 @@ async fn sessions_are_opened_used_listed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_missing_unknown_or_over_is_refused() {
+async fn an_id_without_an_active_session_is_refused() {
     let gateway = Gateway::start(&[]).await;
     let client = &gateway.client;
     let over = client.open("telegram").await;
@@ -53,18 +53,18 @@ async fn a_session_that_is_missing_unknown_or_over_is_refused() {
         assert_eq!(status(Some("unknown")).await, StatusCode::NOT_FOUND, "{path}");
         assert_eq!(status(Some(&over)).await, StatusCode::NOT_FOUND, "{path}");
     }
-    // A body that is no request to open one.
+    // A body that is not valid JSON.
     let nonsense = client.send(Method::POST, "/sessions", None, "{").await;
     assert_eq!((nonsense.status, nonsense.id), (StatusCode::BAD_REQUEST, None));
 
     gateway.signal("TERM").await;
     let gone = gateway.gone_within(Duration::from_secs(20)).await;
     gone.assert_each_had_its_end();
-    assert_eq!(gone.rows.0.len(), 2, "nothing of that opened a session: {:?}", gone.rows);
+    assert_eq!(gone.rows.0.len(), 2, "a refused request started a session: {:?}", gone.rows);
 }
 
 #[tokio::test]
-async fn a_setting_that_is_no_number_and_a_database_that_is_none_are_clear_errors() {
+async fn invalid_settings_are_clear_errors() {
     for (name, value, says) in
         [("GATEWAY_DRAIN_TIMEOUT_MS", "soon", "GATEWAY_DRAIN_TIMEOUT_MS=soon"), ("GATEWAY_DB", "/", "/: unable")]
     {

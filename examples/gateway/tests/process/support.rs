@@ -1,4 +1,4 @@
-//! The built gateway as a child process, a client for it, and the rows that it leaves behind.
+//! The built gateway as a child process, a client for it, and its rows after the exit.
 
 use std::{
     collections::HashMap,
@@ -26,10 +26,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// More than any step of a test needs on a busy machine; only what hangs takes so long.
+/// Longer than any step of a test takes on a busy machine; only a hang reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A gateway that is killed if its test fails.
+/// A gateway process, killed if its test fails.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     child: Child,
@@ -40,61 +40,61 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one with these settings (`GATEWAY_*`, without the prefix) and an empty database.
+    /// Starts a gateway with these settings (`GATEWAY_*`, without the prefix) and an empty database.
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
         let dir = Dir::new();
         let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
         command.env("GATEWAY_LISTEN", "127.0.0.1:0").env("GATEWAY_DB", dir.db());
-        // A limit for what is not to be limited in the test.
+        // Budgets that a test does not reach unless it sets its own.
         command.env("GATEWAY_DRAIN_TIMEOUT_MS", "30000").env("GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS", "30000");
         for (name, value) in settings {
             command.env(format!("GATEWAY_{name}"), value);
         }
-        let log = fs::File::create(dir.log()).expect("the directory is writable");
+        let log = fs::File::create(dir.log()).expect("the directory must be writable");
         let mut child =
-            command.stdout(Stdio::piped()).stderr(log).kill_on_drop(true).spawn().expect("the gateway starts");
+            command.stdout(Stdio::piped()).stderr(log).kill_on_drop(true).spawn().expect("the gateway must start");
 
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
-        timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("it says where it listens").unwrap();
+        timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("the gateway must print its address").unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect(&line).parse().unwrap();
         Self { child, stdout, address, client: Client::new(address), dir }
     }
 
-    /// Sends a signal by its name, to this very process.
+    /// Sends a signal, by its name, to the process.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs");
-        // The `kill` of the shell, which is there even where the program is not installed.
+        let pid = self.child.id().expect("the process must be running");
+        // The `kill` built into the shell works where the program `kill` is not installed.
         let kill = Command::new("sh").arg("-c").arg(format!("kill -s {name} {pid}")).status().await.unwrap();
         assert!(kill.success(), "kill -s {name} {pid}: {kill}");
     }
 
-    /// Waits until it is gone, but not longer than `limit`.
+    /// Waits until it exits, for at most `limit`.
     pub(crate) async fn gone_within(mut self, limit: Duration) -> Gone {
         let mut report = String::new();
         let all = async {
             self.stdout.read_to_string(&mut report).await?;
             self.child.wait().await
         };
-        let status = timeout(limit, all).await.unwrap_or_else(|_| panic!("still there after {limit:?}")).unwrap();
+        let status = timeout(limit, all).await.unwrap_or_else(|_| panic!("still running after {limit:?}")).unwrap();
         let log = fs::read_to_string(self.dir.log()).unwrap_or_default();
         Gone { code: status.code(), report, log, rows: self.dir.rows() }
     }
 }
 
-/// What a gateway leaves behind.
+/// The result of a gateway that has exited.
 #[derive(Debug)]
 pub(crate) struct Gone {
     pub(crate) code: Option<i32>,
-    /// What it printed, but for the first line.
+    /// Its output after the first line.
     pub(crate) report: String,
-    /// What it logged.
+    /// Its log.
     pub(crate) log: String,
     pub(crate) rows: Rows,
 }
 
 impl Gone {
-    /// The promise: it stopped cleanly, nothing is left active, and each generation has had one start and one end.
+    /// Asserts that it shut down cleanly, no row is active, and each generation has had one start and one end.
     pub(crate) fn assert_each_had_its_end(&self) {
         assert_eq!(self.code, Some(0), "{}{}", self.report, self.log);
         for row in self.rows.0.values().flatten() {
@@ -124,7 +124,7 @@ impl Rows {
     pub(crate) fn only(&self, id: &str) -> &Row {
         match self.0.get(id).map(Vec::as_slice) {
             Some([row]) => row,
-            rows => panic!("one row expected for {id}, not {rows:?}"),
+            rows => panic!("expected one row for {id}, got {rows:?}"),
         }
     }
 
@@ -133,7 +133,7 @@ impl Rows {
     }
 }
 
-/// A directory of its own for each gateway.
+/// A separate directory for each gateway.
 #[derive(Debug)]
 struct Dir(PathBuf);
 
@@ -142,7 +142,7 @@ impl Dir {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("gateway-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&path).expect("the target directory is writable");
+        fs::create_dir_all(&path).expect("the directory must be writable");
         Self(path)
     }
 
@@ -155,7 +155,7 @@ impl Dir {
     }
 
     fn rows(&self) -> Rows {
-        let db = rusqlite::Connection::open(self.db()).expect("the gateway has made it");
+        let db = rusqlite::Connection::open(self.db()).expect("the gateway must have created the database");
         let mut select = db.prepare("SELECT * FROM sessions").unwrap();
         let rows = select.query_map((), |row| {
             let id: String = row.get("session_id")?;
@@ -186,7 +186,7 @@ impl Drop for Dir {
     }
 }
 
-/// A client that keeps its connections.
+/// A client that reuses its connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     address: SocketAddr,
@@ -196,7 +196,7 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// The session that the head names.
+    /// The session id in the head.
     pub(crate) id: Option<String>,
     pub(crate) body: String,
 }
@@ -229,13 +229,14 @@ impl Client {
         let response = self.http.request(request.body(Full::from(body.to_owned())).unwrap()).await?;
         let id = response.headers().get("x-session-id").map(|id| id.to_str().unwrap().to_owned());
         let status = response.status();
-        // What came before a cut is enough: the head is what counts here.
+        // The body may be incomplete: only the head counts here.
         let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         Ok(Answer { status, id, body: String::from_utf8_lossy(&body).into_owned() })
     }
 
     pub(crate) async fn send(&self, method: Method, path: &str, id: Option<&str>, body: &str) -> Answer {
-        let answer = timeout(PATIENCE, self.try_send(method, path, id, body)).await.expect("an answer in time");
+        let answer =
+            timeout(PATIENCE, self.try_send(method, path, id, body)).await.expect("the answer must come in time");
         answer.unwrap_or_else(|error| panic!("{path}: {error:?}"))
     }
 
@@ -243,11 +244,11 @@ impl Client {
         self.send(Method::GET, path, None, "").await
     }
 
-    /// Opens a session and returns its id.
+    /// Starts a session and returns its id.
     pub(crate) async fn open(&self, key: &str) -> String {
         let answer = self.send(Method::POST, "/sessions", None, &format!(r#"{{"key":"{key}"}}"#)).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
-        answer.id.expect("a new session has an id")
+        answer.id.expect("a new session must have an id")
     }
 
     /// Posts in a session.
@@ -255,30 +256,30 @@ impl Client {
         self.send(Method::POST, path, Some(id), body).await
     }
 
-    /// Posts what gives the session a successor, and returns that one's id.
+    /// Posts a request that gives the session a successor, and returns its id.
     pub(crate) async fn successor(&self, path: &str, id: &str) -> String {
         let answer = self.post(path, id, "").await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
-        answer.id.expect("a successor has an id")
+        answer.id.expect("a successor must have an id")
     }
 
-    /// Waits until `/readyz` says no.
+    /// Waits until `/readyz` answers 503.
     pub(crate) async fn not_ready(&self) {
         until("not ready", async || self.get("/readyz").await.status == StatusCode::SERVICE_UNAVAILABLE).await;
     }
 }
 
-/// Waits for a condition that nobody can be told of.
+/// Polls a condition until it holds, with a limit.
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let wait = async {
         while !condition().await {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("did not happen in time: {what}"));
 }
 
-/// Whether the server has closed the connection, now or soon; what it still sends is thrown away.
+/// Waits until the server has closed the connection; discards what it still sends.
 pub(crate) async fn closes(socket: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     let mut rest = Vec::new();
     match timeout(PATIENCE, socket.read_to_end(&mut rest)).await {

@@ -1,4 +1,4 @@
-//! A host that does what a well-behaved one does not, as its calls ask for.
+//! A host that misbehaves on request.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -7,23 +7,23 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::{Stream, StreamExt, iter, pending};
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
 
-/// The metadata with which a call says what it wants.
+/// The metadata key with which a call selects the behaviour.
 const MODE: &str = "x-mode";
 
-/// What a call wants.
+/// The behaviour that a call selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The usual answer; a stream ends after three messages.
     Fine,
-    /// An error and nothing else, which names the session.
+    /// An error alone, which names the session.
     Fails,
-    /// An error which says that the session is over.
+    /// An error that ends the session.
     Ends,
-    /// A stream that errs after two messages.
+    /// A stream that fails after two messages.
     Tears,
-    /// A stream that goes on for ever, whatever happens.
+    /// An endless stream.
     Stays,
-    /// An answer that has to wait for [`OddAgent::release`].
+    /// An answer that waits for [`OddAgent::release`].
     Waits,
 }
 
@@ -52,7 +52,7 @@ impl Mode {
     }
 }
 
-/// It remembers nothing: every id is one of its own.
+/// A host without state: it accepts every id.
 #[derive(Clone, Debug)]
 pub(crate) struct OddAgent {
     arrived: mpsc::UnboundedSender<()>,
@@ -60,13 +60,13 @@ pub(crate) struct OddAgent {
 }
 
 impl OddAgent {
-    /// One, and who hears of the calls that wait.
+    /// A host, and a receiver of the calls that wait.
     pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<()>) {
         let (arrived, arrivals) = mpsc::unbounded_channel();
         (Self { arrived, released: Arc::default() }, arrivals)
     }
 
-    /// Lets a call that waits have its answer.
+    /// Releases the answer of a waiting call.
     pub(crate) fn release(&self) {
         self.released.notify_one();
     }

@@ -1,8 +1,9 @@
-//! What the tests share: the same gRPC service behind three servers, with and without the layer.
+//! Shared by the tests: the same gRPC service behind three servers, with and without the layer.
 #![allow(dead_code, unused_imports, reason = "each test crate uses a part of it")]
 
 mod host;
 mod raw;
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/recorder.rs"]
 mod recorder;
 
@@ -20,7 +21,7 @@ use tonic::{
     service::Routes,
     transport::{Channel, Server, server::TcpIncoming},
 };
-use tower_session_end::{ActiveSessions, SessionLayer, Shutdown, ShutdownReport};
+use tower_session_end::{ActiveSessions, SessionLayer, ShutdownFuture, ShutdownReport};
 
 pub(crate) use self::{
     host::{Mode, OddAgent},
@@ -28,10 +29,10 @@ pub(crate) use self::{
     recorder::{Recorder, assert_sum},
 };
 
-/// Nothing in these tests takes that long unless it is stuck.
+/// Longer than any step of these tests; only a hang reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits, but not for ever.
+/// Waits, with a limit.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -39,14 +40,14 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Who serves HTTP/2.
+/// The HTTP/2 server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum By {
     /// tonic's own server.
     Tonic,
     /// axum, with the services as routes.
     Axum,
-    /// hyper alone.
+    /// hyper without axum.
     Hyper,
 }
 
@@ -54,7 +55,7 @@ impl By {
     pub(crate) const ALL: [Self; 3] = [Self::Tonic, Self::Axum, Self::Hyper];
 }
 
-/// A server on a port of its own, with `finish` around it.
+/// A server on its own port, with `finish` around it.
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -62,7 +63,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// tonic's client, with a connection of its own.
+    /// tonic's client, with its own connection.
     pub(crate) async fn client(&self) -> AgentClient<Channel> {
         within("connect", AgentClient::connect(format!("http://{}", self.addr))).await.unwrap()
     }
@@ -83,7 +84,7 @@ impl Running {
     }
 }
 
-/// Serves an agent by tonic, with the layer.
+/// Serves an agent with tonic and the layer.
 pub(crate) async fn serve<A: grpc::Agent>(sessions: &ActiveSessions, agent: A) -> Running {
     serve_by(By::Tonic, sessions, Some(sessions.layer()), Routes::new(AgentServer::new(agent))).await
 }
@@ -125,8 +126,8 @@ pub(crate) async fn serve_by(
     Running { addr, stop: Some(stop), finished: tokio::spawn(async move { finish.await.report }) }
 }
 
-/// HTTP/2 with prior knowledge, and nothing but hyper.
-async fn hyper_server<S, B>(listener: TcpListener, service: S, shutdown: Shutdown)
+/// HTTP/2 with prior knowledge, served by hyper alone.
+async fn hyper_server<S, B>(listener: TcpListener, service: S, shutdown: ShutdownFuture)
 where
     S: tower_service::Service<http::Request<hyper::body::Incoming>, Response = http::Response<B>>,
     S: Clone + Send + 'static,
@@ -157,7 +158,7 @@ pub(crate) fn call<T>(id: &str, message: T) -> Request<T> {
     request
 }
 
-/// The session that an answer names.
+/// The session id of a response.
 pub(crate) fn id_of<T>(response: &Response<T>) -> Option<&str> {
     response.metadata().get(SESSION_ID).map(|id| id.to_str().unwrap())
 }

@@ -1,4 +1,4 @@
-//! A client that knows HTTP/2 and nothing of gRPC, so that all that the server sends can be written down.
+//! A client for HTTP/2 without gRPC, which records everything that the server sends.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::within;
 
-/// What came for one request: everything but the date, in its order.
+/// The response to one request: everything except the date, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recorded {
     pub(crate) status: StatusCode,
@@ -40,7 +40,7 @@ fn list(headers: &HeaderMap) -> Vec<(String, Bytes)> {
     list.map(|(name, value)| (name.to_string(), Bytes::copy_from_slice(value.as_bytes()))).collect()
 }
 
-/// A message as it goes over the wire: not compressed, its length, and itself.
+/// A message in the wire format: a byte for "not compressed", its length, and its bytes.
 pub(crate) fn message(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);

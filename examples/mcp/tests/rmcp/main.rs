@@ -1,13 +1,14 @@
-//! rmcp under the layer, over real sockets: every way in which its sessions begin and end.
+//! rmcp with the layer, over real sockets: every way in which its sessions start and end.
 
+#[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/recorder.rs"]
 mod recorder;
 mod support;
 
-mod births;
 mod expiry;
+mod initialize;
 mod races;
 mod restart;
 mod sessions;
-mod stop;
+mod shutdown;
 mod wire;

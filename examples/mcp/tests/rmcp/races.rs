@@ -1,4 +1,4 @@
-//! Two that end the same session at the same moment: one end, whoever wins.
+//! Concurrent ends of one session: exactly one end.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{PING, Setup};
 const SESSIONS: usize = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn g01_a_delete_the_hosts_own_end_a_404_and_the_drain_at_once_are_one_end() {
+async fn g01_a_delete_an_end_by_the_host_a_404_and_the_drain_at_once_are_one_end() {
     for mount in Mount::ALL {
         let mut host = Setup::new(mount).telling().await;
         let mut ids = Vec::new();
@@ -27,7 +27,7 @@ async fn g01_a_delete_the_hosts_own_end_a_404_and_the_drain_at_once_are_one_end(
             let (by_host, by_client, by_handle, seen) = (host.clone(), host.clone(), host.clone(), host.clone());
             let [one, two, three, four] = [(); 4].map(|()| id.clone());
             ends.spawn(async move { by_host.manager.close_session(&one.into()).await.unwrap() });
-            // What comes too late for the listener is refused.
+            // Requests after the listener is closed are refused.
             ends.spawn(async move { by_client.try_send(Method::DELETE, &two, "").await });
             ends.spawn(async move { seen.try_send(Method::POST, &three, PING).await });
             ends.spawn(async move {
@@ -37,7 +37,7 @@ async fn g01_a_delete_the_hosts_own_end_a_404_and_the_drain_at_once_are_one_end(
         while let Some(done) = ends.join_next().await {
             done.unwrap();
         }
-        // `stopped` compares starts and ends, generation by generation.
+        // `stopped` compares starts and ends by generation.
         let (recorder, _) = Arc::into_inner(host).unwrap().stopped().await;
         assert_eq!(recorder.ends().len(), SESSIONS);
         assert_eq!(recorder.started().into_iter().collect::<BTreeSet<_>>(), ids.into_iter().collect());
@@ -45,8 +45,8 @@ async fn g01_a_delete_the_hosts_own_end_a_404_and_the_drain_at_once_are_one_end(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn g01_rmcps_idle_expiry_ours_and_the_drain_at_the_same_moment_are_one_end() {
-    // So that each of the three comes first for some of the sessions.
+async fn g01_idle_expiry_by_rmcp_and_by_the_layer_and_the_drain_at_once_are_one_end() {
+    // The timing lets each of the three come first for some of the sessions.
     const IDLE: Duration = Duration::from_secs(1);
     for mount in Mount::ALL {
         let mut setup = Setup::new(mount);

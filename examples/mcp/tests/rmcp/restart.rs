@@ -1,4 +1,4 @@
-//! A host that goes on after a restart with the ids of before: rmcp restores them from a store, and no head says so.
+//! A host that continues with its ids after a restart: rmcp restores them from a store, and no response head shows it.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use tower_session_end::McpProtocol;
 
 use crate::support::{CALL, PING, Setup};
 
-/// What is left of a host when it has stopped.
+/// The store of sessions, which outlives a host.
 #[derive(Clone, Default)]
 struct Store(Arc<Mutex<HashMap<String, SessionState>>>);
 
@@ -42,7 +42,7 @@ fn setup(mount: Mount, store: &Store, adopt: bool) -> Setup {
 }
 
 #[tokio::test]
-async fn a_session_of_before_a_restart_is_noted_again_and_ends_again_as_another_event() {
+async fn a_session_from_before_a_restart_is_a_new_generation() {
     for mount in Mount::ALL {
         let store = Store::default();
         let before = setup(mount, &store, true).plain().await;
@@ -58,7 +58,7 @@ async fn a_session_of_before_a_restart_is_noted_again_and_ends_again_as_another_
         let stream = after.get(&gets).await;
         assert_eq!(stream.status(), 200);
         assert!(after.sessions.contains(&posts) && after.sessions.contains(&gets));
-        // Once, however often they are used, and none that the host does not know.
+        // Each is noted once for any number of requests, and an id that the host does not know is not noted.
         assert_eq!(after.post(&posts, PING).await.status, 200);
         assert_eq!(after.post("unknown", PING).await.status, 404);
         assert_eq!(after.delete("unknown").await.status, 202);
@@ -69,13 +69,13 @@ async fn a_session_of_before_a_restart_is_noted_again_and_ends_again_as_another_
         expected.sort();
         assert_eq!(after.stop().await, expected);
         for again in recorder.ends() {
-            assert!(first.iter().all(|before| before.event_id != again.event_id), "{again:?}");
+            assert!(first.iter().all(|before| before.generation != again.generation), "{again:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_delete_of_a_session_of_before_is_no_event() {
+async fn a_delete_of_a_session_from_before_a_restart_makes_no_event() {
     for mount in Mount::ALL {
         let store = Store::default();
         let before = setup(mount, &store, true).plain().await;
@@ -89,7 +89,7 @@ async fn a_delete_of_a_session_of_before_is_no_event() {
 }
 
 #[tokio::test]
-async fn without_adoption_nothing_is_noted_again_unless_the_session_manager_tells() {
+async fn without_adoption_only_the_notifying_manager_notes_restored_sessions() {
     for mount in Mount::ALL {
         let store = Store::default();
         let before = setup(mount, &store, false).plain().await;
@@ -109,7 +109,7 @@ async fn without_adoption_nothing_is_noted_again_unless_the_session_manager_tell
 }
 
 #[tokio::test]
-async fn a_session_that_comes_back_from_the_store_right_after_its_idle_end_is_another_generation() {
+async fn a_session_restored_right_after_its_idle_end_is_a_new_generation() {
     for mount in Mount::ALL {
         let store = Store::default();
         let mut setup = setup(mount, &store, true);
@@ -118,7 +118,7 @@ async fn a_session_that_comes_back_from_the_store_right_after_its_idle_end_is_an
         let id = host.open().await;
         host.lost(&id).await;
         host.ends(1).await;
-        // Its head alone would not wake the dead: the manager's word does.
+        // The response head does not revive a tombstoned id; the manager's note does.
         assert_eq!(host.post(&id, PING).await.status, 200);
         host.ends(2).await;
         assert_eq!(host.stop().await, [format!("{id} idle"), format!("{id} idle")]);

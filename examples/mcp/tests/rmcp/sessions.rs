@@ -13,25 +13,25 @@ use tower_session_end::EndReason;
 use crate::support::{CALL, Headers, INITIALIZE, PING, Setup, within};
 
 #[tokio::test]
-async fn initialize_is_noted_once_and_tool_calls_do_not_note_again() {
+async fn an_initialize_is_noted_once() {
     for mount in Mount::ALL {
         let host = Setup::new(mount).plain().await;
         let client = host.connect().await;
         let id: Vec<SessionId> = host.manager.sessions.read().await.keys().cloned().collect();
         let noted: Vec<_> = host.sessions.snapshot().iter().map(|session| session.id.to_string()).collect();
-        assert_eq!(noted, [&*id[0]], "what rmcp has and what we have is the same");
+        assert_eq!(noted, [&*id[0]], "rmcp and the layer must have the same session");
         for n in 1..=3 {
             let answer = within("a call", call(&client, "remember", json!({ "text": "milk" }))).await.unwrap();
             assert_eq!(answer, format!("{n} remembered"));
         }
         assert_eq!(host.recorder.started(), noted);
         assert!(host.recorder.ended().is_empty());
-        // Which sends the DELETE, and waits for the answer.
-        within("a goodbye", client.cancel()).await.unwrap();
+        // `cancel` sends the DELETE, and waits for the answer.
+        within("the DELETE", client.cancel()).await.unwrap();
         assert!(host.sessions.is_empty() && host.manager.sessions.read().await.is_empty());
         let deleted = format!("{} deleted", id[0]);
         host.ends(1).await;
-        assert!(host.recorder.ends()[0].requests >= 5, "initialized, three calls and a DELETE at the least");
+        assert!(host.recorder.ends()[0].requests >= 5, "at least initialized, three calls and a DELETE");
         assert_eq!(host.stop().await, [deleted]);
     }
 }
@@ -45,16 +45,16 @@ async fn a_standing_event_stream_ends_with_its_session() {
             let mut stream = host.get(&id).await;
             assert_eq!(stream.status(), 200);
             assert_eq!(stream.headers()["content-type"], "text/event-stream");
-            // rmcp's first event says when to come again.
+            // rmcp's first event carries the retry time.
             let first = within("the first event", stream.chunk()).await.unwrap().unwrap();
             assert!(first.starts_with(b"data:"), "{first:?}");
-            // The stream is no birth, and the session goes on beside it.
+            // The stream starts no session, and its session stays active.
             assert_eq!(host.post(&id, PING).await.status, 200);
             assert_eq!(host.sessions.len(), 1);
             if by_host {
                 assert_eq!(host.delete(&id).await.status, 202);
             } else {
-                // For us alone: rmcp would keep the stream open.
+                // Only the layer ends the session: rmcp would keep the stream open.
                 assert!(host.sessions.end(&id, EndReason::Reset));
             }
             while within("the end of the stream", stream.chunk()).await.unwrap().is_some() {}
@@ -68,13 +68,13 @@ async fn a_standing_event_stream_ends_with_its_session() {
 }
 
 #[tokio::test]
-async fn a_delete_ends_the_session_as_deleted_and_what_follows_changes_nothing() {
+async fn a_delete_ends_the_session_as_deleted_once() {
     for mount in Mount::ALL {
         let host = Setup::new(mount).plain().await;
         let id = host.open().await;
         assert_eq!(host.delete(&id).await.status, 202);
         assert!(host.sessions.is_empty());
-        // rmcp takes any DELETE, and knows the id no more.
+        // rmcp answers any DELETE with success, and no longer has the id.
         assert_eq!(host.delete(&id).await.status, 202);
         assert_eq!(host.post(&id, PING).await.status, 404);
         assert_eq!(host.get(&id).await.status(), 404);
@@ -116,12 +116,12 @@ async fn a_client_of_2026_07_28_is_never_noted() {
         let lifecycle = ClientLifecycleMode::Discover { preferred_versions };
         let client = within("connect", mcp_gateway::connect(host.address, lifecycle)).await.unwrap();
         for _ in 0..2 {
-            // No session remembers the first of them.
+            // Without a session, the second call does not see the first.
             let answer = within("a call", call(&client, "remember", json!({ "text": "milk" }))).await.unwrap();
             assert_eq!(answer, "1 remembered");
             assert!(host.sessions.is_empty());
         }
-        within("a goodbye", client.cancel()).await.unwrap();
+        within("the DELETE", client.cancel()).await.unwrap();
         assert!(host.recorder.started().is_empty());
         assert_eq!(host.stop().await, Vec::<String>::new());
     }
@@ -139,7 +139,7 @@ async fn a_request_of_2026_07_28_with_the_id_of_a_session_does_not_end_it() {
         let headers: [(&str, &[u8]); 3] =
             [("mcp-session-id", id.as_bytes()), ("mcp-protocol-version", b"2026-07-28"), ("mcp-method", b"no/such")];
         let answer = host.ask(Method::POST, &headers, UNKNOWN_METHOD).await;
-        // There, this is how a host says that it has no such method.
+        // In that revision, 404 means an unknown method.
         assert_eq!(answer.status, 404, "{}", answer.body);
         assert!(host.sessions.contains(&id));
         assert!(host.post(&id, CALL).await.body.contains("1 remembered"));
@@ -148,13 +148,13 @@ async fn a_request_of_2026_07_28_with_the_id_of_a_session_does_not_end_it() {
 }
 
 #[tokio::test]
-async fn a_second_initialize_that_carries_an_id_opens_and_ends_nothing() {
+async fn a_second_initialize_with_an_id_changes_no_session() {
     for mount in Mount::ALL {
         let host = Setup::new(mount).plain().await;
         let id = host.open().await;
         let again = host.post(&id, INITIALIZE).await;
         assert_eq!((again.status, again.id), (200, None), "{}", again.body);
-        // With an id that rmcp does not know, there is no session to answer in.
+        // rmcp has no session for an unknown id.
         let unknown = host.post("unknown", INITIALIZE).await;
         assert_eq!((unknown.status, unknown.id), (404, None));
         assert_eq!(host.sessions.len(), 1);

@@ -1,8 +1,8 @@
-//! A host that can be set up and stopped, and what its clients say.
+//! A configurable host and its clients.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use mcp_gateway::{Connected, Mount, Telling, Tools, connect, serve};
+use mcp_gateway::{Connected, Mount, NotifyingManager, Tools, connect, serve};
 use reqwest::{Client, Method, RequestBuilder, Response, header::HeaderValue};
 use rmcp::{
     ClientLifecycleMode, ServerHandler,
@@ -20,7 +20,7 @@ use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, EndReason, McpPro
 
 use crate::recorder::{Recorder, assert_sum};
 
-/// More than any step of a test needs on a busy machine; only what hangs takes so long.
+/// Longer than any step of a test takes on a busy machine; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"test","version":"0"}}}"#;
@@ -29,7 +29,7 @@ pub(crate) const PING: &str = r#"{"jsonrpc":"2.0","id":2,"method":"ping"}"#;
 pub(crate) const CALL: &str =
     r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"remember","arguments":{"text":"milk"}}}"#;
 
-/// Waits, but not for ever.
+/// Waits, with a limit.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -37,7 +37,7 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Waits for a condition that nobody can be told of.
+/// Polls a condition until it holds, with a limit.
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let wait = async {
         while !condition().await {
@@ -47,17 +47,17 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     within(what, wait).await;
 }
 
-/// Names and values, as they may come from anybody.
+/// Names and values of headers, as raw bytes.
 pub(crate) type Headers<'a> = &'a [(&'static str, &'a [u8])];
 
-/// How a host is to be.
+/// The configuration of a host.
 pub(crate) struct Setup {
     pub(crate) mount: Mount,
     pub(crate) protocol: McpProtocol,
     pub(crate) config: StreamableHttpServerConfig,
     pub(crate) recorder: Recorder,
     pub(crate) builder: ActiveSessionsBuilder,
-    /// After how long a silence rmcp lets a session go; only what a test is about should be short.
+    /// The time without a message after which rmcp ends a session; short only in tests of expiry.
     pub(crate) keep_alive: Duration,
 }
 
@@ -69,14 +69,14 @@ impl Setup {
         Self { mount, protocol, config, recorder, builder, keep_alive: PATIENCE * 2 }
     }
 
-    /// rmcp's own session manager: the layer alone sees what happens.
+    /// rmcp's own session manager: only the layer sees sessions.
     pub(crate) async fn plain(self) -> Host<LocalSessionManager> {
         self.start(|local, _| local, Ok).await
     }
 
-    /// The session manager that tells.
-    pub(crate) async fn telling(self) -> Host<Telling> {
-        self.start(Telling::new, Ok).await
+    /// The notifying session manager.
+    pub(crate) async fn telling(self) -> Host<NotifyingManager> {
+        self.start(NotifyingManager::new, Ok).await
     }
 
     pub(crate) async fn start<M: SessionManager, H: ServerHandler + Send + 'static>(
@@ -104,20 +104,20 @@ fn http() -> Client {
     Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
 }
 
-/// A host that runs.
+/// A running host.
 pub(crate) struct Host<M> {
     pub(crate) address: SocketAddr,
     pub(crate) sessions: ActiveSessions,
     pub(crate) recorder: Recorder,
     pub(crate) manager: Arc<M>,
-    /// How many calls of `think` have come.
+    /// The number of calls of `think` so far.
     pub(crate) calls: watch::Receiver<usize>,
     http: Client,
     stop: Option<oneshot::Sender<EndReason>>,
     finished: JoinHandle<ShutdownReport>,
 }
 
-/// What a client got.
+/// The answer that a client received.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -132,7 +132,7 @@ impl<M: SessionManager> Host<M> {
         within("connect", connect(self.address, ClientLifecycleMode::Initialize)).await.unwrap()
     }
 
-    /// The head of an answer; its body may be a stream.
+    /// Sends a request and returns the response head; the body may be a stream.
     pub(crate) async fn send(&self, method: Method, headers: Headers<'_>, body: &'static str) -> Response {
         within("a head", self.request(method, headers, body).send()).await.unwrap()
     }
@@ -149,7 +149,7 @@ impl<M: SessionManager> Host<M> {
         request
     }
 
-    /// Sends a request to a host that may have stopped by now; nobody wants the answer.
+    /// Sends a request to a host that may have shut down, and ignores the answer.
     pub(crate) async fn try_send(&self, method: Method, id: &str, body: &'static str) {
         let request = self.request(method, &[("mcp-session-id", id.as_bytes())], body);
         if let Ok(response) = within("a head, or none", request.send()).await {
@@ -157,7 +157,7 @@ impl<M: SessionManager> Host<M> {
         }
     }
 
-    /// The whole of an answer.
+    /// Sends a request and returns the whole answer.
     pub(crate) async fn ask(&self, method: Method, headers: Headers<'_>, body: &'static str) -> Answer {
         whole(self.send(method, headers, body).await).await
     }
@@ -174,31 +174,31 @@ impl<M: SessionManager> Host<M> {
         self.ask(Method::DELETE, &[("mcp-session-id", id.as_bytes())], "").await
     }
 
-    /// Opens a session, without rmcp's client and its stream.
+    /// Starts a session, without rmcp's client and its stream.
     pub(crate) async fn open(&self) -> String {
         let answer = self.ask(Method::POST, &[], INITIALIZE).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
-        let id = answer.id.expect("a new session has an id");
+        let id = answer.id.expect("a new session must have an id");
         assert_eq!(self.post(&id, INITIALIZED).await.status, 202);
         id
     }
 
-    /// Waits until rmcp has lost the session.
+    /// Waits until rmcp has ended the session.
     pub(crate) async fn lost(&self, id: &str) {
         let id = id.into();
-        until("rmcp lets it go", async || !self.manager.has_session(&id).await.unwrap()).await;
+        until("rmcp ends the session", async || !self.manager.has_session(&id).await.unwrap()).await;
     }
 
-    /// Waits until so many ends have been told.
+    /// Waits until the hook has received `count` ends.
     pub(crate) async fn ends(&self, count: usize) {
-        until("the ends are told", async || self.recorder.ends().len() >= count).await;
+        until("the hook receives the ends", async || self.recorder.ends().len() >= count).await;
     }
 
     pub(crate) fn signal(&mut self) {
         self.stop.take().unwrap().send(EndReason::Shutdown).unwrap();
     }
 
-    /// Waits for the end of `finish`; every session had its end, each generation one, and nothing was cut.
+    /// Waits for `finish`; asserts that each generation had exactly one end, and that no connection timed out.
     pub(crate) async fn stopped(self) -> (Recorder, ShutdownReport) {
         let report = within("finish", self.finished).await.unwrap();
         assert!(report.is_clean(), "{report}");
@@ -210,7 +210,7 @@ impl<M: SessionManager> Host<M> {
         (self.recorder, report)
     }
 
-    /// Sends the signal and waits for the end of it all; returns what the end hook was told.
+    /// Sends the signal and waits for the shutdown; returns the ends.
     pub(crate) async fn stop(mut self) -> Vec<String> {
         self.signal();
         self.stopped().await.0.ended()

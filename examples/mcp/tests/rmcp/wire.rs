@@ -1,4 +1,4 @@
-//! The layer is not there, on the wire: rmcp's answers are the same bytes with it and without it.
+//! The layer is transparent on the wire: rmcp's answers are the same bytes with and without it.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::support::{CALL, INITIALIZE, INITIALIZED, PING, Setup, within};
 
-/// rmcp alone, in axum.
+/// rmcp in axum, without the layer.
 async fn bare() -> SocketAddr {
     let (thinking, _) = watch::channel(0);
     let host = StreamableHttpService::new(
@@ -25,12 +25,12 @@ async fn bare() -> SocketAddr {
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    // It goes with the runtime of the test.
+    // The task ends with the runtime of the test.
     tokio::spawn(axum::serve(listener, Router::new().nest_service("/mcp", host)).into_future());
     address
 }
 
-/// A request, sent; the answer comes to an end with the connection, or with its session.
+/// Sends a request. The answer ends with the connection, or with its session.
 async fn send(address: SocketAddr, head: &str, body: &str) -> TcpStream {
     let mut client = within("connect", TcpStream::connect(address)).await.unwrap();
     let fixed = "HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/json, text/event-stream\r\nconnection: close\r\n";
@@ -42,7 +42,7 @@ async fn send(address: SocketAddr, head: &str, body: &str) -> TcpStream {
     client
 }
 
-/// All that came, but for the date, and for the id, which is random.
+/// The whole answer, without the date and the id, which is random.
 async fn recorded(mut client: TcpStream, id: Option<&str>) -> String {
     let mut bytes = Vec::new();
     within("the end of an answer", client.read_to_end(&mut bytes)).await.unwrap();
@@ -52,7 +52,7 @@ async fn recorded(mut client: TcpStream, id: Option<&str>) -> String {
     id.map_or(text.clone(), |id| text.replace(id, &"i".repeat(id.len())))
 }
 
-/// Every kind of answer that rmcp has, recorded.
+/// Records every kind of answer of rmcp.
 async fn exchanges(address: SocketAddr) -> Vec<String> {
     let mut answers = Vec::new();
     let initialize = recorded(send(address, "POST /mcp", INITIALIZE).await, None).await;
@@ -85,7 +85,7 @@ async fn exchanges(address: SocketAddr) -> Vec<String> {
         answers.push(recorded(send(address, head, body).await, Some(&id)).await);
     }
 
-    // The standing stream, until its session is deleted; and what comes after that.
+    // The standing stream, until its session is deleted; then requests with the deleted id.
     let mut stream = send(address, &format!("GET /mcp\n{with_id}"), "").await;
     let mut begun = [0; 16];
     within("the head of the stream", stream.read_exact(&mut begun)).await.unwrap();
@@ -119,7 +119,7 @@ async fn g18_recorded_exchanges_are_the_same_with_and_without_the_layer() {
             for (with, without) in with.iter().zip(&expected) {
                 assert_eq!(with, without, "{mount:?}");
             }
-            // It was there all the same.
+            // The layer was active.
             assert!(ended.len() == 1 && ended[0].ends_with(" deleted"), "{ended:?}");
         }
     }

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{Client, within};
 
-/// The program, with none of our settings from outside.
+/// The program, without settings from the environment of the test.
 pub(crate) fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_memory_plugin"));
     for (name, _) in std::env::vars_os() {
@@ -29,7 +29,7 @@ pub(crate) fn program(arguments: &[&str]) -> Command {
     command
 }
 
-/// A child that says where it listens.
+/// A child process that prints its address.
 struct Listening {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -38,23 +38,23 @@ struct Listening {
 
 impl Listening {
     async fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the program must start");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
-        within("where it listens", stdout.read_line(&mut line)).await.unwrap();
+        within("the address", stdout.read_line(&mut line)).await.unwrap();
         let address = line.trim().strip_prefix("listening on http://").expect(&line).parse().unwrap();
         Self { child, stdout, address }
     }
 
-    /// Sends a signal by its name, to this very process.
+    /// Sends a signal, by its name, to the process.
     async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs");
-        // The `kill` of the shell, which is there even where the program is not installed.
+        let pid = self.child.id().expect("the process must be running");
+        // The `kill` built into the shell works where the program `kill` is not installed.
         let kill = Command::new("sh").arg("-c").arg(format!("kill -s {name} {pid}")).status().await.unwrap();
         assert!(kill.success(), "kill -s {name} {pid}: {kill}");
     }
 
-    /// Waits until it is gone, and returns its exit code and what it still printed.
+    /// Waits until it exits, and returns its exit code and the rest of its output.
     async fn gone(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         let all = async {
@@ -75,15 +75,15 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// One whose plugin is at this URL, with these settings besides.
+    /// Starts a gateway whose plugin is at this URL, with additional settings.
     pub(crate) async fn start(plugin: &str, settings: &[(&str, &str)]) -> Self {
         let dir = Dir::new();
         let log = dir.0.join("stderr.log");
         let mut command = program(&["serve"]);
         command.env("MEMORY_PLUGIN_URL", plugin).env("GATEWAY_ADDR", "127.0.0.1:0");
-        // A limit for what is not to be limited in the test.
+        // A budget that a test does not reach unless it sets its own.
         command.env("GATEWAY_DRAIN_TIMEOUT_MS", "30000").env("MEMORY_PLUGIN_TIMEOUT_MS", "30000");
-        command.envs(settings.iter().copied()).stderr(fs::File::create(&log).expect("the directory is writable"));
+        command.envs(settings.iter().copied()).stderr(fs::File::create(&log).expect("the directory must be writable"));
         let process = Listening::start(&mut command).await;
         let client = Client::new(process.address);
         Self { process, client, log, _dir: dir }
@@ -93,7 +93,7 @@ impl Gateway {
         self.process.signal("TERM").await;
     }
 
-    /// Stops it, and expects a clean end; returns what it printed.
+    /// Shuts it down, asserts a clean exit, and returns its output.
     pub(crate) async fn stop(self) -> String {
         self.sigterm().await;
         self.stopped_cleanly().await
@@ -105,19 +105,19 @@ impl Gateway {
         said
     }
 
-    /// Its exit code, what it printed, and what it logged.
+    /// Its exit code, its output, and its log.
     pub(crate) async fn gone(self) -> (Option<i32>, String, String) {
         let (code, said) = self.process.gone().await;
         (code, said, fs::read_to_string(&self.log).unwrap_or_default())
     }
 
-    /// What it has logged by now.
+    /// Its log so far.
     pub(crate) fn logged(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
-/// The small plugin: `memory_plugin receiver`, with its SQLite file.
+/// The minimal plugin: `memory_plugin receiver`, with its SQLite file.
 pub(crate) struct Receiver {
     process: Listening,
     db: PathBuf,
@@ -139,7 +139,7 @@ impl Receiver {
         format!("http://{}", self.process.address)
     }
 
-    /// Kills it, as a crash would; what it had written stays. The answer starts another one in its place.
+    /// Kills it, as a crash would; its file stays. Returns a future that starts another one in its place.
     pub(crate) async fn crash(self) -> impl AsyncFnOnce(&Dir) -> Self {
         let address = self.process.address.to_string();
         self.process.signal("KILL").await;
@@ -149,7 +149,7 @@ impl Receiver {
 
     /// The table, by id.
     pub(crate) fn rows(&self) -> BTreeMap<String, Row> {
-        let db = rusqlite::Connection::open(&self.db).expect("the receiver has made it");
+        let db = rusqlite::Connection::open(&self.db).expect("the receiver must have created the database");
         let mut select = db.prepare("SELECT * FROM sdk_sessions").unwrap();
         let rows = select.query_map((), |row| {
             let columns = Row {
@@ -172,7 +172,7 @@ pub(crate) struct Row {
     pub(crate) completed_at: Option<i64>,
 }
 
-/// A directory of its own.
+/// A temporary directory.
 pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
@@ -180,7 +180,7 @@ impl Dir {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("memory-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&path).expect("the target directory is writable");
+        fs::create_dir_all(&path).expect("the directory must be writable");
         Self(path)
     }
 }

@@ -14,14 +14,14 @@ use tokio::sync::mpsc;
 
 use super::within;
 
-/// It keeps its connections.
+/// A client that reuses its connections.
 #[derive(Clone)]
 pub(crate) struct Client {
     address: SocketAddr,
     http: HttpClient<HttpConnector, Full<Bytes>>,
 }
 
-/// The status, and the session that the head names.
+/// The status, and the session id in the head.
 type Answer = (StatusCode, Option<String>);
 
 impl Client {
@@ -38,7 +38,7 @@ impl Client {
         let response = self.http.request(request).await?;
         let id = response.headers().get("x-session-id").map(|id| id.to_str().unwrap().to_owned());
         let status = response.status();
-        // What came before a cut is enough: the head is what counts here.
+        // The body may be incomplete: only the head counts here.
         let _ = response.into_body().collect().await;
         Ok((status, id))
     }
@@ -52,14 +52,14 @@ impl Client {
         within(path, self.try_send(method, path, Some(id), String::new())).await.unwrap()
     }
 
-    /// Opens a session with this as its prompt.
+    /// Starts a session with this prompt.
     pub(crate) async fn open(&self, prompt: &str) -> String {
         let (status, id) = within("open", self.try_chat(None, prompt)).await.unwrap();
         assert_eq!(status, StatusCode::OK);
-        id.expect("a new session has an id")
+        id.expect("a new session must have an id")
     }
 
-    /// Goes on with a session.
+    /// Continues or resumes a session.
     pub(crate) async fn chat(&self, id: &str, message: &str) {
         let answer = within("chat", self.try_chat(Some(id), message)).await.unwrap();
         assert_eq!(answer, (StatusCode::OK, Some(id.to_owned())));
@@ -68,7 +68,7 @@ impl Client {
     pub(crate) async fn compact(&self, id: &str) -> String {
         let (status, id) = self.send(Method::POST, "/compact", id).await;
         assert_eq!(status, StatusCode::OK);
-        id.expect("a successor has an id")
+        id.expect("a successor must have an id")
     }
 
     pub(crate) async fn delete(&self, id: &str) {
@@ -76,7 +76,7 @@ impl Client {
     }
 }
 
-/// Opens sessions, and compacts, deletes and resumes them, until the gateway is gone. Says which ids it saw.
+/// Starts sessions, and compacts, deletes and resumes them, until the gateway exits. Sends the ids that it receives.
 pub(crate) async fn busy_client(client: Client, seen: mpsc::UnboundedSender<String>) {
     for round in 0.. {
         let Ok((StatusCode::OK, Some(id))) = client.try_chat(None, "hello").await else { return };

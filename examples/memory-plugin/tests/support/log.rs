@@ -1,4 +1,4 @@
-//! A plugin in the test itself: the small receiver, with faults before it, and everything that comes to it written down.
+//! A plugin in the test process: the minimal receiver with injected faults, which records every call.
 
 use std::{
     collections::BTreeMap,
@@ -19,20 +19,20 @@ use memory_plugin::receiver::{self, Store};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-/// What is wrong with the plugin.
+/// The faults of the plugin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// So many tries of each call are answered with this status.
+    /// This number of attempts of each call is answered with this status.
     pub(crate) failing: Option<(usize, u16)>,
-    /// So many tries of each call, after those, have no answer.
+    /// After those, this number of attempts of each call has no answer.
     pub(crate) hanging: usize,
-    /// Every answer takes so long.
+    /// The delay of every answer.
     pub(crate) delay: Duration,
-    /// It is not where its host is, but below a path.
+    /// The path under which the plugin is mounted.
     pub(crate) prefix: &'static str,
 }
 
-/// What came, in order.
+/// The calls, in order.
 #[derive(Clone)]
 pub(crate) struct Log {
     faults: Faults,
@@ -66,12 +66,12 @@ impl Log {
         self.entries.lock().unwrap().clone()
     }
 
-    /// For each session the calls that were accepted, in order: `+` for an `init`, `-` for a `complete`.
+    /// The accepted calls of each session, in order: `+` for an `init`, `-` for a `complete`.
     pub(crate) fn accepted(&self) -> BTreeMap<String, String> {
         self.order(|entry| entry.status == Some(StatusCode::OK))
     }
 
-    /// As [`accepted`](Self::accepted), of every try.
+    /// As [`accepted`](Self::accepted), for every attempt.
     pub(crate) fn tried(&self) -> BTreeMap<String, String> {
         self.order(|_| true)
     }
@@ -84,13 +84,18 @@ impl Log {
         order
     }
 
-    /// The body with which a session was begun.
+    /// The body of the `init` of a session.
     pub(crate) fn init(&self, id: &str) -> Value {
         let entries = self.entries();
-        entries.iter().find(|entry| entry.id == id && entry.call == "init").expect("it was begun").body.clone()
+        entries
+            .iter()
+            .find(|entry| entry.id == id && entry.call == "init")
+            .expect("the session must have an `init`")
+            .body
+            .clone()
     }
 
-    /// The promise: nothing is active, and what was begun was completed, as often, and in order.
+    /// Asserts that no session is active, and that every `init` was followed by one `complete`.
     pub(crate) async fn assert_all_completed(&self, ids: &[String]) {
         let accepted = self.accepted();
         for (id, order) in &accepted {
@@ -98,7 +103,7 @@ impl Log {
             assert_eq!(self.store.status(id).await.unwrap().as_deref(), Some("completed"), "{id}");
         }
         for id in ids {
-            assert!(accepted.contains_key(id), "{id} was not begun");
+            assert!(accepted.contains_key(id), "{id} has no `init`");
         }
         assert_eq!(self.store.active().await.unwrap(), 0);
     }

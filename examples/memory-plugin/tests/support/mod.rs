@@ -1,5 +1,5 @@
-//! What the tests share: the built program as a child process, a client for its gateway, and a plugin that writes down
-//! what comes to it.
+//! Shared by the tests: the built program as a child process, a client for its gateway, and a plugin that records its
+//! calls.
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
 mod child;
@@ -14,10 +14,10 @@ pub(crate) use self::{
     log::{Faults, Log},
 };
 
-/// More than any step of a test needs on a busy machine; only what hangs takes so long.
+/// Longer than any step of a test takes on a busy machine; only a hang reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits, but not for ever.
+/// Waits, with a limit.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -25,7 +25,7 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Waits for a condition that nobody can be told of.
+/// Polls a condition until it holds, with a limit.
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     within(what, async {
         while !condition().await {

@@ -1,4 +1,4 @@
-//! An exporter on a port of its own.
+//! An exporter on its own port.
 
 use std::time::Duration;
 
@@ -21,17 +21,17 @@ impl Exporter {
         Self { recorder, scraped }
     }
 
-    /// A handle that is measured here.
+    /// A handle whose metrics go to this exporter.
     pub(crate) fn build(&self, builder: ActiveSessionsBuilder) -> ActiveSessions {
         metrics::with_local_recorder(&self.recorder, || builder.build().unwrap())
     }
 
-    /// What a scraper gets at this moment.
+    /// Scrapes the exporter.
     pub(crate) async fn scrape(&self) -> Scrape {
         Scrape::parse(&self.scraped.fetch().await.unwrap()).unwrap()
     }
 
-    /// Scrapes until a sample has this value, and not for ever.
+    /// Scrapes until a sample has this value, with a limit.
     pub(crate) async fn until(&self, sample: &str, value: f64) -> Scrape {
         for _ in 0..4000 {
             let scrape = self.scrape().await;
@@ -40,12 +40,12 @@ impl Exporter {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{sample} never was {value}: {:?}", self.scrape().await.samples);
+        panic!("{sample} did not become {value}: {:?}", self.scrape().await.samples);
     }
 }
 
-pub(crate) fn let_go(how: &str) -> String {
-    format!("session_let_go_total{{how=\"{how}\"}}")
+pub(crate) fn releases(cause: &str) -> String {
+    format!("session_releases_total{{cause=\"{cause}\"}}")
 }
 
 pub(crate) fn ends(reason: &str) -> String {

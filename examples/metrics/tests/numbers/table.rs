@@ -1,4 +1,4 @@
-//! The documentation's table of metrics is what is served, and all of it.
+//! The exporter serves exactly the metrics in the documentation's table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ fn table() -> BTreeMap<String, (String, BTreeSet<String>)> {
 }
 
 #[tokio::test]
-async fn the_exporter_serves_what_the_table_has_with_its_kinds_and_labels() {
+async fn the_served_metrics_match_the_table() {
     let exporter = Exporter::serve().await;
     let builder = ActiveSessions::builder()
         .registry(Store::default().holder())
@@ -48,19 +48,19 @@ async fn the_exporter_serves_what_the_table_has_with_its_kinds_and_labels() {
 }
 
 #[tokio::test]
-async fn handles_add_up_and_one_that_goes_takes_its_sessions_along() {
+async fn a_dropped_handle_removes_its_sessions_from_the_sum() {
     let exporter = Exporter::serve().await;
     let [one, two] = [(); 2].map(|()| exporter.build(ActiveSessions::builder()));
     for id in ["a", "b", "c"] {
         one.note(id);
     }
     two.note("a");
-    two.note("a"); // known, and no birth
+    two.note("a"); // known, so not a start
     let scrape = exporter.scrape().await;
-    assert_eq!((scrape.value("session_active"), scrape.value("session_births_total")), (4.0, 4.0));
+    assert_eq!((scrape.value("session_active"), scrape.value("session_starts_total")), (4.0, 4.0));
     drop(one);
     let scrape = exporter.scrape().await;
-    assert_eq!((scrape.value("session_active"), scrape.value("session_births_total")), (1.0, 4.0));
+    assert_eq!((scrape.value("session_active"), scrape.value("session_starts_total")), (1.0, 4.0));
     assert!(two.end("a", EndReason::Daily));
     assert!(!two.end("a", EndReason::Daily));
     let scrape = exporter.scrape().await;
@@ -68,7 +68,7 @@ async fn handles_add_up_and_one_that_goes_takes_its_sessions_along() {
 }
 
 #[tokio::test]
-async fn a_handle_that_is_built_before_the_recorder_counts_nowhere_and_does_its_work() {
+async fn a_handle_that_is_built_before_the_recorder_has_no_metrics() {
     let exporter = Exporter::serve().await;
     let sessions = ActiveSessions::builder().build().unwrap();
     metrics::with_local_recorder(&metrics::NoopRecorder, || sessions.note("a"));

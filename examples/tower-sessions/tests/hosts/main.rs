@@ -1,9 +1,9 @@
-//! The host, with the layer around it or inside of it, over real sockets and with a browser's cookie jar.
+//! The host, with the layer outside or inside of `tower-sessions`, over real sockets and with a browser's cookie jar.
 
+mod cookie_formats;
 mod orders;
 mod process;
 mod recorded;
 mod restart;
-mod seals;
 mod sessions;
 mod support;

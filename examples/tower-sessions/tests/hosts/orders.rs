@@ -3,19 +3,19 @@
 use tower_session_end::CookieProtocol;
 use tower_sessions_example::{
     app,
-    seal::{COOKIE, Seal},
+    cookie_format::{COOKIE, CookieFormat},
 };
 
-use crate::support::{Home, Host, cookie, do_post, every_seal, get, on_both_stores, post};
+use crate::support::{Home, Host, cookie, do_post, every_format, get, on_both_stores, post};
 
 on_both_stores!(
     in_either_order_the_events_are_the_same,
-    inside_a_lost_session_is_ended_too,
-    inside_the_cookies_alone_tell_nothing,
-    inside_with_adopt_a_session_is_noted_at_its_second_request_and_ends_at_the_stop,
+    inside_a_session_that_the_store_lost_is_ended,
+    inside_cookies_alone_note_no_session,
+    inside_with_adopt_a_session_is_noted_at_its_second_request,
 );
 
-/// Login, change, rotation, logout; a failed login, a broken one, a redirect, many cookies, nobody, and a made-up one.
+/// Login, change, rotation, logout; a failed login, an error, a redirect, many cookies, no cookie, and a forged one.
 async fn story(host: &Host) {
     let (alice, bob, carol) = (host.visitor(), host.visitor(), host.visitor());
     do_post(&alice, "/login/alice").await;
@@ -30,31 +30,31 @@ async fn story(host: &Host) {
     assert_eq!(post(&host.visitor(), "/broken").await.0, 500);
     assert_eq!(get(&host.visitor(), "/").await, (200, "nobody".to_owned()));
     let mallory = host.visitor();
-    mallory.make_up("AAAAAAAAAAAAAAAAAAAAAA").unwrap();
+    mallory.forge("AAAAAAAAAAAAAAAAAAAAAA").unwrap();
     assert_eq!(get(&mallory, "/").await, (200, "nobody".to_owned()));
 }
 
 async fn in_either_order_the_events_are_the_same(home: &Home) {
-    for seal in every_seal() {
+    for format in every_format() {
         for order in [app::outside, app::inside] {
-            let host = Host::start(|sessions| order(sessions, &home.store, &seal)).await;
+            let host = Host::start(|sessions| order(sessions, &home.store, &format)).await;
             story(&host).await;
-            let journal = host.stop().await;
-            assert_eq!(journal.summary(), "compaction 1, deleted 1, shutdown 3", "{seal:?}");
-            let requests: Vec<_> = journal
+            let event_log = host.stop().await;
+            assert_eq!(event_log.summary(), "compaction 1, deleted 1, shutdown 3", "{format:?}");
+            let requests: Vec<_> = event_log
                 .starts()
                 .iter()
-                .map(|start| journal.ends().iter().find(|end| end.event_id == start.event_id).unwrap().requests)
+                .map(|start| event_log.ends().iter().find(|end| end.generation == start.generation).unwrap().requests)
                 .collect();
             // Alice before and after, Bob, Carol, and the failed login.
-            assert_eq!(requests, [2, 1, 2, 0, 0], "{seal:?}");
-            assert!(journal.ends().iter().all(|end| end.session.id.as_str().len() == 22), "{seal:?}");
+            assert_eq!(requests, [2, 1, 2, 0, 0], "{format:?}");
+            assert!(event_log.ends().iter().all(|end| end.session.id.as_str().len() == 22), "{format:?}");
         }
     }
 }
 
-async fn inside_a_lost_session_is_ended_too(home: &Home) {
-    let host = Host::start(|sessions| app::inside(sessions, &home.store, &Seal::Plain)).await;
+async fn inside_a_session_that_the_store_lost_is_ended(home: &Home) {
+    let host = Host::start(|sessions| app::inside(sessions, &home.store, &CookieFormat::Plain)).await;
     let alice = host.visitor();
     do_post(&alice, "/login/alice").await;
     let id = cookie(&alice);
@@ -63,19 +63,19 @@ async fn inside_a_lost_session_is_ended_too(home: &Home) {
     assert_eq!(host.stop().await.reasons(&id), ["deleted"]);
 }
 
-/// What does not work: `tower-sessions` sets the cookie when the response has left our layer.
-async fn inside_the_cookies_alone_tell_nothing(home: &Home) {
+/// Cookies alone do not work inside: `tower-sessions` sets the cookie after the layer has handled the response.
+async fn inside_cookies_alone_note_no_session(home: &Home) {
     let protocol = CookieProtocol::new(COOKIE);
-    let host = Host::start(|sessions| app::inside_with(sessions, &home.store, &Seal::Plain, protocol)).await;
+    let host = Host::start(|sessions| app::inside_with(sessions, &home.store, &CookieFormat::Plain, protocol)).await;
     story(&host).await;
     assert!(host.stop().await.starts().is_empty());
 }
 
-/// What works of it: the cookies of the requests. A logout and a rotation stay unseen, so what they end stays active
-/// until it is idle, or until the stop; and one who never comes again was never there.
-async fn inside_with_adopt_a_session_is_noted_at_its_second_request_and_ends_at_the_stop(home: &Home) {
+/// With `adopt`, the cookies of requests work inside. A logout or a rotation is not seen, so the session stays active
+/// until it is idle or until the shutdown. A session without a second request is never noted.
+async fn inside_with_adopt_a_session_is_noted_at_its_second_request(home: &Home) {
     let protocol = CookieProtocol::new(COOKIE).adopt(true);
-    let host = Host::start(|sessions| app::inside_with(sessions, &home.store, &Seal::Plain, protocol)).await;
+    let host = Host::start(|sessions| app::inside_with(sessions, &home.store, &CookieFormat::Plain, protocol)).await;
     let (alice, bob, carol) = (host.visitor(), host.visitor(), host.visitor());
     do_post(&alice, "/login/alice").await;
     assert!(host.active().is_empty());
@@ -94,7 +94,7 @@ async fn inside_with_adopt_a_session_is_noted_at_its_second_request_and_ends_at_
     let mut expected = [first, second, logged_out];
     expected.sort();
     assert_eq!(host.active(), expected);
-    let journal = host.stop().await;
-    assert_eq!(journal.summary(), "shutdown 3");
-    assert!(journal.reasons(&cookie(&carol)).is_empty());
+    let event_log = host.stop().await;
+    assert_eq!(event_log.summary(), "shutdown 3");
+    assert!(event_log.reasons(&cookie(&carol)).is_empty());
 }

@@ -1,4 +1,4 @@
-//! The layer is not there, on the wire: the same bytes with it and without it.
+//! The layer is transparent on the wire: the same bytes with and without it.
 
 use std::net::SocketAddr;
 
@@ -10,13 +10,13 @@ use tokio::{
 };
 use tower_sessions_example::{
     app,
-    seal::{COOKIE, Seal},
+    cookie_format::{COOKIE, CookieFormat},
     store::Store,
 };
 
-use crate::support::{Home, Host, PATIENCE, every_seal, on_both_stores};
+use crate::support::{Home, Host, PATIENCE, every_format, on_both_stores};
 
-on_both_stores!(a_recorded_exchange_is_the_same_with_and_without_the_layer_in_either_order);
+on_both_stores!(recorded_exchanges_are_the_same_with_and_without_the_layer);
 
 const REQUESTS: [(&str, &str); 13] = [
     ("GET", "/"),
@@ -34,7 +34,7 @@ const REQUESTS: [(&str, &str); 13] = [
     ("DELETE", "/login/bob"),
 ];
 
-/// With a date that is the same in two recordings.
+/// Sets a fixed date, so that two recordings are equal.
 fn dated(app: Router) -> Router {
     app.layer(map_response(async |mut response: Response| {
         response.headers_mut().insert(DATE, HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"));
@@ -42,8 +42,8 @@ fn dated(app: Router) -> Router {
     }))
 }
 
-/// Sends all requests, with the cookie that came last, and returns the answers with `#` in place of each byte of what two
-/// recordings cannot have in common: the ids, and the time of a removal.
+/// Sends all requests, with the last cookie, and returns the answers. `#` replaces the bytes that differ between two
+/// recordings: the ids, and the time of a removal.
 async fn record(address: SocketAddr) -> Vec<String> {
     let mut cookie = None::<String>;
     let mut answers = Vec::new();
@@ -63,7 +63,7 @@ async fn record(address: SocketAddr) -> Vec<String> {
             if !value.is_empty() {
                 answer = answer.replace(&value, &"#".repeat(value.len()));
             }
-            // A removal is dated too, and a year ago.
+            // A removal has an expiry date, a year ago.
             if let Some((_, rest)) = answer.split_once("Expires=") {
                 let expires = rest.split([';', '\r']).next().unwrap().to_owned();
                 answer = answer.replace(&expires, &"#".repeat(expires.len()));
@@ -75,31 +75,31 @@ async fn record(address: SocketAddr) -> Vec<String> {
     answers
 }
 
-async fn a_recorded_exchange_is_the_same_with_and_without_the_layer_in_either_order(home: &Home) {
-    for seal in every_seal() {
-        let without = record_of(home, |_, store, seal| app::host(store, seal), &seal, "").await;
+async fn recorded_exchanges_are_the_same_with_and_without_the_layer(home: &Home) {
+    for format in every_format() {
+        let without = record_of(home, |_, store, format| app::host(store, format), &format, "").await;
         let set = without.iter().filter(|answer| answer.contains(&format!("set-cookie: {COOKIE}="))).count();
         // Two logins, two changes, one rotation, one logout, and the second login of Bob changes nothing.
         assert_eq!(set, 6, "{without:#?}");
         assert!(without[4].ends_with("alice 1") && without[6].ends_with("alice 2"), "{without:#?}");
         for order in [app::outside, app::inside] {
-            let with = record_of(home, order, &seal, "compaction 1, deleted 1, shutdown 1").await;
+            let with = record_of(home, order, &format, "compaction 1, deleted 1, shutdown 1").await;
             for ((request, with), without) in REQUESTS.iter().zip(with).zip(&without) {
                 assert!(without.starts_with("HTTP/1.1 "), "{request:?}: {without}");
-                assert_eq!(with, *without, "{request:?}, {seal:?}");
+                assert_eq!(with, *without, "{request:?}, {format:?}");
             }
         }
     }
 }
 
-/// Records a host that is made so, and checks that its layer was awake.
+/// Records the exchanges of a host, and checks that its layer was active.
 async fn record_of(
     home: &Home,
-    app: impl FnOnce(&tower_session_end::ActiveSessions, &Store, &Seal) -> Router,
-    seal: &Seal,
+    app: impl FnOnce(&tower_session_end::ActiveSessions, &Store, &CookieFormat) -> Router,
+    format: &CookieFormat,
     events: &str,
 ) -> Vec<String> {
-    let host = Host::start(|sessions| dated(app(sessions, &home.store, seal))).await;
+    let host = Host::start(|sessions| dated(app(sessions, &home.store, format))).await;
     let recorded = record(host.address).await;
     assert_eq!(host.stop().await.summary(), events);
     recorded

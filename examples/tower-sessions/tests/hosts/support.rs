@@ -1,4 +1,4 @@
-//! A running host, and a place for its store.
+//! A running host, and a directory for its store.
 
 use std::{
     fs,
@@ -12,12 +12,12 @@ use axum::Router;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tower_session_end::{ActiveSessions, EndReason, ShutdownReport};
 use tower_sessions::{SessionStore, cookie::Key, session::Id};
-use tower_sessions_example::{journal::Journal, seal::Seal, store::Store, visitor::Visitor};
+use tower_sessions_example::{cookie_format::CookieFormat, event_log::EventLog, store::Store, visitor::Visitor};
 
-/// More than any step of a test needs on a busy machine; only what hangs takes so long.
+/// Longer than any step of a test takes on a busy machine; only a hang reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes two tests of each of these functions: `memory::name` and `sqlite::name`.
+/// Makes two tests from each of these functions: `memory::name` and `sqlite::name`.
 macro_rules! on_both_stores {
     ($($name:ident),* $(,)?) => {
         mod memory {
@@ -30,7 +30,7 @@ macro_rules! on_both_stores {
 }
 pub(crate) use on_both_stores;
 
-/// A store, and the directory of its file, which goes with it.
+/// A store, and the directory of its file, which is removed on drop.
 pub(crate) struct Home {
     pub(crate) store: Store,
     dir: Option<PathBuf>,
@@ -45,16 +45,16 @@ impl Home {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("tower-sessions-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&dir).expect("the target directory is writable");
+        fs::create_dir_all(&dir).expect("the directory must be writable");
         Self { store: Store::sqlite(&dir.join("sessions.db")).await.unwrap(), dir: Some(dir) }
     }
 
     /// The file of a SQLite store.
     pub(crate) fn file(&self) -> PathBuf {
-        self.dir.as_ref().expect("it is a file").join("sessions.db")
+        self.dir.as_ref().expect("the store must be a file").join("sessions.db")
     }
 
-    /// The store loses a session, as it does when its time is over.
+    /// Removes a session from the store, as its expiry does.
     pub(crate) async fn lose(&self, id: &str) {
         let id: Id = id.parse().unwrap();
         match &self.store {
@@ -72,14 +72,14 @@ impl Drop for Home {
     }
 }
 
-pub(crate) fn every_seal() -> [Seal; 3] {
-    [Seal::Plain, Seal::Signed(Key::generate()), Seal::Private(Key::generate())]
+pub(crate) fn every_format() -> [CookieFormat; 3] {
+    [CookieFormat::Plain, CookieFormat::Signed(Key::generate()), CookieFormat::Private(Key::generate())]
 }
 
-/// A host that runs.
+/// A running host.
 pub(crate) struct Host {
     pub(crate) sessions: ActiveSessions,
-    pub(crate) journal: Journal,
+    pub(crate) event_log: EventLog,
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<EndReason>,
     finished: JoinHandle<ShutdownReport>,
@@ -87,11 +87,11 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start(app: impl FnOnce(&ActiveSessions) -> Router) -> Self {
-        let journal = Journal::default();
+        let event_log = EventLog::default();
         let sessions = ActiveSessions::builder()
             .drain_timeout(PATIENCE)
             .connection_drain_timeout(PATIENCE)
-            .hook(journal.clone())
+            .hook(event_log.clone())
             .build()
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -101,7 +101,7 @@ impl Host {
         let server = axum::serve(listener, app(&sessions)).with_graceful_shutdown(shutdown);
         let finish = sessions.finish(server);
         let finished = tokio::spawn(async move { finish.await.into_result().unwrap() });
-        Self { sessions, journal, address, stop, finished }
+        Self { sessions, event_log, address, stop, finished }
     }
 
     pub(crate) fn visitor(&self) -> Visitor {
@@ -115,14 +115,14 @@ impl Host {
         ids
     }
 
-    /// Stops it, and holds the promise against what is left: no session lacks its end, and none had two.
-    pub(crate) async fn stop(self) -> Journal {
+    /// Shuts it down, and asserts that every session had exactly one end.
+    pub(crate) async fn stop(self) -> EventLog {
         self.stop.send(EndReason::Shutdown).unwrap();
-        let report = timeout(PATIENCE, self.finished).await.expect("a stop in time").unwrap();
+        let report = timeout(PATIENCE, self.finished).await.expect("the host must shut down in time").unwrap();
         assert!(report.is_clean(), "{report}");
         assert!(self.sessions.is_empty());
-        self.journal.check().unwrap();
-        self.journal
+        self.event_log.check().unwrap();
+        self.event_log
     }
 }
 
@@ -136,13 +136,13 @@ pub(crate) async fn post(visitor: &Visitor, path: &str) -> (u16, String) {
     (status.as_u16(), body)
 }
 
-/// As [`post`], for what goes well.
+/// As [`post`], and asserts that the status is 200.
 pub(crate) async fn do_post(visitor: &Visitor, path: &str) {
     let (status, body) = post(visitor, path).await;
     assert_eq!(status, 200, "{path}: {body}");
 }
 
-/// What the visitor's cookie holds.
+/// The value of the visitor's cookie.
 pub(crate) fn cookie(visitor: &Visitor) -> String {
-    visitor.cookie().unwrap().expect("a cookie")
+    visitor.cookie().unwrap().expect("the visitor must have a cookie")
 }

@@ -1,4 +1,4 @@
--- Applies changes. KEYS from 10 on: for each the keys that it touches. ARGV from 6 on: for each its letter and what it says.
+-- Applies changes. KEYS from 10 on: the keys of each change. ARGV from 6 on: the letter and the fields of each change.
 local refused = refuse()
 if refused then
   return refused
@@ -13,39 +13,39 @@ local function next_arg()
   arg = arg + 1
   return ARGV[arg]
 end
-local holder = 'h:' .. rid
+local holder = 'holder:' .. rid
 
-local function join(session, event, id)
+local function join(session, generation, id)
   if redis.call('HSETNX', session, holder, 1) == 1 then
-    redis.call('HINCRBY', session, 'n', 1)
+    redis.call('HINCRBY', session, 'holders', 1)
   end
-  redis.call('SADD', HELD, member(event, id))
+  redis.call('SADD', HELD, member(generation, id))
 end
 
--- True if this holder held it. The second value: how many still do.
-local function let_go(session, event, id)
-  redis.call('SREM', HELD, member(event, id))
-  if redis.call('HGET', session, 'event') ~= event or redis.call('HDEL', session, holder) == 0 then
+-- True if this holder held the session. The second value is the number of remaining holders.
+local function release(session, generation, id)
+  redis.call('SREM', HELD, member(generation, id))
+  if redis.call('HGET', session, 'generation') ~= generation or redis.call('HDEL', session, holder) == 0 then
     return false
   end
-  return true, redis.call('HINCRBY', session, 'n', -1)
+  return true, redis.call('HINCRBY', session, 'holders', -1)
 end
 
--- True if this holder has ended it itself: then this is a repeat. What it took over was ended by another.
-local function ended_by_us(ending, event)
-  return redis.call('SISMEMBER', CLAIMED, event) == 1 and redis.call('HGET', ending, 'tries') == '0'
+-- True if this holder has recorded this end, so that the call is a repeat. An end with attempts was recovered.
+local function ended_by_holder(ending, generation)
+  return redis.call('SISMEMBER', CLAIMED, generation) == 1 and redis.call('HGET', ending, 'attempts') == '0'
 end
 
 local function hold()
   local session, ending = next_key(), next_key()
-  local event, id, details, started = next_arg(), next_arg(), next_arg(), next_arg()
-  local present = redis.call('HGET', session, 'event')
-  if present == event then
+  local generation, id, details, started = next_arg(), next_arg(), next_arg(), next_arg()
+  local present = redis.call('HGET', session, 'generation')
+  if present == generation then
     redis.call('HSET', session, 'session', details)
-    join(session, event, id)
+    join(session, generation, id)
     return {'B'}
   end
-  if ended_by_us(ending, event) then
+  if ended_by_holder(ending, generation) then
     return {'B'}
   end
   if present then
@@ -53,36 +53,36 @@ local function hold()
     local record = redis.call('HMGET', session, 'session', 'started')
     return {'J', present, record[1], record[2]}
   end
-  if redis.call('SISMEMBER', HELD, member(event, id)) == 1 then
-    -- This holder did hold it, has not let go, and the record is not there: another has ended it.
+  if redis.call('SISMEMBER', HELD, member(generation, id)) == 1 then
+    -- This holder holds the session but the record is missing: another holder has ended it.
     return {'G'}
   end
-  redis.call('HSET', session, 'event', event, 'id', id, 'session', details, 'started', started, 'requests', 0, 'n', 0)
-  join(session, event, id)
+  redis.call('HSET', session, 'generation', generation, 'id', id, 'session', details, 'started', started, 'requests', 0, 'holders', 0)
+  join(session, generation, id)
   return {'B'}
 end
 
 local function update()
   local session = next_key()
-  local event, details = next_arg(), next_arg()
-  local record = redis.call('HMGET', session, 'event', holder)
-  if record[1] == event and record[2] then
+  local generation, details = next_arg(), next_arg()
+  local record = redis.call('HMGET', session, 'generation', holder)
+  if record[1] == generation and record[2] then
     redis.call('HSET', session, 'session', details)
   end
   return {'D'}
 end
 
--- A release, or an end for all.
+-- A release, or an end for all holders.
 local function finish(for_all)
   local session, ending = next_key(), next_key()
-  local event, id, reason, successor, ended = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
+  local generation, id, reason, successor, ended = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
   local requests = tonumber(next_arg())
-  local held, others = let_go(session, event, id)
+  local held, others = release(session, generation, id)
   if for_all then
-    held, others = redis.call('HGET', session, 'event') == event, 0
+    held, others = redis.call('HGET', session, 'generation') == generation, 0
   end
   if not held then
-    if ended_by_us(ending, event) then
+    if ended_by_holder(ending, generation) then
       return {'Y', redis.call('HGET', ending, 'requests')}
     end
     return {'G'}
@@ -93,23 +93,23 @@ local function finish(for_all)
     return {'O'}
   end
   redis.call('RENAME', session, ending)
-  redis.call('HSET', ending, 'reason', reason, 'next', successor, 'ended', ended, 'tries', 0)
-  redis.call('SADD', CLAIMED, event)
+  redis.call('HSET', ending, 'reason', reason, 'next', successor, 'ended', ended, 'attempts', 0)
+  redis.call('SADD', CLAIMED, generation)
   return {'Y', total}
 end
 
 local function done()
-  local ending, event = next_key(), next_arg()
-  if redis.call('SREM', CLAIMED, event) == 1 then
+  local ending, generation = next_key(), next_arg()
+  if redis.call('SREM', CLAIMED, generation) == 1 then
     redis.call('DEL', ending)
-    redis.call('ZREM', TOLD, event)
+    redis.call('ZREM', TOLD, generation)
   end
   return {'D'}
 end
 
 local function keep()
   local session = next_key()
-  local held, others = let_go(session, next_arg(), next_arg())
+  local held, others = release(session, next_arg(), next_arg())
   if held and others <= 0 then
     redis.call('DEL', session)
   end
@@ -118,9 +118,9 @@ end
 
 local function forget()
   local session = next_key()
-  local event, id = next_arg(), next_arg()
-  redis.call('SREM', HELD, member(event, id))
-  if redis.call('HGET', session, 'event') == event then
+  local generation, id = next_arg(), next_arg()
+  redis.call('SREM', HELD, member(generation, id))
+  if redis.call('HGET', session, 'generation') == generation then
     redis.call('DEL', session)
   end
   return {'D'}

@@ -1,0 +1,50 @@
+//! [`BuildError`].
+
+use std::{fmt, time::Duration};
+
+/// The error of [`ActiveSessionsBuilder::build`](crate::ActiveSessionsBuilder::build): a setting is not valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The settle timeout is longer than the drain timeout, of which it is a part.
+    #[non_exhaustive]
+    SettleOverDrain {
+        /// The [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout).
+        settle_timeout: Duration,
+        /// The [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout).
+        drain_timeout: Duration,
+    },
+    /// A setting is 0 that has to be at least 1, or longer than 0 s.
+    #[non_exhaustive]
+    ZeroValue {
+        /// The name of the builder's method.
+        setting: &'static str,
+    },
+    /// A setting is longer than its limit. `Duration::MAX` is no limit, where the setting allows it.
+    #[non_exhaustive]
+    TooLong {
+        /// The name of the builder's method.
+        setting: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SettleOverDrain { settle_timeout, drain_timeout } => write!(
+                f,
+                "`settle_timeout` ({settle_timeout:?}) is longer than `drain_timeout` ({drain_timeout:?}), of which it is \
+                 a part"
+            ),
+            Self::TooLong { setting, limit } => {
+                let days = limit.as_secs() / 86_400;
+                write!(f, "`{setting}` is longer than its limit of {days} days; leave it out for no limit")
+            }
+            Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}

@@ -1,0 +1,337 @@
+//! The builder: hooks, settings, and their validation.
+
+mod error;
+mod hooks;
+mod registry;
+
+use std::{fmt, time::Duration};
+
+pub use self::error::BuildError;
+use super::ActiveSessions;
+use crate::{
+    hooks::HookSet,
+    housekeeper::KeepIf,
+    persist::PersistConfig,
+    registry::{Durability, DynRegistry},
+    session::{EndReason, Session},
+};
+
+/// Activity is remembered in ticks of 10 ms that wrap around after 497 days; half of that can be told from the future.
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(240 * 86_400);
+
+/// Builds an [`ActiveSessions`]. Made by [`ActiveSessions::builder`].
+///
+/// A shutdown takes at most [`lame_duck_timeout`](Self::lame_duck_timeout) + [`drain_timeout`](Self::drain_timeout) +
+/// [`connection_drain_timeout`](Self::connection_drain_timeout): 0 s + 2 s + 10 s = 12 s by default. The supervisor of
+/// the process has to allow more: Kubernetes' `terminationGracePeriodSeconds` is 30 s by default, and includes the
+/// `preStop` hook. For each of the times, `Duration::MAX` means no limit.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_session_end::{ActiveSessions, SessionEnd, SessionStart};
+///
+/// let sessions = ActiveSessions::builder()
+///     .drain_timeout(Duration::from_secs(5))
+///     .connection_drain_timeout(Duration::from_secs(15))
+///     .on_session_start(async |start: SessionStart| println!("+ {}", start.session.id))
+///     .on_session_end(async |end: SessionEnd| println!("- {}", end.session.id))
+///     .build()?;
+/// # Ok::<(), tower_session_end::BuildError>(())
+/// ```
+#[must_use = "call `.build()`"]
+pub struct ActiveSessionsBuilder {
+    hooks: HookSet,
+    registry: Option<Box<dyn DynRegistry>>,
+    durability: Durability,
+    hand_over_on_outage: bool,
+    settings: Settings,
+}
+
+impl ActiveSessionsBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            hooks: HookSet::default(),
+            registry: None,
+            durability: Durability::default(),
+            hand_over_on_outage: true,
+            settings: Settings {
+                lame_duck_timeout: Duration::ZERO,
+                drain_timeout: Duration::from_secs(2),
+                connection_drain_timeout: Duration::from_secs(10),
+                hook_timeout: Duration::from_secs(30),
+                max_concurrent_hooks: None,
+                settle_timeout: Duration::ZERO,
+                idle_timeout: None,
+                max_sessions: 1_000_000,
+                end_streams: true,
+                refuse_new_sessions: false,
+                keep_if: None,
+                recovery_timeout: Duration::from_secs(10),
+            },
+        }
+    }
+
+    /// The duration of [`Phase::LameDuck`](crate::Phase::LameDuck): the time from the signal to the drain. 0 by
+    /// default: the phase is skipped.
+    ///
+    /// In it [`is_ready`](ActiveSessions::is_ready) is false, and everything else goes on, so a load balancer can stop
+    /// sending new requests before the listener closes.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::ActiveSessions;
+    /// let builder = ActiveSessions::builder().lame_duck_timeout(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
+    pub fn lame_duck_timeout(mut self, time: Duration) -> Self {
+        self.settings.lame_duck_timeout = time;
+        self
+    }
+
+    /// The longest time that the session drain takes: one deadline for settling, all hooks and the registry. 2 s by
+    /// default.
+    ///
+    /// With 0, every session ends, no hook is started in the drain, and the report lists all of them as unfinished.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().drain_timeout(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.drain_timeout = timeout;
+        self
+    }
+
+    /// The longest time that the drain waits for requests in flight before it ends their sessions. 0 by default. It is
+    /// a part of [`drain_timeout`](Self::drain_timeout), and cannot be longer; `Duration::MAX` means up to the drain's
+    /// deadline.
+    ///
+    /// Sessions without a request in flight end at once. A session with one ends when the request is over, including
+    /// its response body, or when this time is over. An open `GET` of a `text/event-stream` does not count as a request
+    /// here.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::{ActiveSessions, BuildError};
+    /// let builder = ActiveSessions::builder()
+    ///     .drain_timeout(Duration::from_secs(10))
+    ///     .settle_timeout(Duration::from_secs(8)); // leaves 2 s for the hooks
+    /// # builder.build()?;
+    /// # Ok::<(), BuildError>(())
+    /// ```
+    pub fn settle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.settle_timeout = timeout;
+        self
+    }
+
+    /// Ends sessions that were idle for this time, with [`EndReason::Idle`](crate::EndReason::Idle). Off by default,
+    /// and with `Duration::MAX`; [`build`](Self::build) returns an error for 0, and for more than 240 days.
+    ///
+    /// A session is not idle while it has a request in flight, an open response body or a
+    /// [`SessionGuard`](crate::SessionGuard). A session ends up to a sixteenth of the time late. Expiry runs in
+    /// [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise it runs only when sessions start.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().idle_timeout(Duration::from_secs(30 * 60));
+    /// # let _ = builder;
+    /// ```
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self
+    }
+
+    /// The largest number of active sessions. 1,000,000 by default; [`build`](Self::build) returns an error for 0.
+    ///
+    /// Beyond it, each start evicts one session, about the one that is idle for the longest time, with
+    /// [`EndReason::Evicted`](crate::EndReason::Evicted). A session with a request in flight, an open response body or
+    /// a guard is never evicted: if all are busy, the number grows beyond `max`, which is logged once. A client that
+    /// starts many sessions can evict the idle sessions of others, so set it well above the expected number. The
+    /// successor of a compaction evicts nothing.
+    ///
+    /// Sessions that have ended and wait for their hooks are not counted. Their number is bounded by the speed of the
+    /// hooks, and by [`hook_timeout`](Self::hook_timeout).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().max_sessions(100_000);
+    /// # let _ = builder;
+    /// ```
+    pub fn max_sessions(mut self, max: usize) -> Self {
+        self.settings.max_sessions = max;
+        self
+    }
+
+    /// Whether an open event stream ends with its session. `true` by default.
+    ///
+    /// The `text/event-stream` body of a `GET` ends cleanly, as if the host had ended it, once its session has ended. A
+    /// stream without a session ends once the drain is over. With `false`, one client that listens delays the
+    /// connection drain until its deadline.
+    ///
+    /// A compaction does not end the stream. In a shutdown, streams go on for 20 ms after the drain (at most a quarter
+    /// of [`connection_drain_timeout`](Self::connection_drain_timeout)): to send a last event, wait for
+    /// [`closing`](ActiveSessions::closing).
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().end_streams(false);
+    /// # let _ = builder;
+    /// ```
+    pub fn end_streams(mut self, end: bool) -> Self {
+        self.settings.end_streams = end;
+        self
+    }
+
+    /// Whether requests that may start a session get 503 and `retry-after` from
+    /// [`Phase::Closing`](crate::Phase::Closing) on. `false` by default: their sessions start, and end at once.
+    ///
+    /// [`SessionProtocol::may_start`](crate::SessionProtocol::may_start) decides which requests these are.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().refuse_new_sessions(true);
+    /// # let _ = builder;
+    /// ```
+    pub fn refuse_new_sessions(mut self, refuse: bool) -> Self {
+        self.settings.refuse_new_sessions = refuse;
+        self
+    }
+
+    /// Keeps the sessions for which `f` returns true: they outlive the process, because they are persisted and can be
+    /// resumed elsewhere. A drain forgets them without a `session_end`, and counts them as
+    /// [kept](crate::DrainReport::kept). By default no session is kept.
+    ///
+    /// A drain calls `f` for each active session, with the drain's reason. For a session that starts in the drain it
+    /// may be called twice. If `f` panics, the session ends.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// let builder = ActiveSessions::builder()
+    ///     .keep_if(|session, reason| reason.may_resume() && session.session_file.is_some());
+    /// # let _ = builder;
+    /// ```
+    pub fn keep_if<F>(mut self, f: F) -> Self
+    where
+        F: Fn(&Session, EndReason) -> bool + Send + Sync + 'static,
+    {
+        self.settings.keep_if = Some(Box::new(f));
+        self
+    }
+
+    /// The longest time that the connection drain takes, after the session drain. 10 s by default.
+    ///
+    /// At its end [`finish`](ActiveSessions::finish) ends the open responses and drops the server. Without `finish`,
+    /// nothing enforces it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().connection_drain_timeout(Duration::from_secs(20));
+    /// # let _ = builder;
+    /// ```
+    pub fn connection_drain_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connection_drain_timeout = timeout;
+        self
+    }
+
+    /// The longest time that one call of a hook takes outside of a drain. 30 s by default. A call that takes longer is
+    /// dropped, and counts as failed. In a drain no call is dropped: at the drain's deadline it is reported as
+    /// unfinished.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().hook_timeout(Duration::from_secs(5));
+    /// # let _ = builder;
+    /// ```
+    pub fn hook_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.hook_timeout = timeout;
+        self
+    }
+
+    /// Sets a hard limit on the number of sessions whose hooks run at the same time. No hard limit by default;
+    /// [`build`](Self::build) returns an error for 0.
+    ///
+    /// Without a hard limit, the hooks of 256 sessions run at the same time, and of more sessions if hooks are slow or
+    /// hang, so that these do not delay others. With a hard limit of `n`, `n` hung hooks block all others: set it only
+    /// if the consumer cannot take more, and give its calls a timeout. A batch hook always has one call at a time.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().max_concurrent_hooks(8); // a database with eight connections
+    /// # let _ = builder;
+    /// ```
+    pub fn max_concurrent_hooks(mut self, n: usize) -> Self {
+        self.settings.max_concurrent_hooks = Some(n);
+        self
+    }
+
+    /// Validates the settings and builds the handle. Hooks run on the current tokio runtime, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// * [`BuildError::ZeroValue`] if `max_concurrent_hooks`, `max_sessions`, `idle_timeout`, or the `max` of a batch
+    ///   hook is 0.
+    /// * [`BuildError::SettleOverDrain`] if `settle_timeout` is finite and longer than `drain_timeout`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// assert!(ActiveSessions::builder().build().is_ok());
+    /// assert!(ActiveSessions::builder().max_sessions(0).build().is_err());
+    /// ```
+    pub fn build(self) -> Result<ActiveSessions, BuildError> {
+        let Self { hooks, settings, registry, durability, hand_over_on_outage } = self;
+        if settings.max_concurrent_hooks == Some(0) {
+            return Err(BuildError::ZeroValue { setting: "max_concurrent_hooks" });
+        }
+        if settings.max_sessions == 0 {
+            return Err(BuildError::ZeroValue { setting: "max_sessions" });
+        }
+        if settings.idle_timeout == Some(Duration::ZERO) {
+            return Err(BuildError::ZeroValue { setting: "idle_timeout" });
+        }
+        if settings.idle_timeout.is_some_and(|timeout| timeout > MAX_IDLE_TIMEOUT) {
+            return Err(BuildError::TooLong { setting: "idle_timeout", limit: MAX_IDLE_TIMEOUT });
+        }
+        let (settle_timeout, drain_timeout) = (settings.settle_timeout, settings.drain_timeout);
+        if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
+            return Err(BuildError::SettleOverDrain { settle_timeout, drain_timeout });
+        }
+        if hooks.batch.iter().any(|batch| batch.max == 0) {
+            return Err(BuildError::ZeroValue { setting: "on_session_end_batch" });
+        }
+        let registry = registry.map(|registry| PersistConfig { registry, durability, hand_over_on_outage });
+        Ok(ActiveSessions::new(hooks, settings, registry))
+    }
+}
+
+/// The settings of a handle, without its hooks and its registry.
+pub(super) struct Settings {
+    pub(super) lame_duck_timeout: Duration,
+    pub(super) settle_timeout: Duration,
+    pub(super) drain_timeout: Duration,
+    pub(super) connection_drain_timeout: Duration,
+    pub(super) hook_timeout: Duration,
+    pub(super) max_concurrent_hooks: Option<usize>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_sessions: usize,
+    pub(super) end_streams: bool,
+    pub(super) refuse_new_sessions: bool,
+    pub(super) keep_if: Option<KeepIf>,
+    pub(super) recovery_timeout: Duration,
+}
+
+impl fmt::Debug for ActiveSessionsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hooks, registry, durability: _, hand_over_on_outage: _, settings: _ } = self;
+        f.debug_struct("ActiveSessionsBuilder")
+            .field("hooks", hooks)
+            .field("registry", &registry.is_some())
+            .finish_non_exhaustive()
+    }
+}

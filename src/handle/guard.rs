@@ -1,0 +1,148 @@
+//! [`SessionGuard`] and [`ClosingFuture`], for WebSockets, streams and jobs.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::ActiveSessions;
+use crate::{
+    session::{EndReason, Phase, SessionId},
+    tracker::{Activity, EndedBy, Generation},
+};
+
+pin_project! {
+    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing). Made by [`ActiveSessions::closing`]
+    /// and [`SessionGuard::closing`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It can be dropped and made again at any time: a new one resolves at once in `Closing`.
+    #[must_use = "futures do nothing unless polled"]
+    #[derive(Debug)]
+    pub struct ClosingFuture {
+        #[pin]
+        cancelled: WaitForCancellationFutureOwned,
+    }
+}
+
+impl ClosingFuture {
+    pub(super) fn new(closing: CancellationToken) -> Self {
+        Self { cancelled: closing.cancelled_owned() }
+    }
+}
+
+impl Future for ClosingFuture {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().cancelled.poll(cx)
+    }
+}
+
+/// Ties one generation of a session to a scope: when the guard is dropped, that generation ends. Made by
+/// [`ActiveSessions::guard`].
+///
+/// The drop ends it with [`EndReason::Unknown`]; [`end`](Self::end) gives another reason. A generation that has ended
+/// already, and a later generation of the same id, are unchanged. The drop never panics, also outside of a tokio
+/// runtime: the hook then waits for the drain.
+#[derive(Debug)]
+#[must_use = "dropping the guard ends the session"]
+pub struct SessionGuard {
+    sessions: ActiveSessions,
+    id: SessionId,
+    generation: Option<Arc<Generation>>,
+}
+
+impl SessionGuard {
+    pub(super) const fn new(sessions: ActiveSessions, id: SessionId, generation: Option<Arc<Generation>>) -> Self {
+        Self { sessions, id, generation }
+    }
+
+    /// The id of the guarded session.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// assert_eq!(sessions.guard("socket-1").unwrap().id().as_str(), "socket-1");
+    /// ```
+    #[must_use]
+    pub const fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    /// Ends the guarded generation with `reason`. Returns false if it was not active any more.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1").unwrap();
+    /// assert!(guard.end(EndReason::Deleted));
+    /// ```
+    #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
+    pub fn end(self, reason: EndReason) -> bool {
+        self.generation
+            .as_ref()
+            .is_some_and(|generation| self.sessions.end_generation(generation, reason, EndedBy::Host))
+    }
+
+    /// The reason of the shutdown under way, as [`ActiveSessions::shutdown_reason`].
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1").unwrap();
+    /// assert_eq!(guard.shutdown_reason(), None);
+    /// let _ = sessions.drain(EndReason::Restart).await;
+    /// assert_eq!(guard.shutdown_reason(), Some(EndReason::Restart));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn shutdown_reason(&self) -> Option<EndReason> {
+        self.sessions.shutdown_reason()
+    }
+
+    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing), as [`ActiveSessions::closing`].
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// let guard = sessions.guard("job-1").unwrap();
+    /// let job = tokio::spawn(async move {
+    ///     guard.closing().await;
+    ///     guard.end(EndReason::Deleted); // false if the drain has ended it already
+    /// });
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// job.await.unwrap();
+    /// # }
+    /// ```
+    pub fn closing(&self) -> ClosingFuture {
+        self.sessions.closing()
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        if let Some(generation) = &self.generation {
+            if self.sessions.phase() >= Phase::Closing {
+                // A task that reacts to `closing()` may be faster than the sweep, and must not change what the sweep does.
+                self.sessions.inner.housekeeper.drain_one(generation);
+            } else {
+                // If no request has carried the session yet, its response head may still follow. The tombstone of `Host`
+                // keeps that head from starting the session again.
+                let by = if generation.requests() == 0 { EndedBy::Host } else { EndedBy::Policy };
+                self.sessions.end_generation(generation, EndReason::Unknown, by);
+            }
+            generation.end_activity(Activity::Stream);
+        }
+    }
+}

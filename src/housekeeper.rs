@@ -1,0 +1,209 @@
+//! Policies of a handle: idle expiry, `max_sessions`, and `keep_if` in a drain.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Once,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    hooks::Pool,
+    panic::catch,
+    session::{EndReason, Phase, Session},
+    tracker::{
+        EndedBy, Generation, Tracker,
+        clock::{Clock, Nanos, Tick, nanos},
+    },
+};
+
+/// The driver yields after this many shards.
+const SHARDS_PER_YIELD: usize = 64;
+
+/// A warning is logged if a handle has no driver this long after the first `idle_timeout`.
+const UNDRIVEN_GRACE: Nanos = 5_000_000_000;
+
+/// Whether a drain keeps the session.
+pub(crate) type KeepIf = Box<dyn Fn(&Session, EndReason) -> bool + Send + Sync>;
+
+pub(crate) struct HousekeeperConfig {
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_sessions: usize,
+    pub(crate) keep_if: Option<KeepIf>,
+}
+
+pub(crate) struct Housekeeper {
+    tracker: Arc<Tracker>,
+    pool: Arc<Pool>,
+    config: HousekeeperConfig,
+    /// A driver holds the [`DriverPermit`].
+    driven: AtomicBool,
+    /// Without a driver: when the next shards are due for expiry.
+    expiry_due: AtomicU64,
+    undriven: Once,
+    over_max_sessions: Once,
+}
+
+impl Housekeeper {
+    pub(crate) fn new(tracker: Arc<Tracker>, pool: Arc<Pool>, config: HousekeeperConfig) -> Arc<Self> {
+        Arc::new(Self {
+            tracker,
+            pool,
+            config,
+            driven: AtomicBool::new(false),
+            expiry_due: AtomicU64::new(0),
+            undriven: Once::new(),
+            over_max_sessions: Once::new(),
+        })
+    }
+
+    /// Must be called for every new generation, after it was inserted into the tracker.
+    pub(crate) fn on_started(&self, generation: &Arc<Generation>) {
+        // The insertion comes before this read of the phase. If no sweep saw the generation, the phase is set here.
+        if self.config.keep_if.is_some() && self.tracker.phase() >= Phase::Closing {
+            self.drain_one(generation);
+        }
+        self.expire_if_undriven();
+    }
+
+    /// Ends exactly this generation because of the shutdown, or releases it as kept if `keep_if` returns true.
+    pub(crate) fn drain_one(&self, generation: &Arc<Generation>) {
+        let reason = self.tracker.shutdown_reason();
+        let keep = self.config.keep_if.as_ref().is_some_and(|keep_if| {
+            catch(|| keep_if(&generation.session(), reason)).unwrap_or_else(|_| {
+                tracing::warn!(
+                    name: "session-keep-if-panicked",
+                    session = %generation.id.redacted(),
+                    "`keep_if` panicked; the session is ended",
+                );
+                false
+            })
+        });
+        if keep {
+            self.tracker.keep(generation);
+        } else if self.tracker.claim(generation, reason, EndedBy::Detach) {
+            self.pool.wake();
+        }
+    }
+
+    /// Ends or keeps every session of one shard because of the shutdown, and returns how many there were. With
+    /// `spare_work`, sessions with a request in flight are skipped.
+    pub(crate) fn drain_shard(&self, shard: usize, spare_work: bool) -> usize {
+        if self.config.keep_if.is_none() {
+            return self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work);
+        }
+        let active = self.tracker.active_in(shard);
+        active
+            .iter()
+            .filter(|generation| !(spare_work && generation.has_work()))
+            .for_each(|generation| self.drain_one(generation));
+        active.len()
+    }
+
+    /// Evicts one session other than `new`, if there are more than `max_sessions`.
+    pub(crate) fn enforce_max_sessions(&self, new: &Arc<Generation>) {
+        let max_sessions = self.config.max_sessions;
+        if self.tracker.len() > max_sessions && !self.tracker.evict(new) {
+            self.over_max_sessions.call_once(|| {
+                tracing::warn!(
+                    name: "session-cap-exceeded",
+                    max_sessions,
+                    "there are more sessions than `max_sessions`, and none is idle (logged once)",
+                );
+            });
+        }
+    }
+
+    /// The tick of an activity. With a driver it is read without asking the clock.
+    #[inline]
+    pub(crate) fn tick(&self) -> Tick {
+        match self.config.idle_timeout {
+            None => self.tracker.tick(),
+            // The driver's last step may be one period ago: expiry may come too late, never too early.
+            Some(timeout) if self.driven.load(Ordering::Relaxed) => {
+                self.tracker.tick().wrapping_add(Clock::ticks(Self::expiry_period(timeout)))
+            }
+            Some(_) => Clock::tick(self.tracker.clock.now()),
+        }
+    }
+
+    fn expiry_period(timeout: Duration) -> Duration {
+        (timeout / 32).clamp(Duration::from_millis(10), Duration::from_secs(10))
+    }
+
+    /// Idle expiry, while it is polled. Of several drivers, one holds the permit and works.
+    pub(crate) async fn drive(self: &Arc<Self>) -> Infallible {
+        let Some(timeout) = self.config.idle_timeout else { return std::future::pending().await };
+        let period = Self::expiry_period(timeout);
+        let mut permit = None;
+        loop {
+            tokio::time::sleep(period).await;
+            if permit.is_none() {
+                permit = DriverPermit::acquire(self);
+            }
+            if permit.is_some() {
+                for _ in 0..Tracker::shard_count().div_ceil(SHARDS_PER_YIELD) {
+                    let now = self.tracker.clock.now();
+                    self.tracker.set_tick(now);
+                    self.tracker.expire(SHARDS_PER_YIELD, now, Clock::ticks(timeout));
+                    self.pool.wake();
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Without a driver, each start expires the shards that are due.
+    fn expire_if_undriven(&self) {
+        let Some(timeout) = self.config.idle_timeout else { return };
+        if self.driven.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = self.tracker.clock.now();
+        let due = self.expiry_due.load(Ordering::Relaxed);
+        if now < due {
+            return;
+        }
+        let period = nanos(Self::expiry_period(timeout));
+        let (shards, step) = Self::overdue(now - due, period);
+        let next = now.saturating_add(step);
+        if self.expiry_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.tracker.expire(shards, now, Clock::ticks(timeout));
+            // A new handle may not be driven yet.
+            if now > nanos(timeout).saturating_add(UNDRIVEN_GRACE) {
+                self.undriven.call_once(|| {
+                    tracing::warn!(
+                        name: "session-expiry-undriven",
+                        "`idle_timeout` is set but no `shutdown_on` future is being polled: sessions expire \
+                         only when others start (logged once)",
+                    );
+                });
+            }
+        }
+    }
+
+    /// The number of shards that are due, and the time per shard. All shards come due once per period.
+    fn overdue(late: Nanos, period: Nanos) -> (usize, Nanos) {
+        let step = (period / Tracker::shard_count() as u64).max(1);
+        let shards = (late / step).saturating_add(1).min(Tracker::shard_count() as u64);
+        (shards as usize, step)
+    }
+}
+
+/// The permit of the one driver that works.
+struct DriverPermit(Arc<Housekeeper>);
+
+impl DriverPermit {
+    fn acquire(housekeeper: &Arc<Housekeeper>) -> Option<Self> {
+        let is_free = !housekeeper.driven.swap(true, Ordering::SeqCst);
+        is_free.then(|| Self(Arc::clone(housekeeper)))
+    }
+}
+
+impl Drop for DriverPermit {
+    fn drop(&mut self) {
+        self.0.driven.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,244 @@
+//! The lease: heartbeats, and the recovery of ends that dead processes have not delivered.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{CALL_TIMEOUT, Calls, Persister, call};
+use crate::{
+    hooks::Pool,
+    observability::escape_controls,
+    registry::{Orphan, RegistryError},
+    session::Phase,
+    sync::{Ordering, wait_for},
+    tracker::{
+        Recovery,
+        clock::{NEVER, Nanos, nanos},
+    },
+};
+
+/// The most orphans of one call.
+const RECOVERY_BATCH: usize = 256;
+
+/// The most such calls after one heartbeat.
+const BATCHES_PER_ROUND: usize = 64;
+
+/// The time limit of one such call. No request waits for it.
+const RECOVERY_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A warning is logged if the handle has no driver after this time.
+const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
+
+/// After this many answers `Fenced` or `DataLost` in a row, the registry counts as unavailable.
+pub(super) const MAX_LEASE_RETRIES: u32 = 10;
+
+/// An orphan is given up when its attempts exceed this.
+const MAX_DELIVERY_ATTEMPTS: u32 = 5;
+
+/// The outcome of [`Persister::recover`].
+pub(crate) struct Recovered {
+    pub(crate) recovery: Arc<Recovery>,
+    pub(crate) error: Option<RegistryError>,
+}
+
+impl Persister {
+    /// Sends a heartbeat each interval while it is polled. Several drivers share the work.
+    pub(crate) async fn drive(&self, pool: &Arc<Pool>) -> Infallible {
+        loop {
+            if self.is_heartbeat_due() {
+                self.heartbeat_round(pool, BATCHES_PER_ROUND).await;
+            }
+            sleep(self.heartbeat_interval).await;
+        }
+    }
+
+    /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
+    pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
+        let recovery = Arc::new(Recovery::default());
+        let claimed = self.claim_orphans(pool, &recovery, || true);
+        let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
+        let deadline = deadline.unwrap_or_else(in_a_year);
+        let claimed = timeout_at(deadline, claimed)
+            .await
+            .unwrap_or_else(|_| Err(RegistryError::unavailable("`recovery_timeout` has expired")));
+        pool.wake();
+        tokio::select! {
+            biased;
+            () = wait_for(&recovery.progress, Some(deadline), || recovery.running() == 0) => {}
+            never = self.drive(pool) => match never {},
+        }
+        Recovered { recovery, error: claimed.err() }
+    }
+
+    /// Releases the lease. This is the last call of the registry.
+    pub(crate) async fn release_lease(&self, limit: Duration) {
+        let release = async {
+            // The breaker stays open.
+            self.calls.lock().await.breaker.retry_at = Some(NEVER);
+            self.registry.release_lease().await
+        };
+        if let Err(error) = call(limit, release).await {
+            tracing::warn!(
+                name: "session-registry-lease-not-released",
+                error = %escape_controls(&error),
+                "could not release the lease in the session registry; its sessions are recovered once it has expired",
+            );
+        }
+    }
+
+    /// Without a driver, the writer sends the heartbeats, each with one batch of recovery.
+    pub(super) async fn heartbeat_if_undriven(&self, pool: &Arc<Pool>) {
+        let now = self.tracker.clock.now();
+        let since_last = now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst));
+        if since_last <= 2 * self.heartbeat_nanos() {
+            return;
+        }
+        // A new handle may not be driven yet.
+        if now > nanos(UNDRIVEN_AFTER) {
+            self.undriven.call_once(|| {
+                tracing::warn!(
+                    name: "session-registry-undriven",
+                    "a session registry is set but no `shutdown_on` or `finish` future is being polled: its lease is \
+                     renewed only when sessions start and end (logged once)",
+                );
+            });
+        }
+        self.heartbeat_round(pool, 1).await;
+    }
+
+    /// Sends a heartbeat to a registry whose breaker is open. On success the caller
+    /// [replays](Self::replay_backlog) the backlog.
+    pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
+        let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        match call(limit, self.registry.heartbeat()).await {
+            Ok(()) => {}
+            Err(RegistryError::Fenced) => self.on_fenced(),
+            Err(RegistryError::DataLost) => self.on_data_lost(),
+            Err(error) => return Err(self.trip(calls, error)),
+        }
+        calls.breaker.retry_at = None;
+        calls.backlog.replayed = calls.backlog.len();
+        self.tracker.rehold_unrecorded();
+        // With changes to write, the registry counts as restored once it has applied them.
+        if calls.backlog.len() == 0 && self.outbox.is_empty() {
+            self.restore(calls);
+        }
+        Ok(())
+    }
+
+    /// Renews the lease, and recovers up to this many batches of orphans.
+    async fn heartbeat_round(&self, pool: &Arc<Pool>, batches: usize) {
+        let recovery = Arc::new(Recovery::default());
+        let mut batches = 0..batches;
+        let may_continue = || batches.next().is_some() && self.tracker.phase() < Phase::Closing;
+        // The error has been logged, and the next heartbeat retries.
+        let _ = self.claim_orphans(pool, &recovery, may_continue).await;
+        let found = recovery.found.load(Ordering::SeqCst);
+        if found > 0 {
+            tracing::info!(name: "session-recovered", found, "delivering the pending session_ends of dead processes");
+        }
+        pool.wake();
+    }
+
+    /// Renews the lease, and claims orphans while there are any and `may_continue` returns true. The lock is released
+    /// between batches, so starts do not wait for all of them.
+    async fn claim_orphans(
+        &self,
+        pool: &Arc<Pool>,
+        recovery: &Arc<Recovery>,
+        mut may_continue: impl FnMut() -> bool,
+    ) -> Result<(), RegistryError> {
+        let mut is_first = true;
+        loop {
+            let mut calls = self.calls.lock().await;
+            if std::mem::take(&mut is_first) || self.is_heartbeat_due() {
+                self.heartbeat(&mut calls).await?;
+            }
+            if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
+                return Ok(());
+            }
+            drop(calls);
+            pool.wake();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
+        let now = self.tracker.clock.now();
+        self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
+        if calls.breaker.is_open(now) {
+            return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
+        }
+        if calls.breaker.retry_at.is_some() {
+            self.reconnect(calls).await?;
+            self.replay_backlog(calls);
+            return Ok(());
+        }
+        let limit = self.call_timeout_in_drain();
+        match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
+            Ok(()) => {}
+            Err(RegistryError::Fenced) => self.on_fenced(),
+            Err(RegistryError::DataLost) => self.on_data_lost(),
+            // In a drain the writer decides, after several attempts.
+            Err(error) if limit.is_some() => return Err(error),
+            Err(error) => return Err(self.trip(calls, error)),
+        }
+        self.reclaim_deferred();
+        if self.outbox.is_empty() {
+            self.restore(calls);
+        }
+        Ok(())
+    }
+
+    /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
+    fn is_heartbeat_due(&self) -> bool {
+        let last = self.last_heartbeat.load(Ordering::SeqCst);
+        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
+    }
+
+    fn heartbeat_nanos(&self) -> Nanos {
+        nanos(self.heartbeat_interval)
+    }
+
+    /// Returns how many orphans were claimed.
+    async fn claim_batch(&self, calls: &mut Calls, recovery: &Arc<Recovery>) -> Result<usize, RegistryError> {
+        let mut retries = 0;
+        let orphans = loop {
+            match call(RECOVERY_CALL_TIMEOUT, self.registry.claim_orphans(RECOVERY_BATCH)).await {
+                Ok(orphans) => break orphans,
+                Err(RegistryError::Fenced) if retries < MAX_LEASE_RETRIES => self.on_fenced(),
+                Err(RegistryError::DataLost) if retries < MAX_LEASE_RETRIES => self.on_data_lost(),
+                Err(error) => return Err(self.trip(calls, error)),
+            }
+            retries += 1;
+        };
+        let n = orphans.len();
+        for orphan in orphans {
+            if orphan.attempts > MAX_DELIVERY_ATTEMPTS {
+                recovery.given_up.fetch_add(1, Ordering::SeqCst);
+                self.give_up(&orphan);
+            } else {
+                self.tracker.take_over(orphan, recovery);
+            }
+        }
+        Ok(n)
+    }
+
+    fn give_up(&self, orphan: &Orphan) {
+        self.meter.given_up();
+        tracing::error!(
+            name: "session-end-given-up",
+            session = %orphan.record.session.id.redacted(),
+            generation = %orphan.record.generation,
+            reason = %orphan.end.reason,
+            "this session_end was claimed {MAX_DELIVERY_ATTEMPTS} times and never delivered; it is given up",
+        );
+        self.tracker.abandon(orphan);
+    }
+
+    fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
+        self.degrade(&error);
+        calls.breaker.trip(self.tracker.clock.now());
+        error
+    }
+}

@@ -1,0 +1,100 @@
+//! Claims: the only way to remove a generation from the active ones, with an end or silently.
+
+use std::sync::Arc;
+
+use super::{
+    Tracker,
+    clock::Clock,
+    generation::{Generation, PendingEnd, Scope},
+    order::AfterUnlock,
+};
+use crate::{observability::ReleaseCause, session::EndReason};
+
+/// The cause of an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndedBy {
+    /// The host ended it. This leaves a tombstone.
+    Host,
+    /// A rule of this crate ended it, for example the drop of a guard after a request.
+    Policy,
+    /// This process releases it. Other replicas may keep it.
+    Detach,
+}
+
+impl Tracker {
+    #[inline]
+    pub(super) fn pending_end(&self, reason: EndReason, scope: Scope) -> PendingEnd {
+        PendingEnd { reason, next: None, at: self.clock.now(), scope }
+    }
+
+    /// Ends exactly this generation. Returns false if it has been claimed already. [`EndedBy::Host`] leaves a
+    /// tombstone.
+    pub(crate) fn claim(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
+        self.claim_if(generation, reason, by, |_| true)
+    }
+
+    /// As [`claim`](Self::claim), if `condition` holds under the lock.
+    pub(super) fn claim_if(
+        &self,
+        generation: &Arc<Generation>,
+        reason: EndReason,
+        by: EndedBy,
+        condition: impl FnOnce(&Generation) -> bool,
+    ) -> bool {
+        // Without the lock first: a generation never becomes active again.
+        if !generation.is_active() {
+            return false;
+        }
+        let mut after_unlock = AfterUnlock::default();
+        let claimed = {
+            let hash = self.hash_of(generation);
+            let mut shard = self.shard(hash);
+            generation.is_active() && condition(generation) && {
+                let scope = if by == EndedBy::Detach { Scope::Here } else { Scope::Everywhere };
+                let end = self.pending_end(reason, scope);
+                if by == EndedBy::Host {
+                    shard.tombstones.set(hash, Clock::tick(end.at));
+                }
+                self.claim_with_end(&mut shard, hash, generation, end, &mut after_unlock);
+                true
+            }
+        };
+        self.apply_after_unlock(after_unlock);
+        claimed
+    }
+
+    /// Ends the active generation of `id`. Returns false if there is none.
+    pub(crate) fn end(&self, id: &[u8], reason: EndReason) -> bool {
+        let hash = self.hash(id);
+        let mut after_unlock = AfterUnlock::default();
+        let ended = {
+            let mut shard = self.shard(hash);
+            let generation = shard.find_active(hash, id).cloned();
+            generation.is_some_and(|generation| {
+                let end = self.pending_end(reason, Scope::Everywhere);
+                shard.tombstones.set(hash, Clock::tick(end.at));
+                self.claim_with_end(&mut shard, hash, &generation, end, &mut after_unlock);
+                true
+            })
+        };
+        self.apply_after_unlock(after_unlock);
+        ended
+    }
+
+    /// Claims the active generation of `id` silently. Returns false if there is none.
+    pub(crate) fn forget(&self, id: &[u8]) -> bool {
+        let hash = self.hash(id);
+        let mut after_unlock = AfterUnlock::default();
+        let forgotten = {
+            let mut shard = self.shard(hash);
+            let generation = shard.find_active(hash, id).cloned();
+            generation.is_some_and(|generation| {
+                shard.tombstones.set(hash, Clock::tick(self.clock.now()));
+                self.claim_silently(&mut shard, hash, &generation, ReleaseCause::Forgotten, &mut after_unlock);
+                true
+            })
+        };
+        self.apply_after_unlock(after_unlock);
+        forgotten
+    }
+}

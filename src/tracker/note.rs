@@ -1,0 +1,158 @@
+//! Notes: a new generation starts, or the details of an active one change.
+
+use std::sync::Arc;
+
+use super::{
+    Tracker,
+    clock::{Clock, Nanos},
+    generation::{Activity, Generation, Scope},
+    order::AfterUnlock,
+    shard::Shard,
+};
+use crate::{
+    session::{Phase, Session, SessionId},
+    sync::Ordering,
+};
+
+/// Where a note comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoteSource {
+    /// A call of `note`: replaces the details, also by none.
+    Handle,
+    /// A `SessionUpdate` or a guard: a bare session leaves the details as they are.
+    Update,
+    /// A response header: as `Update`, but it never revives a tombstoned id.
+    ResponseHeader,
+}
+
+/// The outcome of a note.
+#[derive(Debug)]
+pub(crate) enum Noted {
+    /// A new generation.
+    Started(Arc<Generation>),
+    /// The id was active.
+    AlreadyActive(Arc<Generation>),
+    /// A response header named an id that has ended.
+    Tombstoned,
+    /// The handle is closed.
+    Closed,
+}
+
+impl Tracker {
+    /// With `activity`, the session is busy from this call on: it begins under the lock, so no sweep sees the session
+    /// idle in between.
+    pub(crate) fn note(&self, session: Session, source: NoteSource, activity: Option<Activity>) -> Noted {
+        let busy =
+            |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
+        let hash = self.hash(session.id.as_bytes());
+        let mut after_unlock = AfterUnlock::default();
+        let note = {
+            let mut shard = self.shard(hash);
+            if let Some(generation) = shard.find_active(hash, session.id.as_bytes()) {
+                if source == NoteSource::Handle || !session.is_bare() {
+                    self.replace_details(generation, session);
+                }
+                busy(generation);
+                // A host may note as a heartbeat.
+                generation.touch(Clock::tick(self.clock.now()));
+                return Noted::AlreadyActive(Arc::clone(generation));
+            }
+            // Read under the lock: a sweep that has passed this shard stored the phase before.
+            if self.phase() == Phase::Closed {
+                return Noted::Closed;
+            }
+            let now = self.clock.now();
+            if source == NoteSource::ResponseHeader && shard.tombstones.contains(hash, Clock::tick(now)) {
+                return Noted::Tombstoned;
+            }
+            if source != NoteSource::ResponseHeader {
+                shard.tombstones.clear(hash);
+            }
+            let generation = self.new_generation(session, now, None);
+            busy(&generation);
+            let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
+            self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
+            Noted::Started(generation)
+        };
+        self.apply_after_unlock(after_unlock);
+        note
+    }
+
+    /// Replaces the details of exactly this generation, if it is active and `session` has details.
+    pub(crate) fn set_details(&self, generation: &Arc<Generation>, session: Session) {
+        if !session.is_bare() {
+            let _shard = self.shard(self.hash_of(generation));
+            if generation.is_active() {
+                self.replace_details(generation, session);
+            }
+        }
+    }
+
+    /// Sessions that start from now on are late. Only the first call counts.
+    pub(crate) fn mark_late_starts(&self) {
+        let next = 1 + self.totals.generations.load(Ordering::SeqCst);
+        let _ = self.first_late_number.compare_exchange(u64::MAX, next, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether it started after the drain did, and `finish` waits for it. The drain does not: steady traffic would use
+    /// up its budget.
+    #[inline]
+    pub(crate) fn is_late_start(&self, generation: &Generation) -> bool {
+        generation.number >= self.first_late_number.load(Ordering::SeqCst)
+    }
+
+    /// Must be called under the shard's lock.
+    pub(super) fn replace_details(&self, generation: &Arc<Generation>, session: Session) {
+        if self.outbox.is_some() && generation.session() != session {
+            generation.set_details(session);
+            self.record_details(generation);
+        } else {
+            generation.set_details(session);
+        }
+    }
+
+    #[inline]
+    pub(super) fn new_generation(
+        &self,
+        session: Session,
+        now: Nanos,
+        resumed_from: Option<SessionId>,
+    ) -> Arc<Generation> {
+        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
+        self.set_tick(now);
+        Arc::new(Generation::new(session, number, now, resumed_from))
+    }
+
+    /// The number of a generation that is not inserted as active: it started elsewhere, or goes on as a new generation.
+    pub(super) fn next_number(&self) -> u64 {
+        let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
+        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        number
+    }
+
+    /// Runs the start, unless that waits for predecessors or for the record. In `Closing` it claims the generation.
+    #[inline]
+    pub(super) fn after_insert(
+        &self,
+        shard: &mut Shard,
+        hash: u64,
+        generation: &Arc<Generation>,
+        has_predecessor: bool,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        after_unlock.effects.started(generation);
+        self.record_start(generation);
+        if !has_predecessor && self.outbox.is_none() {
+            self.start(shard, generation, after_unlock);
+        }
+        if self.phase() >= Phase::Closing {
+            if self.is_late_start(generation) {
+                generation.set_given_up(true);
+            }
+            if self.ends_late_starts {
+                let end = self.pending_end(self.shutdown_reason(), Scope::Here);
+                self.claim_with_end(shard, hash, generation, end, after_unlock);
+            }
+        }
+    }
+}

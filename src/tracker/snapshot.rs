@@ -1,0 +1,71 @@
+//! Copies and sums over all shards.
+
+use std::sync::{Arc, PoisonError};
+
+use super::{Counts, Generation, Stage, Tracker};
+use crate::{
+    session::Session,
+    sync::{Ordering, lock},
+};
+
+impl Tracker {
+    /// A copy of the active sessions. Of a compaction it contains either the old session or the new one.
+    pub(crate) fn snapshot(&self) -> Vec<Session> {
+        let _no_compaction = self.compaction_lock.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = Vec::with_capacity(self.len());
+        for shard in &self.shards {
+            sessions.extend(lock(shard).active().map(|generation| generation.session()));
+        }
+        sessions
+    }
+
+    /// The sum of all shards' counts. Each shard balances when it is read, so the sum does too. All pending ends are
+    /// awaited from now on.
+    pub(crate) fn baseline_counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            sum.add(&shard.counts);
+            let awaited_again = shard.pending_ends().filter(|generation| generation.set_given_up(false)).count();
+            self.awaited.fetch_add(awaited_again, Ordering::SeqCst);
+        }
+        sum
+    }
+
+    /// Pending ends of late starts are awaited from now on.
+    pub(crate) fn await_late_starts(&self) {
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let awaited_again = shard
+                .pending_ends()
+                .filter(|generation| self.is_late_start(generation) && generation.set_given_up(false))
+                .count();
+            self.awaited.fetch_add(awaited_again, Ordering::SeqCst);
+        }
+    }
+
+    /// The sum of all shards' counts, and every generation whose end is unfinished. With `give_up`, these are no longer
+    /// awaited.
+    pub(crate) fn collect_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Generation>, Stage)>) {
+        let mut sum = Counts::default();
+        let mut unfinished = Vec::new();
+        let mut drained = false;
+        for shard in &self.shards {
+            let shard = lock(shard);
+            sum.add(&shard.counts);
+            for generation in shard.pending_ends() {
+                if give_up && generation.set_given_up(true) {
+                    drained |= self.decrement_awaited();
+                }
+                unfinished.push((Arc::clone(generation), generation.stage()));
+            }
+            unfinished.extend(shard.aborted.iter().map(|generation| (Arc::clone(generation), Stage::EndRunning)));
+            // No sweep has claimed it yet, or `keep_if` is still running for it.
+            unfinished.extend(shard.active().map(|generation| (Arc::clone(generation), Stage::Started)));
+        }
+        if drained {
+            self.drained.notify_waiters();
+        }
+        (sum, unfinished)
+    }
+}

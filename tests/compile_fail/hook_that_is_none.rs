@@ -1,0 +1,5 @@
+use tower_session_end::ActiveSessions;
+
+fn main() {
+    let _ = ActiveSessions::builder().hook("no hook").build();
+}

@@ -1,0 +1,57 @@
+//! One handle in one process, real sockets included; and the registry's part of it, over a registry in memory.
+//! `tests/registry.rs` has the real registries, `tests/stress.rs` the long and random runs.
+
+mod support;
+
+mod it {
+    #[cfg(feature = "axum")]
+    mod accept_during_shutdown;
+    mod activity;
+    mod adopt;
+    mod busy_streams;
+    mod callbacks;
+    mod closing;
+    mod connection_drain;
+    #[cfg(feature = "cookie")]
+    mod cookie;
+    #[cfg(feature = "cookie")]
+    mod cookie_values;
+    mod drain;
+    mod echoes;
+    mod expiry_and_cap;
+    #[cfg(feature = "axum")]
+    mod extractors;
+    mod extreme_times;
+    mod forced_shutdown;
+    mod guard_shutdown;
+    mod guards;
+    mod header;
+    mod header_scan;
+    mod hook_errors;
+    mod hooks;
+    #[cfg(feature = "axum")]
+    mod hostile_clients;
+    mod invalid_ids;
+    mod late_responses;
+    mod mcp;
+    #[cfg(unix)]
+    mod observability;
+    mod protocol_panics;
+    mod races;
+    mod registry;
+    mod rooms;
+    mod runtimes;
+    mod settle;
+    mod shutdown;
+    mod signal_failures;
+    mod streams;
+    mod tombstones;
+    mod tracker;
+    #[cfg(feature = "axum")]
+    mod transparency;
+    #[cfg(feature = "axum")]
+    mod transparency_wire;
+    #[cfg(feature = "axum")]
+    mod updates;
+    mod wire_format;
+}

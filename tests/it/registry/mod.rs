@@ -1,0 +1,8 @@
+//! What the handle does with a registry: order with hooks, recovery, replicas, degrading.
+
+mod failing;
+mod leases;
+mod outages;
+mod records;
+mod replicas;
+mod support;

@@ -1,0 +1,157 @@
+//! A store that is down, slow, or has lost what it was told.
+
+use std::{future::pending, sync::atomic::Ordering, time::Duration};
+
+use tokio::time::Instant;
+use tower_session_end::{EndReason, Session, registry::Durability};
+
+use super::support::{birth, ended};
+use crate::support::recorder::assert_sum;
+use crate::support::replica::Replica;
+use crate::support::store::{Fault, Store};
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_emptied_is_filled_again_before_it_is_believed() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    replica.note("a").await;
+    replica.note("b").await;
+    store.flush();
+    let report = replica.sessions.drain(EndReason::Shutdown).await;
+    assert_eq!((report.ended, report.ended_elsewhere), (2, 0), "{report}");
+    assert_eq!(replica.recorder.order("a"), "+-");
+    assert!(store.active().is_empty() && store.owed().is_empty());
+
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    replica.note("a").await;
+    store.flush();
+    let driver = tokio::spawn(replica.sessions.shutdown_on(pending::<()>()));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(store.active(), ["a"]);
+    assert_eq!(replica.recorder.order("a"), "+");
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_a_birth_waits_250_ms_at_most_and_then_not_at_all() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    assert_eq!(birth(&replica.sessions, "a").await, Duration::ZERO);
+    assert_eq!(store.active(), ["a"]);
+    replica.holder.set(Fault::Hangs);
+    assert_eq!(birth(&replica.sessions, "b").await, Duration::from_millis(250));
+    assert!(replica.sessions.is_degraded());
+    assert_eq!(birth(&replica.sessions, "c").await, Duration::ZERO);
+    assert_eq!(replica.sessions.degradations(), 1);
+
+    // Back again: what was born meanwhile is recorded.
+    replica.holder.set(Fault::None);
+    let driver = tokio::spawn(replica.sessions.shutdown_on(pending::<()>()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!replica.sessions.is_degraded());
+    assert_eq!(store.active(), ["a", "b", "c"]);
+    for id in ["a", "b", "c"] {
+        assert_eq!(replica.recorder.order(id), "+");
+    }
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_a_relaxed_birth_does_not_wait() {
+    let store = Store::default();
+    let replica = Replica::with(&store, |builder| builder.durability(Durability::Relaxed));
+    replica.holder.set(Fault::Hangs);
+    assert_eq!(birth(&replica.sessions, "a").await, Duration::ZERO);
+    assert!(replica.recorder.starts().is_empty(), "start hooks follow the record");
+    replica.holder.set(Fault::None);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(replica.recorder.order("a"), "+");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_a_known_session_never_touches_the_registry() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    birth(&replica.sessions, "a").await;
+    replica.sessions.note(Session::try_from("b").unwrap().with_key("k")).recorded().await;
+    let before = replica.holder.calls.load(Ordering::SeqCst);
+    for _ in 0..100 {
+        birth(&replica.sessions, "a").await;
+        replica.sessions.note(Session::try_from("b").unwrap().with_key("k"));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(replica.holder.calls.load(Ordering::SeqCst), before);
+    replica.sessions.note(Session::try_from("b").unwrap().with_key("other"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(replica.holder.calls.load(Ordering::SeqCst), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_ordinary_end_is_delivered_while_the_registry_is_down_and_not_again_afterwards() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    replica.note("a").await;
+    replica.holder.set(Fault::Down);
+    replica.sessions.end("a", EndReason::Reset);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(replica.ends(), [ended("a", EndReason::Reset)]);
+    // The same id again, while it is still down: another generation, and another name.
+    replica.note("a").await;
+    replica.holder.set(Fault::None);
+    let driver = tokio::spawn(replica.sessions.shutdown_on(pending::<()>()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    driver.abort();
+    assert_eq!((store.active(), store.owed()), (vec!["a".to_owned()], vec![]));
+    assert!(replica.sessions.drain(EndReason::Shutdown).await.is_clean());
+    assert_eq!(replica.recorder.order("a"), "+-+-");
+    replica.recorder.assert_no_generation_ended_twice();
+    let next = Replica::new(&store);
+    assert_eq!(next.sessions.recover().await.found, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_without_the_registry_a_drain_hands_over_what_is_on_record_and_ends_the_rest() {
+    for fault in [Fault::Down, Fault::Hangs] {
+        let store = Store::default();
+        let replica = Replica::new(&store);
+        replica.note("recorded").await;
+        replica.holder.set(Fault::Down);
+        replica.note("unrecorded").await;
+        replica.holder.set(fault);
+        let begun = Instant::now();
+        let report = replica.sessions.drain(EndReason::Shutdown).await;
+        assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!((report.ended, report.handed_over, report.unfinished.len()), (1, 1, 0), "{fault:?}: {report}");
+        assert_sum(&report);
+        assert_eq!(replica.ends(), [ended("unrecorded", EndReason::Shutdown)]);
+        replica.holder.kill();
+        let next = Replica::new(&store);
+        let _ = next.sessions.recover().await;
+        assert_eq!(next.ends(), [ended("recorded", EndReason::Lost)], "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_end_whose_record_was_written_and_whose_answer_was_lost_keeps_its_reason() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    replica.note("recorded").await;
+    replica.holder.set(Fault::Deaf);
+    let report = replica.sessions.drain(EndReason::Shutdown).await;
+    assert_eq!((report.ended, report.handed_over), (0, 1), "{report}");
+    replica.holder.kill();
+    let next = Replica::new(&store);
+    let _ = next.sessions.recover().await;
+    assert_eq!(next.ends(), [ended("recorded", EndReason::Shutdown)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_with_hand_over_off_everything_ends_here() {
+    let store = Store::default();
+    let replica = Replica::with(&store, |builder| builder.hand_over_on_outage(false));
+    replica.note("recorded").await;
+    replica.holder.set(Fault::Down);
+    let report = replica.sessions.drain(EndReason::Shutdown).await;
+    assert_eq!((report.ended, report.handed_over), (1, 0), "{report}");
+}

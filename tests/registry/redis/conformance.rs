@@ -1,0 +1,71 @@
+//! The conformance kit, over each kind of connection.
+
+use std::time::Duration;
+
+use redis::{aio::ConnectionLike, cluster::ClusterClient};
+use tower_session_end::registry::{
+    RedisRegistry, Registry,
+    conformance::{self, Store},
+};
+
+use super::support::{RedisServer, lazy_manager};
+
+const LEASE: Duration = Duration::from_secs(1);
+
+/// Holders over clones of one connection.
+struct Holders<'a, C> {
+    server: &'a RedisServer,
+    connection: C,
+    prefix: &'static str,
+}
+
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<'_, C> {
+    type Holder = RedisRegistry;
+
+    async fn holder(&self) -> RedisRegistry {
+        let builder = RedisRegistry::builder(self.connection.clone()).prefix(self.prefix);
+        builder.lease(LEASE).command_timeout(LEASE / 2).connect().await.unwrap()
+    }
+
+    async fn kill(&self, holder: RedisRegistry) {
+        drop(holder);
+        tokio::time::sleep(LEASE * 3 / 2).await;
+        // On a machine that stood still for a moment nobody was heard, and leases are taken a little later.
+        self.server.wait_until(&format!("EXISTS {{{}}}:grace", self.prefix), "0");
+    }
+}
+
+/// The kit, beside a holder that beats all the time: by that the death of one is told from an outage of the server.
+async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
+    server: &RedisServer,
+    connection: C,
+    prefix: &'static str,
+) {
+    let holders = Holders { server, connection, prefix };
+    let witness = holders.holder().await;
+    let beats = async {
+        loop {
+            tokio::time::sleep(witness.heartbeat_interval()).await;
+            witness.heartbeat().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = conformance::check(&holders) => {}
+        () = beats => {}
+    }
+    witness.release_lease().await.unwrap();
+    assert_eq!(server.keys(), [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:incarnation")]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g15_g16_the_conformance_kit_over_a_connection_manager() {
+    let server = RedisServer::start();
+    check(&server, lazy_manager(&server.url()), "kit").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g15_g16_the_conformance_kit_on_a_cluster() {
+    let server = RedisServer::cluster();
+    let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
+    check(&server, connection, "another-kit").await;
+}

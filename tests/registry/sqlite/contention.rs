@@ -1,0 +1,274 @@
+//! While it runs: commits, locks, the hands of an operator.
+
+use std::{
+    fs,
+    future::Future,
+    pin::pin,
+    task::{Context, Waker},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rusqlite::TransactionBehavior;
+use tower_session_end::{
+    EndReason,
+    registry::{Applied, Change, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
+};
+
+use super::support::{Commits, Dir, end, holds, is_locked, record, records, take_over_all, until};
+
+#[tokio::test]
+async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let _living = dir.open();
+    let commits = Commits::of(&dir);
+    let before = commits.count();
+    let all = records("a", 1000);
+    registry.apply(holds(&all)).await.unwrap();
+    assert_eq!(commits.count() - before, 1, "1,000 births");
+    let deleted = |record| end(record, EndRecord::new(EndReason::Deleted, None, SystemTime::now(), 0));
+    registry.apply(all.iter().map(deleted).collect()).await.unwrap();
+    assert_eq!(commits.count() - before, 2, "1,000 ends");
+    for _ in 0..10 {
+        registry.heartbeat().await.unwrap();
+        assert_eq!(registry.claim_orphans(100).await.unwrap(), []);
+    }
+    assert_eq!(commits.count() - before, 2, "nothing was found");
+}
+
+#[tokio::test]
+async fn calls_that_wait_together_share_a_commit() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    let commits = Commits::of(&dir);
+    let before = commits.count();
+    let mut operator = dir.look();
+    let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let calls: Vec<_> = (0..20).map(|n| registry.apply(holds(&records(&format!("{n}-"), 5)))).collect();
+    let mut calls: Vec<_> = calls.into_iter().map(Box::pin).collect();
+    for call in &mut calls {
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    drop(lock);
+    for call in calls {
+        assert_eq!(call.await.unwrap(), vec![Applied::Created; 5]);
+    }
+    let commits = commits.count() - before;
+    assert!(commits == 1 || commits == 2, "20 calls made {commits} commits");
+}
+
+#[tokio::test]
+async fn a_call_that_was_given_up_stands_in_nobodys_way() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    let mut operator = dir.look();
+    let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let held = records("a", 3);
+    // The first is at it, the others wait behind it; the same changes again each time, as after a timeout.
+    for _ in 0..50 {
+        let call = registry.apply(holds(&held));
+        assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
+    }
+    drop(lock);
+    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Created; 3]);
+    let sessions: i32 = operator.query_row("SELECT count(*) FROM sessions", (), |row| row.get(0)).unwrap();
+    assert_eq!(sessions, 3);
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_keeps_locked_is_unavailable_for_so_long() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_millis(50)).open().unwrap();
+    let mut operator = dir.look();
+    let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let error = registry.apply(holds(&[record("a")])).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
+    assert!(error.to_string().contains("sessions.db: database is locked"), "{error}");
+    // Reading goes on.
+    registry.heartbeat().await.unwrap();
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    drop(lock);
+    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
+}
+
+#[tokio::test]
+async fn leases_that_somebody_keeps_locked_are_unavailable_for_so_long() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_millis(50)).open().unwrap();
+    let _other = dir.open();
+    let lock = fs::File::open(dir.leases().join("LOCK")).unwrap();
+    lock.lock().unwrap();
+    let error = registry.claim_orphans(10).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
+    assert!(error.to_string().contains("does not release `LOCK`"), "{error}");
+    assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
+    lock.unlock().unwrap();
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_lease_that_was_removed_is_replaced() {
+    let dir = Dir::new();
+    let (registry, other) = (dir.open(), dir.open());
+    registry.apply(holds(&[record("a")])).await.unwrap();
+    fs::remove_dir_all(dir.leases()).unwrap();
+    registry.heartbeat().await.unwrap();
+    other.heartbeat().await.unwrap();
+    assert_eq!(other.claim_orphans(10).await.unwrap(), []);
+    assert_eq!(dir.lease_files().iter().filter(|lease| is_locked(lease)).count(), 2);
+}
+
+#[test]
+fn leases_of_those_who_died_too_early_are_removed_at_the_next_start() {
+    let dir = Dir::new();
+    let living = dir.open();
+    let [of_the_living] = &dir.lease_files()[..] else { panic!("there is one lease") };
+    // One whose process died before it was known to the database, and one that is about to be.
+    let (stale, young) = (dir.leases().join("00ff.lease"), dir.leases().join("00fe.lease"));
+    fs::write(&stale, "").unwrap();
+    let lock = fs::File::create(&young).unwrap();
+    lock.lock().unwrap();
+    let _starter = dir.open();
+    assert!(!stale.exists() && young.exists() && of_the_living.exists());
+    drop(living);
+}
+
+#[tokio::test]
+async fn of_many_that_died_at_once_nothing_is_left_behind() {
+    let dir = Dir::new();
+    for n in 0..50 {
+        let registry = dir.open();
+        registry.apply(holds(&records(&format!("{n}-"), n % 3))).await.unwrap();
+        let lease = dir.lease_files();
+        drop(registry);
+        until("the lease is free", || lease.iter().all(|lease| !is_locked(lease)));
+    }
+    assert_eq!(dir.lease_files().len(), 50);
+    let registry = dir.open();
+    assert_eq!(take_over_all(&registry).await.len(), 49);
+    assert_eq!(dir.lease_files().len(), 1);
+    let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
+    assert_eq!(holders, 1);
+}
+
+#[tokio::test]
+async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
+    let dir = Dir::new();
+    let (registry, other) = (dir.open(), dir.open());
+    let held = record("a");
+    registry.apply(holds(std::slice::from_ref(&held))).await.unwrap();
+    // Both leases: the other one is at it first.
+    fs::remove_dir_all(dir.leases()).unwrap();
+    assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
+    assert!(matches!(registry.apply(holds(&[record("b")])).await, Err(RegistryError::Fenced)));
+    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
+    registry.heartbeat().await.unwrap();
+    fs::remove_dir_all(dir.leases()).unwrap();
+    assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
+    assert!(matches!(registry.heartbeat().await, Err(RegistryError::Fenced)));
+    registry.heartbeat().await.unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn who_has_lost_the_file_records_everything_anew() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let held = records("a", 3);
+    registry.apply(holds(&held)).await.unwrap();
+    for of_it in ["", "-wal", "-shm"] {
+        fs::remove_file(dir.path().join(format!("sessions.db{of_it}"))).unwrap();
+    }
+    assert!(matches!(registry.heartbeat().await, Err(RegistryError::DataLost)));
+    assert_eq!(registry.apply(holds(&held)).await.unwrap(), vec![Applied::Created; 3]);
+    registry.heartbeat().await.unwrap();
+    registry.release_lease().await.unwrap();
+    assert_eq!(take_over_all(&dir.open()).await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let held = records("a", 6);
+    registry.apply(holds(&held)).await.unwrap();
+    let ends = held[3..].iter().map(|record| end(record, EndRecord::new(EndReason::Idle, None, SystemTime::now(), 7)));
+    registry.apply(ends.collect()).await.unwrap();
+    registry.release_lease().await.unwrap();
+    dir.look()
+        .execute_batch(
+            "UPDATE sessions SET details = '{\"sessionId\":' WHERE id = 'a0';
+             UPDATE sessions SET generation = 'nonsense' WHERE id = 'a1';
+             UPDATE ends SET details = x'ff', next = 'nonsense', reason = 'nonsense' WHERE id = 'a3';
+             UPDATE ends SET id = 'two words', attempts = -3 WHERE id = 'a4';
+             UPDATE ends SET attempts = 99999999999 WHERE id = 'a5';",
+        )
+        .unwrap();
+    let registry = dir.open();
+    let mut orphans = take_over_all(&registry).await;
+    orphans.sort_by_key(|orphan| orphan.record.generation);
+    let found: Vec<_> = orphans.iter().map(|orphan| (orphan.record.session.id.as_str(), orphan.end.reason)).collect();
+    let expected =
+        [("a0", EndReason::Lost), ("a2", EndReason::Lost), ("a3", EndReason::Unknown), ("a5", EndReason::Idle)];
+    assert_eq!(found, expected);
+    assert_eq!(orphans[0].record.session.key, None, "its details are lost");
+    assert_eq!(orphans[3].attempts, u32::MAX);
+    let sql = "SELECT count(*) FROM ending_sessions WHERE claimed_by = 'nobody: unreadable'";
+    let left: i32 = dir.look().query_row(sql, (), |row| row.get(0)).unwrap();
+    assert_eq!(left, 2);
+    assert_eq!(take_over_all(&registry).await, [] as [Orphan; 0]);
+    // One that is active and in the way of a new one.
+    registry.apply(holds(&[record("b")])).await.unwrap();
+    dir.look().execute_batch("UPDATE sessions SET generation = 'nonsense' WHERE id = 'b'").unwrap();
+    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
+}
+
+#[tokio::test]
+async fn after_a_leave_there_is_nobody_to_call() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let ended = record("a");
+    registry.apply(holds(std::slice::from_ref(&ended))).await.unwrap();
+    registry.apply(vec![Change::Forget { id: ended.session.id.clone(), generation: ended.generation }]).await.unwrap();
+    registry.release_lease().await.unwrap();
+    assert_eq!(dir.lease_files(), [] as [std::path::PathBuf; 0]);
+    let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
+    assert_eq!(holders, 0, "it owed nothing, and nothing of it is left");
+    let error = registry.heartbeat().await.unwrap_err();
+    assert!(error.to_string().contains("has left"), "{error}");
+}
+
+#[tokio::test]
+async fn the_thread_ends_when_the_registry_is_dropped() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    {
+        let call = pin!(registry.apply(holds(&records("a", 100))));
+        let mut call = call;
+        assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    drop(registry);
+    until("the lease of the dropped one is free", || dir.lease_files().iter().all(|lease| !is_locked(lease)));
+    // All of the call or nothing, and no trace of a lock.
+    let found = take_over_all(&dir.open()).await.len();
+    assert!(found == 0 || found == 100, "{found}");
+}
+
+#[test]
+fn several_threads_may_use_it_at_once() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for n in 0..8 {
+            let registry = &registry;
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let born = runtime.block_on(registry.apply(holds(&records(&format!("{n}-"), 50)))).unwrap();
+                assert_eq!(born, vec![Applied::Created; 50]);
+            });
+        }
+    });
+    assert!(begun.elapsed() < super::support::PATIENCE);
+}

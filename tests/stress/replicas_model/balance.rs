@@ -1,0 +1,72 @@
+//! The balance: who has had an end, how many, and whether that is as it should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tower_session_end::GenerationId;
+
+use super::{
+    steps::{Step, name},
+    world::World,
+};
+
+impl World {
+    pub(crate) fn check(&self, steps: &[(usize, Step)]) {
+        let log = self.log.lock().unwrap();
+        let history = self.store.history();
+        let mut told = BTreeMap::<GenerationId, (Vec<usize>, Vec<usize>)>::new();
+        for told_now in log.iter() {
+            let (starts, ends) = told.entry(told_now.event).or_default();
+            if told_now.end.is_some() { ends.push(told_now.life) } else { starts.push(told_now.life) }
+        }
+        // The start of what was forgotten is nobody's to wait for.
+        let is_forgotten = |event: &GenerationId| {
+            let ids: BTreeSet<_> = log.iter().filter(|told| told.event == *event).map(|told| &told.id).collect();
+            self.forgotten.iter().any(|(_, id)| ids.contains(id))
+        };
+        let in_peace = steps.iter().all(|(_, step)| !step.is_trouble());
+        let about = |event: &GenerationId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
+        for event in told.keys().chain(history.born.keys()) {
+            let excused = history.forgotten.contains(event)
+                || history.given_up.contains(event)
+                || self.lost.contains(event)
+                || history.wiped_ends.contains(event)
+                // Never on record, or no longer: its process has forgotten it, or died before it was recorded again.
+                || (!history.born.contains_key(event) && is_forgotten(event))
+                || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
+            let (starts, ends) = told.get(event).cloned().unwrap_or_default();
+            assert!(!ends.is_empty() || excused, "no end for {}", about(event));
+            // One whose own process was away, or did not know what had become of its record, may be recorded again.
+            let was_away = starts.iter().any(|life| self.away.contains(life)) || self.unheard.contains(event);
+            let unexplained = ends.iter().filter(|life| !self.troubled.contains(life)).count();
+            assert!(
+                (unexplained <= 1 || was_away) && (!in_peace || ends.len() <= 1),
+                "{} ends for {}",
+                ends.len(),
+                about(event)
+            );
+            assert!(starts.len() <= 1, "{} starts for {}", starts.len(), about(event));
+            let may_be_silent = !in_peace || is_forgotten(event) || history.forgotten.contains(event);
+            assert!(may_be_silent || starts.len() == 1, "no start for {}", about(event));
+        }
+        if in_peace {
+            assert!(self.lost.is_empty());
+        }
+        let only_crashes = steps.iter().all(|(_, step)| !step.is_trouble() || matches!(step, Step::Crash));
+        let forgets = |id: &str| {
+            let is_forgotten = |(_, step): &(usize, Step)| matches!(step, Step::Forget(other) if name(*other) == id);
+            steps.iter().any(is_forgotten)
+        };
+        if only_crashes {
+            assert!(self.lost.is_empty(), "{:?}", self.lost);
+            for (id, from) in self.seen.iter().filter(|(id, _)| !forgets(id)) {
+                let has_end = log[*from..].iter().any(|told| told.id == *id && told.end.is_some());
+                assert!(has_end, "a client saw {id}, and it has no end: {log:#?}");
+            }
+        }
+        // In one life, no end comes before its start.
+        for (at, end) in log.iter().enumerate().filter(|(_, told)| told.end.is_some()) {
+            let late = log[at..].iter().any(|told| (told.life, told.event, told.end) == (end.life, end.event, None));
+            assert!(!late, "the start of {end:?} came after it");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Two replicas, one life of each after the other, and what becomes of them.
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    future::{pending, ready},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use tokio::{task::JoinHandle, time::Instant};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_session_end::{ActiveSessions, DrainReport, EndReason, GenerationId, SessionEnd, SessionGuard, SessionStart};
+
+use super::steps::{CONNECTIONS, DRAIN, IDLE, REPLICAS, Step, name};
+use crate::support::recorder::assert_sum;
+use crate::support::store::{Fault, Holder, Store};
+
+/// What a hook was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) life: usize,
+    pub(crate) id: String,
+    pub(crate) event: GenerationId,
+    /// `None` for a start.
+    pub(crate) end: Option<EndReason>,
+}
+
+pub(crate) type Log = Arc<Mutex<Vec<Told>>>;
+
+/// One life of one process.
+pub(crate) struct Life {
+    number: usize,
+    sessions: ActiveSessions,
+    holder: Holder,
+    /// Hooks of the dead tell nobody.
+    is_dead: Arc<AtomicBool>,
+    driver: Option<JoinHandle<()>>,
+    guards: Vec<SessionGuard>,
+    fault: Fault,
+}
+
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) log: Log,
+    pub(crate) max_sessions: usize,
+    pub(crate) lives: Vec<Life>,
+    /// Lives in which something went wrong that explains an end too many.
+    pub(crate) troubled: BTreeSet<usize>,
+    /// Those of them that went on.
+    pub(crate) away: BTreeSet<usize>,
+    /// Generations that died with a process that could not record them, or that the store forgot before.
+    pub(crate) lost: BTreeSet<GenerationId>,
+    /// Generations whose end one that holds them was too far away to hear of, when the store forgot it.
+    pub(crate) unheard: BTreeSet<GenerationId>,
+    /// Ids that a head of a new session carried to a client, and how long the log was before.
+    pub(crate) seen: Vec<(String, usize)>,
+    pub(crate) number: usize,
+    /// Ids that a life has forgotten at some time.
+    pub(crate) forgotten: BTreeSet<(usize, String)>,
+}
+
+impl World {
+    pub(crate) fn new(max_sessions: usize) -> Self {
+        let mut world = Self {
+            store: Store::default(),
+            log: Log::default(),
+            max_sessions,
+            lives: Vec::new(),
+            troubled: BTreeSet::new(),
+            away: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            seen: Vec::new(),
+            number: 0,
+            forgotten: BTreeSet::new(),
+        };
+        world.lives = (0..REPLICAS).map(|_| world.life()).collect();
+        world
+    }
+
+    /// Hooks take between nothing and 70 ms, as the generation likes.
+    fn life(&mut self) -> Life {
+        let (number, is_dead, holder) = (self.number, Arc::new(AtomicBool::new(false)), self.store.holder());
+        self.number += 1;
+        let tell = {
+            let (log, is_dead) = (Arc::clone(&self.log), Arc::clone(&is_dead));
+            move |id: String, event: GenerationId, end| {
+                let (log, is_dead) = (Arc::clone(&log), Arc::clone(&is_dead));
+                let delay = event.to_string().bytes().map(u64::from).sum::<u64>() % 70;
+                async move {
+                    tokio::time::sleep(Duration::from_millis(delay)).await;
+                    if is_dead.load(Ordering::SeqCst) {
+                        pending::<()>().await;
+                    }
+                    log.lock().unwrap().push(Told { life: number, id, event, end });
+                }
+            }
+        };
+        let tell_start = tell.clone();
+        let sessions = ActiveSessions::builder()
+            .registry(holder.clone())
+            .drain_timeout(DRAIN)
+            .connection_drain_timeout(CONNECTIONS)
+            .idle_timeout(IDLE)
+            .max_sessions(self.max_sessions)
+            .on_session_start(move |start: SessionStart| {
+                tell_start(start.session.id.to_string(), start.generation, None)
+            })
+            .on_session_end(move |end: SessionEnd| tell(end.session.id.to_string(), end.generation, Some(end.reason)))
+            .build()
+            .unwrap();
+        Life { number, sessions, holder, is_dead, driver: None, guards: Vec::new(), fault: Fault::None }
+    }
+
+    pub(crate) async fn step(&mut self, slot: usize, step: Step) {
+        let life = &mut self.lives[slot];
+        if matches!(step, Step::Stall | Step::Fault(_) | Step::Doubt(_)) {
+            self.troubled.insert(life.number);
+            self.away.insert(life.number);
+        }
+        match step {
+            Step::Note(id) => drop(life.sessions.note(name(id))),
+            Step::Durable(id) => {
+                let noted = life.sessions.note(name(id)).recorded();
+                tokio::time::timeout(Duration::from_secs(30), noted).await.expect("an answer about the record");
+            }
+            Step::Head(id) => self.head(slot, id).await,
+            Step::End(id) => drop(life.sessions.end(name(id), EndReason::Deleted)),
+            Step::Forget(id) => {
+                life.sessions.forget(name(id));
+                self.forgotten.insert((life.number, name(id)));
+            }
+            Step::Compact(old, new) => drop(life.sessions.compact(name(old), name(new))),
+            Step::Guard(id) => life.guards.push(life.sessions.guard(name(id)).unwrap()),
+            Step::DropGuard(which) if !life.guards.is_empty() => {
+                drop(life.guards.swap_remove(which % life.guards.len()));
+            }
+            Step::DropGuard(_) => {}
+            Step::Wait(millis) => tokio::time::sleep(Duration::from_millis(millis.into())).await,
+            Step::Silence => tokio::time::sleep(IDLE + IDLE / 8).await,
+            Step::Recover => {
+                let begun = Instant::now();
+                let report = life.sessions.recover().await;
+                assert!(begun.elapsed() <= Duration::from_secs(10), "{report}");
+            }
+            Step::Drive(on) => {
+                life.driver.take().iter().for_each(JoinHandle::abort);
+                if on {
+                    life.driver = Some(tokio::spawn(life.sessions.shutdown_on(pending::<()>())));
+                }
+            }
+            Step::Restart => self.restart(slot).await,
+            Step::HalfADrain(millis) => {
+                let half = Duration::from_millis(millis.into());
+                let _ = tokio::time::timeout(half, life.sessions.drain(EndReason::Shutdown)).await;
+            }
+            Step::Crash => self.crash(slot),
+            Step::Stall => life.holder.kill(),
+            Step::Doubt(on) => life.holder.doubt(on),
+            Step::Fault(fault) => {
+                life.fault = fault;
+                life.holder.set(fault);
+            }
+            Step::Flush => {
+                let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
+                let on_record = self.store.events();
+                // Of the dead nobody is left to record it again; and after a fault, whoever had joined may not know.
+                let goes_on = |event: &GenerationId, id: &String| {
+                    let log = self.log.lock().unwrap();
+                    let starter = log.iter().find(|told| told.event == *event && told.end.is_none());
+                    let starter = starter.and_then(|told| self.lives.iter().find(|life| life.number == told.life));
+                    self.away.is_empty()
+                        && starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
+                };
+                let born = self.store.history().born;
+                let gone: Vec<_> =
+                    born.iter().filter(|(event, id)| !goes_on(event, id)).map(|(event, _)| *event).collect();
+                self.lost.extend(gone.into_iter().filter(|event| on_record.contains(event)));
+                self.troubled.extend(living);
+                for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
+                    let holds = |life: &Life| self.away.contains(&life.number) && life.sessions.contains(&told.id);
+                    if self.lives.iter().any(holds) {
+                        self.unheard.insert(told.event);
+                    }
+                }
+                self.store.flush();
+            }
+        }
+    }
+
+    async fn head(&mut self, slot: usize, id: u8) {
+        let life = &self.lives[slot];
+        let (is_news, before) = (!life.sessions.contains(name(id)), self.log.lock().unwrap().len());
+        let host = service_fn(move |_: Request<()>| {
+            let response = Response::builder().header("x-session-id", name(id)).body(Empty::<Bytes>::new());
+            ready(Ok::<_, Infallible>(response.unwrap()))
+        });
+        let begun = Instant::now();
+        let response = life.sessions.layer().layer(host).oneshot(Request::post("/").body(()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert!(begun.elapsed() <= Duration::from_millis(250), "{:?}", begun.elapsed());
+        if is_news && life.fault == Fault::None && life.sessions.contains(name(id)) {
+            self.seen.push((name(id), before));
+        }
+    }
+
+    fn crash(&mut self, slot: usize) {
+        let next = self.life();
+        let life = std::mem::replace(&mut self.lives[slot], next);
+        let is_first_trouble = self.troubled.insert(life.number);
+        life.is_dead.store(true, Ordering::SeqCst);
+        life.driver.iter().for_each(JoinHandle::abort);
+        life.holder.kill();
+        life.holder.set(Fault::Hangs);
+        let (on_record, history) = (self.store.events(), self.store.history());
+        let forgotten = &history.forgotten;
+        let log = self.log.lock().unwrap();
+        let ended = |event: GenerationId| log.iter().any(|told| told.event == event && told.end.is_some());
+        for told in log.iter().filter(|told| told.end.is_none()) {
+            let is_forgotten =
+                forgotten.contains(&told.event) || self.forgotten.contains(&(told.life, told.id.clone()));
+            if told.life == life.number && !on_record.contains(&told.event) && !ended(told.event) && !is_forgotten {
+                self.lost.insert(told.event);
+            }
+        }
+        // It had joined, and the store has been emptied since; or its end had just been claimed, and nobody else has it.
+        let had = |(event, id): &(&GenerationId, &String)| {
+            let nobody_has_it = || !self.lives.iter().any(|life| life.sessions.contains(id));
+            history.wiped.contains(event)
+                && !on_record.contains(event)
+                && (life.sessions.contains(id) || (!is_first_trouble && nobody_has_it()))
+        };
+        self.lost.extend(history.born.iter().filter(had).map(|(event, _)| *event));
+    }
+
+    /// Stops a life in good order, and what is left of it is everybody's.
+    async fn stop(&mut self, mut life: Life) {
+        life.driver.take().iter().for_each(JoinHandle::abort);
+        let begun = Instant::now();
+        let shutdown = tokio::spawn(life.sessions.shutdown_on(ready(EndReason::Restart)));
+        let server = async { drop(shutdown.await) };
+        let finished = life.sessions.finish(server).await;
+        let (took, report) = (begun.elapsed(), finished.report);
+        assert!(took <= DRAIN + CONNECTIONS + Duration::from_millis(50), "{took:?}: {report}");
+        for report in [&report.drain, &report.sessions] {
+            assert_sum(report);
+            assert_eq!(report.failed, 0, "{report}");
+        }
+        assert!(life.sessions.is_empty());
+        if self.troubled.contains(&life.number) {
+            self.mourn(&report.sessions);
+        } else {
+            assert!(report.is_clean(), "{report}");
+        }
+        life.is_dead.store(true, Ordering::SeqCst);
+        life.holder.kill();
+        life.holder.set(Fault::Hangs);
+    }
+
+    /// What a stop could not deliver, and could not write down either: it has said so.
+    fn mourn(&mut self, report: &DrainReport) {
+        let on_record = self.store.events();
+        self.lost.extend(report.unfinished.iter().map(|end| end.generation).filter(|event| !on_record.contains(event)));
+        if report.handed_over > 0 {
+            // To nobody, where the store has been emptied and could not be filled again.
+            let wiped = self.store.history().wiped;
+            self.lost.extend(wiped.into_iter().filter(|event| !on_record.contains(event)));
+        }
+    }
+
+    async fn restart(&mut self, slot: usize) {
+        let next = self.life();
+        let life = std::mem::replace(&mut self.lives[slot], next);
+        self.stop(life).await;
+    }
+
+    /// Everybody stops, and somebody comes after them until there is nothing left.
+    pub(crate) async fn settle(&mut self) {
+        for mut life in std::mem::take(&mut self.lives) {
+            // A registry that is there again is used again.
+            if self.troubled.contains(&life.number) {
+                life.holder.set(Fault::None);
+                life.holder.doubt(false);
+                life.driver = Some(tokio::spawn(life.sessions.shutdown_on(pending::<()>())));
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                assert!(!life.sessions.is_degraded());
+            }
+            self.stop(life).await;
+        }
+        for _ in 0..8 {
+            let life = self.life();
+            let report = life.sessions.recover().await;
+            assert!(report.error.is_none() && report.unfinished == 0, "{report}");
+            self.stop(life).await;
+            if self.store.events().is_empty() {
+                return;
+            }
+        }
+        panic!("left in the registry: {:?} {:?}", self.store.active(), self.store.owed());
+    }
+}
