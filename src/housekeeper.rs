@@ -1,4 +1,4 @@
-//! Policies of a handle: idle expiry, `max_sessions`, and `keep_if` in a drain.
+//! Policies of a handle: idle expiry, lifetime, doubt, `max_sessions`, and `keep_if` in a drain.
 
 use std::{
     convert::Infallible,
@@ -13,14 +13,18 @@ use crate::{
     hooks::Pool,
     panic::catch,
     session::{EndReason, Phase, Session},
+    sync::wait_for,
     tracker::{
-        EndedBy, Generation, Tracker,
+        Activity, ExpiryLimits, Generation, Tracker,
         clock::{Clock, Nanos, Tick, nanos},
     },
 };
 
 /// The driver yields after this many shards.
 const SHARDS_PER_YIELD: usize = 64;
+
+/// The driver looks at each session so often within its timeout.
+const PERIODS_PER_TIMEOUT: u32 = 32;
 
 /// A warning is logged if a handle has no driver this long after the first `idle_timeout`.
 const UNDRIVEN_GRACE: Nanos = 5_000_000_000;
@@ -29,7 +33,9 @@ const UNDRIVEN_GRACE: Nanos = 5_000_000_000;
 pub(crate) type KeepIf = Box<dyn Fn(&Session, EndReason) -> bool + Send + Sync>;
 
 pub(crate) struct HousekeeperConfig {
-    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) expiry: ExpiryLimits,
+    /// `None`: no doubt ends a session.
+    pub(crate) doubt_timeout: Option<Duration>,
     pub(crate) max_sessions: usize,
     pub(crate) keep_if: Option<KeepIf>,
 }
@@ -66,6 +72,49 @@ impl Housekeeper {
             self.drain_one(generation);
         }
         self.expire_if_undriven();
+        if self.doubt_due().is_some_and(|due| due <= self.tracker.clock.now()) {
+            self.resolve_doubts();
+        }
+    }
+
+    /// Ends one activity of this generation, and what has waited for the end of its work.
+    #[inline]
+    pub(crate) fn end_activity(&self, generation: &Arc<Generation>, activity: Activity) {
+        // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
+        if generation.end_activity(activity, || self.tracker.phase() >= Phase::Closing) {
+            self.on_work_over(generation);
+        }
+    }
+
+    /// Must be called when the last work of a generation is over.
+    #[cold]
+    fn on_work_over(&self, generation: &Arc<Generation>) {
+        let is_closing = || self.tracker.phase() >= Phase::Closing;
+        let mut over = Some(Arc::clone(generation));
+        while let Some(generation) = over.take() {
+            over =
+                generation.successor_with_work().filter(|successor| successor.end_activity(Activity::Work, is_closing));
+            generation.limit_exempt_work();
+            if !generation.is_active() {
+                continue;
+            }
+            if is_closing() {
+                if !generation.keeps_drain_waiting() {
+                    self.drain_one(&generation);
+                }
+            } else if self.tracker.expire_overdue(&generation) {
+                self.pool.wake();
+            }
+        }
+    }
+
+    /// A drain waits for one work less of this generation. Returns false if it has none.
+    pub(crate) fn exempt_work(&self, generation: &Arc<Generation>) -> bool {
+        let is_exempt = generation.exempt_work();
+        if is_exempt && self.tracker.phase() >= Phase::Closing && !generation.keeps_drain_waiting() {
+            self.drain_one(generation);
+        }
+        is_exempt
     }
 
     /// Ends exactly this generation because of the shutdown, or releases it as kept if `keep_if` returns true.
@@ -83,7 +132,7 @@ impl Housekeeper {
         });
         if keep {
             self.tracker.keep(generation);
-        } else if self.tracker.claim(generation, reason, EndedBy::Detach) {
+        } else if self.tracker.claim_in_drain(generation, reason) {
             self.pool.wake();
         }
     }
@@ -97,7 +146,7 @@ impl Housekeeper {
         let active = self.tracker.active_in(shard);
         active
             .iter()
-            .filter(|generation| !(spare_work && generation.has_work()))
+            .filter(|generation| !(spare_work && generation.keeps_drain_waiting()))
             .for_each(|generation| self.drain_one(generation));
         active.len()
     }
@@ -105,7 +154,7 @@ impl Housekeeper {
     /// Evicts one session other than `new`, if there are more than `max_sessions`.
     pub(crate) fn enforce_max_sessions(&self, new: &Arc<Generation>) {
         let max_sessions = self.config.max_sessions;
-        if self.tracker.len() > max_sessions && !self.tracker.evict(new) {
+        if self.tracker.len() > max_sessions && !self.tracker.evict(new, self.config.expiry.streams_are_activity) {
             self.over_max_sessions.call_once(|| {
                 tracing::warn!(
                     name: "session-cap-exceeded",
@@ -119,7 +168,7 @@ impl Housekeeper {
     /// The tick of an activity. With a driver it is read without asking the clock.
     #[inline]
     pub(crate) fn tick(&self) -> Tick {
-        match self.config.idle_timeout {
+        match self.config.expiry.idle_timeout {
             None => self.tracker.tick(),
             // The driver's last step may be one period ago: expiry may come too late, never too early.
             Some(timeout) if self.driven.load(Ordering::Relaxed) => {
@@ -130,13 +179,53 @@ impl Housekeeper {
     }
 
     fn expiry_period(timeout: Duration) -> Duration {
-        (timeout / 32).clamp(Duration::from_millis(10), Duration::from_secs(10))
+        (timeout / PERIODS_PER_TIMEOUT).clamp(Duration::from_millis(10), Duration::from_secs(10))
     }
 
-    /// Idle expiry, while it is polled. Of several drivers, one holds the permit and works.
+    /// The time between two looks at a session.
+    fn sweep_period(&self) -> Option<Duration> {
+        let ExpiryLimits { idle_timeout, max_lifetime, streams_are_activity: _ } = self.config.expiry;
+        idle_timeout.into_iter().chain(max_lifetime).min().map(Self::expiry_period)
+    }
+
+    /// Expiry and doubts, while it is polled.
     pub(crate) async fn drive(self: &Arc<Self>) -> Infallible {
-        let Some(timeout) = self.config.idle_timeout else { return std::future::pending().await };
-        let period = Self::expiry_period(timeout);
+        tokio::select! {
+            biased;
+            never = self.drive_expiry() => never,
+            never = self.drive_doubts() => never,
+        }
+    }
+
+    async fn drive_doubts(&self) -> Infallible {
+        if self.config.doubt_timeout.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            wait_for(&self.tracker.doubted, None, || self.doubt_due().is_some()).await;
+            if let Some(due) = self.doubt_due().and_then(|due| self.tracker.clock.instant(due)) {
+                tokio::time::sleep_until(due).await;
+                self.resolve_doubts();
+            }
+        }
+    }
+
+    /// When the oldest doubt ends its session.
+    #[inline]
+    fn doubt_due(&self) -> Option<Nanos> {
+        Some(Clock::add(self.tracker.oldest_doubt()?, self.config.doubt_timeout?))
+    }
+
+    fn resolve_doubts(&self) {
+        if let Some(timeout) = self.config.doubt_timeout {
+            self.tracker.resolve_doubts(timeout, self.config.expiry.streams_are_activity);
+            self.pool.wake();
+        }
+    }
+
+    /// Of several drivers, one holds the permit and works.
+    async fn drive_expiry(self: &Arc<Self>) -> Infallible {
+        let Some(period) = self.sweep_period() else { return std::future::pending().await };
         let mut permit = None;
         loop {
             tokio::time::sleep(period).await;
@@ -147,7 +236,7 @@ impl Housekeeper {
                 for _ in 0..Tracker::shard_count().div_ceil(SHARDS_PER_YIELD) {
                     let now = self.tracker.clock.now();
                     self.tracker.set_tick(now);
-                    self.tracker.expire(SHARDS_PER_YIELD, now, Clock::ticks(timeout));
+                    self.tracker.expire(SHARDS_PER_YIELD, now, &self.config.expiry);
                     self.pool.wake();
                     tokio::task::yield_now().await;
                 }
@@ -157,7 +246,7 @@ impl Housekeeper {
 
     /// Without a driver, each start expires the shards that are due.
     fn expire_if_undriven(&self) {
-        let Some(timeout) = self.config.idle_timeout else { return };
+        let Some(period) = self.sweep_period() else { return };
         if self.driven.load(Ordering::Relaxed) {
             return;
         }
@@ -166,18 +255,17 @@ impl Housekeeper {
         if now < due {
             return;
         }
-        let period = nanos(Self::expiry_period(timeout));
-        let (shards, step) = Self::overdue(now - due, period);
+        let (shards, step) = Self::overdue(now - due, nanos(period));
         let next = now.saturating_add(step);
         if self.expiry_due.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.tracker.expire(shards, now, Clock::ticks(timeout));
+            self.tracker.expire(shards, now, &self.config.expiry);
             // A new handle may not be driven yet.
-            if now > nanos(timeout).saturating_add(UNDRIVEN_GRACE) {
+            if now > nanos(period).saturating_mul(PERIODS_PER_TIMEOUT.into()).saturating_add(UNDRIVEN_GRACE) {
                 self.undriven.call_once(|| {
                     tracing::warn!(
                         name: "session-expiry-undriven",
-                        "`idle_timeout` is set but no `shutdown_on` future is being polled: sessions expire \
-                         only when others start (logged once)",
+                        "`idle_timeout` or `max_lifetime` is set but no `shutdown_on` future is being polled: sessions \
+                         expire only when others start (logged once)",
                     );
                 });
             }

@@ -151,6 +151,7 @@ pub use self::{
     error::BoxError,
     handle::{
         ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, NoteOutcome, RecoveryReport, SessionGuard,
+        WorkGuard,
     },
     hooks::{HookError, HookFailure, HookOutput, SessionHook},
     http::{ResponseFuture, SessionBody, SessionLayer, SessionService},

@@ -17,7 +17,7 @@ use std::{
 use self::builder::Settings;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
-    guard::{ClosingFuture, SessionGuard},
+    guard::{ClosingFuture, SessionGuard, WorkGuard},
     recovery::RecoveryReport,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     session::{EndReason, InvalidSessionId, Phase, Session},
     shutdown::{FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport, signal::ShutdownRequest},
     tasks::Tasks,
-    tracker::{Activity, EndedBy, Generation, NoteSource, Noted, Outbox, Tracker},
+    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Outbox, Scope, Tracker},
 };
 
 /// The handle: it tracks the active sessions, runs the hooks, and drains.
@@ -100,6 +100,9 @@ impl ActiveSessions {
             refuse_new_sessions,
             keep_if,
             recovery_timeout,
+            doubt_timeout,
+            max_lifetime,
+            streams_are_activity,
         } = settings;
         let outbox = registry.is_some().then(Arc::<Outbox>::default);
         let ends_late_starts = keep_if.is_none();
@@ -118,7 +121,12 @@ impl ActiveSessions {
         let housekeeper = Housekeeper::new(
             Arc::clone(&tracker),
             Arc::clone(&pool),
-            HousekeeperConfig { idle_timeout, max_sessions, keep_if },
+            HousekeeperConfig {
+                expiry: ExpiryLimits { idle_timeout, max_lifetime, streams_are_activity },
+                doubt_timeout,
+                max_sessions,
+                keep_if,
+            },
         );
         let shutdown = Shutdown::new(
             Arc::clone(&tracker),
@@ -251,8 +259,8 @@ impl ActiveSessions {
     }
 
     /// Ends this generation, and no other of its id.
-    pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
-        let ended = self.inner.tracker.claim(generation, reason, by);
+    pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, scope: Scope) -> bool {
+        let ended = self.inner.tracker.claim(generation, reason, scope);
         if ended {
             self.wake();
         }
@@ -332,16 +340,20 @@ impl ActiveSessions {
         source: NoteSource,
         activity: Option<Activity>,
     ) -> (bool, Noted) {
-        let (was_active, noted) = self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
+        let Compacted { ended_old, noted, worked } =
+            self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
         if let Noted::Started(generation) = &noted {
             self.inner.housekeeper.on_started(generation);
             // The successor of an active session is exempt: their number is unchanged.
-            if !was_active {
+            if !ended_old {
                 self.inner.housekeeper.enforce_max_sessions(generation);
             }
         }
+        if let Some(old) = worked {
+            self.inner.housekeeper.end_activity(&old, Activity::Work);
+        }
         self.wake();
-        (was_active, noted)
+        (ended_old, noted)
     }
 
     /// Whether the session is active.
@@ -575,11 +587,66 @@ impl ActiveSessions {
     ) -> Result<SessionGuard, InvalidSessionId> {
         let session = self.checked(session)?;
         let id = session.id.clone();
-        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Stream)) {
+        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Guard)) {
             Noted::Started(generation) | Noted::AlreadyActive(generation) => Some(generation),
             Noted::Closed | Noted::Tombstoned => None,
         };
         Ok(SessionGuard::new(self.clone(), id, generation))
+    }
+
+    /// Marks the session as at work until the [`WorkGuard`] is dropped: for a run that goes on after its response, as
+    /// after a 202. Returns `None` if the session is not active.
+    ///
+    /// In a shutdown the session ends when its work is over, or when
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is. A request in flight is work too, so the
+    /// handler takes the guard before it responds, and moves it into the run. Work does not end the session when it is
+    /// over, and does not keep it from an end: only a drain, [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout),
+    /// [`max_lifetime`](crate::ActiveSessionsBuilder::max_lifetime) and `max_sessions` wait for it. If the session is
+    /// compacted, the work is that of its successor.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let sessions = ActiveSessions::builder().settle_timeout(Duration::from_secs(1)).build().unwrap();
+    /// sessions.note("a");
+    /// let work = sessions.work("a");
+    /// let run = tokio::spawn(async move {
+    ///     tokio::time::sleep(Duration::from_millis(20)).await;
+    ///     drop(work);
+    /// });
+    /// let report = sessions.drain(EndReason::Shutdown).await; // waits for the run
+    /// assert!(run.is_finished() && report.at_work == 0);
+    /// assert!(sessions.work("unknown").is_none());
+    /// # }
+    /// ```
+    #[must_use = "the work is over when the guard is dropped"]
+    pub fn work(&self, id: impl AsRef<str>) -> Option<WorkGuard> {
+        let generation = self.inner.tracker.begin_work(id.as_ref().as_bytes())?;
+        Some(WorkGuard::new(self.clone(), generation))
+    }
+
+    /// Makes a drain wait for one request less of this session: for the handler of a request that asks for the shutdown
+    /// itself, and waits for it. Returns false if the session has no work.
+    ///
+    /// Without it the drain waits for the request, which waits for the drain, until
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is over. The session ends in the drain at once,
+    /// unless it has other work; the request goes on. A run under a [`WorkGuard`] calls
+    /// [`WorkGuard::exempt`] instead.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// # sessions.note("a");
+    /// // In the handler of `POST /restart`, which carries the id of its session:
+    /// sessions.exempt_work("a");
+    /// // ... ask for the shutdown, and go on.
+    /// ```
+    #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
+    pub fn exempt_work(&self, id: impl AsRef<str>) -> bool {
+        let generation = self.inner.tracker.find(id.as_ref().as_bytes());
+        generation.is_some_and(|generation| self.inner.housekeeper.exempt_work(&generation))
     }
 
     /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing); at once if it is already. For

@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{HeaderMap, header::CONTENT_TYPE, response};
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, response};
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
     protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
-    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
+    tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Scope},
 };
 
 /// Lasts from the request's head to the response body's end. Its session has an activity for that time.
@@ -23,6 +23,8 @@ pub(super) struct Exchange {
     /// this id, it changes this generation and no later one.
     generation: Option<Arc<Generation>>,
     activity: Activity,
+    /// The claims before the request began: a generation that was claimed later is not revived by the response.
+    began: ClaimNumber,
 }
 
 /// The wait of a response head for the record of its session.
@@ -35,7 +37,8 @@ impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
         shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
+        let began = shared.claim_number();
+        Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
     }
 
     pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
@@ -59,6 +62,7 @@ impl Exchange {
                     || protocol.has_session_headers(&response.headers)
                     // With the preset, `request` is set only for an id that is not active.
                     || (protocol.adopts() && request.is_some())
+                    || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
             }
             ProtocolKind::Other(_) => true,
         }
@@ -72,6 +76,11 @@ impl Exchange {
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<Option<RecordWait>, HandleClosed> {
+        if shows_session(response.status)
+            && let Some(generation) = &self.generation
+        {
+            generation.trust();
+        }
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
         // Short paths for the most frequent responses: the session continues, or one starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
@@ -105,7 +114,7 @@ impl Exchange {
         for change in from_handler.into_iter().flat_map(|update| update.changes) {
             match &change {
                 SessionChange::Ended(id, _) => ended.push(id.clone()),
-                SessionChange::InvalidId => {}
+                SessionChange::InvalidId | SessionChange::Doubted(_) => {}
                 SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
                     ended.retain(|id| *id != session.id);
                 }
@@ -116,7 +125,7 @@ impl Exchange {
             starts.extend(match change {
                 SessionChange::Started(session) if ended.contains(&session.id) => None,
                 SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
-                change => self.apply_change(change, NoteSource::ResponseHeader)?,
+                change => self.apply_change(change, NoteSource::ResponseHead(self.began))?,
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
@@ -148,9 +157,16 @@ impl Exchange {
             SessionChange::Ended(id, reason) => {
                 match self.generation.as_ref().filter(|generation| generation.id == id) {
                     // This response must not end a later generation of the same id.
-                    Some(generation) => sessions.end_generation(generation, reason, EndedBy::Host),
+                    Some(generation) => sessions.end_generation(generation, reason, Scope::Everywhere),
                     None => sessions.end(id, reason),
                 };
+                Ok(None)
+            }
+            SessionChange::Doubted(id) => {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
+                    Some(generation) => sessions.inner.tracker.doubt(generation),
+                    None => sessions.inner.tracker.doubt_id(id.as_bytes()),
+                }
                 Ok(None)
             }
             SessionChange::Compacted(old, session) => {
@@ -179,7 +195,7 @@ impl Exchange {
                 return Ok(None);
             }
         }
-        self.attach(sessions.note_session(session, NoteSource::ResponseHeader, self.initial_activity()))
+        self.attach(sessions.note_session(session, NoteSource::ResponseHead(self.began), self.initial_activity()))
     }
 
     /// Whether the head has to wait for the record of this generation.
@@ -220,12 +236,8 @@ impl Exchange {
 
     #[inline(never)]
     fn end_activity(&self, generation: &Arc<Generation>) {
-        let sessions = &self.shared.sessions;
         generation.touch(self.shared.tick());
-        // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
-        if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
-            sessions.inner.housekeeper.drain_one(generation);
-        }
+        self.shared.end_activity(generation, self.activity);
     }
 }
 
@@ -243,6 +255,11 @@ impl Drop for Exchange {
 #[inline]
 fn has_update(response: &response::Parts) -> bool {
     !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
+}
+
+/// Whether a response with this status shows that the host knows the session of its request.
+fn shows_session(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

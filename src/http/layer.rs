@@ -11,7 +11,7 @@ use crate::{
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::{Phase, SessionId},
     shutdown::Shutdown,
-    tracker::{Generation, Tracker, clock::Tick},
+    tracker::{Activity, ClaimNumber, Generation, Tracker, clock::Tick},
 };
 
 impl ActiveSessions {
@@ -70,7 +70,17 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The active generation of an id. Begins an [`Activity::Request`](crate::tracker::Activity::Request) of it.
+    #[inline]
+    pub(super) fn claim_number(&self) -> ClaimNumber {
+        self.tracker.claim_number()
+    }
+
+    #[inline]
+    pub(super) fn end_activity(&self, generation: &Arc<Generation>, activity: Activity) {
+        self.housekeeper.end_activity(generation, activity);
+    }
+
+    /// The active generation of an id. Begins an [`Activity::Work`] of it.
     pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
         self.tracker.begin_activity(id, self.housekeeper.tick())
     }

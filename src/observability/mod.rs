@@ -25,7 +25,7 @@
 //! | `session-signal-unavailable` | `ERROR` | `signal`, `error` | a signal of the system cannot be listened to |
 //! | `session-shutdown` | `INFO` | `reason`, `sessions` | a shutdown was requested, with this many active sessions |
 //! | `session-shutdown-forced` | `WARN` | | a second signal came: the shutdown no longer waits |
-//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
+//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `at_work`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
 //! | `session-finish` | `INFO`, `WARN` | `signalled`, `forced`, `ended`, `failed`, `unfinished`, `timed_out`, `open_responses`, `elapsed_ms` | a shutdown is over; a warning if the connection drain timed out |
 //! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `given_up`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
 //! | `session-recovered` | `INFO` | `found` | a heartbeat found pending ends of dead processes |

@@ -75,6 +75,10 @@ reasons! {
     Unknown = "unknown",
     /// There were more sessions than [`max_sessions`](crate::ActiveSessionsBuilder::max_sessions).
     Evicted = "evicted",
+    /// It was older than [`max_lifetime`](crate::ActiveSessionsBuilder::max_lifetime).
+    Expired = "expired",
+    /// Its [parent](crate::Session::parent) ended.
+    Parent = "parent",
     /// Its process died without ending it.
     Lost = "lost",
 }

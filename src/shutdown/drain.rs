@@ -173,6 +173,7 @@ pub(super) fn log_drain(report: &DrainReport) {
         held_elsewhere = report.held_elsewhere,
         ended_elsewhere = report.ended_elsewhere,
         handed_over = report.handed_over,
+        at_work = report.at_work,
         unfinished = report.unfinished.len(),
         timed_out = report.timed_out,
         elapsed_ms = report.elapsed.as_millis() as u64,

@@ -3,17 +3,27 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{
-    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, clock::Clock, generation::Scope, order::AfterUnlock,
+    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, generation::Scope, order::AfterUnlock,
     shard::ShardPair,
 };
 use crate::session::{EndReason, Phase, Session};
 
+/// The outcome of a compaction.
+#[derive(Debug)]
+pub(crate) struct Compacted {
+    pub(crate) ended_old: bool,
+    pub(crate) noted: Noted,
+    /// The old generation, if it had work, which counts as work of the successor now. The caller has to end one
+    /// [`Activity::Work`] of it.
+    pub(crate) worked: Option<Arc<Generation>>,
+}
+
 impl Tracker {
     /// Ends `old` with reason `compaction` and notes `new`, in one step. With `only`, no other generation of `old` is
-    /// ended. Returns whether `old` was active, and the outcome of the note.
+    /// ended.
     ///
-    /// A successor without details inherits those of `old`, except the session file. With `activity`, the successor is
-    /// busy from this call on.
+    /// A successor without details inherits those of `old`, except the session file. It is a child of the same parent,
+    /// and the children of `old` become its own. With `activity`, the successor is busy from this call on.
     pub(crate) fn compact(
         &self,
         old: &[u8],
@@ -21,7 +31,8 @@ impl Tracker {
         mut new: Session,
         source: NoteSource,
         activity: Option<Activity>,
-    ) -> (bool, Noted) {
+    ) -> Compacted {
+        let nothing = |ended_old, noted| Compacted { ended_old, noted, worked: None };
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let compaction_lock = self.compaction_lock.read().unwrap_or_else(PoisonError::into_inner);
@@ -31,8 +42,12 @@ impl Tracker {
             let mut shards = ShardPair::lock(&self.shards, Self::index(old_hash), Self::index(new_hash));
             let is_meant = |generation: &&Arc<Generation>| only.is_none_or(|meant| Arc::ptr_eq(meant, generation));
             let old = shards.first().find_active(old_hash, old).filter(is_meant).cloned();
-            if let Some(old) = old.as_ref().filter(|_| new.is_bare()) {
-                new = Session { id: new.id, session_file: None, ..old.session() };
+            if let Some(old) = &old {
+                let parent = new.parent.take();
+                if new.is_bare() {
+                    new = Session { id: new.id, session_file: None, ..old.session() };
+                }
+                new.parent = parent.or_else(|| old.session().parent);
             }
             let end = PendingEnd {
                 next: Some(Box::new(new.clone())),
@@ -44,7 +59,7 @@ impl Tracker {
                     if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &generation)) {
                         busy(&generation);
                         // A compaction into itself does nothing.
-                        return (true, Noted::AlreadyActive(generation));
+                        return nothing(true, Noted::AlreadyActive(generation));
                     }
                     if source == NoteSource::Handle || !new.is_bare() {
                         self.replace_details(&generation, new);
@@ -52,17 +67,19 @@ impl Tracker {
                     busy(&generation);
                     Noted::AlreadyActive(generation)
                 }
-                None if source == NoteSource::ResponseHeader
-                    && shards.second().tombstones.contains(new_hash, Clock::tick(end.at)) =>
+                None if source
+                    .request_began()
+                    .is_some_and(|began| shards.second().tombstones.claimed_since(new_hash, began)) =>
                 {
                     Noted::Tombstoned
                 }
-                None if self.phase() == Phase::Closed => return (false, Noted::Closed),
+                None if self.phase() == Phase::Closed => return nothing(false, Noted::Closed),
                 None => {
-                    if source != NoteSource::ResponseHeader {
-                        shards.second().tombstones.clear(new_hash);
-                    }
                     let generation = self.new_generation(new, end.at, old.as_ref().map(|old| old.id.clone()));
+                    if let Some(old) = &old {
+                        generation.inherit_parent_since(old);
+                    }
+                    after_unlock.unlinked_child(&generation);
                     busy(&generation);
                     shards.second().insert(new_hash, &generation, |generation| self.hash_of(generation));
                     if let Some(old) = &old {
@@ -71,13 +88,21 @@ impl Tracker {
                     Noted::Started(generation)
                 }
             };
+            let mut worked = None;
             if let Some(old) = &old {
-                shards.first().tombstones.set(old_hash, Clock::tick(end.at));
                 self.claim_with_end(shards.first(), old_hash, old, end, &mut after_unlock);
-                // Its streams now wait for the end of the successor.
                 match &note {
                     Noted::Started(generation) | Noted::AlreadyActive(generation) => {
-                        generation.add_listeners(old.take_listeners())
+                        old.set_successor(generation);
+                        // Its streams now wait for the end of the successor.
+                        generation.add_listeners(old.take_listeners());
+                        // No work begins once it is claimed.
+                        if old.has_work() {
+                            old.begin_activity(Activity::Work);
+                            old.pass_on_work(generation);
+                            worked = Some(Arc::clone(old));
+                        }
+                        shards.move_children(&old.id, &generation.id);
                     }
                     // There is no successor: the streams end with `old`.
                     Noted::Tombstoned | Noted::Closed => after_unlock.listeners.append(&mut old.take_listeners()),
@@ -92,7 +117,7 @@ impl Tracker {
                     &mut after_unlock,
                 );
             }
-            (old.is_some(), note)
+            Compacted { ended_old: old.is_some(), noted: note, worked }
         };
         drop(compaction_lock);
         self.apply_after_unlock(after_unlock);

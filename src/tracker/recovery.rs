@@ -74,7 +74,7 @@ impl Tracker {
             let (generation, started_elsewhere) = match own {
                 // It is active here, and a holder that died had ended it for all replicas.
                 Some(own) if own.is_active() => {
-                    self.remove_active(&mut shard, hash, &own, ClaimState::EndPending, now, &mut after_unlock);
+                    self.remove_active(&mut shard, hash, &own, ClaimState::EndPending, &mut after_unlock);
                     shard.counts.pending_ends += 1;
                     own.set_record_state(RecordState::Held);
                     let started_elsewhere = own.started_elsewhere();

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use shuttle::{sync::Mutex, thread};
 
-use super::{Activity, EndedBy, Job, NoteSource, Noted, Outcome, Tracker, clock::NEVER};
+use super::{Activity, Job, NoteSource, Noted, Outcome, Scope, Tracker, clock::NEVER};
 use crate::{
     session::{EndReason, Phase, Session},
     sync::{AtomicUsize, Ordering},
@@ -214,8 +214,8 @@ fn g09_a_request_that_completes_during_a_sparing_sweep_ends_its_session_once() {
         let generation = harness.tracker.begin_activity(b"a", 0).unwrap();
         harness.spawn(move |harness| {
             // In the order of `Exchange`: end the activity, then read the phase.
-            if generation.end_activity(Activity::Request) && harness.tracker.phase() >= Phase::Closing {
-                harness.tracker.claim(&generation, EndReason::Shutdown, EndedBy::Policy);
+            if generation.end_activity(Activity::Work, || harness.tracker.phase() >= Phase::Closing) {
+                harness.tracker.claim(&generation, EndReason::Shutdown, Scope::Here);
             }
         });
         // In the order of a drain: store the phase, then sweep. There is no second sweep.
@@ -243,7 +243,7 @@ fn g13_an_eviction_that_races_with_a_request_ends_no_busy_session() {
             if let Some(generation) = harness.tracker.begin_activity(b"a", 1) {
                 thread::yield_now();
                 assert!(generation.is_active(), "evicted while it was busy");
-                generation.end_activity(Activity::Request);
+                generation.end_activity(Activity::Work, || false);
             }
         });
         harness.spawn(move |harness| {

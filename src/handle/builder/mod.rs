@@ -64,6 +64,9 @@ impl ActiveSessionsBuilder {
                 max_concurrent_hooks: None,
                 settle_timeout: Duration::ZERO,
                 idle_timeout: None,
+                max_lifetime: None,
+                doubt_timeout: Some(Duration::from_secs(60)),
+                streams_are_activity: true,
                 max_sessions: 1_000_000,
                 end_streams: true,
                 refuse_new_sessions: false,
@@ -106,13 +109,13 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// The longest time that the drain waits for requests in flight before it ends their sessions. 0 by default. It is
-    /// a part of [`drain_timeout`](Self::drain_timeout), and cannot be longer; `Duration::MAX` means up to the drain's
+    /// The longest time that the drain waits for work before it ends the sessions that have it. 0 by default. It is a
+    /// part of [`drain_timeout`](Self::drain_timeout), and cannot be longer; `Duration::MAX` means up to the drain's
     /// deadline.
     ///
-    /// Sessions without a request in flight end at once. A session with one ends when the request is over, including
-    /// its response body, or when this time is over. An open `GET` of a `text/event-stream` does not count as a request
-    /// here.
+    /// Work is a request in flight, including its response body, or a [`WorkGuard`](crate::WorkGuard). An open `GET` of
+    /// a `text/event-stream` is none. Sessions without work end at once. A session with work ends when that is over, or
+    /// when this time is; [`at_work`](crate::DrainReport::at_work) counts the latter.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -131,8 +134,9 @@ impl ActiveSessionsBuilder {
     /// Ends sessions that were idle for this time, with [`EndReason::Idle`](crate::EndReason::Idle). Off by default,
     /// and with `Duration::MAX`; [`build`](Self::build) returns an error for 0, and for more than 240 days.
     ///
-    /// A session is not idle while it has a request in flight, an open response body or a
-    /// [`SessionGuard`](crate::SessionGuard). A session ends up to a sixteenth of the time late. Expiry runs in
+    /// A session is not idle while it has a request in flight, an open response body, a
+    /// [`SessionGuard`](crate::SessionGuard) or a [`WorkGuard`](crate::WorkGuard). A listening stream counts too, unless
+    /// [`streams_are_activity`](Self::streams_are_activity) is off. A session ends up to a sixteenth of the time late. Expiry runs in
     /// [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise it runs only when sessions start.
     ///
     /// ```
@@ -143,6 +147,69 @@ impl ActiveSessionsBuilder {
     /// ```
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.settings.idle_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self
+    }
+
+    /// Ends sessions that are older than this, with [`EndReason::Expired`](crate::EndReason::Expired), however busy they
+    /// are. Off by default, and with `Duration::MAX`; [`build`](Self::build) returns an error for 0.
+    ///
+    /// A session with work ends at the first moment at which it has none: when its last request in flight and its last
+    /// [`WorkGuard`](crate::WorkGuard) are over. A listening stream ends with it, and a
+    /// [`SessionGuard`](crate::SessionGuard) does not keep it. The successor of a compaction is a new session with a
+    /// lifetime of its own. A session ends up to a sixteenth of the time late; the expiry runs where that of
+    /// [`idle_timeout`](Self::idle_timeout) does.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().max_lifetime(Duration::from_secs(24 * 60 * 60));
+    /// # let _ = builder;
+    /// ```
+    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
+        self.settings.max_lifetime = (lifetime != Duration::MAX).then_some(lifetime);
+        self
+    }
+
+    /// How long a doubted session goes on without a sign of life. 60 s by default; with `Duration::MAX` doubt ends none.
+    /// [`build`](Self::build) returns an error for 0.
+    ///
+    /// A host that refuses a request may mean its sender: the same 404 answers an unknown id and the owner's id in
+    /// somebody else's request. So the answers that [`McpProtocol`](crate::McpProtocol) lists, and
+    /// [`SessionUpdate::doubted`](crate::SessionUpdate::doubted), end nothing at once: the session is *doubted*. A
+    /// response with status 101 or 2xx to a request with its id, or a note, takes the doubt back. If none comes within
+    /// this time, the session ends with [`EndReason::Unknown`](crate::EndReason::Unknown), unless it has a request in
+    /// flight, an open response or a guard then, which take the doubt back too.
+    ///
+    /// The ends run in [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise only when sessions
+    /// start.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().doubt_timeout(Duration::from_secs(10));
+    /// # let _ = builder;
+    /// ```
+    pub fn doubt_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.doubt_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self
+    }
+
+    /// Whether an open listening stream is a sign of life. `true` by default.
+    ///
+    /// With `false`, a session whose only activity is an open `GET` of a `text/event-stream` is idle:
+    /// [`idle_timeout`](Self::idle_timeout), [`max_sessions`](Self::max_sessions) and
+    /// [`doubt_timeout`](Self::doubt_timeout) can end it, which ends the stream. Clients that only listen need
+    /// requests from time to time then.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::*;
+    /// let builder =
+    ///     ActiveSessions::builder().idle_timeout(Duration::from_secs(30 * 60)).streams_are_activity(false);
+    /// # let _ = builder;
+    /// ```
+    pub fn streams_are_activity(mut self, are_activity: bool) -> Self {
+        self.settings.streams_are_activity = are_activity;
         self
     }
 
@@ -275,8 +342,9 @@ impl ActiveSessionsBuilder {
     ///
     /// # Errors
     ///
-    /// * [`BuildError::ZeroValue`] if `max_concurrent_hooks`, `max_sessions`, `idle_timeout`, or the `max` of a batch
-    ///   hook is 0.
+    /// * [`BuildError::ZeroValue`] if `max_concurrent_hooks`, `max_sessions`, `idle_timeout`, `max_lifetime`,
+    ///   `doubt_timeout`, or the `max` of a batch hook is 0.
+    /// * [`BuildError::TooLong`] if `idle_timeout` is longer than 240 days.
     /// * [`BuildError::SettleOverDrain`] if `settle_timeout` is finite and longer than `drain_timeout`.
     ///
     /// ```
@@ -292,8 +360,13 @@ impl ActiveSessionsBuilder {
         if settings.max_sessions == 0 {
             return Err(BuildError::ZeroValue { setting: "max_sessions" });
         }
-        if settings.idle_timeout == Some(Duration::ZERO) {
-            return Err(BuildError::ZeroValue { setting: "idle_timeout" });
+        let timeouts = [
+            ("idle_timeout", settings.idle_timeout),
+            ("max_lifetime", settings.max_lifetime),
+            ("doubt_timeout", settings.doubt_timeout),
+        ];
+        if let Some((setting, _)) = timeouts.into_iter().find(|(_, timeout)| *timeout == Some(Duration::ZERO)) {
+            return Err(BuildError::ZeroValue { setting });
         }
         if settings.idle_timeout.is_some_and(|timeout| timeout > MAX_IDLE_TIMEOUT) {
             return Err(BuildError::TooLong { setting: "idle_timeout", limit: MAX_IDLE_TIMEOUT });
@@ -319,6 +392,9 @@ pub(super) struct Settings {
     pub(super) hook_timeout: Duration,
     pub(super) max_concurrent_hooks: Option<usize>,
     pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_lifetime: Option<Duration>,
+    pub(super) doubt_timeout: Option<Duration>,
+    pub(super) streams_are_activity: bool,
     pub(super) max_sessions: usize,
     pub(super) end_streams: bool,
     pub(super) refuse_new_sessions: bool,

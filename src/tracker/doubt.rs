@@ -1,0 +1,67 @@
+//! Doubt: the host has answered as if the session did not exist. That may be the refusal of somebody else's request, so
+//! it ends nothing by itself. The next success of the session takes the doubt back; without one, the session ends when
+//! the doubt is older than the timeout.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Tracker,
+    clock::{Nanos, nanos},
+    generation::{Generation, Scope},
+};
+use crate::{
+    session::EndReason,
+    sync::{Ordering, lock},
+};
+impl Tracker {
+    /// Doubts exactly this generation, if it is active and not doubted yet.
+    #[cold]
+    pub(crate) fn doubt(&self, generation: &Arc<Generation>) {
+        // The time is read under this lock, so the queue is in order.
+        let mut doubts = lock(&self.doubts);
+        let now = self.clock.now();
+        if generation.is_active() && generation.doubt(now) {
+            doubts.push_back((Arc::clone(generation), now));
+            self.doubt_count.store(doubts.len(), Ordering::SeqCst);
+            drop(doubts);
+            self.doubted.notify_waiters();
+        }
+    }
+
+    /// Doubts the active generation of `id`.
+    pub(crate) fn doubt_id(&self, id: &[u8]) {
+        if let Some(generation) = self.find(id) {
+            self.doubt(&generation);
+        }
+    }
+
+    /// When the oldest doubt began.
+    #[inline]
+    pub(crate) fn oldest_doubt(&self) -> Option<Nanos> {
+        if self.doubt_count.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        lock(&self.doubts).front().map(|(_, at)| *at)
+    }
+
+    /// Ends the sessions that are doubted for `timeout`. One with work or a guard is trusted again, and one with a
+    /// listening stream too if these count as activity: its host would have ended it.
+    pub(crate) fn resolve_doubts(&self, timeout: Duration, streams_are_activity: bool) {
+        loop {
+            let Some((generation, at)) = self.take_due_doubt(timeout) else { return };
+            let is_silent =
+                |generation: &Generation| generation.is_doubted_since(at) && generation.is_idle(streams_are_activity);
+            if !self.claim_if(&generation, EndReason::Unknown, Scope::Here, is_silent) {
+                generation.trust_since(at);
+            }
+        }
+    }
+    fn take_due_doubt(&self, timeout: Duration) -> Option<(Arc<Generation>, Nanos)> {
+        let mut doubts = lock(&self.doubts);
+        let now = self.clock.now();
+        let is_due = doubts.front().is_some_and(|(_, at)| now.saturating_sub(*at) >= nanos(timeout));
+        let doubt = if is_due { doubts.pop_front() } else { None };
+        self.doubt_count.store(doubts.len(), Ordering::SeqCst);
+        doubt
+    }
+}
