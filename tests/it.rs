@@ -10,12 +10,14 @@ mod it {
     mod adopt;
     mod busy_streams;
     mod callbacks;
+    mod children;
     mod closing;
     mod connection_drain;
     #[cfg(feature = "cookie")]
     mod cookie;
     #[cfg(feature = "cookie")]
     mod cookie_values;
+    mod doubt;
     mod drain;
     mod echoes;
     mod expiry_and_cap;
@@ -33,6 +35,7 @@ mod it {
     mod hostile_clients;
     mod invalid_ids;
     mod late_responses;
+    mod lifetime;
     mod mcp;
     #[cfg(unix)]
     mod observability;
@@ -54,4 +57,5 @@ mod it {
     #[cfg(feature = "axum")]
     mod updates;
     mod wire_format;
+    mod work;
 }
