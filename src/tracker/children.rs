@@ -13,19 +13,16 @@ use super::{
     order::AfterUnlock,
     shard::Shard,
 };
-use crate::{
-    session::{EndReason, Phase, SessionId},
-    sync::Ordering,
-};
+use crate::session::{EndReason, Phase, SessionId};
 
 impl Tracker {
     /// Must be called before the generation is inserted.
     #[cold]
-    pub(super) fn set_parent(&self, generation: &Generation, parent: SessionId) {
+    pub(super) fn set_parent(&self, generation: &Arc<Generation>, parent: SessionId, after_unlock: &mut AfterUnlock) {
         // A session is not its own child.
         if parent != generation.id {
-            let since = self.totals.claimed.load(Ordering::SeqCst);
-            generation.with_extra(|extra| extra.parent = Some(ParentLink { parent, since }));
+            generation.with_extra(|extra| extra.parent = Some(ParentLink { parent, since: self.claim_number() }));
+            after_unlock.unlinked.push(Arc::clone(generation));
         }
     }
 
@@ -111,16 +108,6 @@ impl Tracker {
                 }
             }
             return;
-        }
-    }
-}
-
-impl AfterUnlock {
-    /// Must be called for every new generation.
-    #[inline]
-    pub(super) fn unlinked_child(&mut self, generation: &Arc<Generation>) {
-        if generation.parent_link().is_some() {
-            self.unlinked.push(Arc::clone(generation));
         }
     }
 }

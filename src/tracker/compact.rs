@@ -47,7 +47,7 @@ impl Tracker {
                 if new.is_bare() {
                     new = Session { id: new.id, session_file: None, ..old.session() };
                 }
-                new.parent = parent.or_else(|| old.session().parent);
+                new.parent = parent.or_else(|| old.parent());
             }
             let end = PendingEnd {
                 next: Some(Box::new(new.clone())),
@@ -75,11 +75,11 @@ impl Tracker {
                 }
                 None if self.phase() == Phase::Closed => return nothing(false, Noted::Closed),
                 None => {
-                    let generation = self.new_generation(new, end.at, old.as_ref().map(|old| old.id.clone()));
+                    let resumed_from = old.as_ref().map(|old| old.id.clone());
+                    let generation = self.new_generation(new, end.at, resumed_from, &mut after_unlock);
                     if let Some(old) = &old {
                         generation.inherit_parent_since(old);
                     }
-                    after_unlock.unlinked_child(&generation);
                     busy(&generation);
                     shards.second().insert(new_hash, &generation, |generation| self.hash_of(generation));
                     if let Some(old) = &old {

@@ -76,8 +76,7 @@ impl Tracker {
                 return Noted::Tombstoned;
             }
             let now = self.clock.now();
-            let generation = self.new_generation(session, now, None);
-            after_unlock.unlinked_child(&generation);
+            let generation = self.new_generation(session, now, None, &mut after_unlock);
             busy(&generation);
             let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
             self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
@@ -111,7 +110,9 @@ impl Tracker {
     }
 
     /// Must be called under the shard's lock.
-    pub(super) fn replace_details(&self, generation: &Arc<Generation>, session: Session) {
+    pub(super) fn replace_details(&self, generation: &Arc<Generation>, mut session: Session) {
+        // It is set when the session starts.
+        session.parent = generation.parent();
         if self.outbox.is_some() && generation.session() != session {
             generation.set_details(session);
             self.record_details(generation);
@@ -126,13 +127,14 @@ impl Tracker {
         mut session: Session,
         now: Nanos,
         resumed_from: Option<SessionId>,
+        after_unlock: &mut AfterUnlock,
     ) -> Arc<Generation> {
         let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         self.set_tick(now);
         let parent = session.parent.take();
         let generation = Arc::new(Generation::new(session, number, now, resumed_from));
         if let Some(parent) = parent {
-            self.set_parent(&generation, parent);
+            self.set_parent(&generation, parent, after_unlock);
         }
         generation
     }

@@ -265,3 +265,24 @@ async fn g09_no_number_of_requests_or_guards_is_special() {
     assert_eq!(drain.await.unwrap().at_work, 0);
     assert_eq!(recorder.ended(), ["working restart"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn g09_work_and_guards_outlive_any_number_of_compactions() {
+    const MANY: usize = 100_000;
+    let sessions = ActiveSessions::builder().settle_timeout(SECOND).build().unwrap();
+    let guard = sessions.guard("s0").unwrap();
+    let work = guard.work().unwrap();
+    let request = UnderWay::begin(&sessions.layer(), ask(&[(ID, "s0")]));
+    for n in 1..MANY {
+        sessions.compact(format!("s{}", n - 1), format!("s{n}"));
+    }
+    assert_eq!(guard.work().unwrap().id().as_str(), format!("s{}", MANY - 1));
+    drop(work);
+    let drain = spawn_drain(&sessions);
+    tokio::time::sleep(SECOND / 2).await;
+    assert_eq!(sessions.len(), 1);
+    drop(request.answer(answer(200, &[])));
+    assert!(sessions.is_empty());
+    assert!(drain.await.unwrap().is_clean());
+    drop(guard);
+}

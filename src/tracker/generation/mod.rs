@@ -2,7 +2,7 @@
 
 mod remote;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
@@ -50,8 +50,8 @@ pub(super) struct Extra {
     /// Tokens of streams that wait for its end, and of streams of sessions that were compacted into it.
     pub(super) listeners: Vec<CancellationToken>,
     /// [`Activity::Stream`]s and [`Activity::Guard`]s.
-    streams: u32,
-    guards: u32,
+    streams: i32,
+    guards: i32,
     exempt_work: u32,
     /// When its host first answered as if the session did not exist, if it is doubted.
     pub(super) doubted_at: Option<Nanos>,
@@ -68,7 +68,7 @@ impl Generation {
     pub(super) fn new(session: Session, number: u64, started_at: Nanos, resumed_from: Option<SessionId>) -> Self {
         let last_seen = Clock::tick(started_at);
         let id = session.id.clone();
-        let details = (!session.is_bare()).then_some(session);
+        let details = (!session.is_bare() || session.parent.is_some()).then_some(session);
         let extra = (details.is_some() || resumed_from.is_some())
             .then(|| Box::new(Extra { details, resumed_from, ..Extra::default() }));
         Self {
@@ -163,7 +163,8 @@ impl Generation {
     pub(crate) fn begin_activity(&self, activity: Activity) {
         match activity {
             Activity::Work => drop(self.activity.fetch_add(1, Ordering::SeqCst)),
-            Activity::Stream | Activity::Guard => self.begin_quiet_activity(activity),
+            Activity::Stream => self.count_streams(1),
+            Activity::Guard => self.count_guards(1),
         }
     }
 
@@ -177,32 +178,52 @@ impl Generation {
                 let work = before & (WORK_MASK | HAS_EXEMPT_WORK);
                 work > HAS_EXEMPT_WORK || (work == 1 && (before >= AWAITED || is_closing()))
             }
-            Activity::Stream | Activity::Guard => {
-                self.end_quiet_activity(activity);
+            Activity::Stream => {
+                self.count_streams(-1);
+                false
+            }
+            Activity::Guard => {
+                self.count_guards(-1);
                 false
             }
         }
     }
 
     #[inline(never)]
-    fn begin_quiet_activity(&self, activity: Activity) {
+    fn count_guards(&self, change: i32) {
         self.with_extra(|extra| {
-            let (count, flag) = extra.quiet_activity(activity);
-            *count += 1;
-            // The flag and the count change under one lock.
-            self.activity.fetch_or(flag, Ordering::SeqCst);
+            extra.guards += change;
+            self.set_flag(HAS_GUARDS, extra.guards > 0);
         });
     }
 
+    /// A successor of a compaction has one stream more while this generation has any.
     #[inline(never)]
-    fn end_quiet_activity(&self, activity: Activity) {
+    fn count_streams(&self, change: i32) {
+        // No lock is held between two steps. The sums are right in any order.
+        let mut successor = self.add_streams(change);
+        while let Some(generation) = successor {
+            successor = generation.add_streams(change);
+        }
+    }
+
+    /// Returns the successor if it has one stream more or less by that.
+    fn add_streams(&self, change: i32) -> Option<Arc<Self>> {
         self.with_extra(|extra| {
-            let (count, flag) = extra.quiet_activity(activity);
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.activity.fetch_and(!flag, Ordering::SeqCst);
-            }
-        });
+            let had_streams = extra.streams > 0;
+            extra.streams += change;
+            let has_streams = extra.streams > 0;
+            // The flag and the count change under one lock.
+            self.set_flag(HAS_STREAMS, has_streams);
+            if had_streams == has_streams { None } else { extra.successor.clone() }
+        })
+    }
+
+    fn set_flag(&self, flag: u32, is_set: bool) {
+        match is_set {
+            true => self.activity.fetch_or(flag, Ordering::SeqCst),
+            false => self.activity.fetch_and(!flag, Ordering::SeqCst),
+        };
     }
 
     /// Whether it has work: a request in flight, or a `WorkGuard`.
@@ -264,8 +285,15 @@ impl Generation {
         self.activity.fetch_or(PASSED_ON, Ordering::SeqCst);
     }
 
+    /// It was compacted into this one, which has a stream for as long as this generation has.
     pub(super) fn set_successor(&self, successor: &Arc<Self>) {
-        self.with_extra(|extra| extra.successor = Some(Arc::clone(successor)));
+        let has_streams = self.with_extra(|extra| {
+            extra.successor = Some(Arc::clone(successor));
+            extra.streams > 0
+        });
+        if has_streams {
+            successor.count_streams(1);
+        }
     }
 
     /// The successor that had work because this generation had. Must be called once, after the last work has ended.
@@ -276,6 +304,10 @@ impl Generation {
 
     pub(super) fn parent_link(&self) -> Option<ParentLink> {
         lock(&self.extra).as_ref().and_then(|extra| extra.parent.clone())
+    }
+
+    pub(super) fn parent(&self) -> Option<SessionId> {
+        self.parent_link().map(|link| link.parent)
     }
 
     /// The successor of a compaction is a child for as long as `old` was one.
@@ -363,8 +395,12 @@ impl Generation {
     pub(crate) fn session(&self) -> Session {
         let extra = lock(&self.extra);
         let Some(extra) = extra.as_ref() else { return Session::new(self.id.clone()) };
-        let details = extra.details.clone().unwrap_or_else(|| Session::new(self.id.clone()));
-        Session { parent: extra.parent.as_ref().map(|link| link.parent.clone()), ..details }
+        let mut session = extra.details.clone().unwrap_or_else(|| Session::new(self.id.clone()));
+        // A compaction of the parent changes the link alone.
+        if let Some(link) = &extra.parent {
+            session.parent = Some(link.parent.clone());
+        }
+        session
     }
 
     pub(crate) fn resumed_from(&self) -> Option<SessionId> {
@@ -519,11 +555,16 @@ const PASSED_ON: u32 = 1 << 31;
 /// With one of the flags from here on, something waits for the end of the last work.
 const AWAITED: u32 = OVERDUE;
 
-impl Extra {
-    fn quiet_activity(&mut self, activity: Activity) -> (&mut u32, u32) {
-        match activity {
-            Activity::Stream => (&mut self.streams, HAS_STREAMS),
-            Activity::Guard | Activity::Work => (&mut self.guards, HAS_GUARDS),
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let successor_of = |generation: &mut Self| {
+            let extra = generation.extra.get_mut().unwrap_or_else(PoisonError::into_inner);
+            extra.as_mut().and_then(|extra| extra.successor.take())
+        };
+        // A guard may have kept a long chain of compactions alive, and a recursive drop would use up the stack.
+        let mut successor = successor_of(self);
+        while let Some(mut generation) = successor.and_then(Arc::into_inner) {
+            successor = successor_of(&mut generation);
         }
     }
 }
