@@ -76,8 +76,9 @@ impl Exchange {
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<Option<RecordWait>, HandleClosed> {
-        if shows_session(response.status)
-            && let Some(generation) = &self.generation
+        if let Some(generation) = &self.generation
+            && generation.is_doubted()
+            && shows_session(response.status)
         {
             generation.trust();
         }

@@ -81,8 +81,8 @@ impl Shared {
     }
 
     /// The active generation of an id. Begins an [`Activity::Work`] of it.
-    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        self.tracker.begin_activity(id, self.housekeeper.tick())
+    pub(super) fn begin_request(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        self.tracker.begin_request(id)
     }
 
     pub(super) fn is_tracked(&self, id: &SessionId) -> bool {

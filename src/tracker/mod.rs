@@ -162,12 +162,12 @@ impl Tracker {
 
     /// As [`find`](Self::find), and begins a request. Both happen under the lock, so no sweep sees the session idle in
     /// between.
-    pub(crate) fn begin_activity(&self, id: &[u8], tick: Tick) -> Option<Arc<Generation>> {
+    pub(crate) fn begin_request(&self, id: &[u8]) -> Option<Arc<Generation>> {
         let hash = self.hash(id);
         let shard = self.shard(hash);
         let generation = shard.find_active(hash, id)?;
+        // Its last activity is written when this one ends: until then it is not idle.
         generation.begin_activity(Activity::Work);
-        generation.touch(tick);
         generation.count_request();
         Some(Arc::clone(generation))
     }

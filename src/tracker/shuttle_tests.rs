@@ -211,7 +211,7 @@ fn g09_a_request_that_completes_during_a_sparing_sweep_ends_its_session_once() {
     explore(|| {
         let harness = Harness::new();
         harness.note("a");
-        let generation = harness.tracker.begin_activity(b"a", 0).unwrap();
+        let generation = harness.tracker.begin_request(b"a").unwrap();
         harness.spawn(move |harness| {
             // In the order of `Exchange`: end the activity, then read the phase.
             if generation.end_activity(Activity::Work, || harness.tracker.phase() >= Phase::Closing) {
@@ -240,7 +240,7 @@ fn g13_an_eviction_that_races_with_a_request_ends_no_busy_session() {
             panic!()
         };
         harness.spawn(|harness| {
-            if let Some(generation) = harness.tracker.begin_activity(b"a", 1) {
+            if let Some(generation) = harness.tracker.begin_request(b"a") {
                 thread::yield_now();
                 assert!(generation.is_active(), "evicted while it was busy");
                 generation.end_activity(Activity::Work, || false);
