@@ -160,7 +160,7 @@ pub use self::{
         SessionEnd, SessionId, SessionStart,
     },
     shutdown::{
-        FinishOutput, ShutdownFuture,
+        AcceptUntilSignal, FinishOutput, ShutdownFuture,
         report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
         signal,
     },
