@@ -25,6 +25,8 @@ mod it {
     mod forced_shutdown;
     mod guard_shutdown;
     mod guards;
+    #[cfg(feature = "axum")]
+    mod handover;
     mod header;
     mod header_scan;
     mod hook_errors;
@@ -32,6 +34,7 @@ mod it {
     #[cfg(feature = "axum")]
     mod hostile_clients;
     mod invalid_ids;
+    mod keep_if;
     mod late_responses;
     mod mcp;
     #[cfg(unix)]
@@ -53,5 +56,6 @@ mod it {
     mod transparency_wire;
     #[cfg(feature = "axum")]
     mod updates;
+    mod warnings;
     mod wire_format;
 }

@@ -140,18 +140,23 @@ impl<L: axum::serve::Listener> axum::serve::Listener for AcceptUntilSignal<L> {
 impl Backlog {
     /// Waits for `accept` until the signal. From then on it gives what is ready. `None` once there is no more.
     async fn accept<T>(&mut self, signalled: &CancellationToken, accept: impl Future<Output = T>) -> Option<T> {
-        // The budget of a task would hide connections that are ready.
-        let mut accept = pin!(unconstrained(accept));
+        let mut accept = pin!(accept);
         tokio::select! {
             biased;
             () = signalled.cancelled() => {}
             accepted = accept.as_mut() => return Some(accepted),
         }
-        self.left = self.left.checked_sub(1)?;
+        if self.left == 0 {
+            return None;
+        }
         let until = *self.until.get_or_insert_with(|| Instant::now() + LOOK);
         tokio::select! {
             biased;
-            accepted = accept => Some(accepted),
+            // The task's budget would hide connections that are ready.
+            accepted = unconstrained(accept) => {
+                self.left -= 1;
+                Some(accepted)
+            }
             () = sleep_until(until) => None,
         }
     }

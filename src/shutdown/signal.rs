@@ -164,8 +164,9 @@ pub use tokio::signal::unix::SignalKind;
 /// # use tower_session_end::{ActiveSessions, signal};
 /// # async fn run(sessions: ActiveSessions, server: impl Future<Output = std::io::Result<()>>) -> std::io::Result<()> {
 /// let report = sessions.finish(server).await.into_result()?;
+/// let again = signal::terminate(); // made here, so that it does not see the signal of the shutdown
 /// tokio::spawn(async {
-///     signal::terminate().await;
+///     again.await;
 ///     std::process::exit(1);
 /// });
 /// // what takes time: to upload the report, to compact a database
