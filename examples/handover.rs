@@ -88,7 +88,11 @@ async fn gateway(version: &'static str) -> Result<(), BoxError> {
 }
 
 /// Goes on with the session of the request, or starts one.
-fn talk(version: &'static str, sessions: &ActiveSessions, id: Option<SessionId>) -> ([(&'static str, String); 1], &'static str) {
+fn talk(
+    version: &'static str,
+    sessions: &ActiveSessions,
+    id: Option<SessionId>,
+) -> ([(&'static str, String); 1], &'static str) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let known = id.filter(|id| sessions.contains(id));
     let id = known.map_or_else(|| format!("{version}-{}", NEXT.fetch_add(1, Ordering::Relaxed)), |id| id.to_string());
@@ -189,7 +193,8 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-async fn deploy(clients: Clients, listener: std::net::TcpListener) -> Result<(), BoxError> {
+/// Replaces version 1 by version 2, which it returns.
+async fn deploy(clients: Clients, listener: std::net::TcpListener) -> Result<Version, BoxError> {
     let v1 = Version::start("v1", &listener).await?;
     until(|| clients.by_v1.load(Ordering::SeqCst) > 500).await;
     let v2 = Version::start("v2", &listener).await?;
@@ -199,9 +204,7 @@ async fn deploy(clients: Clients, listener: std::net::TcpListener) -> Result<(),
     let before = clients.by_v2.load(Ordering::SeqCst);
     until(|| clients.by_v2.load(Ordering::SeqCst) > before + 500).await;
     clients.are_done.store(true, Ordering::SeqCst);
-    let sessions = v2.stop().await?;
-    println!("v2 has exited: {sessions} sessions, each with one session_end");
-    Ok(())
+    Ok(v2)
 }
 
 async fn supervisor() -> Result<(), BoxError> {
@@ -218,7 +221,9 @@ async fn supervisor() -> Result<(), BoxError> {
         }
         Ok(())
     };
-    tokio::try_join!(all, deploy(clients.clone(), listener))?;
+    let ((), v2) = tokio::try_join!(all, deploy(clients.clone(), listener))?;
+    let sessions = v2.stop().await?;
+    println!("v2 has exited: {sessions} sessions, each with one session_end");
     let (by_v1, by_v2) = (clients.by_v1.load(Ordering::SeqCst), clients.by_v2.load(Ordering::SeqCst));
     println!("{} requests, {by_v1} to v1 and {by_v2} to v2, and each was answered", by_v1 + by_v2);
     Ok(())

@@ -25,7 +25,10 @@ use crate::{
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
-    shutdown::{AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport, signal::ShutdownRequest},
+    shutdown::{
+        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport,
+        signal::ShutdownRequest,
+    },
     tasks::Tasks,
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted, Outbox, Tracker},
 };
@@ -41,7 +44,8 @@ use crate::{
 /// A clone is cheap, and is the same handle. Except for the futures, all methods return at once: none waits for a hook
 /// or for the registry. They may be called from any thread, also outside of a tokio runtime. Hooks run on the runtime
 /// in which the handle was built, or in which [`recover`](Self::recover), [`shutdown_on`](Self::shutdown_on) or
-/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls.
+/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls. A runtime without a timer
+/// counts as none, and is logged once.
 ///
 /// # Examples
 ///

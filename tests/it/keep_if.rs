@@ -7,7 +7,9 @@ use std::{
 };
 
 use tokio::time::sleep;
-use tower_session_end::{ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, EndStage, Session, signal::ShutdownRequest};
+use tower_session_end::{
+    ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, EndStage, Session, signal::ShutdownRequest,
+};
 
 use crate::support::{Recorder, UnderWay, ask, assert_sum, within};
 

@@ -132,8 +132,11 @@ fn g05_a_runtime_without_a_timer_loses_no_end_and_is_told_once() {
         let _logging = warnings.listen();
         // Built outside of a runtime.
         let recorder = Recorder::default();
-        let sessions =
-            recorder.builder().on_session_end_batch(10, |_| async { Err::<(), _>("every batch fails") }).build().unwrap();
+        let sessions = recorder
+            .builder()
+            .on_session_end_batch(10, |_| async { Err::<(), _>("every batch fails") })
+            .build()
+            .unwrap();
         let layer = sessions.layer();
         untimed.block_on(async {
             let _service = tower_layer::Layer::layer(&layer, ());

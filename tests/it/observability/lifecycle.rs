@@ -36,8 +36,7 @@ pub(crate) fn secret(name: &str) -> String {
 /// Every name that is used below: some of them are told to nobody.
 pub(crate) const NAMES: [&str; 23] = [
     "header", "reset", "old", "new", "signal", "forgot", "kept", "panics", "fails", "batch", "hangs", "guarded",
-    "evicted", "late", "idle", "lost", "given-up", "record", "shared", "again", "fenced",
-    "dropped", "untimed",
+    "evicted", "late", "idle", "lost", "given-up", "record", "shared", "again", "fenced", "dropped", "untimed",
 ];
 
 /// An error with no text.
