@@ -10,7 +10,6 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::unconstrained,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -152,8 +151,7 @@ impl Backlog {
         let until = *self.until.get_or_insert_with(|| Instant::now() + LOOK);
         tokio::select! {
             biased;
-            // The task's budget would hide connections that are ready.
-            accepted = unconstrained(accept) => {
+            accepted = accept => {
                 self.left -= 1;
                 Some(accepted)
             }

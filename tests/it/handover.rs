@@ -279,7 +279,8 @@ async fn what_is_in_the_backlog_at_the_signal_is_accepted_and_then_the_listener_
         let addr = listener.get_ref().unwrap().local_addr().unwrap();
         let mut clients = Vec::new();
         for _ in 0..MANY {
-            clients.push(within("connect", TcpStream::connect(addr)).await.unwrap());
+            // Blocking, so that the runtime has not heard of them.
+            clients.push(std::net::TcpStream::connect(addr).unwrap());
         }
         let _ = sessions.drain(EndReason::Restart).await;
         if inherent {
@@ -328,7 +329,11 @@ async fn g08_it_stops_accepting_in_the_lame_duck() {
     let mut listener = sessions.accept_until_signal(TcpListener::bind("127.0.0.1:0").await.unwrap());
     let addr = listener.get_ref().unwrap().local_addr().unwrap();
     // An `accept` that waits already.
-    let server = tokio::spawn(async move { listener.accept().await.map(drop) });
+    let server = tokio::spawn(async move {
+        loop {
+            drop(listener.accept().await);
+        }
+    });
     let shutdown = tokio::spawn(sessions.shutdown_on(ready(())));
     within("refused", async {
         while TcpStream::connect(addr).await.is_ok() {
