@@ -137,18 +137,15 @@ impl Housekeeper {
         }
     }
 
-    /// Ends or keeps every session of one shard because of the shutdown, and returns how many there were. With
+    /// Without `keep_if`: ends every session of one shard because of the shutdown, and returns how many there were. With
     /// `spare_work`, sessions with a request in flight are skipped.
     pub(crate) fn drain_shard(&self, shard: usize, spare_work: bool) -> usize {
-        if self.config.keep_if.is_none() {
-            return self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work);
-        }
-        let active = self.tracker.active_in(shard);
-        active
-            .iter()
-            .filter(|generation| !(spare_work && generation.keeps_drain_waiting()))
-            .for_each(|generation| self.drain_one(generation));
-        active.len()
+        self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work)
+    }
+
+    /// Whether a drain asks `keep_if` about each session, by [`drain_one`](Self::drain_one).
+    pub(crate) const fn asks_keep_if(&self) -> bool {
+        self.config.keep_if.is_some()
     }
 
     /// Evicts one session other than `new`, if there are more than `max_sessions`.

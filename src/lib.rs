@@ -115,7 +115,7 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] as a part of a response; the layer itself needs no axum |
+//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] as a part of a response; [`AcceptUntilSignal`] as a listener of `axum::serve`; the layer itself needs no axum |
 //! | `cookie` | no | `CookieProtocol`, for ids in a cookie |
 //! | `metrics` | no | [metrics](observability#metrics) for the recorder of the `metrics` crate |
 //! | `sqlite` | no | `registry::SqliteRegistry`, a registry in a file, for the processes of one machine |
@@ -161,7 +161,7 @@ pub use self::{
         SessionEnd, SessionId, SessionStart,
     },
     shutdown::{
-        FinishOutput, ShutdownFuture,
+        AcceptUntilSignal, FinishOutput, ShutdownFuture,
         report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
         signal,
     },

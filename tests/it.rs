@@ -27,6 +27,8 @@ mod it {
     mod forced_shutdown;
     mod guard_shutdown;
     mod guards;
+    #[cfg(feature = "axum")]
+    mod handover;
     mod header;
     mod header_scan;
     mod hook_errors;
@@ -34,6 +36,7 @@ mod it {
     #[cfg(feature = "axum")]
     mod hostile_clients;
     mod invalid_ids;
+    mod keep_if;
     mod late_responses;
     mod lifetime;
     mod mcp;
@@ -56,6 +59,7 @@ mod it {
     mod transparency_wire;
     #[cfg(feature = "axum")]
     mod updates;
+    mod warnings;
     mod wire_format;
     mod work;
 }

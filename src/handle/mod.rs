@@ -25,7 +25,10 @@ use crate::{
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
-    shutdown::{FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport, signal::ShutdownRequest},
+    shutdown::{
+        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport,
+        signal::ShutdownRequest,
+    },
     tasks::Tasks,
     tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Outbox, Scope, Tracker},
 };
@@ -41,7 +44,8 @@ use crate::{
 /// A clone is cheap, and is the same handle. Except for the futures, all methods return at once: none waits for a hook
 /// or for the registry. They may be called from any thread, also outside of a tokio runtime. Hooks run on the runtime
 /// in which the handle was built, or in which [`recover`](Self::recover), [`shutdown_on`](Self::shutdown_on) or
-/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls.
+/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls. A runtime without a timer
+/// counts as none, and is logged once.
 ///
 /// # Examples
 ///
@@ -86,7 +90,7 @@ pub(crate) struct Inner {
 }
 
 impl ActiveSessions {
-    fn new(hooks: HookSet, settings: Settings, registry: Option<PersistConfig>) -> Self {
+    fn new(hooks: HookSet, settings: Settings, registry: Option<PersistConfig>, tasks: Tasks) -> Self {
         let Settings {
             lame_duck_timeout,
             settle_timeout,
@@ -107,7 +111,7 @@ impl ActiveSessions {
         let outbox = registry.is_some().then(Arc::<Outbox>::default);
         let ends_late_starts = keep_if.is_none();
         let tracker = Tracker::new(!hooks.start.is_empty(), hooks.has_end(), ends_late_starts, outbox.clone());
-        let (tracker, tasks) = (Arc::new(tracker), Arc::new(Tasks::new()));
+        let (tracker, tasks) = (Arc::new(tracker), Arc::new(tasks));
         let persister = registry
             .zip(outbox)
             .map(|(config, outbox)| Persister::new(config, Arc::clone(&tracker), outbox, Arc::clone(&tasks)));
@@ -670,6 +674,41 @@ impl ActiveSessions {
         ClosingFuture::new(self.inner.shutdown.closing.clone())
     }
 
+    /// Wraps a listener that is shared with another process, so that this one stops accepting at the signal.
+    ///
+    /// A server accepts until the drain is over: a client that comes while the hooks run is served rather than refused.
+    /// If a successor listens on the same address, that is wrong: it is there to serve them. With the wrapped listener
+    /// no connection that comes after the signal is accepted, during the lame duck neither. What is accepted already goes
+    /// on as usual, and so does the shutdown.
+    ///
+    /// The signal is the first one of any [`shutdown_on`](Self::shutdown_on) of this handle, or the beginning of a drain.
+    /// Then the connections that are ready in the backlog are accepted, at most 1,024; the listener is closed; and its
+    /// `accept` is pending for ever.
+    ///
+    /// * **An inherited socket** (socket activation, or a socket that the parent hands to its child as standard input)
+    ///   has one backlog for all processes. Nothing is lost: the successor accepts what this process does not.
+    /// * **`SO_REUSEPORT`** gives each process a backlog of its own. What is complete in it is accepted. Linux resets
+    ///   connections that are still in the handshake when their listener is closed, unless
+    ///   `net.ipv4.tcp_migrate_req` is set.
+    ///
+    /// With the feature `axum`, the wrapper of any `axum::serve::Listener` is one too. The example `handover` hands a
+    /// listener to the next version under load.
+    ///
+    /// ```no_run
+    /// # use tower_session_end::{ActiveSessions, signal};
+    /// # async fn run(app: axum::Router, inherited: std::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {
+    /// # let sessions = ActiveSessions::builder().build()?;
+    /// inherited.set_nonblocking(true)?;
+    /// let listener = sessions.accept_until_signal(tokio::net::TcpListener::from_std(inherited)?);
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
+    /// let report = sessions.finish(server).await.into_result()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept_until_signal<L>(&self, listener: L) -> AcceptUntilSignal<L> {
+        AcceptUntilSignal::new(listener, self.inner.shutdown.signalled.clone())
+    }
+
     /// The future for axum's `with_graceful_shutdown`: it waits for `signal`, runs the session drain, and resolves when
     /// the drain is over. So the connections drain after the sessions.
     ///
@@ -771,9 +810,20 @@ impl ActiveSessions {
     /// is a server. For several servers on one handle, call `finish` for each and poll them together: the handle closes
     /// with the last of them.
     ///
+    /// With [`keep_if`](crate::ActiveSessionsBuilder::keep_if), `finish` asks about the sessions that the drain had no
+    /// time for, until the deadline of the connection drain.
+    ///
     /// Code inside `spawn_blocking` cannot be stopped, and dropping a runtime waits for it. If your hooks use it, end
     /// `main` with [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or
     /// `std::process::exit`.
+    ///
+    /// **After `finish`, exit at once.** If the signals are those of [`signal::terminate`](crate::signal::terminate),
+    /// tokio still handles them, so SIGINT and SIGTERM no longer end the process. Before work that takes longer, let a
+    /// task [wait for the next one](crate::signal::terminate#after-the-shutdown).
+    ///
+    /// **The server must not block.** While one poll of it blocks, no deadline is seen; a poll of 1 s is logged. The
+    /// usual cause is a listener in blocking mode: call `set_nonblocking(true)` on a `std::net::TcpListener` before
+    /// `tokio::net::TcpListener::from_std`.
     ///
     /// # Panics
     ///

@@ -21,6 +21,11 @@
 //! | `session-keep-if-panicked` | `WARN` | `session` | `keep_if` panicked; the session is ended |
 //! | `session-cap-exceeded` | `WARN` | `max_sessions` | there are more sessions than `max_sessions`, and none is idle; logged once |
 //! | `session-expiry-undriven` | `WARN` | | `idle_timeout` is set, and no driver is polled; logged once |
+//! | `session-no-hook` | `WARN` | | a handle was built without any hook |
+//! | `session-runtime-without-timer` | `ERROR` | | a tokio runtime has no timer, so no hook can run in it; logged once |
+//! | `session-finish-undriven` | `WARN` | | [`finish`](crate::ActiveSessions::finish) has run for 30 s, and no `shutdown_on` was polled; logged once |
+//! | `session-server-blocked` | `WARN` | `blocked_ms` | one poll of the server in `finish` took 1 s or longer; logged once |
+//! | `session-handle-dropped` | `WARN` | `sessions` | the last handle was dropped with this many active sessions, and no drain had begun |
 //! | `session-signal-failed` | `ERROR` | `error` | a shutdown signal failed or panicked: the shutdown begins |
 //! | `session-signal-unavailable` | `ERROR` | `signal`, `error` | a signal of the system cannot be listened to |
 //! | `session-shutdown` | `INFO` | `reason`, `sessions` | a shutdown was requested, with this many active sessions |

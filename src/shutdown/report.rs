@@ -247,7 +247,8 @@ impl fmt::Display for UnfinishedEnd {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum EndStage {
-    /// No hook was called before the deadline.
+    /// No hook was called before the deadline. Or [`keep_if`](crate::ActiveSessionsBuilder::keep_if) was not asked
+    /// before it: then the session is still active.
     NeverStarted,
     /// No hook was called: an earlier hook of the same id was not over.
     Waiting,

@@ -28,6 +28,10 @@ pub enum BuildError {
         /// The limit.
         limit: Duration,
     },
+    /// The handle is built in a tokio runtime without a timer. Hooks have time limits, so none could run there. Build
+    /// the runtime with [`enable_all`](tokio::runtime::Builder::enable_all) or
+    /// [`enable_time`](tokio::runtime::Builder::enable_time), or build the handle outside of it.
+    NoTimer,
 }
 
 impl fmt::Display for BuildError {
@@ -42,6 +46,9 @@ impl fmt::Display for BuildError {
                 let days = limit.as_secs() / 86_400;
                 write!(f, "`{setting}` is longer than its limit of {days} days; leave it out for no limit")
             }
+            Self::NoTimer => f.write_str(
+                "this tokio runtime has no timer, so no hook can run in it; build it with `enable_all` or `enable_time`",
+            ),
             Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }
     }

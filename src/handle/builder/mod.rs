@@ -14,6 +14,7 @@ use crate::{
     persist::PersistConfig,
     registry::{Durability, DynRegistry},
     session::{EndReason, Session},
+    tasks::{NoTimer, Tasks},
 };
 
 /// Activity is remembered in ticks of 10 ms that wrap around after 497 days; half of that can be told from the future.
@@ -96,7 +97,9 @@ impl ActiveSessionsBuilder {
     /// The longest time that the session drain takes: one deadline for settling, all hooks and the registry. 2 s by
     /// default.
     ///
-    /// With 0, every session ends, no hook is started in the drain, and the report lists all of them as unfinished.
+    /// With 0, the drain ends every session and starts no hook: its report lists all of them as unfinished. The hooks
+    /// start when the drain is over, in the background. With [`finish`](ActiveSessions::finish) that is the connection
+    /// drain, and its report counts those that are over by its end.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -273,8 +276,16 @@ impl ActiveSessionsBuilder {
     /// resumed elsewhere. A drain forgets them without a `session_end`, and counts them as
     /// [kept](crate::DrainReport::kept). By default no session is kept.
     ///
-    /// A drain calls `f` for each active session, with the drain's reason. For a session that starts in the drain it
-    /// may be called twice. If `f` panics, the session ends.
+    /// A drain calls `f` for each active session, with the drain's reason, one call after the other. For a session that
+    /// starts in the drain, or with overlapping drains, it may be called twice. If `f` panics, the session ends.
+    ///
+    /// `f` is called on a thread of the runtime, so it has to answer at once: look up in memory, not in a database. The
+    /// [`drain_timeout`](Self::drain_timeout) holds for it too. After the drain's deadline no further call begins. A
+    /// session that `f` was not asked about stays active, and the drain reports it as
+    /// [never started](crate::EndStage::NeverStarted). [`finish`](ActiveSessions::finish) goes on asking until the
+    /// deadline of the connection drain, also after the connections have ended. What is not asked by then has no
+    /// `session_end` in this process. In a settling, the sessions without work are asked first, until the
+    /// [`settle_timeout`](Self::settle_timeout) is over.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -345,6 +356,8 @@ impl ActiveSessionsBuilder {
     /// * [`BuildError::ZeroValue`] if `max_concurrent_hooks`, `max_sessions`, `idle_timeout`, `max_lifetime`,
     ///   `doubt_timeout`, or the `max` of a batch hook is 0.
     /// * [`BuildError::TooLong`] if `idle_timeout` is longer than 240 days.
+    /// * [`BuildError::NoTimer`] within a tokio runtime without a timer. tokio reports that by a panic, which is caught
+    ///   and which the process's panic hook prints.
     /// * [`BuildError::SettleOverDrain`] if `settle_timeout` is finite and longer than `drain_timeout`.
     ///
     /// ```
@@ -378,8 +391,16 @@ impl ActiveSessionsBuilder {
         if hooks.batch.iter().any(|batch| batch.max == 0) {
             return Err(BuildError::ZeroValue { setting: "on_session_end_batch" });
         }
+        let tasks = Tasks::new().map_err(|NoTimer| BuildError::NoTimer)?;
+        if hooks.is_empty() {
+            tracing::warn!(
+                name: "session-no-hook",
+                "no hook is registered, so nobody is told that a session ends: register one, for example with \
+                 `on_session_end`",
+            );
+        }
         let registry = registry.map(|registry| PersistConfig { registry, durability, hand_over_on_outage });
-        Ok(ActiveSessions::new(hooks, settings, registry))
+        Ok(ActiveSessions::new(hooks, settings, registry, tasks))
     }
 }
 
