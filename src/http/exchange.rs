@@ -6,12 +6,12 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{HeaderMap, header::CONTENT_TYPE, response};
+use http::response;
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
-    protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
+    protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
     tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
 };
@@ -50,6 +50,11 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
+    #[inline(always)]
+    pub(super) fn is_open(&self) -> bool {
+        self.shared.phase() == Phase::Open
+    }
+
     /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
     pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
@@ -81,6 +86,13 @@ impl Exchange {
                 return Ok(None);
             }
             if let Some(id) = protocol.starting_id(id, response) {
+                if let (Some(old), policy @ (OnNewId::End(_) | OnNewId::Compact)) =
+                    (&self.generation, protocol.new_id_policy())
+                    && !self.shared.is_tracked(&id)
+                {
+                    let start = self.replace_session(Arc::clone(old), policy, Session::new(id))?;
+                    return Ok(start.map(|start| self.record_wait(vec![start])));
+                }
                 let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
                 return Ok(start.map(|start| self.record_wait(vec![start])));
             }
@@ -92,9 +104,9 @@ impl Exchange {
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
             (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
-        let from_handler = match has_update(response) {
-            true => response.extensions.remove::<SessionUpdate>(),
-            false => None,
+        let from_handler = match response.extensions.is_empty() {
+            true => None,
+            false => response.extensions.remove::<SessionUpdate>(),
         };
         if from_handler.is_none() && from_protocol.is_empty() {
             return Ok(None);
@@ -120,6 +132,30 @@ impl Exchange {
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
+    }
+
+    /// The response names a new id, and that replaces the request's session. The exchange goes on in the new one.
+    #[cold]
+    fn replace_session(
+        &mut self,
+        old: Arc<Generation>,
+        policy: OnNewId,
+        new: Session,
+    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
+        let sessions = &self.shared.sessions;
+        let (source, activity) = (NoteSource::ResponseHeader, Some(self.activity));
+        let noted = match policy {
+            OnNewId::Compact => sessions.compact_generation(old.id.as_str(), Some(&old), new, source, activity).1,
+            OnNewId::End(reason) => {
+                sessions.end_generation(&old, reason, EndedBy::Host);
+                sessions.note_session(new, source, activity)
+            }
+            OnNewId::Keep => sessions.note_session(new, source, activity),
+        };
+        self.generation = None;
+        let start = self.attach(noted);
+        self.end_activity(&old);
+        start
     }
 
     fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
@@ -205,17 +241,16 @@ impl Exchange {
         }
     }
 
-    /// Turns the activity into [`Activity::Stream`] if the response to a `GET` is an event stream: a client that
-    /// listens is not work. Returns whether the stream has to end with its session.
+    /// Turns the activity into [`Activity::Stream`]: a client that listens is not work. Returns whether the stream has
+    /// to end with its session.
     #[inline(never)]
-    pub(super) fn begin_stream(&mut self, headers: &HeaderMap) -> bool {
-        let is_stream = is_event_stream(headers);
-        if is_stream && let Some(generation) = self.generation.clone() {
+    pub(super) fn begin_stream(&mut self) -> bool {
+        if let Some(generation) = self.generation.clone() {
             generation.begin_activity(Activity::Stream);
             self.end_activity(&generation);
             self.activity = Activity::Stream;
         }
-        is_stream && self.sessions().inner.end_streams
+        self.sessions().inner.end_streams
     }
 
     #[inline(never)]
@@ -239,15 +274,9 @@ impl Drop for Exchange {
     }
 }
 
-/// Whether a handler has put an update into the response.
+/// Whether a handler has put an update into the response that declares a change.
 #[inline]
 fn has_update(response: &response::Parts) -> bool {
-    !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    const EVENT_STREAM: &[u8] = b"text/event-stream";
-    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
-    let Some((essence, rest)) = content_type.split_at_checked(EVENT_STREAM.len()) else { return false };
-    essence.eq_ignore_ascii_case(EVENT_STREAM) && matches!(rest.first(), None | Some(b';' | b' '))
+    !response.extensions.is_empty()
+        && response.extensions.get::<SessionUpdate>().is_some_and(|update| !update.is_empty())
 }
