@@ -10,6 +10,8 @@ mod it {
     mod adopt;
     mod busy_streams;
     mod callbacks;
+    #[cfg(feature = "axum")]
+    mod close_connections;
     mod closing;
     mod connection_drain;
     #[cfg(feature = "cookie")]
@@ -34,8 +36,11 @@ mod it {
     mod invalid_ids;
     mod late_responses;
     mod mcp;
+    #[cfg(feature = "axum")]
+    mod nested_layers;
     #[cfg(unix)]
     mod observability;
+    mod on_new_id;
     mod protocol_panics;
     mod races;
     mod registry;
@@ -44,6 +49,8 @@ mod it {
     mod settle;
     mod shutdown;
     mod signal_failures;
+    #[cfg(feature = "axum")]
+    mod stream_kinds;
     mod streams;
     mod tombstones;
     mod tracker;

@@ -63,9 +63,10 @@ pin_project! {
             // Whether it ends with trailers, if the layer ends it.
             is_grpc: bool,
         },
-        // The layer has ended a gRPC stream; the trailers tell why.
-        Trailers { terminated: Terminated },
-        Over,
+        Over {
+            // The layer has ended a gRPC stream, and its trailers tell why.
+            trailers: Option<Terminated>,
+        },
     }
 }
 
@@ -85,7 +86,7 @@ impl<B> SessionBody<B> {
     pub const fn get_ref(&self) -> Option<&B> {
         match &self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Trailers { .. } | State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
@@ -94,7 +95,7 @@ impl<B> SessionBody<B> {
     pub const fn get_mut(&mut self) -> Option<&mut B> {
         match &mut self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Trailers { .. } | State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
@@ -105,12 +106,12 @@ impl<B> SessionBody<B> {
     pub fn into_inner(self) -> Option<B> {
         match self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Trailers { .. } | State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
     pub(super) const fn empty() -> Self {
-        Self { state: State::Over }
+        Self { state: State::Over { trailers: None } }
     }
 
     /// The next frame; if it was ready at once, also a check whether more may follow.
@@ -167,17 +168,17 @@ impl<B> SessionBody<B> {
     /// The host's body is dropped here, not with this one.
     fn end(self: Pin<&mut Self>, terminated: Terminated) {
         let is_grpc = matches!(self.state, State::Host { is_grpc: true, .. });
-        self.project().state.set(if is_grpc { State::Trailers { terminated } } else { State::Over });
+        self.project().state.set(State::Over { trailers: is_grpc.then_some(terminated) });
     }
 
     /// The trailers of a gRPC stream that the layer has ended; otherwise the body is over.
     #[cold]
     fn poll_trailers<T>(self: Pin<&mut Self>) -> Polled<T> {
         let trailers = match &self.state {
-            State::Trailers { terminated } => Some(grpc_trailers(*terminated)),
-            State::Host { .. } | State::Over => None,
+            State::Over { trailers: Some(terminated) } => Some(grpc_trailers(*terminated)),
+            State::Host { .. } | State::Over { trailers: None } => None,
         };
-        self.project().state.set(State::Over);
+        self.project().state.set(State::Over { trailers: None });
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 }
@@ -235,8 +236,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.state {
             State::Host { inner, .. } => inner.is_end_stream(),
-            State::Trailers { .. } => false,
-            State::Over => true,
+            State::Over { trailers } => trailers.is_none(),
         }
     }
 
@@ -244,7 +244,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.state {
             State::Host { inner, .. } => inner.size_hint(),
-            State::Trailers { .. } | State::Over => SizeHint::with_exact(0),
+            State::Over { .. } => SizeHint::with_exact(0),
         }
     }
 }
@@ -253,7 +253,7 @@ impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = match &self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Trailers { .. } | State::Over => None,
+            State::Over { .. } => None,
         };
         f.debug_struct("SessionBody").field("inner", &inner).finish_non_exhaustive()
     }

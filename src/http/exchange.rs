@@ -86,12 +86,9 @@ impl Exchange {
                 return Ok(None);
             }
             if let Some(id) = protocol.starting_id(id, response) {
-                if let (Some(old), policy @ (OnNewId::End(_) | OnNewId::Compact)) =
-                    (&self.generation, protocol.new_id_policy())
-                    && !self.shared.is_tracked(&id)
-                {
-                    let start = self.replace_session(Arc::clone(old), policy, Session::new(id))?;
-                    return Ok(start.map(|start| self.record_wait(vec![start])));
+                let policy = protocol.new_id_policy();
+                if policy != OnNewId::Keep && self.generation.is_some() {
+                    return self.apply_new_id(policy, request.and_then(RequestInfo::id), Session::new(id));
                 }
                 let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
                 return Ok(start.map(|start| self.record_wait(vec![start])));
@@ -134,28 +131,37 @@ impl Exchange {
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
     }
 
-    /// The response names a new id, and that replaces the request's session. The exchange goes on in the new one.
+    /// The request has a session, and the response names another one. If that is new, it replaces the request's, and the
+    /// exchange goes on in it.
     #[cold]
-    fn replace_session(
+    fn apply_new_id(
         &mut self,
-        old: Arc<Generation>,
         policy: OnNewId,
+        carried: Option<&SessionId>,
         new: Session,
-    ) -> Result<Option<Arc<Generation>>, HandleClosed> {
+    ) -> Result<Option<RecordWait>, HandleClosed> {
         let sessions = &self.shared.sessions;
         let (source, activity) = (NoteSource::ResponseHeader, Some(self.activity));
-        let noted = match policy {
-            OnNewId::Compact => sessions.compact_generation(old.id.as_str(), Some(&old), new, source, activity).1,
-            OnNewId::End(reason) => {
-                sessions.end_generation(&old, reason, EndedBy::Host);
+        let old = self.generation.clone().filter(|_| !self.shared.is_tracked(&new.id));
+        let noted = match (policy, &old) {
+            (OnNewId::Compact, Some(old)) => {
+                sessions.compact_generation(old.id.as_str(), Some(old), new, source, activity).1
+            }
+            (OnNewId::End(reason), Some(old)) => {
+                sessions.end_generation(old, reason, EndedBy::Host);
                 sessions.note_session(new, source, activity)
             }
-            OnNewId::Keep => sessions.note_session(new, source, activity),
+            (OnNewId::Keep, _) | (_, None) => {
+                let start = self.note_from_header(carried, new)?;
+                return Ok(start.map(|start| self.record_wait(vec![start])));
+            }
         };
         self.generation = None;
         let start = self.attach(noted);
-        self.end_activity(&old);
-        start
+        if let Some(old) = old {
+            self.end_activity(&old);
+        }
+        Ok(start?.map(|start| self.record_wait(vec![start])))
     }
 
     fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {

@@ -83,7 +83,7 @@ where
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
                 if !termination.exchange.is_open() {
-                    close_connection(termination.exchange.sessions(), *this.version, &mut parts.headers, parts.status);
+                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
                 }
                 if termination.exchange.may_update(this.request.as_ref(), &parts) {
                     match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
@@ -203,13 +203,13 @@ fn poll_pending_head<B>(
     match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
         Some(pending) if is_recorded => {
-            let PendingHead { sessions, mut response, .. } = *pending;
+            let PendingHead { sessions, response, .. } = *pending;
+            let (mut parts, body) = response.into_parts();
             if sessions.phase() != Phase::Open {
                 // The shutdown may have begun during the wait.
-                let status = response.status();
-                close_connection(&sessions, version, response.headers_mut(), status);
+                close_connection(&sessions, version, &mut parts);
             }
-            Poll::Ready(response)
+            Poll::Ready(Response::from_parts(parts, body))
         }
         Some(_) => Poll::Ready(unavailable(version)),
     }
