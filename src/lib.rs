@@ -115,7 +115,7 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] as a part of a response; [`AcceptUntilSignal`] as a listener of `axum::serve`; the layer itself needs no axum |
+//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] and [`StreamKind`] as parts of a response; [`AcceptUntilSignal`] as a listener of `axum::serve`; the layer itself needs no axum |
 //! | `cookie` | no | `CookieProtocol`, for ids in a cookie |
 //! | `metrics` | no | [metrics](observability#metrics) for the recorder of the `metrics` crate |
 //! | `sqlite` | no | `registry::SqliteRegistry`, a registry in a file, for the processes of one machine |
@@ -154,8 +154,8 @@ pub use self::{
         WorkGuard,
     },
     hooks::{HookError, HookFailure, HookOutput, SessionHook},
-    http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
+    http::{ResponseFuture, SessionBody, SessionLayer, SessionService, StreamKind},
+    protocol::{HeaderProtocol, McpProtocol, OnNewId, RequestInfo, SessionProtocol, SessionUpdate},
     session::{
         EndReason, GenerationId, IdempotencyKey, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext,
         SessionEnd, SessionId, SessionStart,

@@ -11,6 +11,8 @@ mod it {
     mod busy_streams;
     mod callbacks;
     mod children;
+    #[cfg(feature = "axum")]
+    mod close_connections;
     mod closing;
     mod connection_drain;
     #[cfg(feature = "cookie")]
@@ -40,8 +42,11 @@ mod it {
     mod late_responses;
     mod lifetime;
     mod mcp;
+    #[cfg(feature = "axum")]
+    mod nested_layers;
     #[cfg(unix)]
     mod observability;
+    mod on_new_id;
     mod protocol_panics;
     mod races;
     mod registry;
@@ -50,6 +55,8 @@ mod it {
     mod settle;
     mod shutdown;
     mod signal_failures;
+    #[cfg(feature = "axum")]
+    mod stream_kinds;
     mod streams;
     mod tombstones;
     mod tracker;

@@ -83,10 +83,15 @@ pub(crate) struct Inner {
     pub(crate) housekeeper: Arc<Housekeeper>,
     pub(crate) shutdown: Arc<Shutdown>,
     pub(crate) end_streams: bool,
+    pub(crate) listening_media_types: Box<[String]>,
+    pub(crate) close_connections: bool,
     pub(crate) refuse_new_sessions: bool,
     recovery_timeout: Duration,
     ignored_ids: AtomicU64,
     ignored_id: Once,
+    /// Two layers of this handle saw one request.
+    #[cfg(feature = "axum")]
+    pub(crate) nested_layers: Once,
 }
 
 impl ActiveSessions {
@@ -101,6 +106,8 @@ impl ActiveSessions {
             idle_timeout,
             max_sessions,
             end_streams,
+            listening_media_types,
+            close_connections,
             refuse_new_sessions,
             keep_if,
             recovery_timeout,
@@ -148,10 +155,14 @@ impl ActiveSessions {
             housekeeper,
             shutdown,
             end_streams,
+            listening_media_types: listening_media_types.into(),
+            close_connections,
             refuse_new_sessions,
             recovery_timeout,
             ignored_ids: AtomicU64::new(0),
             ignored_id: Once::new(),
+            #[cfg(feature = "axum")]
+            nested_layers: Once::new(),
         };
         Self { inner: Arc::new(inner) }
     }

@@ -6,12 +6,12 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, response};
+use http::{StatusCode, response};
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
-    protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
+    protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
     tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Scope},
 };
@@ -53,6 +53,11 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
+    #[inline(always)]
+    pub(super) fn is_open(&self) -> bool {
+        self.shared.phase() == Phase::Open
+    }
+
     /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
     pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
@@ -91,6 +96,10 @@ impl Exchange {
                 return Ok(None);
             }
             if let Some(id) = protocol.starting_id(id, response) {
+                let policy = protocol.new_id_policy();
+                if policy != OnNewId::Keep && self.generation.is_some() {
+                    return self.apply_new_id(policy, request.and_then(RequestInfo::id), Session::new(id));
+                }
                 let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
                 return Ok(start.map(|start| self.record_wait(vec![start])));
             }
@@ -102,9 +111,9 @@ impl Exchange {
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
             (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
-        let from_handler = match has_update(response) {
-            true => response.extensions.remove::<SessionUpdate>(),
-            false => None,
+        let from_handler = match response.extensions.is_empty() {
+            true => None,
+            false => response.extensions.remove::<SessionUpdate>(),
         };
         if from_handler.is_none() && from_protocol.is_empty() {
             return Ok(None);
@@ -130,6 +139,39 @@ impl Exchange {
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
+    }
+
+    /// The request has a session, and the response names another one. If that is new, it replaces the request's, and the
+    /// exchange goes on in it.
+    #[cold]
+    fn apply_new_id(
+        &mut self,
+        policy: OnNewId,
+        carried: Option<&SessionId>,
+        new: Session,
+    ) -> Result<Option<RecordWait>, HandleClosed> {
+        let sessions = &self.shared.sessions;
+        let (source, activity) = (NoteSource::ResponseHead(self.began), Some(self.activity));
+        let old = self.generation.clone().filter(|_| !self.shared.is_tracked(&new.id));
+        let noted = match (policy, &old) {
+            (OnNewId::Compact, Some(old)) => {
+                sessions.compact_generation(old.id.as_str(), Some(old), new, source, activity).1
+            }
+            (OnNewId::End(reason), Some(old)) => {
+                sessions.end_generation(old, reason, Scope::Everywhere);
+                sessions.note_session(new, source, activity)
+            }
+            (OnNewId::Keep, _) | (_, None) => {
+                let start = self.note_from_header(carried, new)?;
+                return Ok(start.map(|start| self.record_wait(vec![start])));
+            }
+        };
+        self.generation = None;
+        let start = self.attach(noted);
+        if let Some(old) = old {
+            self.end_activity(&old);
+        }
+        Ok(start?.map(|start| self.record_wait(vec![start])))
     }
 
     fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
@@ -222,17 +264,16 @@ impl Exchange {
         }
     }
 
-    /// Turns the activity into [`Activity::Stream`] if the response to a `GET` is an event stream: a client that
-    /// listens is not work. Returns whether the stream has to end with its session.
+    /// Turns the activity into [`Activity::Stream`]: a client that listens is not work. Returns whether the stream has
+    /// to end with its session.
     #[inline(never)]
-    pub(super) fn begin_stream(&mut self, headers: &HeaderMap) -> bool {
-        let is_stream = is_event_stream(headers);
-        if is_stream && let Some(generation) = self.generation.clone() {
+    pub(super) fn begin_stream(&mut self) -> bool {
+        if let Some(generation) = self.generation.clone() {
             generation.begin_activity(Activity::Stream);
             self.end_activity(&generation);
             self.activity = Activity::Stream;
         }
-        is_stream && self.sessions().inner.end_streams
+        self.sessions().inner.end_streams
     }
 
     #[inline(never)]
@@ -252,20 +293,14 @@ impl Drop for Exchange {
     }
 }
 
-/// Whether a handler has put an update into the response.
+/// Whether a handler has put an update into the response that declares a change.
 #[inline]
 fn has_update(response: &response::Parts) -> bool {
-    !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
+    !response.extensions.is_empty()
+        && response.extensions.get::<SessionUpdate>().is_some_and(|update| !update.is_empty())
 }
 
 /// Whether a response with this status shows that the host knows the session of its request.
 fn shows_session(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    const EVENT_STREAM: &[u8] = b"text/event-stream";
-    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
-    let Some((essence, rest)) = content_type.split_at_checked(EVENT_STREAM.len()) else { return false };
-    essence.eq_ignore_ascii_case(EVENT_STREAM) && matches!(rest.first(), None | Some(b';' | b' '))
 }

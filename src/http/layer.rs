@@ -43,8 +43,15 @@ impl ActiveSessions {
 
 /// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`] or [`SessionLayer::new`].
 ///
-/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside the services
-/// that set session headers, and inside those that must not see them.
+/// It is transparent: status, headers, body, trailers and readiness are the host's own. The exceptions: control headers
+/// that a protocol strips, and in a shutdown `connection: close` in HTTP/1 responses
+/// ([`close_connections`](crate::ActiveSessionsBuilder::close_connections)) and the ends of streams
+/// ([`end_streams`](crate::ActiveSessionsBuilder::end_streams)).
+///
+/// Put it outside the services that set session headers, and inside those that must not see them. A layer that
+/// compresses belongs outside of this one: inside of it, it would not see that this layer ends a stream, and the client
+/// would get a torn file. With axum, that is a `.layer` after this one:
+/// `.layer(sessions.layer()).layer(CompressionLayer::new())`.
 ///
 /// ```
 /// use tower_session_end::{ActiveSessions, SessionLayer};
@@ -147,6 +154,9 @@ impl SessionLayer {
     /// Switches the axum extractors off, which saves an insertion into each request's extensions. Handlers that use
     /// them then fail with [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are
     /// none.
+    ///
+    /// It also switches off the check for a second layer of the same handle around the same host: a request that two
+    /// layers see in the same session is counted once with the extractors, and twice without them.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;

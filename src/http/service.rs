@@ -145,8 +145,9 @@ impl<S> SessionService<S> {
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            let id = exchange.generation().map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
-            RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
+            let generation = exchange.generation();
+            let id = generation.map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
+            RequestContext::insert(request.extensions_mut(), &shared.sessions, generation, id);
         }
         let is_get = request.method() == Method::GET;
         let state = State::Calling { inner: self.inner.call(request) };

@@ -42,11 +42,12 @@
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and no driver is polled; logged once |
 //! | `session-registry-lease-not-released` | `WARN` | `error` | the lease could not be released at the end |
 //!
-//! And of user code, and of the registries themselves:
+//! And of user code, of layers, and of the registries themselves:
 //!
 //! | event | level | when |
 //! |---|---|---|
 //! | *`session-protocol-panicked`* | `WARN` | a protocol panicked: the exchange goes on as if it had returned no update; logged once |
+//! | *`session-layers-nested`* | `WARN` | two layers of one handle saw a request in the same session: it is counted once (feature `axum`); logged once |
 //! | *`session-registry-panicked`* | `WARN` | a registry panicked when asked for its lease: the lease is assumed to be valid |
 //! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one created |
 //! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |

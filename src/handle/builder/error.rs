@@ -20,6 +20,14 @@ pub enum BuildError {
         /// The name of the builder's method.
         setting: &'static str,
     },
+    /// A media type is not `type/subtype`, without parameters and wildcards.
+    #[non_exhaustive]
+    InvalidMediaType {
+        /// The name of the builder's method.
+        setting: &'static str,
+        /// The text that is no media type.
+        media_type: String,
+    },
     /// A setting is longer than its limit. `Duration::MAX` is no limit, where the setting allows it.
     #[non_exhaustive]
     TooLong {
@@ -48,6 +56,11 @@ impl fmt::Display for BuildError {
             }
             Self::NoTimer => f.write_str(
                 "this tokio runtime has no timer, so no hook can run in it; build it with `enable_all` or `enable_time`",
+            ),
+            Self::InvalidMediaType { setting, media_type } => write!(
+                f,
+                "`{setting}` has {media_type:?}, which is no media type; it has to be `type/subtype`, without parameters \
+                 and wildcards"
             ),
             Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }

@@ -70,6 +70,8 @@ impl ActiveSessionsBuilder {
                 streams_are_activity: true,
                 max_sessions: 1_000_000,
                 end_streams: true,
+                listening_media_types: vec!["text/event-stream".to_owned()],
+                close_connections: true,
                 refuse_new_sessions: false,
                 keep_if: None,
                 recovery_timeout: Duration::from_secs(10),
@@ -80,8 +82,9 @@ impl ActiveSessionsBuilder {
     /// The duration of [`Phase::LameDuck`](crate::Phase::LameDuck): the time from the signal to the drain. 0 by
     /// default: the phase is skipped.
     ///
-    /// In it [`is_ready`](ActiveSessions::is_ready) is false, and everything else goes on, so a load balancer can stop
-    /// sending new requests before the listener closes.
+    /// In it [`is_ready`](ActiveSessions::is_ready) is false, so a load balancer can stop sending new requests before the
+    /// listener closes. HTTP/1 responses carry `connection: close`, so clients that keep connections alive go elsewhere
+    /// in this time too; see [`close_connections`](Self::close_connections). Everything else goes on.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -116,9 +119,10 @@ impl ActiveSessionsBuilder {
     /// part of [`drain_timeout`](Self::drain_timeout), and cannot be longer; `Duration::MAX` means up to the drain's
     /// deadline.
     ///
-    /// Work is a request in flight, including its response body, or a [`WorkGuard`](crate::WorkGuard). An open `GET` of
-    /// a `text/event-stream` is none. Sessions without work end at once. A session with work ends when that is over, or
-    /// when this time is; [`at_work`](crate::DrainReport::at_work) counts the latter.
+    /// Work is a request in flight, including its response body, or a [`WorkGuard`](crate::WorkGuard). A stream to which a
+    /// client [listens](crate::StreamKind::Listening), such as an open `GET` of a `text/event-stream`, is none; one that
+    /// is an [answer](crate::StreamKind::Answer) is. Sessions without work end at once. A session with work ends when
+    /// that is over, or when this time is; [`at_work`](crate::DrainReport::at_work) counts the latter.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -237,11 +241,21 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Whether an open event stream ends with its session. `true` by default.
+    /// Whether a stream to which a client listens ends with its session. `true` by default.
     ///
-    /// The `text/event-stream` body of a `GET` ends cleanly, as if the host had ended it, once its session has ended. A
-    /// stream without a session ends once the drain is over. With `false`, one client that listens delays the
-    /// connection drain until its deadline.
+    /// These are the bodies of `GET` responses with one of the
+    /// [`listening_media_types`](Self::listening_media_types), and all that a handler marks as
+    /// [`StreamKind::Listening`](crate::StreamKind::Listening). Such a body ends cleanly, as if the host had ended it,
+    /// once its session has ended. A stream without a session ends once the drain is over. With `false`, one client
+    /// that listens delays the connection drain until its deadline.
+    ///
+    /// **An answer that looks like such a stream has to say that it is one.** A `text/event-stream` on a `GET` that
+    /// carries the tokens of a model is ended in the middle by a shutdown, and the client takes it for whole, unless
+    /// its handler marks it as [`StreamKind::Answer`](crate::StreamKind::Answer).
+    ///
+    /// A stream that this layer ends is torn by any layer inside of it that encodes the whole body. Put a layer that
+    /// compresses outside of this one (with axum: add it after this one): then it sees the end, and completes its
+    /// format.
     ///
     /// A compaction does not end the stream. In a shutdown, streams go on for 20 ms after the drain (at most a quarter
     /// of [`connection_drain_timeout`](Self::connection_drain_timeout)): to send a last event, wait for
@@ -254,6 +268,48 @@ impl ActiveSessionsBuilder {
     /// ```
     pub fn end_streams(mut self, end: bool) -> Self {
         self.settings.end_streams = end;
+        self
+    }
+
+    /// The media types to which clients listen: the body of a `GET` response with one of them ends with its session; see
+    /// [`end_streams`](Self::end_streams). `text/event-stream` by default, which this call replaces.
+    ///
+    /// Letters of both cases are equal, and the parameters of a response's `content-type` do not matter. With no media
+    /// type, only the streams that their handlers mark as [`StreamKind::Listening`](crate::StreamKind::Listening) end.
+    /// Other endless bodies, for example of `application/x-ndjson`, can be added; without that, they last until the end
+    /// of [`connection_drain_timeout`](Self::connection_drain_timeout), and end with an error.
+    /// [`build`](Self::build) returns an error for a text that is not `type/subtype`.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let sessions = ActiveSessions::builder()
+    ///     .listening_media_types(["text/event-stream", "application/x-ndjson"])
+    ///     .build()?;
+    /// # assert!(ActiveSessions::builder().listening_media_types(["ndjson"]).build().is_err());
+    /// # Ok::<(), BuildError>(())
+    /// ```
+    pub fn listening_media_types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.settings.listening_media_types = types.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether HTTP/1 responses carry `connection: close` from [`Phase::LameDuck`](crate::Phase::LameDuck) on. `true` by
+    /// default.
+    ///
+    /// A client that keeps its connection alive is told to use another one, and so finds another process before this
+    /// one closes the connection under a request. It replaces a `connection: keep-alive` of the host. A 101 and
+    /// responses over HTTP/2 do not carry it. The layer's own 503 always does.
+    ///
+    /// It needs a [`lame_duck_timeout`](Self::lame_duck_timeout) that is longer than the pauses between the requests of
+    /// a connection.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let builder = ActiveSessions::builder().close_connections(false);
+    /// # let _ = builder;
+    /// ```
+    pub fn close_connections(mut self, close: bool) -> Self {
+        self.settings.close_connections = close;
         self
     }
 
@@ -358,6 +414,7 @@ impl ActiveSessionsBuilder {
     /// * [`BuildError::TooLong`] if `idle_timeout` is longer than 240 days.
     /// * [`BuildError::NoTimer`] within a tokio runtime without a timer. tokio reports that by a panic, which is caught
     ///   and which the process's panic hook prints.
+    /// * [`BuildError::InvalidMediaType`] if one of the `listening_media_types` is not `type/subtype`.
     /// * [`BuildError::SettleOverDrain`] if `settle_timeout` is finite and longer than `drain_timeout`.
     ///
     /// ```
@@ -384,6 +441,10 @@ impl ActiveSessionsBuilder {
         if settings.idle_timeout.is_some_and(|timeout| timeout > MAX_IDLE_TIMEOUT) {
             return Err(BuildError::TooLong { setting: "idle_timeout", limit: MAX_IDLE_TIMEOUT });
         }
+        if let Some(media_type) = settings.listening_media_types.iter().find(|text| !is_media_type(text)) {
+            let (setting, media_type) = ("listening_media_types", media_type.clone());
+            return Err(BuildError::InvalidMediaType { setting, media_type });
+        }
         let (settle_timeout, drain_timeout) = (settings.settle_timeout, settings.drain_timeout);
         if settle_timeout > drain_timeout && settle_timeout != Duration::MAX {
             return Err(BuildError::SettleOverDrain { settle_timeout, drain_timeout });
@@ -404,6 +465,15 @@ impl ActiveSessionsBuilder {
     }
 }
 
+/// Whether a text is `type/subtype`: names as RFC 6838 restricts them, so no parameters and no wildcards.
+fn is_media_type(text: &str) -> bool {
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
+    };
+    text.split_once('/').is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
+}
+
 /// The settings of a handle, without its hooks and its registry.
 pub(super) struct Settings {
     pub(super) lame_duck_timeout: Duration,
@@ -418,6 +488,8 @@ pub(super) struct Settings {
     pub(super) streams_are_activity: bool,
     pub(super) max_sessions: usize,
     pub(super) end_streams: bool,
+    pub(super) listening_media_types: Vec<String>,
+    pub(super) close_connections: bool,
     pub(super) refuse_new_sessions: bool,
     pub(super) keep_if: Option<KeepIf>,
     pub(super) recovery_timeout: Duration,

@@ -147,6 +147,12 @@ impl Generation {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes back one [`count_request`](Self::count_request): the request was counted twice.
+    #[cfg(feature = "axum")]
+    pub(crate) fn uncount_request(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+
     #[inline]
     pub(crate) fn touch(&self, tick: Tick) {
         self.last_seen.store(tick, Ordering::Relaxed);
