@@ -24,14 +24,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Extension, Router,
-    extract::Request,
-    http::{HeaderValue, header::CONNECTION},
-    middleware::{Next, from_fn},
-    response::Response,
-    routing::post,
-};
+use axum::{Router, routing::post};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -50,7 +43,7 @@ async fn gateway(version: &'static str) -> Result<(), BoxError> {
     let starts = Arc::new(AtomicU64::new(0));
     let (started, ended) = (Arc::clone(&starts), Arc::clone(&ends));
     let sessions = ActiveSessions::builder()
-        // Time for kept-alive connections: each gets an answer with `connection: close`.
+        // Time for kept-alive connections: from the signal on, each gets its next answer with `connection: close`.
         .lame_duck_timeout(Duration::from_secs(1))
         .drain_timeout(Duration::from_secs(5))
         .on_session_start(move |_| {
@@ -75,8 +68,6 @@ async fn gateway(version: &'static str) -> Result<(), BoxError> {
     let handle = sessions.clone();
     let app = Router::new()
         .route("/", post(async move |id: Option<SessionId>| talk(version, &handle, id)))
-        .layer(from_fn(close_connections))
-        .layer(Extension(sessions.clone()))
         .layer(sessions.layer());
     println!("ready");
     let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signals));
@@ -97,15 +88,6 @@ fn talk(
     let known = id.filter(|id| sessions.contains(id));
     let id = known.map_or_else(|| format!("{version}-{}", NEXT.fetch_add(1, Ordering::Relaxed)), |id| id.to_string());
     ([("x-session-id", id)], version)
-}
-
-/// From the signal on, clients are to leave.
-async fn close_connections(Extension(sessions): Extension<ActiveSessions>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    if !sessions.is_ready() {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }
 
 /// A version of the gateway, as its supervisor sees it.
