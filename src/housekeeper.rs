@@ -92,8 +92,10 @@ impl Housekeeper {
         let is_closing = || self.tracker.phase() >= Phase::Closing;
         let mut over = Some(Arc::clone(generation));
         while let Some(generation) = over.take() {
-            over =
-                generation.successor_with_work().filter(|successor| successor.end_activity(Activity::Work, is_closing));
+            over = generation.successor_with_work().filter(|successor| {
+                successor.touch(self.tick());
+                successor.end_activity(Activity::Work, is_closing)
+            });
             generation.limit_exempt_work();
             if !generation.is_active() {
                 continue;

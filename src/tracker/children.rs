@@ -80,6 +80,10 @@ impl Tracker {
             }
             if shard.find_active(hash, parent.as_bytes()).is_none() && shard.tombstones.claimed_since(hash, since) {
                 if shard.tombstones.ended_since(hash, since) {
+                    // Its own end waits for theirs.
+                    for ending in shard.generations(hash, &parent).filter(|generation| !generation.is_compacted()) {
+                        ending.add_successor(child);
+                    }
                     after_unlock.orphaned.push((Arc::clone(child), Scope::Here));
                     return;
                 }

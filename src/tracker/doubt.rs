@@ -49,8 +49,9 @@ impl Tracker {
     pub(crate) fn resolve_doubts(&self, timeout: Duration, streams_are_activity: bool) {
         loop {
             let Some((generation, at)) = self.take_due_doubt(timeout) else { return };
+            // In this order: a success takes the doubt back before its work ends.
             let is_silent =
-                |generation: &Generation| generation.is_doubted_since(at) && generation.is_idle(streams_are_activity);
+                |generation: &Generation| generation.is_idle(streams_are_activity) && generation.is_doubted_since(at);
             if !self.claim_if(&generation, EndReason::Unknown, Scope::Here, is_silent) {
                 generation.trust_since(at);
             }
