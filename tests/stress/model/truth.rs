@@ -323,7 +323,9 @@ impl Model {
                 session.parent = (child != new).then_some(new);
             }
             // In a shutdown a session that starts ends at once.
-            if successor == self.starts && let Some(reason) = self.stopping {
+            if successor == self.starts
+                && let Some(reason) = self.stopping
+            {
                 self.end(new, reason);
             }
         }
@@ -433,7 +435,8 @@ impl Model {
         let mut ends = Vec::new();
         for (id, (_, until)) in &spans {
             let own = causes.get(id).into_iter().flatten().filter(|due| due.from <= *until).map(|due| due.reason);
-            let parent = self.active[id].parent.filter(|parent| spans.get(parent).is_some_and(|(from, _)| from <= until));
+            let parent =
+                self.active[id].parent.filter(|parent| spans.get(parent).is_some_and(|(from, _)| from <= until));
             let reasons = own.chain(parent.map(|_| EndReason::Parent)).collect();
             ends.push((*id, reasons, parent.and_then(|parent| self.number(parent))));
         }
