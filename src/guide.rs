@@ -10,6 +10,9 @@
 //! | [streams events](#event-streams) | the layer, and [`ActiveSessions::closing`] |
 //! | [streams a model's tokens](#token-streams) | [`StreamKind::Answer`] |
 //! | [runs jobs](#jobs) | [`ActiveSessions::guard`] |
+//! | [goes on working after its response](#work-after-the-response) | [`ActiveSessions::work`] |
+//! | [starts subagents](#children) | [`Session::with_parent`] |
+//! | [shares its listener with the next version](#a-listener-that-is-handed-over) | [`ActiveSessions::accept_until_signal`] |
 //! | [sends its ids in no header](#ids-in-no-header) | [`SessionUpdate`], or [`ActiveSessions::note`] |
 //! | [accepts ids that were made elsewhere](#ids-made-elsewhere) | `adopt(true)` on the protocol |
 //! | [does none of these](#a-custom-protocol) | your own [`SessionProtocol`] |
@@ -156,6 +159,55 @@
 //! # });
 //! ```
 //!
+//! # Work after the response
+//!
+//! A gateway that answers 202 and goes on has no request in flight while it works. A [`WorkGuard`] says that the session
+//! is at work: in a shutdown its end waits until the guard is dropped, up to
+//! [`settle_timeout`](ActiveSessionsBuilder::settle_timeout). A session guard alone is no work: a shutdown does not wait
+//! for an open socket. If the run compacts its session, the work is that of the successor.
+//!
+//! ```
+//! use axum::http::StatusCode;
+//! use tower_session_end::{ActiveSessions, SessionId};
+//! # async fn run() {}
+//!
+//! async fn start(sessions: ActiveSessions, id: SessionId) -> StatusCode {
+//!     sessions.note(&id);
+//!     let work = sessions.work(&id);
+//!     tokio::spawn(async move {
+//!         run().await;
+//!         drop(work);
+//!     });
+//!     StatusCode::ACCEPTED
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::post(start));
+//! ```
+//!
+//! A handler that asks for the shutdown, and waits for it, is work too, so the drain would wait for it in vain. It calls
+//! [`exempt_work`](ActiveSessions::exempt_work) with the id of its session first; a run calls
+//! [`WorkGuard::exempt`].
+//!
+//! # Children
+//!
+//! The session of a subagent names that of its agent as its [parent](crate::Session::parent). When the parent ends, its
+//! children end after it, with reason `parent`:
+//!
+//! ```
+//! # use tower_session_end::{ActiveSessions, EndReason, Session};
+//! # let sessions = ActiveSessions::builder().build()?;
+//! sessions.note("agent");
+//! sessions.note(Session::try_from("subagent")?.with_parent("agent"));
+//! sessions.end("agent", EndReason::Deleted); // ends both
+//! # assert!(sessions.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # A listener that is handed over
+//!
+//! Where two versions share one listener (an inherited socket, or `SO_REUSEPORT`), the old one has to stop accepting at
+//! its signal, and not when its drain is over: see [`accept_until_signal`](ActiveSessions::accept_until_signal).
+//! `cargo run --example handover` replaces a gateway under load without losing a request.
+//!
 //! # Ids in no header
 //!
 //! A handler puts a [`SessionUpdate`] into its response. The layer takes it out, so it is never sent. It can carry
@@ -280,4 +332,7 @@
 #![doc = include_str!("guide/consumers.md")]
 // For the links, including those of the included files.
 #[allow(unused_imports, reason = "this module is documentation only")]
-use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionUpdate, StreamKind};
+use crate::{
+    ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, Session, SessionProtocol, SessionUpdate, StreamKind,
+    WorkGuard,
+};
