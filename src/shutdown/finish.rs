@@ -32,6 +32,9 @@ const UNDRIVEN_GRACE: Duration = Duration::from_secs(30);
 /// A warning is logged if one poll of the server takes this long.
 const LONG_POLL: Duration = Duration::from_secs(1);
 
+/// So often `finish` lets other tasks run before it counts the open responses.
+const YIELDS_FOR_STREAMS: usize = 16;
+
 impl Shutdown {
     pub(crate) fn finish<S: IntoFuture>(
         self: &Arc<Self>,
@@ -74,7 +77,7 @@ impl Shutdown {
         let drain = shutdown.drain_unless_done().await;
         let timed_out = output.is_none() && panic.is_none();
         let elapsed = shutdown.connections_since(started_at).map(|since| since.elapsed()).unwrap_or_default();
-        let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
+        let open_responses = shutdown.open_responses_at_the_end().await;
         tokio::select! {
             biased;
             () = shutdown.ask_within(started_at) => {}
@@ -107,6 +110,17 @@ impl Shutdown {
             resume_unwind(payload);
         }
         FinishOutput { output, report }
+    }
+
+    /// A server that has ended may leave tasks of HTTP/2 streams behind that have not run since: they end at once.
+    async fn open_responses_at_the_end(&self) -> usize {
+        for _ in 0..YIELDS_FOR_STREAMS {
+            if self.open_responses.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        self.open_responses.load(Ordering::SeqCst)
     }
 
     /// Asks `keep_if` about the sessions that the drain had no time for, while the connections drain.

@@ -268,7 +268,7 @@ async fn g09_no_number_of_requests_or_guards_is_special() {
 
 #[tokio::test(start_paused = true)]
 async fn g09_work_and_guards_outlive_any_number_of_compactions() {
-    const MANY: usize = 100_000;
+    const MANY: usize = 30_000;
     let sessions = ActiveSessions::builder().settle_timeout(SECOND).build().unwrap();
     let guard = sessions.guard("s0").unwrap();
     let work = guard.work().unwrap();
