@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{
-    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, generation::Scope, order::AfterUnlock,
+    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, clock::Clock, generation::Scope, order::AfterUnlock,
     shard::ShardPair,
 };
 use crate::session::{EndReason, Phase, Session};
@@ -65,6 +65,9 @@ impl Tracker {
                         self.replace_details(&generation, new);
                     }
                     busy(&generation);
+                    // As a note: its host knows it.
+                    generation.touch(Clock::tick(end.at));
+                    generation.trust();
                     Noted::AlreadyActive(generation)
                 }
                 None if source
