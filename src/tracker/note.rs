@@ -55,6 +55,7 @@ impl Tracker {
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let hash = self.hash(session.id.as_bytes());
+        let parent = self.parent_of(&session);
         let mut after_unlock = AfterUnlock::default();
         let note = {
             let mut shard = self.shard(hash);
@@ -77,7 +78,7 @@ impl Tracker {
             }
             let now = self.clock.now();
             let generation = self.new_generation(session, now, None);
-            after_unlock.unlinked_child(&generation);
+            after_unlock.unlinked_child(&generation, parent);
             busy(&generation);
             let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
             self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
