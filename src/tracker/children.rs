@@ -13,17 +13,35 @@ use super::{
     order::AfterUnlock,
     shard::Shard,
 };
-use crate::session::{EndReason, Phase, SessionId};
+use crate::session::{EndReason, Phase, Session, SessionId};
 
 impl Tracker {
     /// Must be called before the generation is inserted.
     #[cold]
-    pub(super) fn set_parent(&self, generation: &Arc<Generation>, parent: SessionId, after_unlock: &mut AfterUnlock) {
+    pub(super) fn set_parent(
+        &self,
+        generation: &Arc<Generation>,
+        id: SessionId,
+        parent: Option<Arc<Generation>>,
+        after_unlock: &mut AfterUnlock,
+    ) {
         // A session is not its own child.
-        if parent != generation.id {
-            generation.with_extra(|extra| extra.parent = Some(ParentLink { parent, since: self.claim_number() }));
-            after_unlock.unlinked.push(Arc::clone(generation));
+        if id != generation.id {
+            generation.with_extra(|extra| extra.parent = Some(ParentLink { parent: id, since: self.claim_number() }));
+            after_unlock.unlinked.push((Arc::clone(generation), parent));
         }
+    }
+
+    /// The active parent of a session that may start. Must be called with no lock held.
+    #[inline]
+    pub(super) fn parent_of(&self, session: &Session) -> Option<Arc<Generation>> {
+        session.parent.as_ref().and_then(|parent| self.find(parent.as_bytes()))
+    }
+
+    /// The active parent of the active generation of `id`. Must be called with no lock held.
+    pub(super) fn parent_of_active(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        let link = self.find(id)?.parent_link()?;
+        self.find(link.parent.as_bytes())
     }
 
     /// Must be called under the lock of the parent's shard, after the claim of its end. With `is_done`, that end has no
@@ -53,8 +71,8 @@ impl Tracker {
 
     /// Links, unlinks or ends one child. Returns false if there is none left. Must be called with no lock held.
     pub(super) fn apply_to_children(&self, after_unlock: &mut AfterUnlock) -> bool {
-        if let Some(child) = after_unlock.unlinked.pop() {
-            self.link(&child, after_unlock);
+        if let Some((child, known)) = after_unlock.unlinked.pop() {
+            self.link(&child, known, after_unlock);
         } else if let Some(child) = after_unlock.claimed_children.pop() {
             self.unlink(&child);
         } else if let Some((child, scope)) = after_unlock.orphaned.pop() {
@@ -70,7 +88,8 @@ impl Tracker {
         true
     }
 
-    fn link(&self, child: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+    /// With `known`, a parent that has been compacted and retired by now is followed too.
+    fn link(&self, child: &Arc<Generation>, mut known: Option<Arc<Generation>>, after_unlock: &mut AfterUnlock) {
         while let Some(ParentLink { parent, since }) = child.parent_link() {
             let hash = self.hash(parent.as_bytes());
             let mut shard = self.shard(hash);
@@ -87,9 +106,14 @@ impl Tracker {
                     after_unlock.orphaned.push((Arc::clone(child), Scope::Here));
                     return;
                 }
-                let claimed = shard.generations(hash, &parent).max_by_key(|generation| generation.number);
-                if let Some(successor) = claimed.and_then(|generation| generation.successor()) {
-                    child.with_extra(|extra| extra.parent = Some(ParentLink { parent: successor.id.clone(), since }));
+                let since = shard.tombstones.last_claim(hash).unwrap_or(since);
+                let claimed = shard.generations(hash, &parent).max_by_key(|generation| generation.number).cloned();
+                let known_claimed = known.take().filter(|generation| generation.id == parent);
+                if let Some(successor) = claimed.or(known_claimed).and_then(|generation| generation.successor()) {
+                    // Since that compaction. A session is not its own child.
+                    let link = (successor.id != child.id).then(|| ParentLink { parent: successor.id.clone(), since });
+                    child.with_extra(|extra| extra.parent = link);
+                    known = Some(successor);
                     continue;
                 }
             }

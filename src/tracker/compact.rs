@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{
-    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, generation::Scope, order::AfterUnlock,
+    Activity, Generation, NoteSource, Noted, PendingEnd, Tracker, clock::Clock, generation::Scope, order::AfterUnlock,
     shard::ShardPair,
 };
 use crate::session::{EndReason, Phase, Session};
@@ -37,17 +37,21 @@ impl Tracker {
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let compaction_lock = self.compaction_lock.read().unwrap_or_else(PoisonError::into_inner);
         let (old_hash, new_hash) = (self.hash(old), self.hash(new.id.as_bytes()));
+        let parent = self.parent_of(&new).or_else(|| self.parent_of_active(old));
         let mut after_unlock = AfterUnlock::default();
         let result = {
             let mut shards = ShardPair::lock(&self.shards, Self::index(old_hash), Self::index(new_hash));
             let is_meant = |generation: &&Arc<Generation>| only.is_none_or(|meant| Arc::ptr_eq(meant, generation));
             let old = shards.first().find_active(old_hash, old).filter(is_meant).cloned();
+            let mut inherited = None;
             if let Some(old) = &old {
                 let parent = new.parent.take();
+                // Read once: a compaction of the parent may change it.
+                inherited = old.parent_link().filter(|_| parent.is_none());
                 if new.is_bare() {
                     new = Session { id: new.id, session_file: None, ..old.session() };
                 }
-                new.parent = parent.or_else(|| old.parent());
+                new.parent = parent.or_else(|| inherited.as_ref().map(|link| link.parent.clone()));
             }
             let end = PendingEnd {
                 next: Some(Box::new(new.clone())),
@@ -65,6 +69,9 @@ impl Tracker {
                         self.replace_details(&generation, new);
                     }
                     busy(&generation);
+                    // As a note: its host knows it.
+                    generation.touch(Clock::tick(end.at));
+                    generation.trust();
                     Noted::AlreadyActive(generation)
                 }
                 None if source
@@ -76,9 +83,9 @@ impl Tracker {
                 None if self.phase() == Phase::Closed => return nothing(false, Noted::Closed),
                 None => {
                     let resumed_from = old.as_ref().map(|old| old.id.clone());
-                    let generation = self.new_generation(new, end.at, resumed_from, &mut after_unlock);
-                    if let Some(old) = &old {
-                        generation.inherit_parent_since(old);
+                    let generation = self.new_generation(new, end.at, resumed_from, parent, &mut after_unlock);
+                    if let Some(link) = &inherited {
+                        generation.inherit_parent_since(link.since);
                     }
                     busy(&generation);
                     shards.second().insert(new_hash, &generation, |generation| self.hash_of(generation));
@@ -102,7 +109,8 @@ impl Tracker {
                             old.pass_on_work(generation);
                             worked = Some(Arc::clone(old));
                         }
-                        shards.move_children(&old.id, &generation.id);
+                        // Both shards are locked, so no end of the successor comes between.
+                        shards.move_children(&old.id, &generation.id, self.claim_number());
                     }
                     // There is no successor: the streams end with `old`.
                     Noted::Tombstoned | Noted::Closed => after_unlock.listeners.append(&mut old.take_listeners()),

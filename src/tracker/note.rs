@@ -55,6 +55,7 @@ impl Tracker {
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let hash = self.hash(session.id.as_bytes());
+        let parent = self.parent_of(&session);
         let mut after_unlock = AfterUnlock::default();
         let note = {
             let mut shard = self.shard(hash);
@@ -76,7 +77,7 @@ impl Tracker {
                 return Noted::Tombstoned;
             }
             let now = self.clock.now();
-            let generation = self.new_generation(session, now, None, &mut after_unlock);
+            let generation = self.new_generation(session, now, None, parent, &mut after_unlock);
             busy(&generation);
             let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
             self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
@@ -121,20 +122,22 @@ impl Tracker {
         }
     }
 
+    /// `parent` is the [`parent_of`](Self::parent_of) the session, read before the lock.
     #[inline]
     pub(super) fn new_generation(
         &self,
         mut session: Session,
         now: Nanos,
         resumed_from: Option<SessionId>,
+        parent: Option<Arc<Generation>>,
         after_unlock: &mut AfterUnlock,
     ) -> Arc<Generation> {
         let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         self.set_tick(now);
-        let parent = session.parent.take();
+        let parent_id = session.parent.take();
         let generation = Arc::new(Generation::new(session, number, now, resumed_from));
-        if let Some(parent) = parent {
-            self.set_parent(&generation, parent, after_unlock);
+        if let Some(id) = parent_id {
+            self.set_parent(&generation, id, parent, after_unlock);
         }
         generation
     }

@@ -30,8 +30,8 @@ pub(super) struct AfterUnlock {
     unblocked: Vec<Arc<Generation>>,
     /// Tokens of streams that waited for the claim.
     pub(super) listeners: Vec<CancellationToken>,
-    /// New children, which their parents do not know yet.
-    pub(super) unlinked: Vec<Arc<Generation>>,
+    /// New children, which their parents do not know yet, and the generation of the parent before they started.
+    pub(super) unlinked: Vec<(Arc<Generation>, Option<Arc<Generation>>)>,
     /// Claimed children, which their parents still know.
     pub(super) claimed_children: Vec<Arc<Generation>>,
     /// Children of generations that have ended.

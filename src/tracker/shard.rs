@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashTable};
 
 use super::{
-    generation::{ClaimState, Generation},
-    tombstones::Tombstones,
+    generation::{ClaimState, Generation, ParentLink},
+    tombstones::{ClaimNumber, Tombstones},
 };
 use crate::{
     observability::ReleaseCause,
@@ -239,11 +239,11 @@ impl<'a> ShardPair<'a> {
         &mut self.first
     }
 
-    /// The children of `old`, in the first shard, become those of `new`, in the second.
-    pub(super) fn move_children(&mut self, old: &SessionId, new: &SessionId) {
+    /// The children of `old`, in the first shard, become those of `new`, in the second. So many claims have been made.
+    pub(super) fn move_children(&mut self, old: &SessionId, new: &SessionId, since: ClaimNumber) {
         let Some(mut children) = self.first.children.remove(old) else { return };
         for child in children.values() {
-            child.with_extra(|extra| extra.parent.iter_mut().for_each(|link| link.parent = new.clone()));
+            child.with_extra(|extra| extra.parent = Some(ParentLink { parent: new.clone(), since }));
         }
         // It may have been a child of `old`. A session is not its own child.
         for (_, child) in children.extract_if(|_, child| child.id == *new) {

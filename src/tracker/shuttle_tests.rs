@@ -464,6 +464,37 @@ fn g22_a_child_that_is_compacted_beside_the_end_of_its_parent_ends_with_it() {
 }
 
 #[test]
+fn g22_a_child_that_ends_beside_the_compaction_of_its_parent_is_unlinked() {
+    explore(|| {
+        let harness = Harness::new();
+        harness.note("p1");
+        harness.note_child("c", "p1");
+        harness.spawn(|harness| harness.compact("p1", "p2"));
+        harness.spawn(|harness| {
+            harness.end("c");
+        });
+        harness.run_two_workers();
+        harness.sweep();
+        harness.check(3);
+    });
+}
+
+#[test]
+fn g22_a_child_that_is_compacted_beside_the_compaction_of_its_parent_ends_with_the_successor() {
+    explore(|| {
+        let harness = Harness::new();
+        harness.note("p1");
+        harness.note_child("c1", "p1");
+        harness.spawn(|harness| harness.compact("p1", "p2"));
+        harness.spawn(|harness| harness.compact("c1", "c2"));
+        harness.run_two_workers();
+        assert!(harness.end("p2"));
+        assert_eq!(harness.tracker.len(), 0);
+        harness.check(4);
+    });
+}
+
+#[test]
 fn g13_a_session_whose_last_work_ends_beside_the_end_of_its_lifetime_expires() {
     explore(|| {
         let harness = Harness::new();

@@ -56,6 +56,11 @@ impl Tombstones {
         self.any(hash, |claim| claim & 1 == 1 && claim >> 1 > began)
     }
 
+    /// The last claim of a generation of the id.
+    pub(super) fn last_claim(&self, hash: u64) -> Option<ClaimNumber> {
+        self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim >> 1).max()
+    }
+
     fn any(&self, hash: u64, condition: impl Fn(u64) -> bool) -> bool {
         let fingerprint = fingerprint(hash);
         // No early exit, so the loop is vectorised.

@@ -317,10 +317,8 @@ impl Generation {
     }
 
     /// The successor of a compaction is a child for as long as `old` was one.
-    pub(super) fn inherit_parent_since(&self, old: &Self) {
-        if let Some(since) = old.parent_link().map(|link| link.since) {
-            self.with_extra(|extra| extra.parent.iter_mut().for_each(|link| link.since = since));
-        }
+    pub(super) fn inherit_parent_since(&self, since: ClaimNumber) {
+        self.with_extra(|extra| extra.parent.iter_mut().for_each(|link| link.since = since));
     }
 
     /// What it was compacted into.

@@ -9,8 +9,10 @@ mod steps;
 mod truth;
 mod world;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
-use steps::{Settings, Step, settings, step};
+use steps::{Answer, Settings, Step, settings, step};
 use world::World;
 
 fn run(steps: Vec<Step>, settings: Settings) {
@@ -34,5 +36,37 @@ proptest! {
         settings in settings(),
     ) {
         run(steps, settings);
+    }
+}
+
+/// What has failed once, and not because the model was wrong.
+#[test]
+fn sequences_that_once_failed_do_not() {
+    use Answer::{Doubt, Open};
+    use Step::{Compact, Doze, DropWork, End, Exchange, Forget, Note, Work};
+    let sequences = [
+        // The idle time did not count from the end of the work.
+        vec![Note(3, None), Work(3), Doze(41), DropWork(0), Doze(41), Doze(19)],
+        // The same after a compaction.
+        vec![Note(3, None), Work(3), Compact(3, 0, None), Doze(41), DropWork(0), Doze(41), Doze(19)],
+        // A successor became its own child.
+        vec![Note(1, None), Compact(1, 2, Some(1))],
+        // A compaction into a doubted session did not take the doubt back.
+        vec![Exchange(None, Open(3)), Exchange(None, Doubt(3)), Compact(0, 3, None), Doze(41)],
+        // A parent that had ended before the compaction ended the successor of a child of another.
+        vec![Note(3, Some(0)), Note(1, None), End(1), Compact(3, 0, Some(1))],
+        // So did one that had ended before it became the parent.
+        vec![
+            Note(1, None),
+            Note(3, Some(1)),
+            Note(2, None),
+            End(2),
+            Compact(1, 2, None),
+            Forget(2),
+            Compact(3, 0, None),
+        ],
+    ];
+    for steps in sequences {
+        run(steps, Settings { max_sessions: 4, settle: Duration::ZERO, lifetime: None });
     }
 }

@@ -48,6 +48,8 @@ pub(crate) enum Step {
     DropWork(usize),
     /// A request arrives that carries an id, or none.
     Request(Option<u8>),
+    /// A request and its response.
+    Exchange(Option<u8>, Answer),
     /// One of the requests gets its response.
     Respond(usize, Answer),
     /// Time for some hooks.
@@ -91,22 +93,24 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => Just(Answer::End),
         2 => id().prop_map(Answer::CompactInto),
     ];
+    let carried = || proptest::option::weighted(0.8, id());
     prop_oneof![
-        8 => (id(), parent(0.5)).prop_map(|(id, parent)| Step::Note(id, parent)),
-        4 => id().prop_map(Step::End),
-        1 => id().prop_map(Step::Forget),
+        12 => (id(), parent(0.5)).prop_map(|(id, parent)| Step::Note(id, parent)),
+        5 => id().prop_map(Step::End),
+        2 => id().prop_map(Step::Forget),
         1 => Just(Step::ForgetAll),
-        5 => (id(), id(), parent(0.2)).prop_map(|(old, new, parent)| Step::Compact(old, new, parent)),
-        2 => id().prop_map(Step::Guard),
-        2 => any::<usize>().prop_map(Step::DropGuard),
-        3 => id().prop_map(Step::Work),
-        1 => any::<usize>().prop_map(Step::WorkOfGuard),
-        3 => any::<usize>().prop_map(Step::DropWork),
-        6 => proptest::option::weighted(0.8, id()).prop_map(Step::Request),
-        7 => (any::<usize>(), answer).prop_map(|(which, answer)| Step::Respond(which, answer)),
-        4 => any::<u8>().prop_map(Step::Wait),
-        3 => (1..60_u8).prop_map(Step::Doze),
-        1 => Just(Step::Silence),
+        8 => (id(), id(), parent(0.2)).prop_map(|(old, new, parent)| Step::Compact(old, new, parent)),
+        4 => id().prop_map(Step::Guard),
+        4 => any::<usize>().prop_map(Step::DropGuard),
+        6 => id().prop_map(Step::Work),
+        2 => any::<usize>().prop_map(Step::WorkOfGuard),
+        6 => any::<usize>().prop_map(Step::DropWork),
+        8 => carried().prop_map(Step::Request),
+        14 => (carried(), answer.clone()).prop_map(|(id, answer)| Step::Exchange(id, answer)),
+        10 => (any::<usize>(), answer).prop_map(|(which, answer)| Step::Respond(which, answer)),
+        6 => any::<u8>().prop_map(Step::Wait),
+        10 => (1..60_u8).prop_map(Step::Doze),
+        2 => Just(Step::Silence),
         1 => Just(Step::Drain),
         1 => any::<u8>().prop_map(Step::HalfADrain),
     ]

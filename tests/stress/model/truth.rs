@@ -77,8 +77,8 @@ pub(crate) struct Model {
     /// The generation with which each work began.
     work: Vec<Number>,
     guards: Vec<Number>,
-    /// The last start, if `max_sessions` applies to it.
-    newcomer: Option<Number>,
+    /// Who was idle at the last start to which `max_sessions` applies.
+    idle_at_start: Option<BTreeSet<Number>>,
 }
 
 impl Model {
@@ -95,7 +95,7 @@ impl Model {
             successors: BTreeMap::new(),
             work: Vec::new(),
             guards: Vec::new(),
-            newcomer: None,
+            idle_at_start: None,
         }
     }
 
@@ -153,7 +153,8 @@ impl Model {
             return number;
         }
         let number = self.start(id, parent);
-        self.newcomer = Some(number);
+        let others = self.active.values().map(|session| session.number).filter(|other| *other != number);
+        self.idle_at_start = Some(others.filter(|other| !self.is_busy(*other)).collect());
         if let Some(reason) = self.stopping {
             self.end(id, reason);
         }
@@ -307,25 +308,24 @@ impl Model {
             return false;
         };
         if old == new {
+            // The exchange belongs to the session from here on, if to none before.
+            if began.is_some() && only.is_none() {
+                self.active.entry(old).and_modify(|session| session.seen = self.now);
+            }
             return true;
         }
         let is_late = began.is_some_and(|began| self.was_claimed_since(new, began));
-        let successor = match self.sign_of_life(new) {
-            None if is_late => None,
-            None => Some(self.start(new, parent.or(old_parent))),
-            active => active,
-        };
+        let known = self.sign_of_life(new);
+        let started = (known.is_none() && !is_late).then(|| self.start(new, parent.or(old_parent)));
         self.owe(old, BTreeSet::from([EndReason::Compaction]), None);
-        if let Some(successor) = successor {
+        if let Some(successor) = known.or(started) {
             self.successors.insert(number, successor);
             for child in self.children(old) {
                 let session = self.active.get_mut(&child).unwrap();
                 session.parent = (child != new).then_some(new);
             }
             // In a shutdown a session that starts ends at once.
-            if successor == self.starts
-                && let Some(reason) = self.stopping
-            {
+            if let Some(reason) = self.stopping.filter(|_| started.is_some()) {
                 self.end(new, reason);
             }
         }
@@ -349,11 +349,11 @@ impl Model {
 
     /// Takes back the ends that `max_sessions` chose itself: `gone` are no longer active.
     pub(crate) fn evict(&mut self, gone: &BTreeSet<Id>) {
-        let Some(newcomer) = self.newcomer.take() else { return };
-        let is_idle = |session: &Active| session.number != newcomer && !self.is_busy(session.number);
+        let Some(idle) = self.idle_at_start.take() else { return };
+        let is_idle = |session: &Active| idle.contains(&session.number);
         if gone.is_empty() {
-            let has_victim = self.active.values().any(is_idle);
-            assert!(self.active.len() <= self.settings.max_sessions || !has_victim, "nobody was evicted");
+            let is_over = self.active.len() > self.settings.max_sessions;
+            assert!(!is_over || !self.active.values().any(is_idle), "nobody was evicted");
             return;
         }
         // It is nobody who is busy, and not the newcomer; and its children go with it.

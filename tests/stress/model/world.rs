@@ -124,6 +124,10 @@ impl World {
                 drop(guard);
             }
             Step::Request(id) => held.push(request(sessions, model, id)),
+            Step::Exchange(id, answer) => {
+                let held = request(sessions, model, id);
+                respond(model, held, answer).await;
+            }
             Step::Respond(which, answer) if !held.is_empty() => {
                 let held = held.swap_remove(which % held.len());
                 respond(model, held, answer).await;
