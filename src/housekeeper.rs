@@ -26,6 +26,9 @@ const SHARDS_PER_YIELD: usize = 64;
 /// The driver looks at each session so often within its timeout.
 const PERIODS_PER_TIMEOUT: u32 = 32;
 
+/// The driver looks again after this time, if no clock reaches the end of a doubt.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
 /// A warning is logged if a handle has no driver this long after the first `idle_timeout`.
 const UNDRIVEN_GRACE: Nanos = 5_000_000_000;
 
@@ -69,7 +72,7 @@ impl Housekeeper {
     pub(crate) fn on_started(&self, generation: &Arc<Generation>) {
         // The insertion comes before this read of the phase. If no sweep saw the generation, the phase is set here.
         if self.config.keep_if.is_some() && self.tracker.phase() >= Phase::Closing {
-            self.drain_one(generation);
+            self.drain_one(generation, false);
         }
         self.expire_if_undriven();
         if self.doubt_due().is_some_and(|due| due <= self.tracker.clock.now()) {
@@ -96,31 +99,38 @@ impl Housekeeper {
                 successor.touch(self.tick());
                 successor.end_activity(Activity::Work, is_closing)
             });
-            generation.limit_exempt_work();
             if !generation.is_active() {
                 continue;
             }
             if is_closing() {
-                if !generation.keeps_drain_waiting() {
-                    self.drain_one(&generation);
-                }
+                self.drain_one(&generation, true);
             } else if self.tracker.expire_overdue(&generation) {
                 self.pool.wake();
             }
         }
     }
 
-    /// A drain waits for one work less of this generation. Returns false if it has none.
-    pub(crate) fn exempt_work(&self, generation: &Arc<Generation>) -> bool {
-        let is_exempt = generation.exempt_work();
-        if is_exempt && self.tracker.phase() >= Phase::Closing && !generation.keeps_drain_waiting() {
-            self.drain_one(generation);
+    /// From now on no drain waits for the work of this generation.
+    pub(crate) fn exempt_work(&self, generation: &Arc<Generation>) {
+        generation.exempt_work();
+        if self.tracker.phase() >= Phase::Closing {
+            self.drain_one(generation, true);
         }
-        is_exempt
     }
 
-    /// Ends exactly this generation because of the shutdown, or releases it as kept if `keep_if` returns true.
-    pub(crate) fn drain_one(&self, generation: &Arc<Generation>) {
+    /// Doubts exactly this generation, unless no doubt ends a session.
+    pub(crate) fn doubt(&self, generation: &Arc<Generation>) {
+        if self.config.doubt_timeout.is_some() {
+            self.tracker.doubt(generation);
+        }
+    }
+
+    /// Ends exactly this generation because of the shutdown, or releases it as kept if `keep_if` returns true. With
+    /// `spare_work`, one with work is left: its end comes with that of the work.
+    pub(crate) fn drain_one(&self, generation: &Arc<Generation>, spare_work: bool) {
+        if !generation.is_active() || (spare_work && generation.keeps_drain_waiting()) {
+            return;
+        }
         let reason = self.tracker.shutdown_reason();
         let keep = self.config.keep_if.as_ref().is_some_and(|keep_if| {
             catch(|| keep_if(&generation.session(), reason)).unwrap_or_else(|_| {
@@ -133,14 +143,14 @@ impl Housekeeper {
             })
         });
         if keep {
-            self.tracker.keep(generation);
-        } else if self.tracker.claim_in_drain(generation, reason) {
+            self.tracker.keep(generation, spare_work);
+        } else if self.tracker.claim_in_drain(generation, reason, spare_work) {
             self.pool.wake();
         }
     }
 
     /// Without `keep_if`: ends every session of one shard because of the shutdown, and returns how many there were. With
-    /// `spare_work`, sessions with a request in flight are skipped.
+    /// `spare_work`, sessions with work are skipped.
     pub(crate) fn drain_shard(&self, shard: usize, spare_work: bool) -> usize {
         self.tracker.sweep(shard, self.tracker.shutdown_reason(), spare_work)
     }
@@ -202,10 +212,12 @@ impl Housekeeper {
         }
         loop {
             wait_for(&self.tracker.doubted, None, || self.doubt_due().is_some()).await;
-            if let Some(due) = self.doubt_due().and_then(|due| self.tracker.clock.instant(due)) {
-                tokio::time::sleep_until(due).await;
-                self.resolve_doubts();
+            match self.doubt_due().and_then(|due| self.tracker.clock.instant(due)) {
+                Some(due) => tokio::time::sleep_until(due).await,
+                // No clock gets there, or another driver was faster.
+                None => tokio::time::sleep(LONGEST_SLEEP).await,
             }
+            self.resolve_doubts();
         }
     }
 

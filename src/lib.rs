@@ -104,6 +104,8 @@
 //!
 //! # What is not promised
 //!
+//! * A response to a request that began before its session ended does not start the session anew. The layer remembers at
+//!   least the last 65,536 ends for that: a response head that is later than that many ends may start it.
 //! * A client that disconnects before the response head leaves a session that the layer has not seen. Call
 //!   [`note`](ActiveSessions::note) in the handler, as soon as the session exists, where that matters.
 //! * Hooks that block *all* threads of the runtime also block its timers, and so every deadline. Put blocking work in

@@ -49,7 +49,8 @@ impl Future for ClosingFuture {
 /// Ties one generation of a session to a scope: when the guard is dropped, that generation ends. Made by
 /// [`ActiveSessions::guard`].
 ///
-/// The drop ends it with [`EndReason::Unknown`]; [`end`](Self::end) gives another reason. A generation that has ended
+/// The drop ends it with [`EndReason::Unknown`], and from [`Phase::Closing`] on as the drain would: with the reason of the
+/// shutdown, once it has no work. [`end`](Self::end) gives another reason. A generation that has ended
 /// already, and a later generation of the same id, are unchanged. The drop never panics, also outside of a tokio
 /// runtime: the hook then waits for the drain.
 #[derive(Debug)]
@@ -150,11 +151,14 @@ impl SessionGuard {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         if let Some(generation) = &self.generation {
-            if self.sessions.phase() >= Phase::Closing {
-                // A task that reacts to `closing()` may be faster than the sweep, and must not change what the sweep does.
-                self.sessions.inner.housekeeper.drain_one(generation);
-            } else {
-                self.sessions.end_generation(generation, EndReason::Unknown, Scope::Here);
+            match self.sessions.phase() {
+                Phase::Open | Phase::LameDuck => {
+                    self.sessions.end_generation(generation, EndReason::Unknown, Scope::Here);
+                }
+                // A task that reacts to `closing()` may be faster than the sweep, and must not change what the sweep does:
+                // that spares work, and ends the session later.
+                Phase::Closing => self.sessions.inner.housekeeper.drain_one(generation, true),
+                Phase::Closed => {}
             }
             self.sessions.inner.housekeeper.end_activity(generation, Activity::Guard);
         }
@@ -192,7 +196,8 @@ impl WorkGuard {
     }
 
     /// From now on a drain does not wait for this work: for a run that asks for the shutdown itself, and waits for it.
-    /// The session still counts as busy, so it is not idle, until the guard is dropped.
+    /// Other work of the session is waited for. The session still counts as busy, so it is not idle, until the guard is
+    /// dropped or the session is compacted.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -642,13 +642,13 @@ impl ActiveSessions {
         Some(WorkGuard::new(self.clone(), generation))
     }
 
-    /// Makes a drain wait for one request less of this session: for the handler of a request that asks for the shutdown
-    /// itself, and waits for it. Returns false if the session has no work.
+    /// From now on a drain does not wait for the work of this session: for a handler that asks for the shutdown itself,
+    /// and waits for it. Returns false if the session is not active.
     ///
     /// Without it the drain waits for the request, which waits for the drain, until
-    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is over. The session ends in the drain at once,
-    /// unless it has other work; the request goes on. A run under a [`WorkGuard`] calls
-    /// [`WorkGuard::exempt`] instead.
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is over. The session ends in the drain at once;
+    /// the request goes on. This holds for all work of the session, and of the session that it is compacted into, until
+    /// it ends. A run under a [`WorkGuard`] can exempt itself alone: [`WorkGuard::exempt`].
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -661,7 +661,7 @@ impl ActiveSessions {
     #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
     pub fn exempt_work(&self, id: impl AsRef<str>) -> bool {
         let generation = self.inner.tracker.find(id.as_ref().as_bytes());
-        generation.is_some_and(|generation| self.inner.housekeeper.exempt_work(&generation))
+        generation.inspect(|generation| self.inner.housekeeper.exempt_work(generation)).is_some()
     }
 
     /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing); at once if it is already. For

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{StatusCode, response};
+use http::{Method, StatusCode, response};
 
 use super::layer::Shared;
 use crate::{
@@ -116,7 +116,7 @@ impl Exchange {
             false => response.extensions.remove::<SessionUpdate>(),
         };
         if from_handler.is_none() && from_protocol.is_empty() {
-            return Ok(None);
+            return self.restart_doubted(request, response.status);
         }
         let mut starts = Vec::new();
         // The end of an inactive id leaves no tombstone: without this list a head that repeats the id would start it.
@@ -139,6 +139,23 @@ impl Exchange {
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
+    }
+
+    /// A success shows that a session goes on, although it has ended because of a doubt: a new generation starts. It needs
+    /// no id in the response.
+    #[inline(never)]
+    fn restart_doubted(
+        &mut self,
+        request: Option<&RequestInfo>,
+        status: StatusCode,
+    ) -> Result<Option<RecordWait>, HandleClosed> {
+        let untracked = request.filter(|request| !request.is_tracked() && *request.method() != Method::DELETE);
+        let Some(id) = untracked.and_then(RequestInfo::id).filter(|_| shows_session(status)) else { return Ok(None) };
+        if !self.sessions().inner.tracker.was_doubted(id.as_bytes()) {
+            return Ok(None);
+        }
+        let start = self.note_from_header(Some(id), Session::new(id.clone()))?;
+        Ok(start.map(|start| self.record_wait(vec![start])))
     }
 
     /// The request has a session, and the response names another one. If that is new, it replaces the request's, and the
@@ -166,12 +183,8 @@ impl Exchange {
                 return Ok(start.map(|start| self.record_wait(vec![start])));
             }
         };
-        self.generation = None;
-        let start = self.attach(noted);
-        if let Some(old) = old {
-            self.end_activity(&old);
-        }
-        Ok(start?.map(|start| self.record_wait(vec![start])))
+        let start = self.attach(noted, activity)?;
+        Ok(start.map(|start| self.record_wait(vec![start])))
     }
 
     fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
@@ -192,7 +205,10 @@ impl Exchange {
         let sessions = &self.shared.sessions;
         let activity = self.initial_activity();
         match change {
-            SessionChange::Started(session) => self.attach(sessions.note_session(session, source, activity)),
+            SessionChange::Started(session) => {
+                let noted = sessions.note_session(session, source, activity);
+                self.attach(noted, activity)
+            }
             SessionChange::InvalidId => {
                 sessions.ignore_id();
                 Ok(None)
@@ -207,14 +223,18 @@ impl Exchange {
             }
             SessionChange::Doubted(id) => {
                 match self.generation.as_ref().filter(|generation| generation.id == id) {
-                    Some(generation) => sessions.inner.tracker.doubt(generation),
-                    None => sessions.inner.tracker.doubt_id(id.as_bytes()),
+                    Some(generation) => sessions.inner.housekeeper.doubt(generation),
+                    None => {
+                        let generation = sessions.inner.tracker.find(id.as_bytes());
+                        generation.iter().for_each(|generation| sessions.inner.housekeeper.doubt(generation));
+                    }
                 }
                 Ok(None)
             }
             SessionChange::Compacted(old, session) => {
                 let only = self.generation.as_ref().filter(|generation| generation.id == old);
-                self.attach(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
+                let noted = sessions.compact_generation(old.as_str(), only, session, source, activity).1;
+                self.attach(noted, activity)
             }
         }
     }
@@ -238,7 +258,9 @@ impl Exchange {
                 return Ok(None);
             }
         }
-        self.attach(sessions.note_session(session, NoteSource::ResponseHead(self.began), self.initial_activity()))
+        let activity = self.initial_activity();
+        let noted = sessions.note_session(session, NoteSource::ResponseHead(self.began), activity);
+        self.attach(noted, activity)
     }
 
     /// Whether the head has to wait for the record of this generation.
@@ -246,18 +268,23 @@ impl Exchange {
         self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
-    /// The activity with which a session starts here; `None` if this exchange already belongs to a session.
+    /// The activity with which a session starts here; `None` if this exchange already belongs to an active session.
     fn initial_activity(&self) -> Option<Activity> {
-        self.generation.is_none().then_some(self.activity)
+        let is_free = self.generation.as_ref().is_none_or(|generation| !generation.is_active());
+        is_free.then_some(self.activity)
     }
 
-    /// The exchange belongs to the noted session from here on, unless it already belongs to one.
-    fn attach(&mut self, noted: Noted) -> Result<Option<Arc<Generation>>, HandleClosed> {
+    /// The exchange belongs to the noted session from here on, if that has started with its `activity`.
+    fn attach(&mut self, noted: Noted, activity: Option<Activity>) -> Result<Option<Arc<Generation>>, HandleClosed> {
         match noted {
             Noted::Closed => Err(HandleClosed),
             Noted::Started(generation) | Noted::AlreadyActive(generation) => {
                 let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
-                self.generation.get_or_insert(generation);
+                if activity.is_some()
+                    && let Some(ended) = self.generation.replace(generation)
+                {
+                    self.end_activity(&ended);
+                }
                 Ok(waits)
             }
             Noted::Tombstoned => Ok(None),

@@ -31,6 +31,8 @@ fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     // HTTP/2 has no such header.
     if version <= Version::HTTP_11 {
+        // To a response of a later version, hyper would add `keep-alive` for an HTTP/1.0 client.
+        *response.version_mut() = version;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -71,7 +71,7 @@
 //! |---|---|---|---|
 //! | `session_active` | gauge | | active sessions |
 //! | `session_starts_total` | counter | | sessions that started |
-//! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction has the reason `evicted`, an expiry `idle` |
+//! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction has the reason `evicted`, an expiry `idle` or `expired`, a doubt `unknown` |
 //! | `session_releases_total` | counter | `cause` | sessions that left without one: `forgotten`, `kept`, `held_elsewhere`, `ended_elsewhere`, `handed_over` |
 //! | `session_recovered_total` | counter | | ends that were recovered from dead processes; `session_ends_total` counts them too |
 //! | `session_given_up_total` | counter | | ends that were claimed five times, and are given up |

@@ -21,7 +21,8 @@ const SESSIONLESS: &[u8] = b"2026-07-28";
 /// | 2xx without an id | an inactive id, not a `DELETE` | no change; with [`adopt`](Self::adopt) it starts |
 ///
 /// A host may bind sessions to their owners, and answer a request of somebody else with the 404 of an unknown id. So a
-/// 404 ends no session at once, and cuts no stream. The next 2xx to a request with the id takes the doubt back.
+/// 404 ends no session at once, and cuts no stream. The next 2xx to a request with the id takes the doubt back. If the
+/// doubt has ended the session by then, it starts anew, with or without an id in the response.
 ///
 /// Nothing else is a change: not 400, 401, 403, 405 or 5xx, not a repeated id, and no response to `HEAD`, `OPTIONS` or
 /// `TRACE`. A request with an unknown id never fires an event, a `DELETE` included.

@@ -85,8 +85,9 @@ impl Session {
     /// is active, or before; a parent that has ended by then ends no child. A child may end alone. If the parent is
     /// compacted, its successor is the parent; if a child is compacted, its successor is a child. A parent that is
     /// forgotten, or kept by [`keep_if`](crate::ActiveSessionsBuilder::keep_if), ends no child, and a shutdown ends each
-    /// session with its own reason. Where several replicas hold the child, it ends as its parent does: everywhere, or
-    /// here alone.
+    /// session with its own reason. With a registry, the children of a process end with
+    /// the parent's end there, or when the process lets go of it as its last holder; a child on another replica does not
+    /// learn of it.
     ///
     /// An id that is not valid names no session, so there is no parent then.
     ///

@@ -83,7 +83,7 @@ impl Shutdown {
         })
     }
 
-    /// Ends every session. With `spare_work`, a session with a request in flight is left: it ends with the request. The
+    /// Ends every session. With `spare_work`, a session with work is left: it ends with the work. The
     /// deadline bounds the calls of `keep_if`.
     async fn sweep(&self, spare_work: bool, deadline: Option<Instant>) {
         if self.housekeeper.asks_keep_if() {
@@ -114,9 +114,9 @@ impl Shutdown {
                 if is_over() {
                     return;
                 }
-                // Another sweep may have asked meanwhile, and a request may have begun.
-                if generation.is_active() && !(spare_work && generation.keeps_drain_waiting()) {
-                    self.housekeeper.drain_one(&generation);
+                // Another sweep may have asked meanwhile, and work may have begun.
+                if generation.is_active() {
+                    self.housekeeper.drain_one(&generation, spare_work);
                     asked += 1;
                 }
             }

@@ -287,7 +287,7 @@ impl Shutdown {
             // `ask_within` has asked about all but the latest starts, or its time is over.
             for generation in tracker.active_in(shard) {
                 if !self.is_late(started_at) {
-                    self.housekeeper.drain_one(&generation);
+                    self.housekeeper.drain_one(&generation, false);
                 }
             }
         }

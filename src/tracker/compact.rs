@@ -97,10 +97,12 @@ impl Tracker {
             };
             let mut worked = None;
             if let Some(old) = &old {
+                if let Noted::Started(generation) | Noted::AlreadyActive(generation) = &note {
+                    old.set_successor(generation);
+                }
                 self.claim_with_end(shards.first(), old_hash, old, end, &mut after_unlock);
                 match &note {
                     Noted::Started(generation) | Noted::AlreadyActive(generation) => {
-                        old.set_successor(generation);
                         // Its streams now wait for the end of the successor.
                         generation.add_listeners(old.take_listeners());
                         // No work begins once it is claimed.

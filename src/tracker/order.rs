@@ -79,8 +79,10 @@ impl Tracker {
     ) {
         let is_compaction = end.reason == EndReason::Compaction;
         let claim = if is_compaction { ClaimState::Compacted } else { ClaimState::EndPending };
-        let is_done = self.remove_active(shard, hash, generation, claim, after_unlock);
-        if !is_compaction && !shard.children.is_empty() {
+        // The registry decides whether the session ends, or goes on elsewhere.
+        let is_undecided = self.outbox.is_some() && end.scope == Scope::Here;
+        let is_done = self.remove_active(shard, hash, generation, claim, !is_undecided, after_unlock);
+        if !is_compaction && !is_undecided && !shard.children.is_empty() {
             self.end_children(shard, generation, &end, is_done, after_unlock);
         }
         if is_done {
@@ -114,7 +116,7 @@ impl Tracker {
     ) {
         shard.counts.release(cause);
         after_unlock.effects.released(generation, cause);
-        let is_done = self.remove_active(shard, hash, generation, ClaimState::Forgotten, after_unlock);
+        let is_done = self.remove_active(shard, hash, generation, ClaimState::Forgotten, false, after_unlock);
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Release(Arc::clone(generation), cause));
         }
@@ -198,7 +200,8 @@ impl Tracker {
         any
     }
 
-    /// Removes a generation from the active ones. Returns true if it has no hooks left to run.
+    /// Removes a generation from the active ones. Returns true if it has no hooks left to run. With `is_end`, children
+    /// that link later end.
     #[inline]
     pub(super) fn remove_active(
         &self,
@@ -206,6 +209,7 @@ impl Tracker {
         hash: u64,
         generation: &Arc<Generation>,
         claim: ClaimState,
+        is_end: bool,
         after_unlock: &mut AfterUnlock,
     ) -> bool {
         debug_assert!(generation.is_active(), "a generation is claimed once");
@@ -233,7 +237,7 @@ impl Tracker {
         let is_closing = self.phase() >= Phase::Closing;
         let number = 1 + self.totals.claimed.fetch_add(1, Ordering::SeqCst);
         let is_swept = is_closing && generation.number <= self.last_open_number.load(Ordering::Relaxed);
-        shard.tombstones.set(hash, number, claim == ClaimState::EndPending, is_swept);
+        shard.tombstones.set(hash, number, is_end && claim == ClaimState::EndPending, is_swept);
         after_unlock.drained |= is_closing && self.len() == 0;
         if is_done {
             self.shrink(shard);

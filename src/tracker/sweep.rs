@@ -67,7 +67,7 @@ impl Tracker {
     }
 
     /// Ends every active generation of one shard, and returns how many there were. With `spare_work`, generations with
-    /// a request in flight are not ended.
+    /// work are not ended.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
         let end = || PendingEnd { reason, next: None, at, scope: Scope::Here };
@@ -95,13 +95,15 @@ impl Tracker {
         claimed
     }
 
-    /// Ends exactly this generation because of a drain. Returns false if it has been claimed already.
-    pub(crate) fn claim_in_drain(&self, generation: &Arc<Generation>, reason: EndReason) -> bool {
+    /// Ends exactly this generation because of a drain. Returns false if it has been claimed already, or has work that is
+    /// to be spared.
+    pub(crate) fn claim_in_drain(&self, generation: &Arc<Generation>, reason: EndReason, spare_work: bool) -> bool {
         let mut after_unlock = AfterUnlock::default();
         let is_claimed = {
             let hash = self.hash_of(generation);
             let mut shard = self.shard(hash);
-            let is_active = generation.is_active();
+            // Work may have begun since the caller looked.
+            let is_active = generation.is_active() && !(spare_work && generation.keeps_drain_waiting());
             if is_active {
                 shard.count_at_work(generation);
                 let end = self.pending_end(reason, Scope::Here);
@@ -118,13 +120,14 @@ impl Tracker {
         lock(&self.shards[shard]).active().cloned().collect()
     }
 
-    /// Releases exactly this generation, because `keep_if` said so. Returns false if it has been claimed already.
-    pub(crate) fn keep(&self, generation: &Arc<Generation>) -> bool {
+    /// Releases exactly this generation, because `keep_if` said so. Returns false if it has been claimed already, or has
+    /// work that is to be spared.
+    pub(crate) fn keep(&self, generation: &Arc<Generation>, spare_work: bool) -> bool {
         let mut after_unlock = AfterUnlock::default();
         let kept = {
             let hash = self.hash_of(generation);
             let mut shard = self.shard(hash);
-            let is_active = generation.is_active();
+            let is_active = generation.is_active() && !(spare_work && generation.keeps_drain_waiting());
             if is_active {
                 self.claim_silently(&mut shard, hash, generation, ReleaseCause::Kept, &mut after_unlock);
             }

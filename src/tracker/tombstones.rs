@@ -28,14 +28,19 @@ pub(super) struct Tombstones {
 struct Tombstone {
     /// The keyed hash of the id.
     hash: u64,
-    /// Twice the number of the claim, plus 1 if that was an end with a `session_end`.
+    /// The number of the claim times 4, plus [`IS_END`] and [`IS_DOUBT`].
     claim: u64,
 }
+
+/// It was an end with a `session_end`, not a compaction.
+const IS_END: u64 = 1;
+/// It was the end of a doubted session.
+const IS_DOUBT: u64 = 2;
 
 impl Tombstones {
     /// With `keep_all`, no tombstone is replaced: a shutdown ends all sessions at once, and the process exits soon.
     pub(super) fn set(&mut self, hash: u64, claim: ClaimNumber, is_end: bool, keep_all: bool) {
-        let (fingerprint, entry) = (fingerprint(hash), Tombstone { hash, claim: claim << 1 | u64::from(is_end) });
+        let (fingerprint, entry) = (fingerprint(hash), Tombstone { hash, claim: claim << 2 | u64::from(is_end) });
         if keep_all || self.fingerprints.len() < CAPACITY_PER_SHARD {
             self.fingerprints.push(fingerprint);
             self.entries.push(entry);
@@ -48,17 +53,29 @@ impl Tombstones {
 
     /// Whether a generation of the id was claimed after the first `began` claims.
     pub(super) fn claimed_since(&self, hash: u64, began: ClaimNumber) -> bool {
-        self.any(hash, |claim| claim >> 1 > began)
+        self.any(hash, |claim| claim >> 2 > began)
     }
 
     /// As [`claimed_since`](Self::claimed_since), and it was an end with a `session_end`, not a compaction.
     pub(super) fn ended_since(&self, hash: u64, began: ClaimNumber) -> bool {
-        self.any(hash, |claim| claim & 1 == 1 && claim >> 1 > began)
+        self.any(hash, |claim| claim & IS_END != 0 && claim >> 2 > began)
     }
 
     /// The last claim of a generation of the id.
     pub(super) fn last_claim(&self, hash: u64) -> Option<ClaimNumber> {
-        self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim >> 1).max()
+        self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim >> 2).max()
+    }
+
+    /// The last claim of a generation of the id was the end of a doubt.
+    pub(super) fn mark_doubt(&mut self, hash: u64) {
+        let last = self.entries.iter_mut().filter(|entry| entry.hash == hash).max_by_key(|entry| entry.claim);
+        last.into_iter().for_each(|entry| entry.claim |= IS_DOUBT);
+    }
+
+    /// Whether the last claim of a generation of the id was the end of a doubt.
+    pub(super) fn was_doubted(&self, hash: u64) -> bool {
+        let last = self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim).max();
+        last.is_some_and(|claim| claim & IS_DOUBT != 0)
     }
 
     fn any(&self, hash: u64, condition: impl Fn(u64) -> bool) -> bool {

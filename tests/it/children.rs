@@ -11,7 +11,9 @@ use axum::{
 };
 use tower_session_end::{ActiveSessions, EndReason, Session, SessionEnd, SessionId, SessionUpdate};
 
-use crate::support::{Recorder, UnderWay, answer, ask, h1_client, recorder::Event, serve, within};
+use crate::support::{
+    Recorder, UnderWay, answer, ask, h1_client, recorder::Event, replica::Replica, serve, store::Store, within,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -311,4 +313,47 @@ async fn g22_no_child_that_started_before_its_parents_end_outlives_it() {
     }
     let _ = sessions.drain(EndReason::Shutdown).await;
     recorder.assert_no_generation_ended_twice();
+}
+
+#[tokio::test(start_paused = true)]
+async fn g22_a_child_goes_on_while_its_parent_does_on_another_replica() {
+    let store = Store::default();
+    let (one, two) = (Replica::new(&store), Replica::new(&store));
+    one.note("parent").await;
+    let guard = two.sessions.guard("parent").unwrap();
+    tokio::time::sleep(SECOND).await;
+    two.sessions.note(child("child", "parent")).recorded().await;
+    // Two lets go, and one serves the parent on.
+    drop(guard);
+    tokio::time::sleep(SECOND).await;
+    assert!(two.sessions.contains("child") && two.ends().is_empty());
+    // The last holder lets go: the parent ends, and so does its child there.
+    one.sessions.note(child("other", "parent")).recorded().await;
+    let guard = one.sessions.guard("parent").unwrap();
+    drop(guard);
+    tokio::time::sleep(SECOND).await;
+    assert!(!one.sessions.contains("other"));
+    let ends: Vec<_> = one.ends().into_iter().map(|(id, reason)| format!("{id} {reason}")).collect();
+    assert_eq!(ends, ["parent unknown", "other parent"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g22_an_end_that_is_recovered_ends_the_children_too() {
+    let store = Store::default();
+    let survivor = Replica::new(&store);
+    let holder = store.holder();
+    let dying = Recorder::default().slow_builder(|_| 100_000 * SECOND).registry(holder.clone()).build().unwrap();
+    dying.note("parent").recorded().await;
+    survivor.note("parent").await;
+    survivor.sessions.note(child("child", "parent")).recorded().await;
+    dying.end("parent", EndReason::Deleted);
+    tokio::time::sleep(SECOND).await;
+    holder.kill();
+    holder.set(crate::support::store::Fault::Hangs);
+    let driver = survivor.drive();
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(survivor.sessions.is_empty());
+    driver.abort();
+    let reasons: Vec<_> = survivor.ends().into_iter().map(|(id, reason)| format!("{id} {reason}")).collect();
+    assert_eq!(reasons, ["parent deleted", "child parent"]);
 }

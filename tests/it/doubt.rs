@@ -283,3 +283,50 @@ async fn g20_a_shutdown_ends_a_doubted_session_with_its_own_reason_and_no_doubt_
     assert_eq!(recorder.ended_after_drain(&sessions).await, ["a shutdown"]);
     assert!(ActiveSessions::builder().doubt_timeout(Duration::ZERO).build().is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn g20_a_success_starts_a_session_anew_that_has_ended_because_of_a_doubt() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().build().unwrap();
+    let layer = sessions.layer_with(McpProtocol::new());
+    let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
+    for id in ["silent", "deleted"] {
+        sessions.note(id);
+        UnderWay::begin(&layer, ask(&[(ID, id)])).answer(answer(404, &[]));
+    }
+    sessions.end("deleted", EndReason::Deleted);
+    tokio::time::sleep(90 * SECOND).await;
+    assert!(sessions.is_empty());
+    // The owner was only silent. Its next answer has no id, as is usual.
+    for (id, is_known) in [("silent", true), ("deleted", false), ("unknown", false)] {
+        UnderWay::begin(&layer, ask(&[(ID, id)])).answer(answer(404, &[]));
+        assert!(!sessions.contains(id), "{id}");
+        say(&layer, &[(ID, id)], &[]).await;
+        assert_eq!(sessions.contains(id), is_known, "{id}");
+    }
+    driver.abort();
+    let ended = recorder.ended_after_drain(&sessions).await;
+    assert_eq!(ended, ["deleted deleted", "silent shutdown", "silent unknown"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g20_a_doubt_that_is_cast_again_counts_from_then_and_no_timeout_is_too_long() {
+    for timeout in [10 * SECOND, Duration::from_secs(u64::MAX)] {
+        let recorder = Recorder::default();
+        let sessions = recorder.builder().doubt_timeout(timeout).build().unwrap();
+        let layer = sessions.layer_with(McpProtocol::new());
+        let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
+        sessions.note("a");
+        for _ in 0..1000 {
+            UnderWay::begin(&layer, ask(&[(ID, "a")])).answer(answer(404, &[]));
+            tokio::time::sleep(Duration::from_millis(9)).await;
+            say(&layer, &[(ID, "a")], &[]).await;
+        }
+        UnderWay::begin(&layer, ask(&[(ID, "a")])).answer(answer(404, &[]));
+        tokio::time::sleep(9 * SECOND).await;
+        assert!(sessions.contains("a"));
+        tokio::time::sleep(2 * SECOND).await;
+        assert_eq!(sessions.contains("a"), timeout > 10 * SECOND);
+        driver.abort();
+    }
+}

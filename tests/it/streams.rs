@@ -446,3 +446,25 @@ async fn g10_a_connection_that_says_nothing_is_closed_at_once() {
         assert_eq!(client.read_to_end().await, "");
     }
 }
+
+#[tokio::test]
+async fn g10_a_stream_whose_session_was_compacted_before_its_head_ends_with_the_successor() {
+    let (_recorder, sessions) = Recorder::sessions();
+    sessions.note("a");
+    let handle = sessions.clone();
+    let host = tower::service_fn(move |_: Request<()>| {
+        handle.compact("a", "b");
+        handle.compact("b", "c");
+        let events = stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        let response = http::Response::builder().header(CONTENT_TYPE, "text/event-stream");
+        std::future::ready(Ok::<_, Infallible>(response.body(http_body_util::StreamBody::new(events)).unwrap()))
+    });
+    let request = Request::get("/").header("x-session-id", "a").body(()).unwrap();
+    let service = tower::Layer::layer(&sessions.layer(), host);
+    let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
+    let body = tokio::spawn(response.into_body().collect());
+    tokio::task::yield_now().await;
+    assert!(!body.is_finished());
+    assert!(sessions.end("c", EndReason::Deleted));
+    soon(body).await.unwrap().unwrap();
+}

@@ -198,47 +198,142 @@ async fn g09_a_turn_that_asks_for_the_shutdown_does_not_wait_for_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn g09_exempt_work_is_not_waited_for_and_other_work_of_the_session_is() {
+async fn g09_a_drain_waits_for_no_work_of_an_exempt_session_and_for_that_of_others() {
     let recorder = Recorder::default();
     let sessions = settling(&recorder);
     let layer = sessions.layer();
-    sessions.note("a");
-    sessions.note("b");
-    assert!(!sessions.exempt_work("a"), "it has no work");
+    ["a", "b", "c"].iter().for_each(|id| drop(sessions.note(*id)));
     let mut own = sessions.work("a").unwrap();
     own.exempt();
     own.exempt();
-    let [asking, other] = [UnderWay::begin(&layer, ask(&[(ID, "b")])), UnderWay::begin(&layer, ask(&[(ID, "b")]))];
-    assert!(sessions.exempt_work("b"));
+    let [asking, other] = ["b", "c"].map(|id| UnderWay::begin(&layer, ask(&[(ID, id)])));
+    assert!(sessions.exempt_work("b") && !sessions.exempt_work("unknown"));
     let drain = spawn_drain(&sessions);
     tokio::time::sleep(SECOND).await;
-    assert!(!sessions.contains("a") && sessions.contains("b"));
+    assert_eq!(recorder.ended(), ["a restart", "b restart"]);
     drop(other.answer(answer(200, &[])));
-    assert!(!sessions.contains("b"), "what is left asks for the shutdown");
     assert!(drain.await.unwrap().elapsed < 2 * SECOND);
     drop(asking.answer(answer(200, &[])));
     drop(own);
-    assert_eq!(recorder.ended(), ["a restart", "b restart"]);
+    assert_eq!(recorder.ended(), ["a restart", "b restart", "c restart"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn g09_an_exemption_during_the_drain_counts_at_once_and_none_outlives_its_request() {
+async fn g09_a_guard_that_exempts_itself_leaves_the_other_work_of_its_session() {
     let recorder = Recorder::default();
     let sessions = settling(&recorder);
-    let layer = sessions.layer();
     sessions.note("a");
-    let first = UnderWay::begin(&layer, ask(&[(ID, "a")]));
-    assert!(sessions.exempt_work("a"));
-    assert!(!sessions.exempt_work("a"), "there is one request");
-    drop(first.answer(answer(200, &[])));
-    // The next request is work as usual.
-    let _next = UnderWay::begin(&layer, ask(&[(ID, "a")]));
+    let (mut own, other) = (sessions.work("a").unwrap(), sessions.work("a").unwrap());
+    own.exempt();
+    let drain = spawn_drain(&sessions);
+    tokio::time::sleep(SECOND).await;
+    assert!(sessions.contains("a"));
+    drop(other);
+    assert!(!sessions.contains("a"));
+    assert!(drain.await.unwrap().elapsed < 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g09_an_exemption_during_the_drain_counts_at_once() {
+    let recorder = Recorder::default();
+    let sessions = settling(&recorder);
+    sessions.note("a");
+    let _request = UnderWay::begin(&sessions.layer(), ask(&[(ID, "a")]));
     let drain = spawn_drain(&sessions);
     tokio::time::sleep(SECOND).await;
     assert!(sessions.contains("a"));
     assert!(sessions.exempt_work("a"));
     assert!(!sessions.contains("a"));
     assert!(drain.await.unwrap().elapsed < 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g09_an_exemption_goes_with_a_compaction_and_leaves_no_work_behind() {
+    let recorder = Recorder::default();
+    let sessions = settling(&recorder);
+    let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
+    for (old, new) in [("a", "b"), ("c", "d")] {
+        sessions.note(old);
+        let (first, second) = (sessions.work(old).unwrap(), sessions.work(old).unwrap());
+        sessions.exempt_work(old);
+        sessions.compact(old, new);
+        drop((first, second));
+    }
+    tokio::time::sleep(100 * SECOND).await;
+    assert!(sessions.is_empty(), "nothing works, and all are idle");
+    sessions.note("e");
+    let request = UnderWay::begin(&sessions.layer(), ask(&[(ID, "e")]));
+    sessions.exempt_work("e");
+    driver.abort();
+    sessions.compact("e", "f");
+    let report = sessions.drain(EndReason::Restart).await;
+    assert!(report.elapsed < SECOND && report.at_work == 0, "{report}");
+    drop(request.answer(answer(200, &[])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn g21_a_guard_that_is_dropped_in_the_shutdown_leaves_its_session_to_its_work() {
+    let recorder = Recorder::default();
+    let sessions = settling(&recorder);
+    let guard = sessions.guard("a").unwrap();
+    let work = guard.work().unwrap();
+    let drain = spawn_drain(&sessions);
+    guard.closing().await;
+    drop(guard);
+    tokio::time::sleep(SECOND).await;
+    assert!(sessions.contains("a"), "the sweep spares it too");
+    drop(work);
+    assert!(drain.await.unwrap().is_clean());
+    assert_eq!(recorder.ended(), ["a restart"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g09_work_that_begins_while_keep_if_is_asked_is_waited_for() {
+    let recorder = Recorder::default();
+    let handle = std::sync::Arc::<std::sync::OnceLock<ActiveSessions>>::default();
+    let work = std::sync::Arc::<std::sync::Mutex<(bool, Vec<_>)>>::default();
+    let (asked, begun) = (handle.clone(), work.clone());
+    let builder = recorder.builder().drain_timeout(20 * SECOND).settle_timeout(10 * SECOND);
+    let keep_if = move |session: &tower_session_end::Session, _| {
+        let mut begun = begun.lock().unwrap();
+        if !std::mem::replace(&mut begun.0, true) {
+            begun.1.push(asked.get().unwrap().work(&session.id).unwrap());
+        }
+        false
+    };
+    let sessions = builder.keep_if(keep_if).build().unwrap();
+    handle.set(sessions.clone()).unwrap();
+    sessions.note("a");
+    let drain = spawn_drain(&sessions);
+    tokio::time::sleep(SECOND).await;
+    assert!(sessions.contains("a"), "it works");
+    // The drop calls `keep_if`, which locks.
+    let begun = std::mem::take(&mut work.lock().unwrap().1);
+    drop(begun);
+    assert!(drain.await.unwrap().elapsed < 2 * SECOND);
+    assert_eq!(recorder.ended(), ["a restart"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g09_the_answer_that_replaces_a_session_is_work_of_the_new_one() {
+    let recorder = Recorder::default();
+    let sessions = settling(&recorder);
+    sessions.note("a");
+    let host = tower::service_fn(|_: Request<()>| {
+        let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
+            Result<http_body::Frame<bytes::Bytes>, std::convert::Infallible>,
+        >());
+        let response = axum::http::Response::builder().header(ID, "b").header("x-session-end", "reset");
+        std::future::ready(Ok::<_, std::convert::Infallible>(response.body(body).unwrap()))
+    });
+    let service = tower::Layer::layer(&sessions.layer(), host);
+    let response = tower::ServiceExt::oneshot(service, ask(&[(ID, "a")])).await.unwrap();
+    let drain = spawn_drain(&sessions);
+    tokio::time::sleep(SECOND).await;
+    assert!(sessions.contains("b"), "its answer is in flight");
+    drop(response);
+    assert!(drain.await.unwrap().is_clean());
+    assert_eq!(recorder.ended(), ["a reset", "b restart"]);
 }
 
 #[tokio::test(start_paused = true)]

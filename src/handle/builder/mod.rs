@@ -173,7 +173,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
-        self.settings.max_lifetime = (lifetime != Duration::MAX).then_some(lifetime);
+        self.settings.max_lifetime = limit(lifetime);
         self
     }
 
@@ -185,7 +185,12 @@ impl ActiveSessionsBuilder {
     /// [`SessionUpdate::doubted`](crate::SessionUpdate::doubted), end nothing at once: the session is *doubted*. A
     /// response with status 101 or 2xx to a request with its id, or a note, takes the doubt back. If none comes within
     /// this time, the session ends with [`EndReason::Unknown`](crate::EndReason::Unknown), unless it has a request in
-    /// flight, an open response or a guard then, which take the doubt back too.
+    /// flight, an open response or a guard then, which take the doubt back too. So does an open listening stream, unless
+    /// [`streams_are_activity`](Self::streams_are_activity) is off.
+    ///
+    /// A session of which nothing is heard for that long ends by somebody else's refused request. If its owner was only
+    /// silent, the next success of a request with the id starts it anew. Where that matters, set it as long as
+    /// [`idle_timeout`](Self::idle_timeout).
     ///
     /// The ends run in [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise only when sessions
     /// start.
@@ -197,7 +202,7 @@ impl ActiveSessionsBuilder {
     /// # let _ = builder;
     /// ```
     pub fn doubt_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.doubt_timeout = (timeout != Duration::MAX).then_some(timeout);
+        self.settings.doubt_timeout = limit(timeout);
         self
     }
 
@@ -332,11 +337,13 @@ impl ActiveSessionsBuilder {
     /// resumed elsewhere. A drain forgets them without a `session_end`, and counts them as
     /// [kept](crate::DrainReport::kept). By default no session is kept.
     ///
-    /// A drain calls `f` for each active session, with the drain's reason, one call after the other. For a session that
-    /// starts in the drain, or with overlapping drains, it may be called twice. If `f` panics, the session ends.
+    /// A drain calls `f` for each active session, with the drain's reason, one call after the other. The drop of a guard,
+    /// the end of work and a start in the drain call it too, in their own threads, so calls may run at the same time. For
+    /// a session that starts in the drain, or with overlapping drains, it may be called twice. If `f` panics, the session
+    /// ends.
     ///
     /// `f` is called on a thread of the runtime, so it has to answer at once: look up in memory, not in a database. The
-    /// [`drain_timeout`](Self::drain_timeout) holds for it too. After the drain's deadline no further call begins. A
+    /// [`drain_timeout`](Self::drain_timeout) holds for it too. After its deadline the drain begins no further call. A
     /// session that `f` was not asked about stays active, and the drain reports it as
     /// [never started](crate::EndStage::NeverStarted). [`finish`](ActiveSessions::finish) goes on asking until the
     /// deadline of the connection drain, also after the connections have ended. What is not asked by then has no
@@ -472,6 +479,11 @@ fn is_media_type(text: &str) -> bool {
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
     };
     text.split_once('/').is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
+}
+
+/// `None` for what the handle's clock cannot reach: 584 years.
+fn limit(timeout: Duration) -> Option<Duration> {
+    (timeout.as_nanos() < u128::from(u64::MAX)).then_some(timeout)
 }
 
 /// The settings of a handle, without its hooks and its registry.

@@ -52,9 +52,10 @@ pub(super) struct Extra {
     /// [`Activity::Stream`]s and [`Activity::Guard`]s.
     streams: i32,
     guards: i32,
-    exempt_work: u32,
     /// When its host first answered as if the session did not exist, if it is doubted.
     pub(super) doubted_at: Option<Nanos>,
+    /// It is in the queue of doubts.
+    pub(super) doubt_queued: bool,
     pub(super) parent: Option<ParentLink>,
     /// What it was compacted into.
     pub(super) successor: Option<Arc<Generation>>,
@@ -175,14 +176,13 @@ impl Generation {
     }
 
     /// Returns true if that was the last work and something waits for that: a drain (`is_closing` says so, and is read
-    /// after the work has ended), [`await_quiet`](Self::await_quiet) or a successor. With exempt work, returns true.
+    /// after the work has ended), [`await_quiet`](Self::await_quiet) or a successor.
     #[inline]
     pub(crate) fn end_activity(&self, activity: Activity, is_closing: impl FnOnce() -> bool) -> bool {
         match activity {
             Activity::Work => {
                 let before = self.activity.fetch_sub(1, Ordering::SeqCst);
-                let work = before & (WORK_MASK | HAS_EXEMPT_WORK);
-                work > HAS_EXEMPT_WORK || (work == 1 && (before >= AWAITED || is_closing()))
+                before & WORK_MASK == 1 && (before >= AWAITED || is_closing())
             }
             Activity::Stream => {
                 self.count_streams(-1);
@@ -240,31 +240,12 @@ impl Generation {
     /// Whether it has work that a drain waits for.
     pub(crate) fn keeps_drain_waiting(&self) -> bool {
         let activity = self.activity.load(Ordering::SeqCst);
-        let exempt = if activity & HAS_EXEMPT_WORK == 0 { 0 } else { self.with_extra(|extra| extra.exempt_work) };
-        activity & WORK_MASK > exempt
+        activity & WORK_MASK != 0 && activity & EXEMPT == 0
     }
 
-    /// A drain waits for one work less. Returns false if there is none.
-    pub(crate) fn exempt_work(&self) -> bool {
-        self.with_extra(|extra| {
-            let has_more = self.activity.load(Ordering::SeqCst) & WORK_MASK > extra.exempt_work;
-            if has_more {
-                extra.exempt_work += 1;
-                self.activity.fetch_or(HAS_EXEMPT_WORK, Ordering::SeqCst);
-            }
-            has_more
-        })
-    }
-
-    /// No more work is exempt than there is. Which work has ended is not known: the exempt work is taken for the last.
-    pub(crate) fn limit_exempt_work(&self) {
-        self.with_extra(|extra| {
-            let work = self.activity.load(Ordering::SeqCst) & WORK_MASK;
-            extra.exempt_work = extra.exempt_work.min(work);
-            if extra.exempt_work == 0 {
-                self.activity.fetch_and(!HAS_EXEMPT_WORK, Ordering::SeqCst);
-            }
-        });
+    /// From now on no drain waits for its work.
+    pub(crate) fn exempt_work(&self) {
+        self.activity.fetch_or(EXEMPT, Ordering::SeqCst);
     }
 
     /// Whether it has no work and no guard, and no listening stream if these count as activity.
@@ -291,8 +272,12 @@ impl Generation {
         self.activity.fetch_or(PASSED_ON, Ordering::SeqCst);
     }
 
-    /// It was compacted into this one, which has a stream for as long as this generation has.
+    /// It is compacted into this one, which has a stream for as long as this generation has. Must be called before the
+    /// claim, so that whoever sees the claim finds the successor.
     pub(super) fn set_successor(&self, successor: &Arc<Self>) {
+        if self.activity.load(Ordering::SeqCst) & EXEMPT != 0 {
+            successor.exempt_work();
+        }
         let has_streams = self.with_extra(|extra| {
             extra.successor = Some(Arc::clone(successor));
             extra.streams > 0
@@ -331,16 +316,29 @@ impl Generation {
         self.activity.load(Ordering::SeqCst) & DOUBTED != 0
     }
 
-    /// Returns the time of the doubt, `now`, if it was not doubted before.
+    /// Returns true if it has to be queued: it was not doubted before, and is not in the queue. Like the next two, must be
+    /// called under the lock of the queue.
     pub(super) fn doubt(&self, now: Nanos) -> bool {
         self.with_extra(|extra| {
-            let is_new = extra.doubted_at.is_none();
-            if is_new {
-                extra.doubted_at = Some(now);
-                self.activity.fetch_or(DOUBTED, Ordering::SeqCst);
+            if extra.doubted_at.is_some() {
+                return false;
             }
-            is_new
+            extra.doubted_at = Some(now);
+            self.activity.fetch_or(DOUBTED, Ordering::SeqCst);
+            !std::mem::replace(&mut extra.doubt_queued, true)
         })
+    }
+
+    /// It was taken out of the queue. Returns since when it is doubted, if it is.
+    pub(super) fn take_queued_doubt(&self) -> Option<Nanos> {
+        self.with_extra(|extra| {
+            extra.doubt_queued = false;
+            extra.doubted_at
+        })
+    }
+
+    pub(super) fn requeue_doubt(&self) {
+        self.with_extra(|extra| extra.doubt_queued = true);
     }
 
     /// Takes the doubt back, if there is one.
@@ -545,8 +543,8 @@ pub(crate) enum Activity {
 
 /// The count of the work in [`Generation::activity`]: 67 million at a time, which no memory holds.
 const WORK_MASK: u32 = (1 << 26) - 1;
-/// A drain does not wait for some of its work.
-const HAS_EXEMPT_WORK: u32 = 1 << 26;
+/// A drain does not wait for its work.
+const EXEMPT: u32 = 1 << 26;
 /// It has a listening stream.
 const HAS_STREAMS: u32 = 1 << 27;
 /// It has a guard.

@@ -38,7 +38,7 @@ enum Moment {
 struct Log(Arc<Mutex<Vec<(String, Number, Moment)>>>);
 
 impl Log {
-    fn push(&self, id: impl ToString, number: Number, moment: Moment) {
+    fn push(&self, id: &impl ToString, number: Number, moment: Moment) {
         self.0.lock().unwrap().push((id.to_string(), number, moment));
     }
 }
