@@ -92,7 +92,7 @@ impl Harness {
             over =
                 generation.successor_with_work().filter(|successor| successor.end_activity(Activity::Work, is_closing));
             if is_closing() {
-                self.tracker.claim_in_drain(&generation, self.tracker.shutdown_reason());
+                self.tracker.claim_in_drain(&generation, self.tracker.shutdown_reason(), true);
             } else {
                 self.tracker.expire_overdue(&generation);
             }
@@ -310,7 +310,7 @@ fn g21_a_guard_that_is_dropped_once_the_drain_has_begun_ends_with_the_reason_of_
                 let has_begun = closing.load(Ordering::SeqCst) == 1;
                 // In the order of `SessionGuard`.
                 if harness.tracker.phase() >= Phase::Closing {
-                    harness.tracker.claim_in_drain(&guarded, harness.tracker.shutdown_reason());
+                    harness.tracker.claim_in_drain(&guarded, harness.tracker.shutdown_reason(), true);
                 } else {
                     harness.tracker.claim(&guarded, EndReason::Unknown, Scope::Here);
                     assert!(!has_begun);
@@ -348,7 +348,7 @@ fn g20_a_session_whose_success_came_after_the_doubt_is_not_ended_by_that_doubt()
         harness.spawn({
             let trusted = Arc::clone(&trusted);
             move |harness| {
-                let Some(session) = harness.tracker.begin_activity(b"a", 0) else { return };
+                let Some(session) = harness.tracker.begin_request(b"a") else { return };
                 thread::yield_now();
                 let was_doubted = doubted.load(Ordering::SeqCst);
                 session.trust();
