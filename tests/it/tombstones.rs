@@ -3,13 +3,17 @@
 use std::{
     convert::Infallible,
     future::{pending, ready},
+    sync::Arc,
     time::Duration,
 };
 
-use crate::support::{Recorder, UnderWay, answer, ask, say};
-use http::{Request, Response};
+use axum::{Router, body::Body, routing::post};
+use http::{HeaderMap, Request, Response};
+use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_session_end::{EndReason, SessionId, SessionUpdate};
+
+use crate::support::{Recorder, UnderWay, answer, ask, h1_client, say, serve, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -162,4 +166,45 @@ async fn g12_the_end_of_an_unknown_id_and_its_echo_in_one_response_open_nothing(
     respond(ended().and(SessionUpdate::started("a"))).await.unwrap();
     assert!(sessions.contains("a"));
     assert!(recorder.ends().is_empty());
+}
+
+#[tokio::test]
+async fn g12_a_session_that_is_used_again_after_its_end_has_a_second_end_and_a_slow_answer_revives_nothing() {
+    let (recorder, sessions) = Recorder::sessions();
+    let go_on = Arc::new(Notify::new());
+    let waiting = Arc::new(Notify::new());
+    let (slow, slow_waits) = (Arc::clone(&go_on), Arc::clone(&waiting));
+    let echo = |headers: HeaderMap| [("x-session-id", headers["x-session-id"].to_str().unwrap().to_owned())];
+    let app = Router::new()
+        .route("/talk", post(move |headers: HeaderMap| async move { echo(headers) }))
+        .route(
+            "/slow",
+            post(move |headers: HeaderMap| async move {
+                slow_waits.notify_one();
+                slow.notified().await;
+                echo(headers)
+            }),
+        )
+        .route("/reset", post(async || [("x-session-end", "reset")]));
+    let server = serve(&sessions, app.layer(sessions.layer())).await;
+    let send = |path: &str| {
+        let request = Request::post(format!("http://{}{path}", server.addr)).header("x-session-id", "a");
+        let response = h1_client().request(request.body(Body::empty()).unwrap());
+        async move { within("a response", response).await.unwrap().status() }
+    };
+    assert_eq!(send("/talk").await, 200);
+    let slow = tokio::spawn(send("/slow"));
+    within("the slow request", waiting.notified()).await;
+    assert_eq!(send("/reset").await, 200);
+    assert!(sessions.is_empty());
+    // It began before the end.
+    go_on.notify_one();
+    assert_eq!(slow.await.unwrap(), 200);
+    assert!(sessions.is_empty());
+    // And this one after it.
+    assert_eq!(send("/talk").await, 200);
+    assert!(sessions.contains("a"));
+    let _ = server.shut_down().await;
+    assert_eq!(recorder.ended(), ["a reset", "a shutdown"]);
+    assert_eq!(recorder.started(), ["a", "a"]);
 }
