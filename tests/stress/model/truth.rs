@@ -225,7 +225,11 @@ impl Model {
     pub(crate) fn drop_guard(&mut self, number: Number) {
         remove_one(&mut self.guards, number);
         let reason = self.stopping.unwrap_or(EndReason::Unknown);
-        if let Some((id, _)) = self.active_number(number) {
+        // In a shutdown the end of its work ends it.
+        let is_spared = self.stopping.is_some() && self.has_work(number);
+        if let Some((id, _)) = self.active_number(number)
+            && !is_spared
+        {
             self.end(id, reason);
         }
     }
