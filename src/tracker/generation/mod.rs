@@ -142,7 +142,6 @@ impl Generation {
         self.set_stage(Stage::EndRunning);
     }
 
-    /// Counts a request in flight, which is activity at `tick`.
     #[inline]
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
