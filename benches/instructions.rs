@@ -172,7 +172,7 @@ const LIMITS: [(SessionUse, [f64; 2], LayerKind); 4] = [
     (SessionUse::None, [0.6, 0.67], LayerKind::Propagate),
     (SessionUse::InRequest, [0.65, 0.65], LayerKind::Propagate),
     (SessionUse::InBoth, [0.65, 0.85], LayerKind::Propagate),
-    (SessionUse::NewId, [1.0, 1.0], LayerKind::Set),
+    (SessionUse::NewId, [1.05, 1.05], LayerKind::Set),
 ];
 
 fn gate(costs: &mut Costs) -> Fallible<()> {

@@ -8,21 +8,30 @@
 //! | [serves gRPC](#grpc) | [`ActiveSessions::layer`] |
 //! | [uses WebSockets](#websockets) | [`ActiveSessions::guard`] |
 //! | [streams events](#event-streams) | the layer, and [`ActiveSessions::closing`] |
+//! | [streams a model's tokens](#token-streams) | [`StreamKind::Answer`] |
 //! | [runs jobs](#jobs) | [`ActiveSessions::guard`] |
+//! | [goes on working after its response](#work-after-the-response) | [`ActiveSessions::work`] |
+//! | [starts subagents](#children) | [`Session::with_parent`] |
+//! | [shares its listener with the next version](#a-listener-that-is-handed-over) | [`ActiveSessions::accept_until_signal`] |
 //! | [sends its ids in no header](#ids-in-no-header) | [`SessionUpdate`], or [`ActiveSessions::note`] |
 //! | [accepts ids that were made elsewhere](#ids-made-elsewhere) | `adopt(true)` on the protocol |
 //! | [does none of these](#a-custom-protocol) | your own [`SessionProtocol`] |
 //! | [expires sessions without a response](#sessions-that-expire-in-the-host) | [`ActiveSessions::snapshot`] |
 //!
 //! Each of them shuts down the same way: with [`shutdown_on`](ActiveSessions::shutdown_on) where the server takes its
-//! signal, and [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). The last two
+//! signal, and [`finish`](ActiveSessions::finish) around the server, as on the [front page](crate). With a
+//! [`lame_duck_timeout`](ActiveSessionsBuilder::lame_duck_timeout), clients that keep HTTP/1 connections alive are told to
+//! go elsewhere before the listener closes
+//! ([`close_connections`](ActiveSessionsBuilder::close_connections)). The last two
 //! sections show consumers of the ends: [a URL](#posting-ends-to-a-url) and [a database](#writing-ends-to-a-database).
 //!
 //! # Ids in a header
 //!
 //! The gateway needs no code for this crate. A response with a new `x-session-id` starts a session, and one with
 //! `x-session-end: <reason>` ends it. `x-session-compacted-from: <old id>` beside an id compacts the old session into
-//! the new one. Other header names are possible: see [`HeaderProtocol`].
+//! the new one. Other header names are possible: see [`HeaderProtocol`]. A host that replaces an id, and says so only by
+//! another `x-session-id` in the response, needs [`on_new_id`](HeaderProtocol::on_new_id): by default the old session
+//! stays active.
 //!
 //! ```
 //! # use axum::{Router, routing::post};
@@ -80,9 +89,18 @@
 //!
 //! # Event streams
 //!
-//! The layer is enough: an open `text/event-stream` ends with its session, so it does not hold up the shutdown. To
-//! send a last event, await [`closing`](ActiveSessions::closing). The stream stays open until the drain is over
-//! (`cargo run --example event_stream`).
+//! The layer is enough: an open `text/event-stream` on a `GET` ends with its session, so it does not hold up the
+//! shutdown. To send a last event, await [`closing`](ActiveSessions::closing). The stream stays open until the drain is
+//! over (`cargo run --example event_stream`).
+//!
+//! Other endless bodies need a word: add their media type with
+//! [`listening_media_types`](ActiveSessionsBuilder::listening_media_types) (`application/x-ndjson`, for example), or mark
+//! the response as [`StreamKind::Listening`], whatever its method. Without it, they last until the end of
+//! [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout), and end with an error.
+//!
+//! A layer that compresses responses belongs outside of this one (`.layer(sessions.layer())` first, then
+//! `.layer(CompressionLayer::new())`). Inside of it, it would not see that this layer ends a stream, and the client
+//! would get a torn file.
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -96,6 +114,27 @@
 //!     Sse::new(updates().take_until(sessions.closing()).chain(goodbye))
 //! }
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(events));
+//! ```
+//!
+//! # Token streams
+//!
+//! A model's tokens as a `text/event-stream` on a `GET` look like a stream to which a client listens. A shutdown would
+//! end them in the middle, cleanly, and the client would take the answer for whole. So the handler has to say that it is
+//! an answer: then it is work, for which a [`settle_timeout`](ActiveSessionsBuilder::settle_timeout) waits, and it is
+//! finished within the [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout). The answer to a
+//! `POST` needs no mark.
+//!
+//! ```
+//! use std::convert::Infallible;
+//! use axum::response::{IntoResponse, sse::{Event, Sse}};
+//! use futures_util::{Stream, stream};
+//! use tower_session_end::StreamKind;
+//! # fn model() -> impl Stream<Item = Result<Event, Infallible>> { stream::pending() }
+//!
+//! async fn answer() -> impl IntoResponse {
+//!     (StreamKind::Answer, Sse::new(model()))
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(answer));
 //! ```
 //!
 //! # Jobs
@@ -119,6 +158,55 @@
 //! # assert!(sessions.is_empty());
 //! # });
 //! ```
+//!
+//! # Work after the response
+//!
+//! A gateway that answers 202 and goes on has no request in flight while it works. A [`WorkGuard`] says that the session
+//! is at work: in a shutdown its end waits until the guard is dropped, up to
+//! [`settle_timeout`](ActiveSessionsBuilder::settle_timeout). A session guard alone is no work: a shutdown does not wait
+//! for an open socket. If the run compacts its session, the work is that of the successor.
+//!
+//! ```
+//! use axum::http::StatusCode;
+//! use tower_session_end::{ActiveSessions, SessionId};
+//! # async fn run() {}
+//!
+//! async fn start(sessions: ActiveSessions, id: SessionId) -> StatusCode {
+//!     sessions.note(&id);
+//!     let work = sessions.work(&id);
+//!     tokio::spawn(async move {
+//!         run().await;
+//!         drop(work);
+//!     });
+//!     StatusCode::ACCEPTED
+//! }
+//! # let _: axum::Router = axum::Router::new().route("/", axum::routing::post(start));
+//! ```
+//!
+//! A handler that asks for the shutdown, and waits for it, is work too, so the drain would wait for it in vain. It calls
+//! [`exempt_work`](ActiveSessions::exempt_work) with the id of its session first; a run calls
+//! [`WorkGuard::exempt`].
+//!
+//! # Children
+//!
+//! The session of a subagent names that of its agent as its [parent](crate::Session::parent). When the parent ends, its
+//! children end after it, with reason `parent`:
+//!
+//! ```
+//! # use tower_session_end::{ActiveSessions, EndReason, Session};
+//! # let sessions = ActiveSessions::builder().build()?;
+//! sessions.note("agent");
+//! sessions.note(Session::try_from("subagent")?.with_parent("agent"));
+//! sessions.end("agent", EndReason::Deleted); // ends both
+//! # assert!(sessions.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # A listener that is handed over
+//!
+//! Where two versions share one listener (an inherited socket, or `SO_REUSEPORT`), the old one has to stop accepting at
+//! its signal, and not when its drain is over: see [`accept_until_signal`](ActiveSessions::accept_until_signal).
+//! `cargo run --example handover` replaces a gateway under load without losing a request.
 //!
 //! # Ids in no header
 //!
@@ -244,4 +332,7 @@
 #![doc = include_str!("guide/consumers.md")]
 // For the links, including those of the included files.
 #[allow(unused_imports, reason = "this module is documentation only")]
-use crate::{ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, SessionProtocol, SessionUpdate};
+use crate::{
+    ActiveSessions, ActiveSessionsBuilder, HeaderProtocol, Session, SessionProtocol, SessionUpdate, StreamKind,
+    WorkGuard,
+};

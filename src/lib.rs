@@ -42,8 +42,9 @@
 //! * **A response starts a session.** The layer reads every response head with a [`SessionProtocol`], by default
 //!   [`HeaderProtocol`], and *notes* the id in `x-session-id`. A new id starts a session. A handler can also return a
 //!   [`SessionUpdate`], or call [`ActiveSessions::note`].
-//! * **It ends once**: by a response, by [`end`](ActiveSessions::end), by a compaction into a successor, by idle
-//!   expiry, by eviction, by the drop of its [`SessionGuard`], or by the drain. Only the first of them fires its
+//! * **It ends once**: by a response, by [`end`](ActiveSessions::end), by a compaction into a successor, with its
+//!   [parent](Session::parent), by idle expiry, at the end of its lifetime, by eviction, by the drop of its
+//!   [`SessionGuard`], or by the drain. A refusal (404) ends it only if no sign of life follows. Only the first of them fires its
 //!   [`SessionEnd`]. If the same id is noted again, a new *generation* starts, with a [`GenerationId`] of its own.
 //! * **Hooks run in the background.** The hooks of one session run in order, those of different sessions at the same
 //!   time. A hook that hangs, fails or panics delays no other session.
@@ -57,7 +58,7 @@
 //! | setting | default | limits |
 //! |---|---|---|
 //! | [`lame_duck_timeout`](ActiveSessionsBuilder::lame_duck_timeout) | 0 s | the time from the signal to the drain, in which readiness probes fail |
-//! | [`drain_timeout`](ActiveSessionsBuilder::drain_timeout) | 2 s | all `session_end` hooks, including [`settle_timeout`](ActiveSessionsBuilder::settle_timeout) (0 s) for requests in flight |
+//! | [`drain_timeout`](ActiveSessionsBuilder::drain_timeout) | 2 s | all `session_end` hooks, including [`settle_timeout`](ActiveSessionsBuilder::settle_timeout) (0 s) for work: requests in flight and [`WorkGuard`]s |
 //! | [`connection_drain_timeout`](ActiveSessionsBuilder::connection_drain_timeout) | 10 s | the requests and streams after the drain |
 //!
 //! A shutdown takes at most their sum, 12 s by default, and less if there is nothing to wait for. In Kubernetes the sum
@@ -103,6 +104,8 @@
 //!
 //! # What is not promised
 //!
+//! * A response to a request that began before its session ended does not start the session anew. The layer remembers at
+//!   least the last 65,536 ends for that: a response head that is later than that many ends may start it.
 //! * A client that disconnects before the response head leaves a session that the layer has not seen. Call
 //!   [`note`](ActiveSessions::note) in the handler, as soon as the session exists, where that matters.
 //! * Hooks that block *all* threads of the runtime also block its timers, and so every deadline. Put blocking work in
@@ -115,7 +118,7 @@
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] as a part of a response; the layer itself needs no axum |
+//! | `axum` | yes | the extractors for [`ActiveSessions`] and [`SessionId`], and [`SessionUpdate`] and [`StreamKind`] as parts of a response; [`AcceptUntilSignal`] as a listener of `axum::serve`; the layer itself needs no axum |
 //! | `cookie` | no | `CookieProtocol`, for ids in a cookie |
 //! | `metrics` | no | [metrics](observability#metrics) for the recorder of the `metrics` crate |
 //! | `sqlite` | no | `registry::SqliteRegistry`, a registry in a file, for the processes of one machine |
@@ -151,16 +154,17 @@ pub use self::{
     error::BoxError,
     handle::{
         ActiveSessions, ActiveSessionsBuilder, BuildError, ClosingFuture, NoteOutcome, RecoveryReport, SessionGuard,
+        WorkGuard,
     },
     hooks::{HookError, HookFailure, HookOutput, SessionHook},
-    http::{ResponseFuture, SessionBody, SessionLayer, SessionService},
-    protocol::{HeaderProtocol, McpProtocol, RequestInfo, SessionProtocol, SessionUpdate},
+    http::{ResponseFuture, SessionBody, SessionLayer, SessionService, StreamKind},
+    protocol::{HeaderProtocol, McpProtocol, OnNewId, RequestInfo, SessionProtocol, SessionUpdate},
     session::{
         EndReason, GenerationId, IdempotencyKey, InvalidGenerationId, InvalidSessionId, Phase, Session, SessionContext,
         SessionEnd, SessionId, SessionStart,
     },
     shutdown::{
-        FinishOutput, ShutdownFuture,
+        AcceptUntilSignal, FinishOutput, ShutdownFuture,
         report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
         signal,
     },

@@ -10,12 +10,16 @@ mod it {
     mod adopt;
     mod busy_streams;
     mod callbacks;
+    mod children;
+    #[cfg(feature = "axum")]
+    mod close_connections;
     mod closing;
     mod connection_drain;
     #[cfg(feature = "cookie")]
     mod cookie;
     #[cfg(feature = "cookie")]
     mod cookie_values;
+    mod doubt;
     mod drain;
     mod echoes;
     mod expiry_and_cap;
@@ -25,6 +29,8 @@ mod it {
     mod forced_shutdown;
     mod guard_shutdown;
     mod guards;
+    #[cfg(feature = "axum")]
+    mod handover;
     mod header;
     mod header_scan;
     mod hook_errors;
@@ -32,10 +38,15 @@ mod it {
     #[cfg(feature = "axum")]
     mod hostile_clients;
     mod invalid_ids;
+    mod keep_if;
     mod late_responses;
+    mod lifetime;
     mod mcp;
+    #[cfg(feature = "axum")]
+    mod nested_layers;
     #[cfg(unix)]
     mod observability;
+    mod on_new_id;
     mod protocol_panics;
     mod races;
     mod registry;
@@ -44,6 +55,8 @@ mod it {
     mod settle;
     mod shutdown;
     mod signal_failures;
+    #[cfg(feature = "axum")]
+    mod stream_kinds;
     mod streams;
     mod tombstones;
     mod tracker;
@@ -53,5 +66,7 @@ mod it {
     mod transparency_wire;
     #[cfg(feature = "axum")]
     mod updates;
+    mod warnings;
     mod wire_format;
+    mod work;
 }

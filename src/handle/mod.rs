@@ -17,7 +17,7 @@ use std::{
 use self::builder::Settings;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
-    guard::{ClosingFuture, SessionGuard},
+    guard::{ClosingFuture, SessionGuard, WorkGuard},
     recovery::RecoveryReport,
 };
 use crate::{
@@ -25,9 +25,12 @@ use crate::{
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
-    shutdown::{FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport, signal::ShutdownRequest},
+    shutdown::{
+        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport,
+        signal::ShutdownRequest,
+    },
     tasks::Tasks,
-    tracker::{Activity, EndedBy, Generation, NoteSource, Noted, Outbox, Tracker},
+    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Outbox, Scope, Tracker},
 };
 
 /// The handle: it tracks the active sessions, runs the hooks, and drains.
@@ -41,7 +44,8 @@ use crate::{
 /// A clone is cheap, and is the same handle. Except for the futures, all methods return at once: none waits for a hook
 /// or for the registry. They may be called from any thread, also outside of a tokio runtime. Hooks run on the runtime
 /// in which the handle was built, or in which [`recover`](Self::recover), [`shutdown_on`](Self::shutdown_on) or
-/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls.
+/// [`drain`](Self::drain) was last called. Without a runtime they wait for one of these calls. A runtime without a timer
+/// counts as none, and is logged once.
 ///
 /// # Examples
 ///
@@ -79,14 +83,19 @@ pub(crate) struct Inner {
     pub(crate) housekeeper: Arc<Housekeeper>,
     pub(crate) shutdown: Arc<Shutdown>,
     pub(crate) end_streams: bool,
+    pub(crate) listening_media_types: Box<[String]>,
+    pub(crate) close_connections: bool,
     pub(crate) refuse_new_sessions: bool,
     recovery_timeout: Duration,
     ignored_ids: AtomicU64,
     ignored_id: Once,
+    /// Two layers of this handle saw one request.
+    #[cfg(feature = "axum")]
+    pub(crate) nested_layers: Once,
 }
 
 impl ActiveSessions {
-    fn new(hooks: HookSet, settings: Settings, registry: Option<PersistConfig>) -> Self {
+    fn new(hooks: HookSet, settings: Settings, registry: Option<PersistConfig>, tasks: Tasks) -> Self {
         let Settings {
             lame_duck_timeout,
             settle_timeout,
@@ -97,14 +106,19 @@ impl ActiveSessions {
             idle_timeout,
             max_sessions,
             end_streams,
+            listening_media_types,
+            close_connections,
             refuse_new_sessions,
             keep_if,
             recovery_timeout,
+            doubt_timeout,
+            max_lifetime,
+            streams_are_activity,
         } = settings;
         let outbox = registry.is_some().then(Arc::<Outbox>::default);
         let ends_late_starts = keep_if.is_none();
         let tracker = Tracker::new(!hooks.start.is_empty(), hooks.has_end(), ends_late_starts, outbox.clone());
-        let (tracker, tasks) = (Arc::new(tracker), Arc::new(Tasks::new()));
+        let (tracker, tasks) = (Arc::new(tracker), Arc::new(tasks));
         let persister = registry
             .zip(outbox)
             .map(|(config, outbox)| Persister::new(config, Arc::clone(&tracker), outbox, Arc::clone(&tasks)));
@@ -118,7 +132,12 @@ impl ActiveSessions {
         let housekeeper = Housekeeper::new(
             Arc::clone(&tracker),
             Arc::clone(&pool),
-            HousekeeperConfig { idle_timeout, max_sessions, keep_if },
+            HousekeeperConfig {
+                expiry: ExpiryLimits { idle_timeout, max_lifetime, streams_are_activity },
+                doubt_timeout,
+                max_sessions,
+                keep_if,
+            },
         );
         let shutdown = Shutdown::new(
             Arc::clone(&tracker),
@@ -136,10 +155,14 @@ impl ActiveSessions {
             housekeeper,
             shutdown,
             end_streams,
+            listening_media_types: listening_media_types.into(),
+            close_connections,
             refuse_new_sessions,
             recovery_timeout,
             ignored_ids: AtomicU64::new(0),
             ignored_id: Once::new(),
+            #[cfg(feature = "axum")]
+            nested_layers: Once::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -251,8 +274,8 @@ impl ActiveSessions {
     }
 
     /// Ends this generation, and no other of its id.
-    pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
-        let ended = self.inner.tracker.claim(generation, reason, by);
+    pub(crate) fn end_generation(&self, generation: &Arc<Generation>, reason: EndReason, scope: Scope) -> bool {
+        let ended = self.inner.tracker.claim(generation, reason, scope);
         if ended {
             self.wake();
         }
@@ -332,16 +355,20 @@ impl ActiveSessions {
         source: NoteSource,
         activity: Option<Activity>,
     ) -> (bool, Noted) {
-        let (was_active, noted) = self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
+        let Compacted { ended_old, noted, worked } =
+            self.inner.tracker.compact(old.as_bytes(), only, session, source, activity);
         if let Noted::Started(generation) = &noted {
             self.inner.housekeeper.on_started(generation);
             // The successor of an active session is exempt: their number is unchanged.
-            if !was_active {
+            if !ended_old {
                 self.inner.housekeeper.enforce_max_sessions(generation);
             }
         }
+        if let Some(old) = worked {
+            self.inner.housekeeper.end_activity(&old, Activity::Work);
+        }
         self.wake();
-        (was_active, noted)
+        (ended_old, noted)
     }
 
     /// Whether the session is active.
@@ -575,11 +602,66 @@ impl ActiveSessions {
     ) -> Result<SessionGuard, InvalidSessionId> {
         let session = self.checked(session)?;
         let id = session.id.clone();
-        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Stream)) {
+        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Guard)) {
             Noted::Started(generation) | Noted::AlreadyActive(generation) => Some(generation),
             Noted::Closed | Noted::Tombstoned => None,
         };
         Ok(SessionGuard::new(self.clone(), id, generation))
+    }
+
+    /// Marks the session as at work until the [`WorkGuard`] is dropped: for a run that goes on after its response, as
+    /// after a 202. Returns `None` if the session is not active.
+    ///
+    /// In a shutdown the session ends when its work is over, or when
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is. A request in flight is work too, so the
+    /// handler takes the guard before it responds, and moves it into the run. Work does not end the session when it is
+    /// over, and does not keep it from an end: only a drain, [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout),
+    /// [`max_lifetime`](crate::ActiveSessionsBuilder::max_lifetime) and `max_sessions` wait for it. If the session is
+    /// compacted, the work is that of its successor.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let sessions = ActiveSessions::builder().settle_timeout(Duration::from_secs(1)).build().unwrap();
+    /// sessions.note("a");
+    /// let work = sessions.work("a");
+    /// let run = tokio::spawn(async move {
+    ///     tokio::time::sleep(Duration::from_millis(20)).await;
+    ///     drop(work);
+    /// });
+    /// let report = sessions.drain(EndReason::Shutdown).await; // waits for the run
+    /// assert!(run.is_finished() && report.at_work == 0);
+    /// assert!(sessions.work("unknown").is_none());
+    /// # }
+    /// ```
+    #[must_use = "the work is over when the guard is dropped"]
+    pub fn work(&self, id: impl AsRef<str>) -> Option<WorkGuard> {
+        let generation = self.inner.tracker.begin_work(id.as_ref().as_bytes())?;
+        Some(WorkGuard::new(self.clone(), generation))
+    }
+
+    /// From now on a drain does not wait for the work of this session: for a handler that asks for the shutdown itself,
+    /// and waits for it. Returns false if the session is not active.
+    ///
+    /// Without it the drain waits for the request, which waits for the drain, until
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) is over. The session ends in the drain at once;
+    /// the request goes on. This holds for all work of the session, and of the session that it is compacted into, until
+    /// it ends. A run under a [`WorkGuard`] can exempt itself alone: [`WorkGuard::exempt`].
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// # sessions.note("a");
+    /// // In the handler of `POST /restart`, which carries the id of its session:
+    /// sessions.exempt_work("a");
+    /// // ... ask for the shutdown, and go on.
+    /// ```
+    #[allow(clippy::must_use_candidate, reason = "the answer is a courtesy")]
+    pub fn exempt_work(&self, id: impl AsRef<str>) -> bool {
+        let generation = self.inner.tracker.find(id.as_ref().as_bytes());
+        generation.inspect(|generation| self.inner.housekeeper.exempt_work(generation)).is_some()
     }
 
     /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing); at once if it is already. For
@@ -601,6 +683,41 @@ impl ActiveSessions {
     /// ```
     pub fn closing(&self) -> ClosingFuture {
         ClosingFuture::new(self.inner.shutdown.closing.clone())
+    }
+
+    /// Wraps a listener that is shared with another process, so that this one stops accepting at the signal.
+    ///
+    /// A server accepts until the drain is over: a client that comes while the hooks run is served rather than refused.
+    /// If a successor listens on the same address, that is wrong: it is there to serve them. With the wrapped listener
+    /// no connection that comes after the signal is accepted, during the lame duck neither. What is accepted already goes
+    /// on as usual, and so does the shutdown.
+    ///
+    /// The signal is the first one of any [`shutdown_on`](Self::shutdown_on) of this handle, or the beginning of a drain.
+    /// Then the connections that are ready in the backlog are accepted, at most 1,024; the listener is closed; and its
+    /// `accept` is pending for ever.
+    ///
+    /// * **An inherited socket** (socket activation, or a socket that the parent hands to its child as standard input)
+    ///   has one backlog for all processes. Nothing is lost: the successor accepts what this process does not.
+    /// * **`SO_REUSEPORT`** gives each process a backlog of its own. What is complete in it is accepted. Linux resets
+    ///   connections that are still in the handshake when their listener is closed, unless
+    ///   `net.ipv4.tcp_migrate_req` is set.
+    ///
+    /// With the feature `axum`, the wrapper of any `axum::serve::Listener` is one too. The example `handover` hands a
+    /// listener to the next version under load.
+    ///
+    /// ```no_run
+    /// # use tower_session_end::{ActiveSessions, signal};
+    /// # async fn run(app: axum::Router, inherited: std::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {
+    /// # let sessions = ActiveSessions::builder().build()?;
+    /// inherited.set_nonblocking(true)?;
+    /// let listener = sessions.accept_until_signal(tokio::net::TcpListener::from_std(inherited)?);
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
+    /// let report = sessions.finish(server).await.into_result()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept_until_signal<L>(&self, listener: L) -> AcceptUntilSignal<L> {
+        AcceptUntilSignal::new(listener, self.inner.shutdown.signalled.clone())
     }
 
     /// The future for axum's `with_graceful_shutdown`: it waits for `signal`, runs the session drain, and resolves when
@@ -704,9 +821,20 @@ impl ActiveSessions {
     /// is a server. For several servers on one handle, call `finish` for each and poll them together: the handle closes
     /// with the last of them.
     ///
+    /// With [`keep_if`](crate::ActiveSessionsBuilder::keep_if), `finish` asks about the sessions that the drain had no
+    /// time for, until the deadline of the connection drain.
+    ///
     /// Code inside `spawn_blocking` cannot be stopped, and dropping a runtime waits for it. If your hooks use it, end
     /// `main` with [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or
     /// `std::process::exit`.
+    ///
+    /// **After `finish`, exit at once.** If the signals are those of [`signal::terminate`](crate::signal::terminate),
+    /// tokio still handles them, so SIGINT and SIGTERM no longer end the process. Before work that takes longer, let a
+    /// task [wait for the next one](crate::signal::terminate#after-the-shutdown).
+    ///
+    /// **The server must not block.** While one poll of it blocks, no deadline is seen; a poll of 1 s is logged. The
+    /// usual cause is a listener in blocking mode: call `set_nonblocking(true)` on a `std::net::TcpListener` before
+    /// `tokio::net::TcpListener::from_std`.
     ///
     /// # Panics
     ///

@@ -16,6 +16,9 @@ use crate::{
 
 pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
     inner.tasks.remember_runtime();
+    // Hooks that have waited for a runtime.
+    inner.pool.wake();
+    inner.pool.wake_batches();
     let began = Instant::now();
     let Recovered { recovery, error } = match &inner.persister {
         Some(persister) => persister.recover(&inner.pool, began.checked_add(inner.recovery_timeout)).await,

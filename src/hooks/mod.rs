@@ -189,6 +189,10 @@ impl HookSet {
         !self.end.is_empty() || !self.batch.is_empty()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start.is_empty() && !self.has_end()
+    }
+
     /// Registers the metrics of every hook.
     pub(crate) fn with_metrics(mut self) -> Self {
         self.start.iter_mut().for_each(|hook| hook.register_metrics("start"));

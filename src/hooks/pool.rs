@@ -134,7 +134,7 @@ impl Pool {
     pub(super) fn spawn_workers(self: &Arc<Self>, extra: usize) {
         if self.try_spawn_workers(extra) > 0 && !self.tasks.has_runtime() {
             // The remembered runtime has shut down, and the jobs are still queued.
-            self.tasks.remember_runtime();
+            self.tasks.remember_runtime_once_probed();
             if self.tasks.has_runtime() {
                 self.try_spawn_workers(extra);
             }

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -19,9 +20,11 @@ const FRAMES_PER_CHECK: u8 = 96;
 pin_project! {
     /// The host's body inside the layer, frame by frame.
     ///
-    /// It ends with the host's body. An event stream also ends with its session, if
+    /// It ends with the host's body. A [listening](crate::StreamKind::Listening) stream also ends with its session, if
     /// [`end_streams`](crate::ActiveSessionsBuilder::end_streams) is on. Any body that is unfinished when the
-    /// connection drain times out or is forced ends with an error.
+    /// connection drain times out or is forced ends with an error. In both cases a gRPC stream over HTTP/2 (content
+    /// type `application/grpc` or `application/grpc+..`) ends with the trailers `grpc-status: 14` (unavailable) and
+    /// `grpc-message` instead.
     ///
     /// The request counts as in flight until the body has ended or is dropped.
     ///
@@ -57,15 +60,25 @@ pin_project! {
             termination: Option<Termination>,
             // Frames until the next check.
             frames: u8,
+            // Whether it ends with trailers, if the layer ends it.
+            is_grpc: bool,
         },
-        Over,
+        Over {
+            // The layer has ended a gRPC stream, and its trailers tell why.
+            trailers: Option<Terminated>,
+        },
     }
 }
 
 impl<B> SessionBody<B> {
     #[inline]
     pub(super) fn new(inner: B, termination: Option<Termination>) -> Self {
-        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK } }
+        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK, is_grpc: false } }
+    }
+
+    /// As [`new`](Self::new), for a gRPC stream: it ends with trailers if the layer ends it.
+    pub(super) const fn grpc(inner: B, termination: Option<Termination>) -> Self {
+        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK, is_grpc: true } }
     }
 
     /// The host's body; `None` if the layer has ended it, or has answered in the host's place.
@@ -73,7 +86,7 @@ impl<B> SessionBody<B> {
     pub const fn get_ref(&self) -> Option<&B> {
         match &self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
@@ -82,7 +95,7 @@ impl<B> SessionBody<B> {
     pub const fn get_mut(&mut self) -> Option<&mut B> {
         match &mut self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
@@ -93,12 +106,12 @@ impl<B> SessionBody<B> {
     pub fn into_inner(self) -> Option<B> {
         match self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Over => None,
+            State::Over { .. } => None,
         }
     }
 
     pub(super) const fn empty() -> Self {
-        Self { state: State::Over }
+        Self { state: State::Over { trailers: None } }
     }
 
     /// The next frame; if it was ready at once, also a check whether more may follow.
@@ -107,57 +120,81 @@ impl<B> SessionBody<B> {
     where
         B: Body<Error: Into<BoxError>>,
     {
-        let StateProj::Host { mut inner, termination, frames } = self.as_mut().project().state.project() else {
-            return Poll::Ready(None);
+        let StateProj::Host { mut inner, termination, frames, is_grpc } = self.as_mut().project().state.project()
+        else {
+            return self.poll_trailers();
         };
         *frames = FRAMES_PER_CHECK;
         let polled = inner.as_mut().poll_frame(cx).map_err(Into::into);
         let (Poll::Ready(Some(Ok(frame))), Some(termination)) = (&polled, termination) else {
             return self.on_poll(polled, cx);
         };
-        match termination.check(cx, !frame.is_trailers() && !inner.is_end_stream()) {
-            None => polled,
-            Some(Terminated::SessionEnded) => {
-                self.end();
-                // This frame is the last one.
-                polled
-            }
-            Some(Terminated::Forced) => {
-                self.end();
-                Poll::Ready(Some(Err(ForcedEnd.into())))
-            }
-        }
+        let has_more = !frame.is_trailers() && !inner.is_end_stream();
+        // The host's own trailers are the last ones.
+        *is_grpc &= has_more;
+        let Some(terminated) = termination.check(cx, has_more) else { return polled };
+        let is_cut = terminated == Terminated::Forced && !*is_grpc;
+        self.end(terminated);
+        // Unless an error takes its place, this frame is the last one before the trailers.
+        if is_cut { Poll::Ready(Some(Err(ForcedEnd.into()))) } else { polled }
     }
 
     /// Handles the polls that did not yield data.
     #[inline(never)]
     fn on_poll<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
-        let StateProj::Host { termination: slot, frames, .. } = self.as_mut().project().state.project() else {
+        let StateProj::Host { termination: slot, frames, is_grpc, .. } = self.as_mut().project().state.project() else {
             return polled;
         };
         *frames = FRAMES_PER_CHECK;
         let Some(termination) = slot else { return polled };
         match &polled {
-            Poll::Ready(Some(_)) => polled,
+            Poll::Ready(Some(frame)) => {
+                *is_grpc &= frame.as_ref().is_ok_and(Frame::is_data);
+                polled
+            }
             Poll::Ready(None) => {
                 *slot = None;
                 polled
             }
             Poll::Pending => {
                 let terminated = ready!(termination.poll(cx));
-                self.end();
-                Poll::Ready(match terminated {
-                    Terminated::SessionEnded => None,
-                    Terminated::Forced => Some(Err(ForcedEnd.into())),
-                })
+                let is_cut = terminated == Terminated::Forced && !*is_grpc;
+                self.as_mut().end(terminated);
+                if is_cut { Poll::Ready(Some(Err(ForcedEnd.into()))) } else { self.poll_trailers() }
             }
         }
     }
 
     /// The host's body is dropped here, not with this one.
-    fn end(self: Pin<&mut Self>) {
-        self.project().state.set(State::Over);
+    fn end(self: Pin<&mut Self>, terminated: Terminated) {
+        let is_grpc = matches!(self.state, State::Host { is_grpc: true, .. });
+        self.project().state.set(State::Over { trailers: is_grpc.then_some(terminated) });
     }
+
+    /// The trailers of a gRPC stream that the layer has ended; otherwise the body is over.
+    #[cold]
+    fn poll_trailers<T>(self: Pin<&mut Self>) -> Polled<T> {
+        let trailers = match &self.state {
+            State::Over { trailers: Some(terminated) } => Some(grpc_trailers(*terminated)),
+            State::Host { .. } | State::Over { trailers: None } => None,
+        };
+        self.project().state.set(State::Over { trailers: None });
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// Why the layer has ended a gRPC stream, for its client.
+fn grpc_trailers(terminated: Terminated) -> HeaderMap {
+    // Neither text has a character that gRPC's percent-encoding would change.
+    let message = match terminated {
+        Terminated::SessionEnded => "the session of this stream has ended, or the server shuts down",
+        Terminated::Forced => "the server has shut down",
+    };
+    HeaderMap::from_iter([
+        // 14 is UNAVAILABLE.
+        (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
+        (HeaderName::from_static("grpc-message"), HeaderValue::from_static(message)),
+    ])
 }
 
 type Polled<T> = Poll<Option<Result<Frame<T>, BoxError>>>;
@@ -179,7 +216,7 @@ where
     #[inline]
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled<B::Data> {
         let StateProj::Host { inner, frames, .. } = self.as_mut().project().state.project() else {
-            return Poll::Ready(None);
+            return self.poll_trailers();
         };
         *frames = frames.wrapping_sub(1);
         if *frames == 0 {
@@ -199,7 +236,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.state {
             State::Host { inner, .. } => inner.is_end_stream(),
-            State::Over => true,
+            State::Over { trailers } => trailers.is_none(),
         }
     }
 
@@ -207,7 +244,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.state {
             State::Host { inner, .. } => inner.size_hint(),
-            State::Over => SizeHint::with_exact(0),
+            State::Over { .. } => SizeHint::with_exact(0),
         }
     }
 }
@@ -216,7 +253,7 @@ impl<B: fmt::Debug> fmt::Debug for SessionBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = match &self.state {
             State::Host { inner, .. } => Some(inner),
-            State::Over => None,
+            State::Over { .. } => None,
         };
         f.debug_struct("SessionBody").field("inner", &inner).finish_non_exhaustive()
     }

@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::{HeaderMap, header::CONTENT_TYPE, response};
+use http::{Method, StatusCode, response};
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
-    protocol::{ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
+    protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
-    tracker::{Activity, EndedBy, Generation, NoteSource, Noted},
+    tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Scope},
 };
 
 /// Lasts from the request's head to the response body's end. Its session has an activity for that time.
@@ -23,6 +23,8 @@ pub(super) struct Exchange {
     /// this id, it changes this generation and no later one.
     generation: Option<Arc<Generation>>,
     activity: Activity,
+    /// The claims before the request began: a generation that was claimed later is not revived by the response.
+    began: ClaimNumber,
 }
 
 /// The wait of a response head for the record of its session.
@@ -35,7 +37,8 @@ impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
         shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared), generation, activity: Activity::Request }
+        let began = shared.claim_number();
+        Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
     }
 
     pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
@@ -50,6 +53,11 @@ impl Exchange {
         self.shared.phase() == Phase::Closed
     }
 
+    #[inline(always)]
+    pub(super) fn is_open(&self) -> bool {
+        self.shared.phase() == Phase::Open
+    }
+
     /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
     pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
@@ -59,6 +67,7 @@ impl Exchange {
                     || protocol.has_session_headers(&response.headers)
                     // With the preset, `request` is set only for an id that is not active.
                     || (protocol.adopts() && request.is_some())
+                    || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
             }
             ProtocolKind::Other(_) => true,
         }
@@ -72,6 +81,12 @@ impl Exchange {
         request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<Option<RecordWait>, HandleClosed> {
+        if let Some(generation) = &self.generation
+            && generation.is_doubted()
+            && shows_session(response.status)
+        {
+            generation.trust();
+        }
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
         // Short paths for the most frequent responses: the session continues, or one starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
@@ -81,6 +96,10 @@ impl Exchange {
                 return Ok(None);
             }
             if let Some(id) = protocol.starting_id(id, response) {
+                let policy = protocol.new_id_policy();
+                if policy != OnNewId::Keep && self.generation.is_some() {
+                    return self.apply_new_id(policy, request.and_then(RequestInfo::id), Session::new(id));
+                }
                 let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
                 return Ok(start.map(|start| self.record_wait(vec![start])));
             }
@@ -92,12 +111,12 @@ impl Exchange {
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
             (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
         };
-        let from_handler = match has_update(response) {
-            true => response.extensions.remove::<SessionUpdate>(),
-            false => None,
+        let from_handler = match response.extensions.is_empty() {
+            true => None,
+            false => response.extensions.remove::<SessionUpdate>(),
         };
         if from_handler.is_none() && from_protocol.is_empty() {
-            return Ok(None);
+            return self.restart_doubted(request, response.status);
         }
         let mut starts = Vec::new();
         // The end of an inactive id leaves no tombstone: without this list a head that repeats the id would start it.
@@ -105,7 +124,7 @@ impl Exchange {
         for change in from_handler.into_iter().flat_map(|update| update.changes) {
             match &change {
                 SessionChange::Ended(id, _) => ended.push(id.clone()),
-                SessionChange::InvalidId => {}
+                SessionChange::InvalidId | SessionChange::Doubted(_) => {}
                 SessionChange::Compacted(_, session) | SessionChange::Started(session) => {
                     ended.retain(|id| *id != session.id);
                 }
@@ -116,10 +135,56 @@ impl Exchange {
             starts.extend(match change {
                 SessionChange::Started(session) if ended.contains(&session.id) => None,
                 SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
-                change => self.apply_change(change, NoteSource::ResponseHeader)?,
+                change => self.apply_change(change, NoteSource::ResponseHead(self.began))?,
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
+    }
+
+    /// A success shows that a session goes on, although it has ended because of a doubt: a new generation starts. It needs
+    /// no id in the response.
+    #[inline(never)]
+    fn restart_doubted(
+        &mut self,
+        request: Option<&RequestInfo>,
+        status: StatusCode,
+    ) -> Result<Option<RecordWait>, HandleClosed> {
+        let untracked = request.filter(|request| !request.is_tracked() && *request.method() != Method::DELETE);
+        let Some(id) = untracked.and_then(RequestInfo::id).filter(|_| shows_session(status)) else { return Ok(None) };
+        if !self.sessions().inner.tracker.was_doubted(id.as_bytes()) {
+            return Ok(None);
+        }
+        let start = self.note_from_header(Some(id), Session::new(id.clone()))?;
+        Ok(start.map(|start| self.record_wait(vec![start])))
+    }
+
+    /// The request has a session, and the response names another one. If that is new, it replaces the request's, and the
+    /// exchange goes on in it.
+    #[cold]
+    fn apply_new_id(
+        &mut self,
+        policy: OnNewId,
+        carried: Option<&SessionId>,
+        new: Session,
+    ) -> Result<Option<RecordWait>, HandleClosed> {
+        let sessions = &self.shared.sessions;
+        let (source, activity) = (NoteSource::ResponseHead(self.began), Some(self.activity));
+        let old = self.generation.clone().filter(|_| !self.shared.is_tracked(&new.id));
+        let noted = match (policy, &old) {
+            (OnNewId::Compact, Some(old)) => {
+                sessions.compact_generation(old.id.as_str(), Some(old), new, source, activity).1
+            }
+            (OnNewId::End(reason), Some(old)) => {
+                sessions.end_generation(old, reason, Scope::Everywhere);
+                sessions.note_session(new, source, activity)
+            }
+            (OnNewId::Keep, _) | (_, None) => {
+                let start = self.note_from_header(carried, new)?;
+                return Ok(start.map(|start| self.record_wait(vec![start])));
+            }
+        };
+        let start = self.attach(noted, activity)?;
+        Ok(start.map(|start| self.record_wait(vec![start])))
     }
 
     fn record_wait(&self, starts: Vec<Arc<Generation>>) -> RecordWait {
@@ -140,7 +205,10 @@ impl Exchange {
         let sessions = &self.shared.sessions;
         let activity = self.initial_activity();
         match change {
-            SessionChange::Started(session) => self.attach(sessions.note_session(session, source, activity)),
+            SessionChange::Started(session) => {
+                let noted = sessions.note_session(session, source, activity);
+                self.attach(noted, activity)
+            }
             SessionChange::InvalidId => {
                 sessions.ignore_id();
                 Ok(None)
@@ -148,14 +216,25 @@ impl Exchange {
             SessionChange::Ended(id, reason) => {
                 match self.generation.as_ref().filter(|generation| generation.id == id) {
                     // This response must not end a later generation of the same id.
-                    Some(generation) => sessions.end_generation(generation, reason, EndedBy::Host),
+                    Some(generation) => sessions.end_generation(generation, reason, Scope::Everywhere),
                     None => sessions.end(id, reason),
                 };
                 Ok(None)
             }
+            SessionChange::Doubted(id) => {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
+                    Some(generation) => sessions.inner.housekeeper.doubt(generation),
+                    None => {
+                        let generation = sessions.inner.tracker.find(id.as_bytes());
+                        generation.iter().for_each(|generation| sessions.inner.housekeeper.doubt(generation));
+                    }
+                }
+                Ok(None)
+            }
             SessionChange::Compacted(old, session) => {
                 let only = self.generation.as_ref().filter(|generation| generation.id == old);
-                self.attach(sessions.compact_generation(old.as_str(), only, session, source, activity).1)
+                let noted = sessions.compact_generation(old.as_str(), only, session, source, activity).1;
+                self.attach(noted, activity)
             }
         }
     }
@@ -179,7 +258,9 @@ impl Exchange {
                 return Ok(None);
             }
         }
-        self.attach(sessions.note_session(session, NoteSource::ResponseHeader, self.initial_activity()))
+        let activity = self.initial_activity();
+        let noted = sessions.note_session(session, NoteSource::ResponseHead(self.began), activity);
+        self.attach(noted, activity)
     }
 
     /// Whether the head has to wait for the record of this generation.
@@ -187,45 +268,45 @@ impl Exchange {
         self.sessions().inner.persister.as_ref().is_some_and(|persister| persister.delays_head(generation))
     }
 
-    /// The activity with which a session starts here; `None` if this exchange already belongs to a session.
+    /// The activity with which a session starts here; `None` if this exchange already belongs to an active session.
     fn initial_activity(&self) -> Option<Activity> {
-        self.generation.is_none().then_some(self.activity)
+        let is_free = self.generation.as_ref().is_none_or(|generation| !generation.is_active());
+        is_free.then_some(self.activity)
     }
 
-    /// The exchange belongs to the noted session from here on, unless it already belongs to one.
-    fn attach(&mut self, noted: Noted) -> Result<Option<Arc<Generation>>, HandleClosed> {
+    /// The exchange belongs to the noted session from here on, if that has started with its `activity`.
+    fn attach(&mut self, noted: Noted, activity: Option<Activity>) -> Result<Option<Arc<Generation>>, HandleClosed> {
         match noted {
             Noted::Closed => Err(HandleClosed),
             Noted::Started(generation) | Noted::AlreadyActive(generation) => {
                 let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
-                self.generation.get_or_insert(generation);
+                if activity.is_some()
+                    && let Some(ended) = self.generation.replace(generation)
+                {
+                    self.end_activity(&ended);
+                }
                 Ok(waits)
             }
             Noted::Tombstoned => Ok(None),
         }
     }
 
-    /// Turns the activity into [`Activity::Stream`] if the response to a `GET` is an event stream: a client that
-    /// listens is not work. Returns whether the stream has to end with its session.
+    /// Turns the activity into [`Activity::Stream`]: a client that listens is not work. Returns whether the stream has
+    /// to end with its session.
     #[inline(never)]
-    pub(super) fn begin_stream(&mut self, headers: &HeaderMap) -> bool {
-        let is_stream = is_event_stream(headers);
-        if is_stream && let Some(generation) = self.generation.clone() {
+    pub(super) fn begin_stream(&mut self) -> bool {
+        if let Some(generation) = self.generation.clone() {
             generation.begin_activity(Activity::Stream);
             self.end_activity(&generation);
             self.activity = Activity::Stream;
         }
-        is_stream && self.sessions().inner.end_streams
+        self.sessions().inner.end_streams
     }
 
     #[inline(never)]
     fn end_activity(&self, generation: &Arc<Generation>) {
-        let sessions = &self.shared.sessions;
         generation.touch(self.shared.tick());
-        // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
-        if generation.end_activity(self.activity) && generation.is_active() && sessions.phase() >= Phase::Closing {
-            sessions.inner.housekeeper.drain_one(generation);
-        }
+        self.shared.end_activity(generation, self.activity);
     }
 }
 
@@ -239,15 +320,14 @@ impl Drop for Exchange {
     }
 }
 
-/// Whether a handler has put an update into the response.
+/// Whether a handler has put an update into the response that declares a change.
 #[inline]
 fn has_update(response: &response::Parts) -> bool {
-    !response.extensions.is_empty() && response.extensions.get::<SessionUpdate>().is_some()
+    !response.extensions.is_empty()
+        && response.extensions.get::<SessionUpdate>().is_some_and(|update| !update.is_empty())
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    const EVENT_STREAM: &[u8] = b"text/event-stream";
-    let content_type = headers.get(CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
-    let Some((essence, rest)) = content_type.split_at_checked(EVENT_STREAM.len()) else { return false };
-    essence.eq_ignore_ascii_case(EVENT_STREAM) && matches!(rest.first(), None | Some(b';' | b' '))
+/// Whether a response with this status shows that the host knows the session of its request.
+fn shows_session(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS
 }

@@ -1,6 +1,6 @@
 //! The extractors for axum: the handle, and the id that a request carries.
 
-use std::{convert::Infallible, fmt};
+use std::{convert::Infallible, fmt, sync::Arc};
 
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -8,18 +8,46 @@ use axum_core::{
 };
 use http::{Extensions, StatusCode, request::Parts};
 
-use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
+use super::StreamKind;
+use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId, tracker::Generation};
 
 /// Inserted into a request's extensions by the layer.
 #[derive(Clone)]
 pub(super) struct RequestContext {
     sessions: ActiveSessions,
     id: Option<SessionId>,
+    /// The number of the generation that the request was counted in; 0 for none.
+    counted_in: u64,
 }
 
 impl RequestContext {
-    pub(super) fn insert(extensions: &mut Extensions, sessions: &ActiveSessions, id: Option<&SessionId>) {
-        extensions.insert(Self { sessions: sessions.clone(), id: id.cloned() });
+    /// `generation` is the one that the request was counted in, and has the id. A layer of the same handle outside of
+    /// this one may have counted it there before.
+    pub(super) fn insert(
+        extensions: &mut Extensions,
+        sessions: &ActiveSessions,
+        generation: Option<&Arc<Generation>>,
+        id: Option<&SessionId>,
+    ) {
+        let counted_in = generation.map_or(0, |generation| generation.number);
+        let context = Self { sessions: sessions.clone(), id: id.cloned(), counted_in };
+        if let (Some(outer), Some(generation)) = (extensions.insert(context), generation) {
+            outer.count_once(sessions, generation);
+        }
+    }
+
+    #[cold]
+    fn count_once(self, sessions: &ActiveSessions, generation: &Generation) {
+        if self.counted_in == generation.number && Arc::ptr_eq(&self.sessions.inner, &sessions.inner) {
+            generation.uncount_request();
+            sessions.inner.nested_layers.call_once(|| {
+                tracing::warn!(
+                    name: "session-layers-nested",
+                    "two session layers of one handle saw a request in the same session, which is counted once; remove \
+                     one of the layers",
+                );
+            });
+        }
     }
 
     fn of(parts: &Parts) -> Result<&Self, MissingSessionLayer> {
@@ -106,6 +134,24 @@ impl IntoResponseParts for SessionUpdate {
 impl IntoResponse for SessionUpdate {
     fn into_response(self) -> Response {
         (self, ()).into_response()
+    }
+}
+
+/// As a part of a response.
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use tower_session_end::StreamKind;
+///
+/// let response: Response = (StreamKind::Answer, "the body would be a stream").into_response();
+/// assert_eq!(response.extensions().get(), Some(&StreamKind::Answer));
+/// ```
+impl IntoResponseParts for StreamKind {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut response: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        response.extensions_mut().insert(self);
+        Ok(response)
     }
 }
 

@@ -13,12 +13,13 @@ use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
-    SessionBody,
+    SessionBody, StreamKind, close_connection,
     exchange::{HandleClosed, RecordWait},
+    stream_kind::is_grpc,
     termination::Termination,
     unavailable,
 };
-use crate::protocol::RequestInfo;
+use crate::{handle::ActiveSessions, protocol::RequestInfo, session::Phase};
 
 pin_project! {
     /// The response future of a [`SessionService`](super::SessionService).
@@ -51,6 +52,7 @@ pin_project! {
 }
 
 pub(super) struct PendingHead<B> {
+    sessions: ActiveSessions,
     record_wait: RecordWait,
     response: Response<SessionBody<B>>,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -80,6 +82,9 @@ where
         match inner.poll(cx) {
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
+                if !termination.exchange.is_open() {
+                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
+                }
                 if termination.exchange.may_update(this.request.as_ref(), &parts) {
                     match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
                         Ok(None) => {}
@@ -105,7 +110,7 @@ where
     }
 }
 
-/// Whether a body has an exact length, so that it is no event stream, and is not over: the usual case.
+/// Whether a body has an exact length, so that it is no stream, and is not over: the usual case.
 #[inline]
 fn has_known_length<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
@@ -123,12 +128,16 @@ impl<F, B> ResponseFuture<F, B> {
             // A server does not poll a body that is over, so the exchange ends here.
             *this.termination = None;
         } else if let Some(termination) = this.termination
-            && *this.is_get
-            && termination.exchange.begin_stream(&parts.headers)
+            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &parts) == StreamKind::Listening
+            && termination.exchange.begin_stream()
         {
             termination.end_with_session();
         }
-        Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
+        let body = match is_grpc(*this.version, &parts.headers) {
+            true => SessionBody::grpc(body, this.termination.take()),
+            false => SessionBody::new(body, this.termination.take()),
+        };
+        Response::from_parts(parts, body)
     }
 
     /// The head starts a session, and waits for its record.
@@ -144,18 +153,16 @@ impl<F, B> ResponseFuture<F, B> {
         B: Body,
     {
         let this = self.as_mut().project();
-        let closed = this
-            .termination
-            .as_ref()
-            .map(|termination| termination.exchange.sessions().inner.shutdown.closed.clone())
-            .unwrap_or_default();
+        let Some(termination) = this.termination.as_ref() else { return Poll::Pending };
+        let sessions = termination.exchange.sessions().clone();
         // The session has an activity until the head has left, also if the body is over.
         let response = if body.is_end_stream() || has_known_length(&body) {
             Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
         } else {
             self.as_mut().wrap(parts, body)
         };
-        let pending = Box::new(PendingHead { record_wait, response, closed: Box::pin(closed.cancelled_owned()) });
+        let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
+        let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
         // The host's future is dropped here, not with this one.
         self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
         self.poll_response(cx)
@@ -195,7 +202,15 @@ fn poll_pending_head<B>(
     let is_closed = !is_recorded && pending.closed.as_mut().poll(cx).is_ready();
     match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
-        Some(pending) if is_recorded => Poll::Ready(pending.response),
+        Some(pending) if is_recorded => {
+            let PendingHead { sessions, response, .. } = *pending;
+            let (mut parts, body) = response.into_parts();
+            if sessions.phase() != Phase::Open {
+                // The shutdown may have begun during the wait.
+                close_connection(&sessions, version, &mut parts);
+            }
+            Poll::Ready(Response::from_parts(parts, body))
+        }
         Some(_) => Poll::Ready(unavailable(version)),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::{Phase, SessionId},
     shutdown::Shutdown,
-    tracker::{Generation, Tracker, clock::Tick},
+    tracker::{Activity, ClaimNumber, Generation, Tracker, clock::Tick},
 };
 
 impl ActiveSessions {
@@ -43,8 +43,15 @@ impl ActiveSessions {
 
 /// Wraps a host in a [`SessionService`]; made by [`ActiveSessions::layer`] or [`SessionLayer::new`].
 ///
-/// It is transparent: status, headers, body, trailers and readiness are the host's own. Put it outside the services
-/// that set session headers, and inside those that must not see them.
+/// It is transparent: status, headers, body, trailers and readiness are the host's own. The exceptions: control headers
+/// that a protocol strips, and in a shutdown `connection: close` in HTTP/1 responses
+/// ([`close_connections`](crate::ActiveSessionsBuilder::close_connections)) and the ends of streams
+/// ([`end_streams`](crate::ActiveSessionsBuilder::end_streams)).
+///
+/// Put it outside the services that set session headers, and inside those that must not see them. A layer that
+/// compresses belongs outside of this one: inside of it, it would not see that this layer ends a stream, and the client
+/// would get a torn file. With axum, that is a `.layer` after this one:
+/// `.layer(sessions.layer()).layer(CompressionLayer::new())`.
 ///
 /// ```
 /// use tower_session_end::{ActiveSessions, SessionLayer};
@@ -70,9 +77,19 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The active generation of an id. Begins an [`Activity::Request`](crate::tracker::Activity::Request) of it.
-    pub(super) fn begin_activity(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        self.tracker.begin_activity(id, self.housekeeper.tick())
+    #[inline]
+    pub(super) fn claim_number(&self) -> ClaimNumber {
+        self.tracker.claim_number()
+    }
+
+    #[inline]
+    pub(super) fn end_activity(&self, generation: &Arc<Generation>, activity: Activity) {
+        self.housekeeper.end_activity(generation, activity);
+    }
+
+    /// The active generation of an id. Begins an [`Activity::Work`] of it.
+    pub(super) fn begin_request(&self, id: &[u8]) -> Option<Arc<Generation>> {
+        self.tracker.begin_request(id)
     }
 
     pub(super) fn is_tracked(&self, id: &SessionId) -> bool {
@@ -137,6 +154,9 @@ impl SessionLayer {
     /// Switches the axum extractors off, which saves an insertion into each request's extensions. Handlers that use
     /// them then fail with [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are
     /// none.
+    ///
+    /// It also switches off the check for a second layer of the same handle around the same host: a request that two
+    /// layers see in the same session is counted once with the extractors, and twice without them.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;

@@ -119,7 +119,7 @@ impl<S> SessionService<S> {
         match &shared.protocol {
             ProtocolKind::Header(protocol) => {
                 let value = index_of_id.and_then(|index| protocol.id_at(request.headers(), index));
-                let generation = value.and_then(|value| shared.begin_activity(value));
+                let generation = value.and_then(|value| shared.begin_request(value));
                 // The value of an active session is a valid id; any other is checked.
                 info = match value {
                     Some(value) if generation.is_none() => untracked_request(request.method(), value),
@@ -132,7 +132,7 @@ impl<S> SessionService<S> {
                 let (parts, body) = request.into_parts();
                 let id = protocol.request_id_among(&parts, &|id| shared.is_tracked(id));
                 // The exchange ends the activity when it is dropped, also by a panic.
-                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_activity(id.as_bytes())));
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_request(id.as_bytes())));
                 let request_info =
                     RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
                 may_start = shared.refuses() && protocol.may_start(&parts, request_info.tracked());
@@ -145,8 +145,9 @@ impl<S> SessionService<S> {
         }
         #[cfg(feature = "axum")]
         if self.extractors {
-            let id = exchange.generation().map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
-            RequestContext::insert(request.extensions_mut(), &shared.sessions, id);
+            let generation = exchange.generation();
+            let id = generation.map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
+            RequestContext::insert(request.extensions_mut(), &shared.sessions, generation, id);
         }
         let is_get = request.method() == Method::GET;
         let state = State::Calling { inner: self.inner.call(request) };

@@ -85,16 +85,17 @@ impl Termination {
 /// drain and the grace too.
 async fn until_session_ended(sessions: ActiveSessions, generation: Option<Arc<Generation>>) {
     let drained = sessions.inner.shutdown.drained.clone();
-    if let Some(generation) = generation {
+    if generation.is_none() {
+        drained.cancelled().await;
+    }
+    let mut next = generation;
+    while let Some(generation) = next {
         let ended = generation.listen();
+        // Compacted before this stream began to listen: it ends with the successor.
+        next = if generation.is_compacted() { generation.successor() } else { None };
         if generation.is_active() {
             ended.cancelled().await;
-        } else if generation.is_compacted() {
-            // Compacted before this stream began to listen: the drain ends the successor, and this stream with it.
-            drained.cancelled().await;
         }
-    } else {
-        drained.cancelled().await;
     }
     if sessions.phase() >= Phase::Closing {
         drained.cancelled().await;

@@ -21,11 +21,16 @@
 //! | `session-keep-if-panicked` | `WARN` | `session` | `keep_if` panicked; the session is ended |
 //! | `session-cap-exceeded` | `WARN` | `max_sessions` | there are more sessions than `max_sessions`, and none is idle; logged once |
 //! | `session-expiry-undriven` | `WARN` | | `idle_timeout` is set, and no driver is polled; logged once |
+//! | `session-no-hook` | `WARN` | | a handle was built without any hook |
+//! | `session-runtime-without-timer` | `ERROR` | | a tokio runtime has no timer, so no hook can run in it; logged once |
+//! | `session-finish-undriven` | `WARN` | | [`finish`](crate::ActiveSessions::finish) has run for 30 s, and no `shutdown_on` was polled; logged once |
+//! | `session-server-blocked` | `WARN` | `blocked_ms` | one poll of the server in `finish` took 1 s or longer; logged once |
+//! | `session-handle-dropped` | `WARN` | `sessions` | the last handle was dropped with this many active sessions, and no drain had begun |
 //! | `session-signal-failed` | `ERROR` | `error` | a shutdown signal failed or panicked: the shutdown begins |
 //! | `session-signal-unavailable` | `ERROR` | `signal`, `error` | a signal of the system cannot be listened to |
 //! | `session-shutdown` | `INFO` | `reason`, `sessions` | a shutdown was requested, with this many active sessions |
 //! | `session-shutdown-forced` | `WARN` | | a second signal came: the shutdown no longer waits |
-//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
+//! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `at_work`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
 //! | `session-finish` | `INFO`, `WARN` | `signalled`, `forced`, `ended`, `failed`, `unfinished`, `timed_out`, `open_responses`, `elapsed_ms` | a shutdown is over; a warning if the connection drain timed out |
 //! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `given_up`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
 //! | `session-recovered` | `INFO` | `found` | a heartbeat found pending ends of dead processes |
@@ -37,11 +42,12 @@
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and no driver is polled; logged once |
 //! | `session-registry-lease-not-released` | `WARN` | `error` | the lease could not be released at the end |
 //!
-//! And of user code, and of the registries themselves:
+//! And of user code, of layers, and of the registries themselves:
 //!
 //! | event | level | when |
 //! |---|---|---|
 //! | *`session-protocol-panicked`* | `WARN` | a protocol panicked: the exchange goes on as if it had returned no update; logged once |
+//! | *`session-layers-nested`* | `WARN` | two layers of one handle saw a request in the same session: it is counted once (feature `axum`); logged once |
 //! | *`session-registry-panicked`* | `WARN` | a registry panicked when asked for its lease: the lease is assumed to be valid |
 //! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one created |
 //! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |
@@ -65,7 +71,7 @@
 //! |---|---|---|---|
 //! | `session_active` | gauge | | active sessions |
 //! | `session_starts_total` | counter | | sessions that started |
-//! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction has the reason `evicted`, an expiry `idle` |
+//! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction has the reason `evicted`, an expiry `idle` or `expired`, a doubt `unknown` |
 //! | `session_releases_total` | counter | `cause` | sessions that left without one: `forgotten`, `kept`, `held_elsewhere`, `ended_elsewhere`, `handed_over` |
 //! | `session_recovered_total` | counter | | ends that were recovered from dead processes; `session_ends_total` counts them too |
 //! | `session_given_up_total` | counter | | ends that were claimed five times, and are given up |

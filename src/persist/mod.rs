@@ -297,7 +297,7 @@ impl Persistence for Persister {
     fn wake(self: Arc<Self>, pool: &Arc<Pool>) {
         self.wake_writer(pool);
         if !self.tasks.has_runtime() {
-            self.tasks.remember_runtime();
+            self.tasks.remember_runtime_once_probed();
             if self.tasks.has_runtime() {
                 self.wake_writer(pool);
             }

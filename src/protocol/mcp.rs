@@ -16,27 +16,31 @@ const SESSIONLESS: &[u8] = b"2026-07-28";
 /// | response | to a request with | meaning |
 /// |---|---|---|
 /// | 2xx with a new `mcp-session-id` | no id, or another one (`initialize`) | the session starts |
-/// | 2xx or 404 | `DELETE` and an active id | it ended, [`Deleted`](EndReason::Deleted) |
-/// | 404 | any other method and an active id | it ended, [`Unknown`](EndReason::Unknown) |
+/// | 2xx | `DELETE` and an active id | it ended, [`Deleted`](EndReason::Deleted) |
+/// | 404 or 410 | an active id | it is doubted: it ends, [`Unknown`](EndReason::Unknown), unless it shows a sign of life within [`doubt_timeout`](crate::ActiveSessionsBuilder::doubt_timeout) |
 /// | 2xx without an id | an inactive id, not a `DELETE` | no change; with [`adopt`](Self::adopt) it starts |
 ///
-/// Nothing else is a change: not 400, 405 or 5xx, not a repeated id, and no response to `HEAD`, `OPTIONS` or `TRACE`. A
-/// request with an unknown id never fires an event, a `DELETE` included.
+/// A host may bind sessions to their owners, and answer a request of somebody else with the 404 of an unknown id. So a
+/// 404 ends no session at once, and cuts no stream. The next 2xx to a request with the id takes the doubt back. If the
+/// doubt has ended the session by then, it starts anew, with or without an id in the response.
+///
+/// Nothing else is a change: not 400, 401, 403, 405 or 5xx, not a repeated id, and no response to `HEAD`, `OPTIONS` or
+/// `TRACE`. A request with an unknown id never fires an event, a `DELETE` included.
 ///
 /// The revision 2026-07-28 and later ones have no sessions. The id of a request whose `mcp-protocol-version` names
-/// one of them is ignored, so that a 404 for an unknown method ends nothing. A response that names one starts
+/// one of them is ignored, so that a 404 for an unknown method doubts nothing. A response that names one starts
 /// nothing. If only the request names one and the host answers with a new id, the session starts.
 ///
 /// The length of an id is not limited beyond HTTP's own limits. A header that comes twice with different values is
 /// ambiguous, and ignored.
 ///
-/// Put the layer around the MCP endpoint alone: a 404 of another route, to a client that sends its id there, would end
+/// Put the layer around the MCP endpoint alone: a 404 of another route, to a client that sends its id there, would doubt
 /// the session.
 ///
 /// # Limits
 ///
-/// * No response shows that a host has dropped an idle session by itself. The end is found when the client returns and
-///   gets a 404, by [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout), or at the shutdown. A host that knows
+/// * No response shows that a host has dropped an idle session by itself. The end is found when the client returns,
+///   gets a 404 and leaves, by [`idle_timeout`](crate::ActiveSessionsBuilder::idle_timeout), or at the shutdown. A host that knows
 ///   should call [`end`](crate::ActiveSessions::end): `cargo run -p mcp-gateway` shows a session manager for rmcp that
 ///   does.
 /// * Bodies are not read: a 200 with an id and a JSON-RPC error starts a session.
@@ -136,11 +140,12 @@ impl SessionProtocol for McpProtocol {
         if response.status.is_success() && !is_delete {
             return self.started(request, &response.headers);
         }
-        let reason = if is_delete { EndReason::Deleted } else { EndReason::Unknown };
-        let is_over = response.status.is_success() || response.status == StatusCode::NOT_FOUND;
-        match &request.id {
-            Some(id) if is_over && request.is_tracked => SessionUpdate::ended(id.clone(), reason),
-            Some(_) | None => SessionUpdate::empty(),
+        let Some(id) = request.tracked() else { return SessionUpdate::empty() };
+        match response.status {
+            // Of a `DELETE`: the others have started a session above.
+            status if status.is_success() => SessionUpdate::ended(id, EndReason::Deleted),
+            StatusCode::NOT_FOUND | StatusCode::GONE => SessionUpdate::doubted(id),
+            _ => SessionUpdate::empty(),
         }
     }
 }

@@ -14,7 +14,11 @@ use http::{Method, request, response};
 #[cfg(feature = "cookie")]
 pub use self::cookie::CookieProtocol;
 pub(crate) use self::update::SessionChange;
-pub use self::{header::HeaderProtocol, mcp::McpProtocol, update::SessionUpdate};
+pub use self::{
+    header::{HeaderProtocol, OnNewId},
+    mcp::McpProtocol,
+    update::SessionUpdate,
+};
 use crate::{
     panic::catch,
     session::{Session, SessionId},

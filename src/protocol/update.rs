@@ -4,7 +4,7 @@ use http::Response;
 
 use crate::session::{EndReason, InvalidSessionId, Session, SessionId};
 
-/// The changes that a response declares: sessions started, ended, compacted; any number of them, in order.
+/// The changes that a response declares: sessions started, ended, doubted, compacted; any number of them, in order.
 ///
 /// A [`SessionProtocol`](crate::SessionProtocol) returns one. A handler inserts one into its response; the layer
 /// takes it out, so it is never sent. It counts with any status. A change that the response's headers repeat is made
@@ -32,6 +32,7 @@ pub struct SessionUpdate {
 pub(crate) enum SessionChange {
     Started(Session),
     Ended(SessionId, EndReason),
+    Doubted(SessionId),
     Compacted(SessionId, Session),
     InvalidId,
 }
@@ -72,6 +73,19 @@ impl SessionUpdate {
     /// ```
     pub fn ended(id: impl TryInto<SessionId, Error: Into<InvalidSessionId>>, reason: EndReason) -> Self {
         Self::one(id.try_into().map(|id| SessionChange::Ended(id, reason)))
+    }
+
+    /// The host has answered as if the session did not exist, which may be the refusal of somebody else's request: the
+    /// session ends with [`EndReason::Unknown`] unless it shows a sign of life within
+    /// [`doubt_timeout`](crate::ActiveSessionsBuilder::doubt_timeout). Nothing happens if it is not active.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let mut response = http::Response::new("no such session");
+    /// SessionUpdate::doubted("4711").insert_into(&mut response);
+    /// ```
+    pub fn doubted(id: impl TryInto<SessionId, Error: Into<InvalidSessionId>>) -> Self {
+        Self::one(id.try_into().map(SessionChange::Doubted))
     }
 
     /// `old` was compacted into `session`; see [`ActiveSessions::compact`](crate::ActiveSessions::compact).

@@ -206,6 +206,7 @@ pub enum Change {
 }
 
 /// The answer to a [`Change`].
+#[allow(clippy::large_enum_variant, reason = "an answer is used at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Applied {

@@ -54,6 +54,10 @@ pub struct Session {
     /// The file that holds the transcript.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_file: Option<String>,
+    /// The session that this one is a child of, as a subagent's session is of its agent's; see
+    /// [`with_parent`](Self::with_parent).
+    #[serde(rename = "parentSessionId", default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SessionId>,
     /// Details of the user's own, such as a tenant; a registry keeps them too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
@@ -63,7 +67,42 @@ impl Session {
     /// A session with its id alone.
     #[must_use]
     pub fn new(id: SessionId) -> Self {
-        Self { id, key: None, agent_id: None, store_path: None, session_file: None, attributes: BTreeMap::new() }
+        Self {
+            id,
+            key: None,
+            agent_id: None,
+            store_path: None,
+            session_file: None,
+            parent: None,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    /// Sets [`parent`](Self::parent): when the parent ends, this session ends after it, with reason
+    /// [`Parent`](EndReason::Parent).
+    ///
+    /// The parent is set when the session starts, and a later note does not change it. Note the child while its parent
+    /// is active, or before; a parent that has ended by then ends no child. A child may end alone. If the parent is
+    /// compacted, its successor is the parent; if a child is compacted, its successor is a child. A parent that is
+    /// forgotten, or kept by [`keep_if`](crate::ActiveSessionsBuilder::keep_if), ends no child, and a shutdown ends each
+    /// session with its own reason. With a registry, the children of a process end with
+    /// the parent's end there, or when the process lets go of it as its last holder; a child on another replica does not
+    /// learn of it.
+    ///
+    /// An id that is not valid names no session, so there is no parent then.
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason, Session};
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("agent");
+    /// sessions.note(Session::try_from("subagent").unwrap().with_parent("agent"));
+    /// sessions.end("agent", EndReason::Deleted);
+    /// assert!(!sessions.contains("subagent"));
+    /// ```
+    #[must_use]
+    pub fn with_parent(mut self, parent: impl TryInto<SessionId>) -> Self {
+        self.parent = parent.try_into().ok();
+        self
     }
 
     /// Sets [`key`](Self::key).
@@ -130,7 +169,7 @@ impl Session {
         SessionContext { agent_id: self.agent_id.as_deref(), session_id: &self.id, session_key: self.key.as_deref() }
     }
 
-    /// True if there are no details.
+    /// True if there are no details. The parent is none: it is not replaced by a later note.
     pub(crate) fn is_bare(&self) -> bool {
         self.key.is_none()
             && self.agent_id.is_none()
@@ -144,7 +183,7 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 64;
-        let Self { id, key, agent_id, store_path, session_file, attributes } = self;
+        let Self { id, key, agent_id, store_path, session_file, parent, attributes } = self;
         let mut out = f.debug_struct("Session");
         out.field("id", id);
         let details =
@@ -159,6 +198,9 @@ impl fmt::Debug for Session {
                     _ => out.field(name, &format_args!("{prefix:?} and {rest} bytes more")),
                 };
             }
+        }
+        if let Some(parent) = parent {
+            out.field("parent", parent);
         }
         let lengths: BTreeMap<_, _> =
             attributes.iter().take(SHOWN).map(|(name, value)| (name, format!("{} bytes", value.len()))).collect();

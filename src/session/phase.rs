@@ -18,7 +18,9 @@ use serde::Serialize;
 pub enum Phase {
     /// No shutdown was requested.
     Open,
-    /// A shutdown was requested. Sessions still start and go on, and readiness probes fail.
+    /// A shutdown was requested. Sessions still start and go on, and readiness probes fail. From this phase on, HTTP/1
+    /// responses carry `connection: close`; see
+    /// [`close_connections`](crate::ActiveSessionsBuilder::close_connections).
     LameDuck,
     /// The drain runs, or the connection drain after it. A session that starts now ends at once.
     Closing,

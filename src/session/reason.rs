@@ -71,10 +71,14 @@ reasons! {
     Shutdown = "shutdown",
     /// The process shuts down and is started again.
     Restart = "restart",
-    /// No reason was given.
+    /// No reason was given. Also the end of a session that was doubted, and showed no sign of life.
     Unknown = "unknown",
     /// There were more sessions than [`max_sessions`](crate::ActiveSessionsBuilder::max_sessions).
     Evicted = "evicted",
+    /// It was older than [`max_lifetime`](crate::ActiveSessionsBuilder::max_lifetime).
+    Expired = "expired",
+    /// Its [parent](crate::Session::parent) ended.
+    Parent = "parent",
     /// Its process died without ending it.
     Lost = "lost",
 }

@@ -16,12 +16,16 @@ use crate::{
     sync::wait_for,
     tracker::{
         Generation, Stage, Tracker,
-        clock::{Clock, NEVER},
+        clock::{Clock, NEVER, Nanos},
     },
 };
 
 /// After this many claims the sweep yields.
 const CLAIMS_PER_YIELD: usize = 16_384;
+
+/// With `keep_if`, the sweep yields after this time, or this many calls.
+const ASKING_PER_YIELD: Nanos = 1_000_000;
+const ASKED_PER_YIELD: usize = 1024;
 
 impl Shutdown {
     /// Ends every active session and waits for the hooks, within the drain's budget. Renews the lease meanwhile.
@@ -38,11 +42,11 @@ impl Shutdown {
     async fn run_drain(&self, drain: &Drain) -> DrainReport {
         let settle = self.config.settle_timeout;
         if !settle.is_zero() {
-            self.sweep(true).await;
             let settled = drain.started_at.checked_add(settle).into_iter().chain(drain.deadline).min();
+            self.sweep(true, settled).await;
             wait_for(&self.tracker.drained, settled, || self.tracker.len() == 0).await;
         }
-        self.sweep(false).await;
+        self.sweep(false, drain.deadline).await;
         self.wait_for_hooks(drain.deadline).await;
         self.until_written(drain.deadline).await;
         drain.report.get_or_init(|| self.complete(drain)).clone()
@@ -73,13 +77,18 @@ impl Shutdown {
             self.pool.wake();
             self.pool.wake_batches();
             // After the baseline: a task that reacts at once ends a session that the report counts.
+            self.signalled.cancel();
             self.closing.cancel();
             Drain::new(tracker.shutdown_reason(), started_at, tracker.clock.instant(deadline), baseline)
         })
     }
 
-    /// Ends every session. With `spare_work`, a session with a request in flight is left: it ends with the request.
-    async fn sweep(&self, spare_work: bool) {
+    /// Ends every session. With `spare_work`, a session with work is left: it ends with the work. The
+    /// deadline bounds the calls of `keep_if`.
+    async fn sweep(&self, spare_work: bool, deadline: Option<Instant>) {
+        if self.housekeeper.asks_keep_if() {
+            return self.ask_keep_if(spare_work, || deadline.is_some_and(|end| end <= Instant::now())).await;
+        }
         let mut claims = 0;
         for shard in 0..Tracker::shard_count() {
             claims += self.housekeeper.drain_shard(shard, spare_work);
@@ -90,6 +99,28 @@ impl Shutdown {
             }
         }
         self.pool.wake();
+    }
+
+    /// Asks `keep_if` about each session, and ends or keeps it. What is not asked before `is_over` stays active.
+    pub(super) async fn ask_keep_if(&self, spare_work: bool, is_over: impl Fn() -> bool) {
+        let clock = &self.tracker.clock;
+        let (mut since, mut asked) = (clock.now(), 0);
+        for shard in 0..Tracker::shard_count() {
+            for generation in self.tracker.active_in(shard) {
+                if asked >= ASKED_PER_YIELD || clock.now().saturating_sub(since) >= ASKING_PER_YIELD {
+                    tokio::task::yield_now().await;
+                    (since, asked) = (clock.now(), 0);
+                }
+                if is_over() {
+                    return;
+                }
+                // Another sweep may have asked meanwhile, and work may have begun.
+                if generation.is_active() {
+                    self.housekeeper.drain_one(&generation, spare_work);
+                    asked += 1;
+                }
+            }
+        }
     }
 
     /// Waits for every `session_end` that was claimed and not given up.
@@ -173,6 +204,7 @@ pub(super) fn log_drain(report: &DrainReport) {
         held_elsewhere = report.held_elsewhere,
         ended_elsewhere = report.ended_elsewhere,
         handed_over = report.handed_over,
+        at_work = report.at_work,
         unfinished = report.unfinished.len(),
         timed_out = report.timed_out,
         elapsed_ms = report.elapsed.as_millis() as u64,

@@ -2,6 +2,7 @@
 //! report.
 
 use std::{
+    convert::Infallible,
     future::{IntoFuture, poll_fn},
     io,
     panic::resume_unwind,
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     Shutdown,
@@ -24,6 +25,15 @@ use super::{
     state::Drain,
 };
 use crate::{observability::log_outcome, panic::catch_payload, session::Phase, tracker::Tracker};
+
+/// A warning is logged if `finish` has run for this time and no `shutdown_on` was polled.
+const UNDRIVEN_GRACE: Duration = Duration::from_secs(30);
+
+/// A warning is logged if one poll of the server takes this long.
+const LONG_POLL: Duration = Duration::from_secs(1);
+
+/// So often `finish` lets other tasks run before it counts the open responses.
+const YIELDS_FOR_STREAMS: usize = 16;
 
 impl Shutdown {
     pub(crate) fn finish<S: IntoFuture>(
@@ -46,11 +56,18 @@ impl Shutdown {
             tokio::select! {
                 biased;
                 // A server that panics leaves sessions behind like one that returns: the panic goes on after the drain.
-                result = poll_fn(|cx| match catch_payload(|| server.as_mut().poll(cx)) {
-                    Ok(poll) => poll.map(Ok),
-                    Err(payload) => Poll::Ready(Err(payload)),
+                result = poll_fn(|cx| {
+                    let began = std::time::Instant::now();
+                    let poll = catch_payload(|| server.as_mut().poll(cx));
+                    shutdown.check_blocking(began.elapsed());
+                    match poll {
+                        Ok(poll) => poll.map(Ok),
+                        Err(payload) => Poll::Ready(Err(payload)),
+                    }
                 }) => Some(result),
                 () = shutdown.connection_deadline_reached(started_at) => None,
+                never = shutdown.ask_rest(started_at) => match never {},
+                never = shutdown.warn_if_undriven() => match never {},
             }
         };
         let (output, panic) = match output.transpose() {
@@ -60,10 +77,15 @@ impl Shutdown {
         let drain = shutdown.drain_unless_done().await;
         let timed_out = output.is_none() && panic.is_none();
         let elapsed = shutdown.connections_since(started_at).map(|since| since.elapsed()).unwrap_or_default();
-        let open_responses = shutdown.open_responses.load(Ordering::SeqCst);
+        let open_responses = shutdown.open_responses_at_the_end().await;
+        tokio::select! {
+            biased;
+            () = shutdown.ask_within(started_at) => {}
+            () = shutdown.forced() => {}
+        }
         let is_last = token.leave();
         if is_last {
-            shutdown.close();
+            shutdown.close(started_at);
         }
         tokio::select! {
             biased;
@@ -88,6 +110,73 @@ impl Shutdown {
             resume_unwind(payload);
         }
         FinishOutput { output, report }
+    }
+
+    /// A server that has ended may leave tasks of HTTP/2 streams behind that have not run since: they end at once.
+    async fn open_responses_at_the_end(&self) -> usize {
+        for _ in 0..YIELDS_FOR_STREAMS {
+            if self.open_responses.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        self.open_responses.load(Ordering::SeqCst)
+    }
+
+    /// Asks `keep_if` about the sessions that the drain had no time for, while the connections drain.
+    async fn ask_rest(&self, started_at: Instant) -> Infallible {
+        if self.housekeeper.asks_keep_if() {
+            self.state.wait_for(|progress| progress.connections_since.is_some()).await;
+            self.ask_within(started_at).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Asks `keep_if` about every session that is active, until the deadline of the connections.
+    async fn ask_within(&self, started_at: Instant) {
+        if self.housekeeper.asks_keep_if() {
+            self.ask_keep_if(false, || self.is_late(started_at)).await;
+        }
+    }
+
+    /// Whether it is too late for another call of `keep_if`.
+    fn is_late(&self, started_at: Instant) -> bool {
+        let deadline = self.connection_deadline(started_at);
+        self.state.progress().is_forced() || deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Warns, once, of a handle whose signal nobody waits for.
+    async fn warn_if_undriven(&self) -> Infallible {
+        sleep(UNDRIVEN_GRACE).await;
+        if !self.is_driven.load(Ordering::Relaxed) && !self.state.progress().has_drain() {
+            self.undriven_finish.call_once(|| {
+                tracing::warn!(
+                    name: "session-finish-undriven",
+                    "`finish` has run for 30 s, and no `shutdown_on` future of this handle was ever polled: no signal \
+                     drains the sessions before the connections; hand one to `with_graceful_shutdown` (logged once)",
+                );
+            });
+        }
+        std::future::pending().await
+    }
+
+    #[inline]
+    fn check_blocking(&self, blocked: Duration) {
+        if blocked >= LONG_POLL {
+            self.warn_of_blocking(blocked);
+        }
+    }
+
+    #[cold]
+    fn warn_of_blocking(&self, blocked: Duration) {
+        self.blocked_server.call_once(|| {
+            tracing::warn!(
+                name: "session-server-blocked",
+                blocked_ms = blocked.as_millis() as u64,
+                "one poll of the server blocked its thread, and with it every deadline of the shutdown; if its listener \
+                 comes from `from_std`, call `set_nonblocking(true)` on it before (logged once)",
+            );
+        });
     }
 
     /// The end of the connections' time, less [`cut_grace`].
@@ -187,11 +276,20 @@ impl Shutdown {
 
     /// The phase changes before the sweep, so a note that the sweep misses sees the phase. Responses end after both, so
     /// no head with a new id leaves.
-    fn close(&self) {
+    fn close(&self, started_at: Instant) {
         let tracker = &self.tracker;
         tracker.advance(Phase::Closed, tracker.shutdown_reason());
         for shard in 0..Tracker::shard_count() {
-            self.housekeeper.drain_shard(shard, false);
+            if !self.housekeeper.asks_keep_if() {
+                self.housekeeper.drain_shard(shard, false);
+                continue;
+            }
+            // `ask_within` has asked about all but the latest starts, or its time is over.
+            for generation in tracker.active_in(shard) {
+                if !self.is_late(started_at) {
+                    self.housekeeper.drain_one(&generation, false);
+                }
+            }
         }
         self.pool.wake();
         self.closing.cancel();

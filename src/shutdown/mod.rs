@@ -2,6 +2,7 @@
 
 mod drain;
 mod finish;
+mod listener;
 pub(crate) mod report;
 pub mod signal;
 mod state;
@@ -11,7 +12,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, Once, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,13 +23,13 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::finish::FinishOutput;
+pub use self::{finish::FinishOutput, listener::AcceptUntilSignal};
 use self::{signal::ShutdownRequest, state::ShutdownState};
 use crate::{
     hooks::Pool,
     housekeeper::Housekeeper,
     observability::escape_controls,
-    panic::CatchPanic,
+    panic::{CatchPanic, catch},
     persist::Persister,
     session::{EndReason, Phase},
     tasks::Tasks,
@@ -50,6 +54,12 @@ pub(crate) struct Shutdown {
     persister: Option<Arc<Persister>>,
     pub(crate) config: ShutdownConfig,
     state: ShutdownState,
+    /// A `shutdown_on` future of the handle has been polled.
+    is_driven: AtomicBool,
+    undriven_finish: Once,
+    blocked_server: Once,
+    /// Cancelled at the first signal, and when a drain begins.
+    pub(crate) signalled: CancellationToken,
     /// Cancelled when the phase becomes `Closing`.
     pub(crate) closing: CancellationToken,
     /// Cancelled when the drain is over: then event streams without a session end.
@@ -77,6 +87,10 @@ impl Shutdown {
             persister,
             config,
             state: ShutdownState::default(),
+            is_driven: AtomicBool::new(false),
+            undriven_finish: Once::new(),
+            blocked_server: Once::new(),
+            signalled: CancellationToken::new(),
             closing: CancellationToken::new(),
             drained: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -93,7 +107,11 @@ impl Shutdown {
     }
 
     async fn drain_on<F: Future<Output: Into<ShutdownRequest>> + Send>(self: Arc<Self>, signal: F) {
+        self.is_driven.store(true, Ordering::Relaxed);
         self.tasks.remember_runtime();
+        // Hooks that have waited for a runtime.
+        self.pool.wake();
+        self.pool.wake_batches();
         let ShutdownRequest { reason, second_signal } = tokio::select! {
             biased;
             request = request_of(signal) => request,
@@ -104,6 +122,7 @@ impl Shutdown {
         self.state.update(|progress| progress.signalled += 1);
         // The reason has to be known even if this future is dropped now.
         self.tracker.advance(Phase::Open, reason);
+        self.signalled.cancel();
         let mut abandoned = AbandonOnDrop(Some(&self));
         tracing::info!(name: "session-shutdown", %reason, sessions = self.tracker.len(), "shutdown requested");
         tokio::select! {
@@ -161,6 +180,23 @@ impl Shutdown {
     async fn until_written(&self, deadline: Option<Instant>) {
         if let Some(persister) = &self.persister {
             persister.until_written(&self.pool, deadline).await;
+        }
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        let sessions = self.tracker.len();
+        if sessions > 0 && !self.state.progress().has_drain() {
+            // A subscriber is user code, and this drop may be part of an unwinding.
+            let _ = catch(|| {
+                tracing::warn!(
+                    name: "session-handle-dropped",
+                    sessions,
+                    "the last handle was dropped while sessions were active, and no drain has begun: they get no \
+                     `session_end` in this process; call `drain`, or `finish`",
+                );
+            });
         }
     }
 }

@@ -75,6 +75,9 @@ pub struct DrainReport {
     pub held_elsewhere: u64,
     /// Sessions that another process had ended, or had recovered.
     pub ended_elsewhere: u64,
+    /// Sessions that had work when the drain ended them, because
+    /// [`settle_timeout`](crate::ActiveSessionsBuilder::settle_timeout) was over. They are counted in the others too.
+    pub at_work: u64,
     /// Sessions whose record could not be reached, or whose lease had expired. The next process that starts, or another
     /// replica, delivers their `session_end`.
     pub handed_over: u64,
@@ -144,6 +147,7 @@ impl DrainReport {
         self.held_elsewhere = after.held_elsewhere - before.held_elsewhere;
         self.ended_elsewhere = after.ended_elsewhere - before.ended_elsewhere;
         self.handed_over = after.handed_over - before.handed_over;
+        self.at_work = after.at_work - before.at_work;
         self.unfinished = unfinished;
     }
 
@@ -159,6 +163,7 @@ impl DrainReport {
             kept: 0,
             held_elsewhere: 0,
             ended_elsewhere: 0,
+            at_work: 0,
             handed_over: 0,
             unfinished: Vec::new(),
             failures: Vec::new(),
@@ -197,7 +202,11 @@ impl DrainReport {
                 write!(f, ", {count} {what}")?;
             }
         }
-        write!(f, ", {} unfinished", unfinished.len())
+        write!(f, ", {} unfinished", unfinished.len())?;
+        if self.at_work > 0 {
+            write!(f, ", {} ended at work", self.at_work)?;
+        }
+        Ok(())
     }
 
     fn fmt_unfinished(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -238,7 +247,8 @@ impl fmt::Display for UnfinishedEnd {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum EndStage {
-    /// No hook was called before the deadline.
+    /// No hook was called before the deadline. Or [`keep_if`](crate::ActiveSessionsBuilder::keep_if) was not asked
+    /// before it: then the session is still active.
     NeverStarted,
     /// No hook was called: an earlier hook of the same id was not over.
     Waiting,

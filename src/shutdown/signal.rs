@@ -155,6 +155,26 @@ pub use tokio::signal::unix::SignalKind;
 /// first poll does. From then on tokio handles these signals, and they no longer end the process by themselves. A
 /// signal that cannot be registered is logged and left out.
 ///
+/// # After the shutdown
+///
+/// tokio handles these signals for the rest of the process. After [`finish`](crate::ActiveSessions::finish) nobody waits
+/// for them, and a process that does more than to exit cannot be stopped by them. Let a task wait for the next one:
+///
+/// ```no_run
+/// # use tower_session_end::{ActiveSessions, signal};
+/// # async fn run(sessions: ActiveSessions, server: impl Future<Output = std::io::Result<()>>) -> std::io::Result<()> {
+/// let report = sessions.finish(server).await.into_result()?;
+/// let again = signal::terminate(); // made here, so that it does not see the signal of the shutdown
+/// tokio::spawn(async {
+///     again.await;
+///     std::process::exit(1);
+/// });
+/// // what takes time: to upload the report, to compact a database
+/// # let _ = report;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Panics
 ///
 /// Within a tokio runtime without its I/O driver: see

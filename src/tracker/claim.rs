@@ -4,22 +4,10 @@ use std::sync::Arc;
 
 use super::{
     Tracker,
-    clock::Clock,
     generation::{Generation, PendingEnd, Scope},
     order::AfterUnlock,
 };
 use crate::{observability::ReleaseCause, session::EndReason};
-
-/// The cause of an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EndedBy {
-    /// The host ended it. This leaves a tombstone.
-    Host,
-    /// A rule of this crate ended it, for example the drop of a guard after a request.
-    Policy,
-    /// This process releases it. Other replicas may keep it.
-    Detach,
-}
 
 impl Tracker {
     #[inline]
@@ -27,10 +15,9 @@ impl Tracker {
         PendingEnd { reason, next: None, at: self.clock.now(), scope }
     }
 
-    /// Ends exactly this generation. Returns false if it has been claimed already. [`EndedBy::Host`] leaves a
-    /// tombstone.
-    pub(crate) fn claim(&self, generation: &Arc<Generation>, reason: EndReason, by: EndedBy) -> bool {
-        self.claim_if(generation, reason, by, |_| true)
+    /// Ends exactly this generation. Returns false if it has been claimed already.
+    pub(crate) fn claim(&self, generation: &Arc<Generation>, reason: EndReason, scope: Scope) -> bool {
+        self.claim_if(generation, reason, scope, |_| true)
     }
 
     /// As [`claim`](Self::claim), if `condition` holds under the lock.
@@ -38,7 +25,7 @@ impl Tracker {
         &self,
         generation: &Arc<Generation>,
         reason: EndReason,
-        by: EndedBy,
+        scope: Scope,
         condition: impl FnOnce(&Generation) -> bool,
     ) -> bool {
         // Without the lock first: a generation never becomes active again.
@@ -50,11 +37,7 @@ impl Tracker {
             let hash = self.hash_of(generation);
             let mut shard = self.shard(hash);
             generation.is_active() && condition(generation) && {
-                let scope = if by == EndedBy::Detach { Scope::Here } else { Scope::Everywhere };
                 let end = self.pending_end(reason, scope);
-                if by == EndedBy::Host {
-                    shard.tombstones.set(hash, Clock::tick(end.at));
-                }
                 self.claim_with_end(&mut shard, hash, generation, end, &mut after_unlock);
                 true
             }
@@ -72,7 +55,6 @@ impl Tracker {
             let generation = shard.find_active(hash, id).cloned();
             generation.is_some_and(|generation| {
                 let end = self.pending_end(reason, Scope::Everywhere);
-                shard.tombstones.set(hash, Clock::tick(end.at));
                 self.claim_with_end(&mut shard, hash, &generation, end, &mut after_unlock);
                 true
             })
@@ -89,7 +71,6 @@ impl Tracker {
             let mut shard = self.shard(hash);
             let generation = shard.find_active(hash, id).cloned();
             generation.is_some_and(|generation| {
-                shard.tombstones.set(hash, Clock::tick(self.clock.now()));
                 self.claim_silently(&mut shard, hash, &generation, ReleaseCause::Forgotten, &mut after_unlock);
                 true
             })

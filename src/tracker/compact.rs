@@ -8,12 +8,22 @@ use super::{
 };
 use crate::session::{EndReason, Phase, Session};
 
+/// The outcome of a compaction.
+#[derive(Debug)]
+pub(crate) struct Compacted {
+    pub(crate) ended_old: bool,
+    pub(crate) noted: Noted,
+    /// The old generation, if it had work, which counts as work of the successor now. The caller has to end one
+    /// [`Activity::Work`] of it.
+    pub(crate) worked: Option<Arc<Generation>>,
+}
+
 impl Tracker {
     /// Ends `old` with reason `compaction` and notes `new`, in one step. With `only`, no other generation of `old` is
-    /// ended. Returns whether `old` was active, and the outcome of the note.
+    /// ended.
     ///
-    /// A successor without details inherits those of `old`, except the session file. With `activity`, the successor is
-    /// busy from this call on.
+    /// A successor without details inherits those of `old`, except the session file. It is a child of the same parent,
+    /// and the children of `old` become its own. With `activity`, the successor is busy from this call on.
     pub(crate) fn compact(
         &self,
         old: &[u8],
@@ -21,18 +31,27 @@ impl Tracker {
         mut new: Session,
         source: NoteSource,
         activity: Option<Activity>,
-    ) -> (bool, Noted) {
+    ) -> Compacted {
+        let nothing = |ended_old, noted| Compacted { ended_old, noted, worked: None };
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let compaction_lock = self.compaction_lock.read().unwrap_or_else(PoisonError::into_inner);
         let (old_hash, new_hash) = (self.hash(old), self.hash(new.id.as_bytes()));
+        let parent = self.parent_of(&new).or_else(|| self.parent_of_active(old));
         let mut after_unlock = AfterUnlock::default();
         let result = {
             let mut shards = ShardPair::lock(&self.shards, Self::index(old_hash), Self::index(new_hash));
             let is_meant = |generation: &&Arc<Generation>| only.is_none_or(|meant| Arc::ptr_eq(meant, generation));
             let old = shards.first().find_active(old_hash, old).filter(is_meant).cloned();
-            if let Some(old) = old.as_ref().filter(|_| new.is_bare()) {
-                new = Session { id: new.id, session_file: None, ..old.session() };
+            let mut inherited = None;
+            if let Some(old) = &old {
+                let parent = new.parent.take();
+                // Read once: a compaction of the parent may change it.
+                inherited = old.parent_link().filter(|_| parent.is_none());
+                if new.is_bare() {
+                    new = Session { id: new.id, session_file: None, ..old.session() };
+                }
+                new.parent = parent.or_else(|| inherited.as_ref().map(|link| link.parent.clone()));
             }
             let end = PendingEnd {
                 next: Some(Box::new(new.clone())),
@@ -44,25 +63,30 @@ impl Tracker {
                     if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &generation)) {
                         busy(&generation);
                         // A compaction into itself does nothing.
-                        return (true, Noted::AlreadyActive(generation));
+                        return nothing(true, Noted::AlreadyActive(generation));
                     }
                     if source == NoteSource::Handle || !new.is_bare() {
                         self.replace_details(&generation, new);
                     }
                     busy(&generation);
+                    // As a note: its host knows it.
+                    generation.touch(Clock::tick(end.at));
+                    generation.trust();
                     Noted::AlreadyActive(generation)
                 }
-                None if source == NoteSource::ResponseHeader
-                    && shards.second().tombstones.contains(new_hash, Clock::tick(end.at)) =>
+                None if source
+                    .request_began()
+                    .is_some_and(|began| shards.second().tombstones.claimed_since(new_hash, began)) =>
                 {
                     Noted::Tombstoned
                 }
-                None if self.phase() == Phase::Closed => return (false, Noted::Closed),
+                None if self.phase() == Phase::Closed => return nothing(false, Noted::Closed),
                 None => {
-                    if source != NoteSource::ResponseHeader {
-                        shards.second().tombstones.clear(new_hash);
+                    let resumed_from = old.as_ref().map(|old| old.id.clone());
+                    let generation = self.new_generation(new, end.at, resumed_from, parent, &mut after_unlock);
+                    if let Some(link) = &inherited {
+                        generation.inherit_parent_since(link.since);
                     }
-                    let generation = self.new_generation(new, end.at, old.as_ref().map(|old| old.id.clone()));
                     busy(&generation);
                     shards.second().insert(new_hash, &generation, |generation| self.hash_of(generation));
                     if let Some(old) = &old {
@@ -71,13 +95,24 @@ impl Tracker {
                     Noted::Started(generation)
                 }
             };
+            let mut worked = None;
             if let Some(old) = &old {
-                shards.first().tombstones.set(old_hash, Clock::tick(end.at));
+                if let Noted::Started(generation) | Noted::AlreadyActive(generation) = &note {
+                    old.set_successor(generation);
+                }
                 self.claim_with_end(shards.first(), old_hash, old, end, &mut after_unlock);
-                // Its streams now wait for the end of the successor.
                 match &note {
                     Noted::Started(generation) | Noted::AlreadyActive(generation) => {
-                        generation.add_listeners(old.take_listeners())
+                        // Its streams now wait for the end of the successor.
+                        generation.add_listeners(old.take_listeners());
+                        // No work begins once it is claimed.
+                        if old.has_work() {
+                            old.begin_activity(Activity::Work);
+                            old.pass_on_work(generation);
+                            worked = Some(Arc::clone(old));
+                        }
+                        // Both shards are locked, so no end of the successor comes between.
+                        shards.move_children(&old.id, &generation.id, self.claim_number());
                     }
                     // There is no successor: the streams end with `old`.
                     Noted::Tombstoned | Noted::Closed => after_unlock.listeners.append(&mut old.take_listeners()),
@@ -92,7 +127,7 @@ impl Tracker {
                     &mut after_unlock,
                 );
             }
-            (old.is_some(), note)
+            Compacted { ended_old: old.is_some(), noted: note, worked }
         };
         drop(compaction_lock);
         self.apply_after_unlock(after_unlock);

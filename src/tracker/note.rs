@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Tracker,
+    ClaimNumber, Tracker,
     clock::{Clock, Nanos},
     generation::{Activity, Generation, Scope},
     order::AfterUnlock,
@@ -21,8 +21,18 @@ pub(crate) enum NoteSource {
     Handle,
     /// A `SessionUpdate` or a guard: a bare session leaves the details as they are.
     Update,
-    /// A response header: as `Update`, but it never revives a tombstoned id.
-    ResponseHeader,
+    /// A response head: as `Update`, but it starts nothing if a generation of the id was claimed after the request
+    /// began. So many claims had been made then.
+    ResponseHead(ClaimNumber),
+}
+
+impl NoteSource {
+    pub(super) const fn request_began(self) -> Option<ClaimNumber> {
+        match self {
+            Self::ResponseHead(began) => Some(began),
+            Self::Handle | Self::Update => None,
+        }
+    }
 }
 
 /// The outcome of a note.
@@ -32,7 +42,7 @@ pub(crate) enum Noted {
     Started(Arc<Generation>),
     /// The id was active.
     AlreadyActive(Arc<Generation>),
-    /// A response header named an id that has ended.
+    /// A response head named an id whose generation was claimed after the request began.
     Tombstoned,
     /// The handle is closed.
     Closed,
@@ -45,6 +55,7 @@ impl Tracker {
         let busy =
             |generation: &Generation| activity.into_iter().for_each(|activity| generation.begin_activity(activity));
         let hash = self.hash(session.id.as_bytes());
+        let parent = self.parent_of(&session);
         let mut after_unlock = AfterUnlock::default();
         let note = {
             let mut shard = self.shard(hash);
@@ -55,20 +66,18 @@ impl Tracker {
                 busy(generation);
                 // A host may note as a heartbeat.
                 generation.touch(Clock::tick(self.clock.now()));
+                generation.trust();
                 return Noted::AlreadyActive(Arc::clone(generation));
             }
             // Read under the lock: a sweep that has passed this shard stored the phase before.
             if self.phase() == Phase::Closed {
                 return Noted::Closed;
             }
-            let now = self.clock.now();
-            if source == NoteSource::ResponseHeader && shard.tombstones.contains(hash, Clock::tick(now)) {
+            if source.request_began().is_some_and(|began| shard.tombstones.claimed_since(hash, began)) {
                 return Noted::Tombstoned;
             }
-            if source != NoteSource::ResponseHeader {
-                shard.tombstones.clear(hash);
-            }
-            let generation = self.new_generation(session, now, None);
+            let now = self.clock.now();
+            let generation = self.new_generation(session, now, None, parent, &mut after_unlock);
             busy(&generation);
             let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
             self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
@@ -102,7 +111,9 @@ impl Tracker {
     }
 
     /// Must be called under the shard's lock.
-    pub(super) fn replace_details(&self, generation: &Arc<Generation>, session: Session) {
+    pub(super) fn replace_details(&self, generation: &Arc<Generation>, mut session: Session) {
+        // It is set when the session starts.
+        session.parent = generation.parent();
         if self.outbox.is_some() && generation.session() != session {
             generation.set_details(session);
             self.record_details(generation);
@@ -111,16 +122,24 @@ impl Tracker {
         }
     }
 
+    /// `parent` is the [`parent_of`](Self::parent_of) the session, read before the lock.
     #[inline]
     pub(super) fn new_generation(
         &self,
-        session: Session,
+        mut session: Session,
         now: Nanos,
         resumed_from: Option<SessionId>,
+        parent: Option<Arc<Generation>>,
+        after_unlock: &mut AfterUnlock,
     ) -> Arc<Generation> {
         let number = 1 + self.totals.generations.fetch_add(1, Ordering::SeqCst);
         self.set_tick(now);
-        Arc::new(Generation::new(session, number, now, resumed_from))
+        let parent_id = session.parent.take();
+        let generation = Arc::new(Generation::new(session, number, now, resumed_from));
+        if let Some(id) = parent_id {
+            self.set_parent(&generation, id, parent, after_unlock);
+        }
+        generation
     }
 
     /// The number of a generation that is not inserted as active: it started elsewhere, or goes on as a new generation.

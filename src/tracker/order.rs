@@ -9,13 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Tracker,
-    clock::{Clock, Nanos},
     effects::Effects,
-    generation::{AfterStart, ClaimState, Generation, PendingEnd, Stage},
+    generation::{AfterStart, ClaimState, Generation, PendingEnd, Scope, Stage},
     outbox::OutboxEntry,
     queue::Job,
     shard::Shard,
-    tombstones::TOMBSTONE_LIFETIME,
 };
 use crate::{
     observability::ReleaseCause,
@@ -32,6 +30,12 @@ pub(super) struct AfterUnlock {
     unblocked: Vec<Arc<Generation>>,
     /// Tokens of streams that waited for the claim.
     pub(super) listeners: Vec<CancellationToken>,
+    /// New children, which their parents do not know yet, and the generation of the parent before they started.
+    pub(super) unlinked: Vec<(Arc<Generation>, Option<Arc<Generation>>)>,
+    /// Claimed children, which their parents still know.
+    pub(super) claimed_children: Vec<Arc<Generation>>,
+    /// Children of generations that have ended.
+    pub(super) orphaned: Vec<(Arc<Generation>, Scope)>,
     /// The drain's condition may hold now.
     pub(super) drained: bool,
     /// Log events and metric deltas.
@@ -41,7 +45,13 @@ pub(super) struct AfterUnlock {
 impl AfterUnlock {
     #[inline]
     fn is_empty(&self) -> bool {
-        self.unblocked.is_empty() && self.listeners.is_empty() && !self.drained && self.effects.is_empty()
+        self.unblocked.is_empty()
+            && self.listeners.is_empty()
+            && self.unlinked.is_empty()
+            && self.claimed_children.is_empty()
+            && self.orphaned.is_empty()
+            && !self.drained
+            && self.effects.is_empty()
     }
 }
 
@@ -69,7 +79,13 @@ impl Tracker {
     ) {
         let is_compaction = end.reason == EndReason::Compaction;
         let claim = if is_compaction { ClaimState::Compacted } else { ClaimState::EndPending };
-        if self.remove_active(shard, hash, generation, claim, end.at, after_unlock) {
+        // The registry decides whether the session ends, or goes on elsewhere.
+        let is_undecided = self.outbox.is_some() && end.scope == Scope::Here;
+        let is_done = self.remove_active(shard, hash, generation, claim, !is_undecided, after_unlock);
+        if !is_compaction && !is_undecided && !shard.children.is_empty() {
+            self.end_children(shard, generation, &end, is_done, after_unlock);
+        }
+        if is_done {
             // There is no hook to call.
             shard.counts.ended += 1;
             after_unlock.effects.ended(generation, &end);
@@ -100,8 +116,7 @@ impl Tracker {
     ) {
         shard.counts.release(cause);
         after_unlock.effects.released(generation, cause);
-        let is_done =
-            self.remove_active(shard, hash, generation, ClaimState::Forgotten, self.clock.now(), after_unlock);
+        let is_done = self.remove_active(shard, hash, generation, ClaimState::Forgotten, false, after_unlock);
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Release(Arc::clone(generation), cause));
         }
@@ -145,7 +160,7 @@ impl Tracker {
         action: AfterStart,
         after_unlock: &mut AfterUnlock,
     ) {
-        if generation.stage() < Stage::Started {
+        if generation.stage() < Stage::Started || awaits_parent(generation, &action) {
             generation.defer(action);
         } else {
             self.run_after_start(shard, generation, action, after_unlock);
@@ -160,11 +175,20 @@ impl Tracker {
 
     #[inline(never)]
     fn apply_after_unlock_slow(&self, mut after_unlock: AfterUnlock) -> bool {
-        let any = !after_unlock.unblocked.is_empty();
-        while let Some(generation) = after_unlock.unblocked.pop() {
-            let mut shard = self.shard(self.hash_of(&generation));
-            if generation.release_predecessor() {
-                self.start(&mut shard, &generation, &mut after_unlock);
+        let mut any = false;
+        loop {
+            if let Some(generation) = after_unlock.unblocked.pop() {
+                any = true;
+                let mut shard = self.shard(self.hash_of(&generation));
+                if generation.release_predecessor() {
+                    match generation.stage() {
+                        Stage::Waiting => self.start(&mut shard, &generation, &mut after_unlock),
+                        // Its end waited for that of its parent.
+                        _ => self.run_deferred(&mut shard, &generation, &mut after_unlock),
+                    }
+                }
+            } else if !self.apply_to_children(&mut after_unlock) {
+                break;
             }
         }
         // After the loop: without hooks, starts and ends complete in it, which may set `drained` and add effects.
@@ -176,7 +200,8 @@ impl Tracker {
         any
     }
 
-    /// Removes a generation from the active ones. Returns true if it has no hooks left to run.
+    /// Removes a generation from the active ones. Returns true if it has no hooks left to run. With `is_end`, children
+    /// that link later end.
     #[inline]
     pub(super) fn remove_active(
         &self,
@@ -184,7 +209,7 @@ impl Tracker {
         hash: u64,
         generation: &Arc<Generation>,
         claim: ClaimState,
-        now: Nanos,
+        is_end: bool,
         after_unlock: &mut AfterUnlock,
     ) -> bool {
         debug_assert!(generation.is_active(), "a generation is claimed once");
@@ -205,17 +230,14 @@ impl Tracker {
             if is_done {
                 after_unlock.unblocked.append(&mut extra.successors);
             }
+            if extra.parent.is_some() {
+                after_unlock.claimed_children.push(Arc::clone(generation));
+            }
         });
         let is_closing = self.phase() >= Phase::Closing;
-        if is_closing && generation.requests() == 0 {
-            // A handler may have noted it, and the response with its id is still to come: it must not start a new
-            // session.
-            let now = Clock::tick(now);
-            if now.wrapping_sub(Clock::tick(generation.started_at)) <= TOMBSTONE_LIFETIME {
-                shard.tombstones.set(hash, now);
-            }
-        }
-        self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        let number = 1 + self.totals.claimed.fetch_add(1, Ordering::SeqCst);
+        let is_swept = is_closing && generation.number <= self.last_open_number.load(Ordering::Relaxed);
+        shard.tombstones.set(hash, number, is_end && claim == ClaimState::EndPending, is_swept);
         after_unlock.drained |= is_closing && self.len() == 0;
         if is_done {
             self.shrink(shard);
@@ -234,10 +256,14 @@ impl Tracker {
     fn complete_start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
         generation.set_stage(Stage::Started);
         // Claimed while its start ran: the claim deferred what comes next.
-        if !generation.is_active()
-            && let Some(deferred) = generation.take_deferred()
-        {
-            self.run_after_start(shard, generation, deferred, after_unlock);
+        if !generation.is_active() {
+            self.run_deferred(shard, generation, after_unlock);
+        }
+    }
+
+    fn run_deferred(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+        if let Some(deferred) = generation.take_deferred() {
+            self.complete_or_defer(shard, generation, deferred, after_unlock);
         }
     }
 
@@ -296,4 +322,9 @@ impl Tracker {
             shard.shrink(|generation| self.hash_of(generation));
         }
     }
+}
+
+/// The end of a child comes after that of its parent.
+fn awaits_parent(generation: &Generation, action: &AfterStart) -> bool {
+    matches!(action, AfterStart::RunEnd(end) if end.reason == EndReason::Parent) && generation.has_predecessors()
 }

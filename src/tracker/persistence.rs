@@ -9,7 +9,7 @@ use std::{
 use super::{
     Tracker,
     effects::Effects,
-    generation::{AfterStart, ClaimState, Generation, PendingEnd, RecordState, Stage},
+    generation::{AfterStart, ClaimState, Generation, PendingEnd, RecordState, Scope, Stage},
     order::{AfterUnlock, Outcome},
     outbox::OutboxEntry,
     shard::Shard,
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     observability::ReleaseCause,
     registry::{EndRecord, Record},
-    session::GenerationId,
+    session::{EndReason, GenerationId},
     sync::lock,
 };
 
@@ -185,7 +185,20 @@ impl Tracker {
         if let AfterStart::RunEnd(end) = &action {
             after_unlock.effects.ended(generation, end);
         }
-        self.complete_or_defer(&mut self.shard(self.hash_of(generation)), generation, action, &mut after_unlock);
+        {
+            let mut shard = self.shard(self.hash_of(generation));
+            let has_ended = match &action {
+                AfterStart::RunEnd(end) => (end.scope == Scope::Here).then_some(end.reason),
+                AfterStart::Release(ReleaseCause::EndedElsewhere) => Some(EndReason::Unknown),
+                AfterStart::Release(_) | AfterStart::Nothing => None,
+            };
+            // A claim with this scope has left its children to the registry's answer.
+            if let Some(reason) = has_ended.filter(|_| !shard.children.is_empty()) {
+                let end = self.pending_end(reason, Scope::Here);
+                self.end_children(&mut shard, generation, &end, false, &mut after_unlock);
+            }
+            self.complete_or_defer(&mut shard, generation, action, &mut after_unlock);
+        }
         self.apply_after_unlock(after_unlock);
     }
 

@@ -74,7 +74,8 @@ impl Tracker {
             let (generation, started_elsewhere) = match own {
                 // It is active here, and a holder that died had ended it for all replicas.
                 Some(own) if own.is_active() => {
-                    self.remove_active(&mut shard, hash, &own, ClaimState::EndPending, now, &mut after_unlock);
+                    self.remove_active(&mut shard, hash, &own, ClaimState::EndPending, true, &mut after_unlock);
+                    self.end_children(&mut shard, &own, &pending_end, false, &mut after_unlock);
                     shard.counts.pending_ends += 1;
                     own.set_record_state(RecordState::Held);
                     let started_elsewhere = own.started_elsewhere();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashTable};
 
 use super::{
-    generation::{ClaimState, Generation},
-    tombstones::Tombstones,
+    generation::{ClaimState, Generation, ParentLink},
+    tombstones::{ClaimNumber, Tombstones},
 };
 use crate::{
     observability::ReleaseCause,
@@ -27,12 +27,17 @@ pub(super) struct Shard {
     /// The earlier ones of the same ids, by number.
     claimed_earlier: HashMap<u64, Arc<Generation>>,
     pub(super) tombstones: Tombstones,
+    /// Active children, by the id of their parent, which belongs to this shard and need not be active.
+    pub(super) children: HashMap<SessionId, Children>,
     /// Generations whose end was aborted.
     pub(super) aborted: Vec<Arc<Generation>>,
     pub(super) counts: Counts,
 }
 
-/// The states of a tracker's generations. At every moment `starts` is the sum of the others.
+/// Active children of one session, by number.
+pub(super) type Children = HashMap<u64, Arc<Generation>>;
+
+/// The states of a tracker's generations. At every moment `starts` is the sum of the others, without `at_work`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) starts: u64,
@@ -52,6 +57,8 @@ pub(crate) struct Counts {
     pub(crate) ended_elsewhere: u64,
     /// Left to the next process.
     pub(crate) handed_over: u64,
+    /// Ended by a drain while at work. These are in another count too.
+    pub(crate) at_work: u64,
 }
 
 impl Counts {
@@ -78,6 +85,7 @@ impl Counts {
             held_elsewhere,
             ended_elsewhere,
             handed_over,
+            at_work,
         } = other;
         self.starts += starts;
         self.active += active;
@@ -90,6 +98,7 @@ impl Counts {
         self.held_elsewhere += held_elsewhere;
         self.ended_elsewhere += ended_elsewhere;
         self.handed_over += handed_over;
+        self.at_work += at_work;
     }
 }
 
@@ -228,6 +237,19 @@ impl<'a> ShardPair<'a> {
 
     pub(super) fn first(&mut self) -> &mut Shard {
         &mut self.first
+    }
+
+    /// The children of `old`, in the first shard, become those of `new`, in the second. So many claims have been made.
+    pub(super) fn move_children(&mut self, old: &SessionId, new: &SessionId, since: ClaimNumber) {
+        let Some(mut children) = self.first.children.remove(old) else { return };
+        for child in children.values() {
+            child.with_extra(|extra| extra.parent = Some(ParentLink { parent: new.clone(), since }));
+        }
+        // It may have been a child of `old`. A session is not its own child.
+        for (_, child) in children.extract_if(|_, child| child.id == *new) {
+            child.with_extra(|extra| extra.parent = None);
+        }
+        self.second().children.entry(new.clone()).or_default().extend(children);
     }
 
     pub(super) fn second(&mut self) -> &mut Shard {

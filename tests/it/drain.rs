@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::recorder::Recorder;
+use crate::support::{assert_sum, recorder::Recorder, within};
 use tokio::sync::Semaphore;
 use tokio_test::{assert_pending, assert_ready, task::spawn};
 use tower_session_end::{ActiveSessions, EndReason, EndStage, HookError, Phase, Session, SessionEnd};
@@ -288,6 +288,46 @@ async fn a_budget_of_zero_claims_everything_and_starts_nothing() {
     assert_eq!((report.ended, report.unfinished.len()), (0, 10));
     assert!(report.unfinished.iter().all(|end| end.stage == EndStage::NeverStarted));
     assert!(sessions.is_empty());
+}
+
+/// As the documentation of `drain_timeout` says.
+#[tokio::test(start_paused = true)]
+async fn g06_after_a_budget_of_zero_the_hooks_start_in_the_connection_drain() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().drain_timeout(Duration::ZERO).build().unwrap();
+    for n in 0..10 {
+        sessions.note(format!("s{n}"));
+    }
+    settle().await;
+    let (shutdown, seen) = (sessions.shutdown_on(async {}), recorder.clone());
+    let server = async move {
+        shutdown.await;
+        assert!(seen.ends().is_empty(), "started in the drain");
+        while seen.ends().len() < 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let report = within("finish", sessions.finish(server)).await.report;
+    assert_eq!((report.drain.ended, report.drain.unfinished.len()), (0, 10), "{report}");
+    assert_eq!((report.sessions.ended, report.sessions.unfinished.len()), (10, 0), "{report}");
+    assert_sum(&report.drain);
+    assert_sum(&report.sessions);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g06_after_a_budget_of_zero_without_finish_the_hooks_start_in_the_background() {
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().drain_timeout(Duration::ZERO).build().unwrap();
+    sessions.note("a");
+    settle().await;
+    let report = sessions.drain(EndReason::Shutdown).await;
+    assert_eq!((report.ended, report.unfinished.len()), (0, 1), "{report}");
+    within("the end", async {
+        while recorder.ends().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

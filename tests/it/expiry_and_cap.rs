@@ -139,7 +139,7 @@ async fn g13_a_compaction_is_exempt_from_the_cap_but_not_one_from_an_unknown_id(
 async fn g13_where_all_are_busy_the_cap_gives_way_with_one_warning() {
     let warnings = Arc::new(Mutex::new(Vec::new()));
     let _logging = capture(&warnings);
-    let sessions = ActiveSessions::builder().max_sessions(2).build().unwrap();
+    let sessions = ActiveSessions::builder().max_sessions(2).on_session_end(|_| ready(())).build().unwrap();
     let _guards: Vec<_> = (0..5).map(|n| sessions.guard(format!("s{n}")).unwrap()).collect();
     assert_eq!(sessions.len(), 5);
     assert_eq!(*warnings.lock().unwrap(), ["session-cap-exceeded"]);

@@ -58,6 +58,7 @@ impl Server {
         let app = Router::new()
             .route("/open/{id}", post(open))
             .route("/compact/{id}", post(compact))
+            .route("/compact_into_ended/{id}", post(compact_into_ended))
             .route("/session", delete(end))
             .route("/events", get(listen).post(listen))
             .route("/farewell", get(farewell))
@@ -126,6 +127,17 @@ async fn end() -> [(&'static str, &'static str); 1] {
 async fn compact(headers: HeaderMap, Path(id): Path<String>) -> [(&'static str, String); 2] {
     let old = headers["x-session-id"].to_str().unwrap().to_owned();
     [("x-session-id", id), ("x-session-compacted-from", old)]
+}
+
+/// The successor starts and ends while its request is in flight.
+async fn compact_into_ended(
+    State(host): State<Host>,
+    headers: HeaderMap,
+    path: Path<String>,
+) -> [(&'static str, String); 2] {
+    host.sessions.note(&*path);
+    host.sessions.end(&*path, EndReason::Deleted);
+    compact(headers, path).await
 }
 
 type EventStream = ([(HeaderName, &'static str); 1], Body);
@@ -358,12 +370,10 @@ async fn g10_a_stop_ends_the_stream_of_a_session_that_was_compacted() {
 #[tokio::test]
 async fn g10_a_compaction_into_an_id_that_was_declared_dead_ends_the_streams_of_the_old_session() {
     let server = Server::start(|builder| builder.connection_drain_timeout(LONG)).await;
-    server.request("POST", "/open/b", None).await;
-    server.request("DELETE", "/session", Some("b")).await;
     server.request("POST", "/open/a", None).await;
     let mut client = server.listen("GET", "/events", Some("a")).await;
-    server.request("POST", "/compact/b", Some("a")).await;
-    assert!(server.sessions.is_empty(), "a tombstone lies on the successor");
+    server.request("POST", "/compact_into_ended/b", Some("a")).await;
+    assert!(server.sessions.is_empty(), "the successor ended after its request had begun");
     client.read_until(LAST_CHUNK).await;
     let (report, ..) = server.stop().await;
     assert!(report.is_clean(), "{report}");
@@ -435,4 +445,26 @@ async fn g10_a_connection_that_says_nothing_is_closed_at_once() {
     for client in [kept_alive, silent] {
         assert_eq!(client.read_to_end().await, "");
     }
+}
+
+#[tokio::test]
+async fn g10_a_stream_whose_session_was_compacted_before_its_head_ends_with_the_successor() {
+    let (_recorder, sessions) = Recorder::sessions();
+    sessions.note("a");
+    let handle = sessions.clone();
+    let host = tower::service_fn(move |_: Request<()>| {
+        handle.compact("a", "b");
+        handle.compact("b", "c");
+        let events = stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        let response = http::Response::builder().header(CONTENT_TYPE, "text/event-stream");
+        std::future::ready(Ok::<_, Infallible>(response.body(http_body_util::StreamBody::new(events)).unwrap()))
+    });
+    let request = Request::get("/").header("x-session-id", "a").body(()).unwrap();
+    let service = tower::Layer::layer(&sessions.layer(), host);
+    let response = tower::ServiceExt::oneshot(service, request).await.unwrap();
+    let body = tokio::spawn(response.into_body().collect());
+    tokio::task::yield_now().await;
+    assert!(!body.is_finished());
+    assert!(sessions.end("c", EndReason::Deleted));
+    soon(body).await.unwrap().unwrap();
 }

@@ -9,6 +9,7 @@ use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, DrainReport, EndReason, GenerationId, SessionEnd, SessionStart,
 };
 
+#[allow(clippy::large_enum_variant, reason = "a test has few of them")]
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Start(SessionStart),

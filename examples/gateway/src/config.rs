@@ -16,6 +16,7 @@ use tower_session_end::BoxError;
 /// | `GATEWAY_DRAIN_TIMEOUT_MS` | 2000 | the budget for the ends of sessions |
 /// | `GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS` | 10000 | the budget for connections, after the sessions |
 /// | `GATEWAY_HOOK_DELAY_MS` | 0 | slows down each database transaction, to show a long drain |
+/// | `GATEWAY_LINGER_MS` | 0 | how long the process goes on after the shutdown, as one does that uploads its report |
 /// | `GATEWAY_THINK_MS` | 0 | the time that the agent takes for an answer |
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -25,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) drain_timeout: Duration,
     pub(crate) connection_drain_timeout: Duration,
     pub(crate) hook_delay: Duration,
+    pub(crate) linger: Duration,
     pub(crate) think: Duration,
 }
 
@@ -37,6 +39,7 @@ impl Config {
             drain_timeout: millis("GATEWAY_DRAIN_TIMEOUT_MS", 2_000)?,
             connection_drain_timeout: millis("GATEWAY_CONNECTION_DRAIN_TIMEOUT_MS", 10_000)?,
             hook_delay: millis("GATEWAY_HOOK_DELAY_MS", 0)?,
+            linger: millis("GATEWAY_LINGER_MS", 0)?,
             think: millis("GATEWAY_THINK_MS", 0)?,
         })
     }

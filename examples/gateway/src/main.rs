@@ -26,9 +26,12 @@ mod app;
 mod config;
 mod store;
 
-use std::{io::stderr, process::ExitCode};
+use std::{
+    io::stderr,
+    process::{ExitCode, exit},
+};
 
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{net::TcpListener, runtime::Runtime, time::sleep};
 use tower_session_end::{ActiveSessions, BoxError, EndReason, SessionEnd, ShutdownReport, signal};
 
 use crate::{agent::Agent, config::Config, store::Store};
@@ -61,7 +64,17 @@ async fn run(config: Config) -> Result<ShutdownReport, BoxError> {
 
     let app = app::router(agent, &sessions);
     let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signals));
-    Ok(sessions.finish(server).await.into_result()?)
+    let report = sessions.finish(server).await.into_result()?;
+
+    // tokio still handles SIGINT and SIGTERM. So that they end the process while it does its last work:
+    let again = signal::terminate();
+    println!("{report}");
+    tokio::spawn(async {
+        again.await;
+        exit(1);
+    });
+    sleep(config.linger).await;
+    Ok(report)
 }
 
 fn main() -> ExitCode {
@@ -76,10 +89,8 @@ fn main() -> ExitCode {
         outcome
     });
     match outcome {
-        Ok(report) => {
-            println!("{report}");
-            if report.sessions.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+        Ok(report) if report.sessions.is_clean() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("gateway: {error}");
             ExitCode::FAILURE

@@ -44,7 +44,7 @@ impl SessionManager for NotifyingManager {
         };
         // On a DELETE the worker still runs. If it has exited, the session was idle for too long.
         let reason = if handle.close().await.is_ok() { EndReason::Deleted } else { EndReason::Idle };
-        // Before rmcp answers 404 for this id, which would end the session as `unknown`.
+        // Before rmcp answers 404 for this id, which would only cast doubt on the session.
         self.sessions.end(&**id, reason);
         self.local.close_session(id).await
     }

@@ -183,6 +183,12 @@ async fn run() -> Result<(), BoxError> {
         Ok::<_, BoxError>(before)
     };
     let (report, before) = tokio::try_join!(served, visited)?;
+    // An exporter waits for its last scrape here. tokio still handles SIGINT and SIGTERM, so this ends the waiting:
+    let again = signal::terminate();
+    tokio::spawn(async {
+        again.await;
+        std::process::exit(1);
+    });
     let after = scraped.fetch().await?;
 
     println!("== before the shutdown\n{before}\n== after the shutdown\n{after}\n{report}\n");

@@ -20,6 +20,14 @@ pub enum BuildError {
         /// The name of the builder's method.
         setting: &'static str,
     },
+    /// A media type is not `type/subtype`, without parameters and wildcards.
+    #[non_exhaustive]
+    InvalidMediaType {
+        /// The name of the builder's method.
+        setting: &'static str,
+        /// The text that is no media type.
+        media_type: String,
+    },
     /// A setting is longer than its limit. `Duration::MAX` is no limit, where the setting allows it.
     #[non_exhaustive]
     TooLong {
@@ -28,6 +36,10 @@ pub enum BuildError {
         /// The limit.
         limit: Duration,
     },
+    /// The handle is built in a tokio runtime without a timer. Hooks have time limits, so none could run there. Build
+    /// the runtime with [`enable_all`](tokio::runtime::Builder::enable_all) or
+    /// [`enable_time`](tokio::runtime::Builder::enable_time), or build the handle outside of it.
+    NoTimer,
 }
 
 impl fmt::Display for BuildError {
@@ -42,6 +54,14 @@ impl fmt::Display for BuildError {
                 let days = limit.as_secs() / 86_400;
                 write!(f, "`{setting}` is longer than its limit of {days} days; leave it out for no limit")
             }
+            Self::NoTimer => f.write_str(
+                "this tokio runtime has no timer, so no hook can run in it; build it with `enable_all` or `enable_time`",
+            ),
+            Self::InvalidMediaType { setting, media_type } => write!(
+                f,
+                "`{setting}` has {media_type:?}, which is no media type; it has to be `type/subtype`, without parameters \
+                 and wildcards"
+            ),
             Self::ZeroValue { setting } => write!(f, "`{setting}` is 0; it has to be greater"),
         }
     }

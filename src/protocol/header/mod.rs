@@ -1,4 +1,4 @@
-//! [`HeaderProtocol`]: ids and ends in headers.
+//! [`HeaderProtocol`]: ids and ends in headers. [`OnNewId`]: what a new id means for the old one.
 
 mod scan;
 
@@ -56,6 +56,26 @@ pub struct HeaderProtocol {
     max_id_len: usize,
     strip: bool,
     adopt: bool,
+    on_new_id: OnNewId,
+}
+
+/// What happens to the session of a request whose response carries another id; see [`HeaderProtocol::on_new_id`].
+///
+/// ```
+/// use tower_session_end::{EndReason, HeaderProtocol, OnNewId};
+///
+/// let protocol = HeaderProtocol::new().on_new_id(OnNewId::End(EndReason::Reset));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnNewId {
+    /// It goes on, and both are active. The default: a request in one session may start another one.
+    #[default]
+    Keep,
+    /// It ends with this reason, then the new one starts.
+    End(EndReason),
+    /// It is compacted into the new one, as by `x-session-compacted-from`.
+    Compact,
 }
 
 impl Default for HeaderProtocol {
@@ -76,6 +96,7 @@ impl HeaderProtocol {
             max_id_len: 1024,
             strip: false,
             adopt: false,
+            on_new_id: OnNewId::Keep,
         }
     }
 
@@ -163,6 +184,28 @@ impl HeaderProtocol {
         self
     }
 
+    /// What happens to the active session of a request whose response carries another id, and no control header.
+    /// Default: [`OnNewId::Keep`].
+    ///
+    /// For hosts that replace an id, for example after a reset, and say so only by the new id. With
+    /// [`End`](OnNewId::End) and [`Compact`](OnNewId::Compact) the request belongs to the new session from then on.
+    /// Nothing but the default happens if the request's id is not active, if the new id is active already, with a
+    /// status that starts no session, and if the response has a [`SessionUpdate`] of the handler, which takes
+    /// precedence.
+    ///
+    /// Used as a [`SessionProtocol`] inside another protocol, it does not know which ids are active, and takes every
+    /// other id for a new one.
+    ///
+    /// ```
+    /// # use tower_session_end::*;
+    /// let protocol = HeaderProtocol::new().on_new_id(OnNewId::Compact);
+    /// ```
+    #[must_use]
+    pub const fn on_new_id(mut self, on_new_id: OnNewId) -> Self {
+        self.on_new_id = on_new_id;
+        self
+    }
+
     fn changes(
         &self,
         carried: Option<&SessionId>,
@@ -189,9 +232,19 @@ impl HeaderProtocol {
             // The old id is counted as invalid; the successor starts.
             Some(Err(_)) => update.and(SessionUpdate::invalid_id()).and(SessionUpdate::started(id)),
             None if is_tracked && carried == Some(&id) => update,
-            None => update.and(SessionUpdate::started(id)),
+            None => match (self.on_new_id, carried.filter(|_| is_tracked && takes_new_id(response, found))) {
+                (OnNewId::End(reason), Some(old)) => SessionUpdate::ended(old, reason).and(SessionUpdate::started(id)),
+                (OnNewId::Compact, Some(old)) => SessionUpdate::compacted(old, id),
+                (OnNewId::Keep, _) | (_, None) => update.and(SessionUpdate::started(id)),
+            },
         }
     }
+}
+
+/// Whether neither a control header nor the handler says what another id in the response means.
+fn takes_new_id(response: &response::Parts, found: &SessionHeaders<'_>) -> bool {
+    matches!((&found.end, &found.compacted_from), (UniqueHeader::None, UniqueHeader::None))
+        && response.extensions.get::<SessionUpdate>().is_none_or(SessionUpdate::is_empty)
 }
 
 fn reason_of(value: &str) -> EndReason {

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, response};
 
-use super::{COMPACTED_FROM, END, HeaderProtocol, ID, may_start};
+use super::{COMPACTED_FROM, END, HeaderProtocol, ID, OnNewId, may_start};
 use crate::{
     protocol::{RequestInfo, SessionUpdate, adopted, header_value::UniqueHeader},
     session::SessionId,
@@ -77,6 +77,12 @@ impl HeaderProtocol {
     #[inline]
     pub(crate) const fn adopts(&self) -> bool {
         self.adopt
+    }
+
+    /// What happens to the session of a request whose response starts another one.
+    #[inline]
+    pub(crate) const fn new_id_policy(&self) -> OnNewId {
+        self.on_new_id
     }
 
     /// The changes that a response declares. The request carried the active id `tracked`, or the one of `request`.

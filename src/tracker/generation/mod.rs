@@ -2,13 +2,16 @@
 
 mod remote;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::remote::RecordState;
 use self::remote::RegistryView;
-use super::clock::{Clock, Nanos, Tick};
+use super::{
+    clock::{Clock, Nanos, Tick},
+    tombstones::ClaimNumber,
+};
 use crate::{
     observability::ReleaseCause,
     session::{EndReason, Session, SessionId},
@@ -23,7 +26,7 @@ pub(crate) struct Generation {
     requests: AtomicU32,
     /// The tick of its last activity.
     last_seen: AtomicU32,
-    /// Requests and streams, both counted in one word: [`Activity`].
+    /// The count of its work, and flags: [`WORK_MASK`] and the constants after it.
     activity: AtomicU32,
     claim: AtomicU8,
     stage: AtomicU8,
@@ -46,6 +49,16 @@ pub(super) struct Extra {
     pub(super) successors: Vec<Arc<Generation>>,
     /// Tokens of streams that wait for its end, and of streams of sessions that were compacted into it.
     pub(super) listeners: Vec<CancellationToken>,
+    /// [`Activity::Stream`]s and [`Activity::Guard`]s.
+    streams: i32,
+    guards: i32,
+    /// When its host first answered as if the session did not exist, if it is doubted.
+    pub(super) doubted_at: Option<Nanos>,
+    /// It is in the queue of doubts.
+    pub(super) doubt_queued: bool,
+    pub(super) parent: Option<ParentLink>,
+    /// What it was compacted into.
+    pub(super) successor: Option<Arc<Generation>>,
     /// Cancelled when the record is written, or the wait for it is given up.
     recorded_signal: Option<CancellationToken>,
     registry_view: Option<Box<RegistryView>>,
@@ -56,7 +69,7 @@ impl Generation {
     pub(super) fn new(session: Session, number: u64, started_at: Nanos, resumed_from: Option<SessionId>) -> Self {
         let last_seen = Clock::tick(started_at);
         let id = session.id.clone();
-        let details = (!session.is_bare()).then_some(session);
+        let details = (!session.is_bare() || session.parent.is_some()).then_some(session);
         let extra = (details.is_some() || resumed_from.is_some())
             .then(|| Box::new(Extra { details, resumed_from, ..Extra::default() }));
         Self {
@@ -134,6 +147,12 @@ impl Generation {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes back one [`count_request`](Self::count_request): the request was counted twice.
+    #[cfg(feature = "axum")]
+    pub(crate) fn uncount_request(&self) {
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+
     #[inline]
     pub(crate) fn touch(&self, tick: Tick) {
         self.last_seen.store(tick, Ordering::Relaxed);
@@ -148,24 +167,202 @@ impl Generation {
 
     #[inline]
     pub(crate) fn begin_activity(&self, activity: Activity) {
-        self.activity.fetch_add(activity as u32, Ordering::SeqCst);
+        match activity {
+            Activity::Work => drop(self.activity.fetch_add(1, Ordering::SeqCst)),
+            Activity::Stream => self.count_streams(1),
+            Activity::Guard => self.count_guards(1),
+        }
     }
 
-    /// Returns true if that was the last request in flight.
+    /// Returns true if that was the last work and something waits for that: a drain (`is_closing` says so, and is read
+    /// after the work has ended), [`await_quiet`](Self::await_quiet) or a successor.
     #[inline]
-    pub(crate) fn end_activity(&self, activity: Activity) -> bool {
-        let before = self.activity.fetch_sub(activity as u32, Ordering::SeqCst);
-        activity == Activity::Request && before & REQUEST_MASK == 1
+    pub(crate) fn end_activity(&self, activity: Activity, is_closing: impl FnOnce() -> bool) -> bool {
+        match activity {
+            Activity::Work => {
+                let before = self.activity.fetch_sub(1, Ordering::SeqCst);
+                before & WORK_MASK == 1 && (before >= AWAITED || is_closing())
+            }
+            Activity::Stream => {
+                self.count_streams(-1);
+                false
+            }
+            Activity::Guard => {
+                self.count_guards(-1);
+                false
+            }
+        }
     }
 
-    /// Whether a request is in flight.
+    #[inline(never)]
+    fn count_guards(&self, change: i32) {
+        self.with_extra(|extra| {
+            extra.guards += change;
+            self.set_flag(HAS_GUARDS, extra.guards > 0);
+        });
+    }
+
+    /// A successor of a compaction has one stream more while this generation has any.
+    #[inline(never)]
+    fn count_streams(&self, change: i32) {
+        // No lock is held between two steps. The sums are right in any order.
+        let mut successor = self.add_streams(change);
+        while let Some(generation) = successor {
+            successor = generation.add_streams(change);
+        }
+    }
+
+    /// Returns the successor if it has one stream more or less by that.
+    fn add_streams(&self, change: i32) -> Option<Arc<Self>> {
+        self.with_extra(|extra| {
+            let had_streams = extra.streams > 0;
+            extra.streams += change;
+            let has_streams = extra.streams > 0;
+            // The flag and the count change under one lock.
+            self.set_flag(HAS_STREAMS, has_streams);
+            if had_streams == has_streams { None } else { extra.successor.clone() }
+        })
+    }
+
+    fn set_flag(&self, flag: u32, is_set: bool) {
+        match is_set {
+            true => self.activity.fetch_or(flag, Ordering::SeqCst),
+            false => self.activity.fetch_and(!flag, Ordering::SeqCst),
+        };
+    }
+
+    /// Whether it has work: a request in flight, or a `WorkGuard`.
     pub(crate) fn has_work(&self) -> bool {
-        self.activity.load(Ordering::SeqCst) & REQUEST_MASK != 0
+        self.activity.load(Ordering::SeqCst) & WORK_MASK != 0
     }
 
-    /// Whether it has neither a request nor a stream or guard.
-    pub(super) fn is_idle(&self) -> bool {
-        self.activity.load(Ordering::SeqCst) == 0
+    /// Whether it has work that a drain waits for.
+    pub(crate) fn keeps_drain_waiting(&self) -> bool {
+        let activity = self.activity.load(Ordering::SeqCst);
+        activity & WORK_MASK != 0 && activity & EXEMPT == 0
+    }
+
+    /// From now on no drain waits for its work.
+    pub(crate) fn exempt_work(&self) {
+        self.activity.fetch_or(EXEMPT, Ordering::SeqCst);
+    }
+
+    /// Whether it has no work and no guard, and no listening stream if these count as activity.
+    pub(super) fn is_idle(&self, streams_are_activity: bool) -> bool {
+        let streams = if streams_are_activity { HAS_STREAMS } else { 0 };
+        self.activity.load(Ordering::SeqCst) & (WORK_MASK | HAS_GUARDS | streams) == 0
+    }
+
+    /// Whether it has no work. If it has, the end of the last one returns true.
+    pub(super) fn await_quiet(&self) -> bool {
+        // The flag is set before the count is read: either this call sees no work, or the last work sees the flag.
+        self.activity.fetch_or(OVERDUE, Ordering::SeqCst) & WORK_MASK == 0
+    }
+
+    pub(super) fn is_overdue(&self) -> bool {
+        self.activity.load(Ordering::SeqCst) & OVERDUE != 0
+    }
+
+    /// Makes the successor of a compaction have work for as long as this generation has. The caller has begun work of
+    /// this generation for that, and ends it afterwards.
+    pub(super) fn pass_on_work(&self, successor: &Arc<Self>) {
+        // Before the flag is set: the end of the last work takes it away again.
+        successor.begin_activity(Activity::Work);
+        self.activity.fetch_or(PASSED_ON, Ordering::SeqCst);
+    }
+
+    /// It is compacted into this one, which has a stream for as long as this generation has. Must be called before the
+    /// claim, so that whoever sees the claim finds the successor.
+    pub(super) fn set_successor(&self, successor: &Arc<Self>) {
+        if self.activity.load(Ordering::SeqCst) & EXEMPT != 0 {
+            successor.exempt_work();
+        }
+        let has_streams = self.with_extra(|extra| {
+            extra.successor = Some(Arc::clone(successor));
+            extra.streams > 0
+        });
+        if has_streams {
+            successor.count_streams(1);
+        }
+    }
+
+    /// The successor that had work because this generation had. Must be called once, after the last work has ended.
+    pub(crate) fn successor_with_work(&self) -> Option<Arc<Self>> {
+        let is_passed_on = self.activity.load(Ordering::SeqCst) & PASSED_ON != 0;
+        if is_passed_on { self.successor() } else { None }
+    }
+
+    pub(super) fn parent_link(&self) -> Option<ParentLink> {
+        lock(&self.extra).as_ref().and_then(|extra| extra.parent.clone())
+    }
+
+    pub(super) fn parent(&self) -> Option<SessionId> {
+        self.parent_link().map(|link| link.parent)
+    }
+
+    /// The successor of a compaction is a child for as long as `old` was one.
+    pub(super) fn inherit_parent_since(&self, since: ClaimNumber) {
+        self.with_extra(|extra| extra.parent.iter_mut().for_each(|link| link.since = since));
+    }
+
+    /// What it was compacted into.
+    pub(crate) fn successor(&self) -> Option<Arc<Self>> {
+        lock(&self.extra).as_ref().and_then(|extra| extra.successor.clone())
+    }
+
+    #[inline]
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.activity.load(Ordering::SeqCst) & DOUBTED != 0
+    }
+
+    /// Returns true if it has to be queued: it was not doubted before, and is not in the queue. Like the next two, must be
+    /// called under the lock of the queue.
+    pub(super) fn doubt(&self, now: Nanos) -> bool {
+        self.with_extra(|extra| {
+            if extra.doubted_at.is_some() {
+                return false;
+            }
+            extra.doubted_at = Some(now);
+            self.activity.fetch_or(DOUBTED, Ordering::SeqCst);
+            !std::mem::replace(&mut extra.doubt_queued, true)
+        })
+    }
+
+    /// It was taken out of the queue. Returns since when it is doubted, if it is.
+    pub(super) fn take_queued_doubt(&self) -> Option<Nanos> {
+        self.with_extra(|extra| {
+            extra.doubt_queued = false;
+            extra.doubted_at
+        })
+    }
+
+    pub(super) fn requeue_doubt(&self) {
+        self.with_extra(|extra| extra.doubt_queued = true);
+    }
+
+    /// Takes the doubt back, if there is one.
+    #[inline]
+    pub(crate) fn trust(&self) {
+        if self.is_doubted() {
+            self.with_extra(|extra| {
+                extra.doubted_at = None;
+                self.activity.fetch_and(!DOUBTED, Ordering::SeqCst);
+            });
+        }
+    }
+
+    /// Takes a doubt of this moment back, and no later one.
+    pub(super) fn trust_since(&self, at: Nanos) {
+        self.with_extra(|extra| {
+            if extra.doubted_at.take_if(|doubted_at| *doubted_at == at).is_some() {
+                self.activity.fetch_and(!DOUBTED, Ordering::SeqCst);
+            }
+        });
+    }
+
+    /// Whether it is doubted since this moment.
+    pub(super) fn is_doubted_since(&self, at: Nanos) -> bool {
+        lock(&self.extra).as_ref().is_some_and(|extra| extra.doubted_at == Some(at))
     }
 
     /// A token that is cancelled when the generation ends, or the last of those that it is compacted into. The caller
@@ -198,10 +395,13 @@ impl Generation {
     /// The session with the details that were noted last.
     pub(crate) fn session(&self) -> Session {
         let extra = lock(&self.extra);
-        match extra.as_ref().and_then(|extra| extra.details.as_ref()) {
-            Some(details) => details.clone(),
-            None => Session::new(self.id.clone()),
+        let Some(extra) = extra.as_ref() else { return Session::new(self.id.clone()) };
+        let mut session = extra.details.clone().unwrap_or_else(|| Session::new(self.id.clone()));
+        // A compaction of the parent changes the link alone.
+        if let Some(link) = &extra.parent {
+            session.parent = Some(link.parent.clone());
         }
+        session
     }
 
     pub(crate) fn resumed_from(&self) -> Option<SessionId> {
@@ -226,7 +426,7 @@ impl Generation {
         }
     }
 
-    fn with_extra<T>(&self, f: impl FnOnce(&mut Extra) -> T) -> T {
+    pub(super) fn with_extra<T>(&self, f: impl FnOnce(&mut Extra) -> T) -> T {
         f(lock(&self.extra).get_or_insert_default())
     }
 
@@ -329,17 +529,54 @@ pub(super) enum AfterStart {
     Release(ReleaseCause),
 }
 
-/// What makes a session busy. Both are counted in one word.
+/// What makes a session busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub(crate) enum Activity {
-    /// A request in flight, which the drain may wait for. At most 65,535 at a time.
-    Request = 1,
-    /// A guard, or an event stream. At most 65,535 at a time.
-    Stream = REQUEST_MASK + 1,
+    /// A request in flight, or a `WorkGuard`: the drain may wait for it.
+    Work,
+    /// A listening stream.
+    Stream,
+    /// A guard.
+    Guard,
 }
 
-const REQUEST_MASK: u32 = (1 << 16) - 1;
+/// The count of the work in [`Generation::activity`]: 67 million at a time, which no memory holds.
+const WORK_MASK: u32 = (1 << 26) - 1;
+/// A drain does not wait for its work.
+const EXEMPT: u32 = 1 << 26;
+/// It has a listening stream.
+const HAS_STREAMS: u32 = 1 << 27;
+/// It has a guard.
+const HAS_GUARDS: u32 = 1 << 28;
+const DOUBTED: u32 = 1 << 29;
+/// It is older than `max_lifetime`, and ends when its last work does.
+const OVERDUE: u32 = 1 << 30;
+/// It was compacted, and its work counts as work of its successor.
+const PASSED_ON: u32 = 1 << 31;
+/// With one of the flags from here on, something waits for the end of the last work.
+const AWAITED: u32 = OVERDUE;
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let successor_of = |generation: &mut Self| {
+            let extra = generation.extra.get_mut().unwrap_or_else(PoisonError::into_inner);
+            extra.as_mut().and_then(|extra| extra.successor.take())
+        };
+        // A guard may have kept a long chain of compactions alive, and a recursive drop would use up the stack.
+        let mut successor = successor_of(self);
+        while let Some(mut generation) = successor.and_then(Arc::into_inner) {
+            successor = successor_of(&mut generation);
+        }
+    }
+}
+
+/// The parent of a generation.
+#[derive(Clone, Debug)]
+pub(super) struct ParentLink {
+    pub(super) parent: SessionId,
+    /// An end of the parent that is claimed after this many claims ends the child.
+    pub(super) since: ClaimNumber,
+}
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {

@@ -31,7 +31,7 @@ async fn a_delete_a_head_an_options_and_a_trace_never_open_a_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delete_ends_its_session_by_a_2xx_and_a_404() {
+async fn g20_a_delete_ends_its_session_by_a_2xx_alone() {
     for status in STATUSES {
         let (recorder, sessions, layer) = mcp();
         sessions.note("a");
@@ -39,7 +39,7 @@ async fn a_delete_ends_its_session_by_a_2xx_and_a_404() {
         for echo in [&[][..], &[(ID, "a")]] {
             say(&layer, "DELETE", &[(ID, "a")], status, echo).await;
         }
-        let ends = (200..300).contains(&status) || status == 404;
+        let ends = (200..300).contains(&status);
         assert_eq!(sessions.contains("a"), !ends, "{status}");
         let ended = recorder.ended_after_drain(&sessions).await;
         assert_eq!(ended, [if ends { "a deleted" } else { "a shutdown" }], "{status}");
@@ -48,15 +48,21 @@ async fn a_delete_ends_its_session_by_a_2xx_and_a_404() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn any_other_request_ends_its_session_by_a_404_alone() {
+async fn g20_any_other_request_casts_doubt_by_a_404_or_a_410_and_ends_nothing() {
     for method in METHODS.into_iter().filter(|method| *method != "DELETE") {
         for status in STATUSES {
             let (recorder, sessions, layer) = mcp();
+            let driver = tokio::spawn(sessions.shutdown_on(std::future::pending::<()>()));
             sessions.note("a");
             say(&layer, method, &[(ID, "a")], status, &[]).await;
+            assert!(sessions.contains("a"), "{method} {status}");
+            tokio::time::sleep(std::time::Duration::from_secs(59)).await;
+            assert!(sessions.contains("a"), "{method} {status}");
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
             // Probes and preflights are none of the transport.
-            let ends = status == 404 && !["HEAD", "OPTIONS", "TRACE"].contains(&method);
+            let ends = [404, 410].contains(&status) && !["HEAD", "OPTIONS", "TRACE"].contains(&method);
             assert_eq!(sessions.contains("a"), !ends, "{method} {status}");
+            driver.abort();
             let ended = recorder.ended_after_drain(&sessions).await;
             assert_eq!(ended, [if ends { "a unknown" } else { "a shutdown" }], "{method} {status}");
         }

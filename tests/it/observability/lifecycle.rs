@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
-    future::{pending, ready},
+    future::{pending, poll_fn, ready},
     io,
+    task::Poll,
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, EndReason, Session, SessionEnd, SessionUpdate,
     signal::{ShutdownRequest, SignalKind, terminate},
@@ -33,9 +34,9 @@ pub(crate) fn secret(name: &str) -> String {
 }
 
 /// Every name that is used below: some of them are told to nobody.
-pub(crate) const NAMES: [&str; 21] = [
+pub(crate) const NAMES: [&str; 23] = [
     "header", "reset", "old", "new", "signal", "forgot", "kept", "panics", "fails", "batch", "hangs", "guarded",
-    "evicted", "late", "idle", "lost", "given-up", "record", "shared", "again", "fenced",
+    "evicted", "late", "idle", "lost", "given-up", "record", "shared", "again", "fenced", "dropped", "untimed",
 ];
 
 /// An error with no text.
@@ -55,6 +56,7 @@ pub(crate) async fn live() {
     stop().await;
     second_signal().await;
     undriven().await;
+    misuse().await;
     registry().await;
     replicas().await;
     given_up().await;
@@ -170,6 +172,34 @@ async fn undriven() {
         sessions.note(secret(&format!("again{n}")));
     }
     assert!(!sessions.contains(secret("idle")));
+}
+
+/// What `warnings.rs` has in detail.
+async fn misuse() {
+    let sessions = ActiveSessions::builder().build().unwrap();
+    sessions.note(secret("dropped"));
+    let mut polls = 0;
+    let server = poll_fn(|cx| {
+        polls += 1;
+        if polls == 1 {
+            std::thread::sleep(SECOND);
+            cx.waker().wake_by_ref();
+        }
+        Poll::<()>::Pending
+    });
+    assert!(timeout(31 * SECOND, sessions.finish(server)).await.is_err());
+    drop(sessions);
+
+    let build = || ActiveSessions::builder().on_session_end(|_| ready(())).build();
+    let sessions = std::thread::spawn(build).join().unwrap().unwrap();
+    let untimed = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    {
+        let _entered = untimed.enter();
+        sessions.note(secret("untimed"));
+        assert!(sessions.end(secret("untimed"), EndReason::Reset));
+    }
+    untimed.shutdown_background();
+    assert!(sessions.drain(EndReason::Shutdown).await.is_clean());
 }
 
 fn recorded(holder: &Holder, hook: fn(SessionEnd) -> bool) -> ActiveSessionsBuilder {

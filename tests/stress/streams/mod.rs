@@ -169,9 +169,10 @@ async fn round(seed: u64) {
         let before = last.entry(event.id().to_owned());
         match event {
             Event::Start(start) => {
-                // Nothing but a guard revives what the host, or the stop, has ended.
+                // Nothing but a guard revives what the stop has ended. What the host has ended starts anew by a request
+                // that begins later.
                 let id = start.session.id.as_str();
-                let is_fine = |reason| matches!(reason, EndReason::Idle | EndReason::Evicted) || guarded.contains(id);
+                let is_fine = |reason: EndReason| !reason.may_resume() || guarded.contains(id);
                 let before = before.or_insert(Some(EndReason::Idle));
                 assert!(before.take().is_some_and(is_fine), "{id}: a start too many, or too early; {about}");
             }

@@ -111,6 +111,20 @@ async fn a_second_sigterm_ends_the_connection_drain_at_once() {
 }
 
 #[tokio::test]
+async fn a_signal_after_finish_ends_the_process() {
+    for signal in ["TERM", "INT"] {
+        let mut gateway = Gateway::start(&[("LINGER_MS", "600000")]).await;
+        let id = gateway.client.open("telegram").await;
+        gateway.signal("TERM").await;
+        gateway.finished().await;
+        gateway.signal(signal).await;
+        let gone = gateway.gone_within(SLACK).await;
+        assert_eq!(gone.code, Some(1), "{signal}: {}", gone.log);
+        assert_eq!(gone.rows.only(&id).end_count, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_stuck_hook_does_not_delay_the_exit() {
     let settings = [("HOOK_DELAY_MS", "600000"), ("DRAIN_TIMEOUT_MS", "500"), ("CONNECTION_DRAIN_TIMEOUT_MS", "500")];
     let gateway = Gateway::start(&settings).await;

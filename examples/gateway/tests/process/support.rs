@@ -69,6 +69,13 @@ impl Gateway {
         assert!(kill.success(), "kill -s {name} {pid}: {kill}");
     }
 
+    /// Waits for the report, which is printed at the end of `finish`.
+    pub(crate) async fn finished(&mut self) {
+        let mut report = String::new();
+        timeout(PATIENCE, self.stdout.read_line(&mut report)).await.expect("the gateway must shut down").unwrap();
+        assert!(report.contains("sessions drained in"), "{report}");
+    }
+
     /// Waits until it exits, for at most `limit`.
     pub(crate) async fn gone_within(mut self, limit: Duration) -> Gone {
         let mut report = String::new();

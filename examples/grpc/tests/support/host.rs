@@ -6,6 +6,7 @@ use grpc::{Agent, ChatReply, ChatRequest, Empty, OpenRequest, SESSION_COMPACTED_
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::{Stream, StreamExt, iter, pending};
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
+use tower_session_end::StreamKind;
 
 /// The metadata key with which a call selects the behaviour.
 const MODE: &str = "x-mode";
@@ -23,17 +24,20 @@ pub(crate) enum Mode {
     Tears,
     /// An endless stream.
     Stays,
+    /// As `Stays`, marked as one to which the client listens.
+    Listens,
     /// An answer that waits for [`OddAgent::release`].
     Waits,
 }
 
 impl Mode {
-    const ALL: [(Self, &str); 6] = [
+    const ALL: [(Self, &str); 7] = [
         (Self::Fine, "fine"),
         (Self::Fails, "fails"),
         (Self::Ends, "ends"),
         (Self::Tears, "tears"),
         (Self::Stays, "stays"),
+        (Self::Listens, "listens"),
         (Self::Waits, "waits"),
     ];
 
@@ -88,7 +92,7 @@ impl OddAgent {
                 self.released.notified().await;
                 Ok(())
             }
-            Mode::Fine | Mode::Tears | Mode::Stays => Ok(()),
+            Mode::Fine | Mode::Tears | Mode::Stays | Mode::Listens => Ok(()),
         }
     }
 }
@@ -139,10 +143,13 @@ impl Agent for OddAgent {
                 status.metadata_mut().insert(SESSION_END, "reset".parse().unwrap());
                 Box::pin(iter(ticks.take(2).chain([Err(status)])))
             }
-            Mode::Stays => Box::pin(iter(ticks).chain(pending())),
+            Mode::Stays | Mode::Listens => Box::pin(iter(ticks).chain(pending())),
             _ => Box::pin(iter(ticks)),
         };
         let mut response = Response::new(stream);
+        if Mode::wanted(request.metadata()) == Mode::Listens {
+            response.extensions_mut().insert(StreamKind::Listening);
+        }
         if let Some(id) = request.metadata().get(SESSION_ID) {
             response.metadata_mut().insert(SESSION_ID, id.clone());
         }

@@ -14,9 +14,9 @@ use crate::support::{PING, Setup, until, within};
 const KEEP_ALIVE: Duration = Duration::from_millis(700);
 
 #[tokio::test]
-async fn an_id_that_the_host_has_expired_ends_as_unknown_by_its_404() {
+async fn g20_an_id_that_the_host_has_expired_ends_as_unknown_after_its_404() {
     for mount in Mount::ALL {
-        let mut setup = Setup::new(mount);
+        let mut setup = Setup::doubting(mount);
         setup.keep_alive = KEEP_ALIVE;
         let host = setup.plain().await;
         let [posts, gets] = [host.open().await, host.open().await];
@@ -30,6 +30,7 @@ async fn an_id_that_the_host_has_expired_ends_as_unknown_by_its_404() {
         assert_eq!(host.get(&gets).await.status(), 404);
         // rmcp answers any DELETE with success, so the reason is `deleted`.
         assert_eq!(host.delete(&deletes).await.status, 202);
+        host.ends(3).await;
         for id in [&posts, &gets, &deletes] {
             assert_eq!(host.post(id, PING).await.status, 404);
             assert_eq!(host.delete(id).await.status, 202);
@@ -43,7 +44,7 @@ async fn an_id_that_the_host_has_expired_ends_as_unknown_by_its_404() {
 #[tokio::test]
 async fn each_session_of_a_client_that_reconnects_after_expiry_has_its_end() {
     for mount in Mount::ALL {
-        let host = Setup::new(mount).plain().await;
+        let host = Setup::doubting(mount).plain().await;
         let client = host.connect().await;
         let first = host.sessions.snapshot()[0].id.to_string();
         within("a call", call(&client, "remember", json!({ "text": "milk" }))).await.unwrap();
@@ -52,8 +53,9 @@ async fn each_session_of_a_client_that_reconnects_after_expiry_has_its_end() {
         // After the 404 the client sends another `initialize` and gets an empty session.
         let answer = within("a call", call(&client, "remember", json!({ "text": "bread" }))).await.unwrap();
         assert_eq!(answer, "1 remembered");
-        let second = host.sessions.snapshot()[0].id.to_string();
+        host.ends(1).await;
         assert_eq!(host.sessions.len(), 1);
+        let second = host.sessions.snapshot()[0].id.to_string();
         within("the DELETE", client.cancel()).await.unwrap();
         let mut expected = [format!("{first} unknown"), format!("{second} deleted")];
         expected.sort();

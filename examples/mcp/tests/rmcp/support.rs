@@ -69,6 +69,12 @@ impl Setup {
         Self { mount, protocol, config, recorder, builder, keep_alive: PATIENCE * 2 }
     }
 
+    /// A session that rmcp does not know any more ends soon after a 404.
+    pub(crate) fn doubting(mount: Mount) -> Self {
+        let setup = Self::new(mount);
+        Self { builder: setup.builder.doubt_timeout(Duration::from_millis(300)), ..setup }
+    }
+
     /// rmcp's own session manager: only the layer sees sessions.
     pub(crate) async fn plain(self) -> Host<LocalSessionManager> {
         self.start(|local, _| local, Ok).await
