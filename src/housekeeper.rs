@@ -96,7 +96,7 @@ impl Housekeeper {
         let is_closing = || self.tracker.phase() >= Phase::Closing;
         let mut over = Some(Arc::clone(generation));
         while let Some(generation) = over.take() {
-            over = generation.successor_with_work().filter(|successor| {
+            over = generation.take_successor_with_work().filter(|successor| {
                 successor.touch(self.tick());
                 successor.end_activity(Activity::Work, is_closing)
             });
