@@ -80,9 +80,10 @@ impl Housekeeper {
         }
     }
 
-    /// Ends one activity of this generation, and what has waited for the end of its work.
+    /// Ends one activity of this generation, and what has waited for the end of its work. The idle time counts from here.
     #[inline]
     pub(crate) fn end_activity(&self, generation: &Arc<Generation>, activity: Activity) {
+        generation.touch(self.tick());
         // The activity ends before the phase is read. A drain that still found work here had stored the phase before.
         if generation.end_activity(activity, || self.tracker.phase() >= Phase::Closing) {
             self.on_work_over(generation);
@@ -95,7 +96,7 @@ impl Housekeeper {
         let is_closing = || self.tracker.phase() >= Phase::Closing;
         let mut over = Some(Arc::clone(generation));
         while let Some(generation) = over.take() {
-            over = generation.successor_with_work().filter(|successor| {
+            over = generation.take_successor_with_work().filter(|successor| {
                 successor.touch(self.tick());
                 successor.end_activity(Activity::Work, is_closing)
             });
@@ -176,7 +177,7 @@ impl Housekeeper {
 
     /// The tick of an activity. With a driver it is read without asking the clock.
     #[inline]
-    pub(crate) fn tick(&self) -> Tick {
+    fn tick(&self) -> Tick {
         match self.config.expiry.idle_timeout {
             None => self.tracker.tick(),
             // The driver's last step may be one period ago: expiry may come too late, never too early.

@@ -229,9 +229,6 @@ impl fmt::Debug for WorkGuard {
 
 impl Drop for WorkGuard {
     fn drop(&mut self) {
-        let housekeeper = &self.sessions.inner.housekeeper;
-        // The idle time counts from the end of the work.
-        self.generation.touch(housekeeper.tick());
-        housekeeper.end_activity(&self.generation, self.activity);
+        self.sessions.inner.housekeeper.end_activity(&self.generation, self.activity);
     }
 }

@@ -694,7 +694,7 @@ impl ActiveSessions {
     ///
     /// The signal is the first one of any [`shutdown_on`](Self::shutdown_on) of this handle, or the beginning of a drain.
     /// Then the connections that are ready in the backlog are accepted, at most 1,024; the listener is closed; and its
-    /// `accept` is pending for ever.
+    /// `accept` does not resolve again.
     ///
     /// * **An inherited socket** (socket activation, or a socket that the parent hands to its child as standard input)
     ///   has one backlog for all processes. Nothing is lost: the successor accepts what this process does not.

@@ -305,7 +305,6 @@ impl Exchange {
 
     #[inline(never)]
     fn end_activity(&self, generation: &Arc<Generation>) {
-        generation.touch(self.shared.tick());
         self.shared.end_activity(generation, self.activity);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
     session::{Phase, SessionId},
     shutdown::Shutdown,
-    tracker::{Activity, ClaimNumber, Generation, Tracker, clock::Tick},
+    tracker::{Activity, ClaimNumber, Generation, Tracker},
 };
 
 impl ActiveSessions {
@@ -94,10 +94,6 @@ impl Shared {
 
     pub(super) fn is_tracked(&self, id: &SessionId) -> bool {
         self.tracker.find(id.as_bytes()).is_some()
-    }
-
-    pub(super) fn tick(&self) -> Tick {
-        self.housekeeper.tick()
     }
 
     #[inline]

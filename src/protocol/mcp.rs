@@ -20,7 +20,7 @@ const SESSIONLESS: &[u8] = b"2026-07-28";
 /// | 404 or 410 | an active id | it is doubted: it ends, [`Unknown`](EndReason::Unknown), unless it shows a sign of life within [`doubt_timeout`](crate::ActiveSessionsBuilder::doubt_timeout) |
 /// | 2xx without an id | an inactive id, not a `DELETE` | no change; with [`adopt`](Self::adopt) it starts |
 ///
-/// A host may bind sessions to their owners, and answer a request of somebody else with the 404 of an unknown id. So a
+/// A host may bind sessions to their owners, and answer another user's request with the 404 of an unknown id. So a
 /// 404 ends no session at once, and cuts no stream. The next 2xx to a request with the id takes the doubt back. If the
 /// doubt has ended the session by then, it starts anew, with or without an id in the response.
 ///

@@ -75,7 +75,7 @@ impl SessionUpdate {
         Self::one(id.try_into().map(|id| SessionChange::Ended(id, reason)))
     }
 
-    /// The host has answered as if the session did not exist, which may be the refusal of somebody else's request: the
+    /// The host has answered as if the session did not exist, which may be the refusal of another user's request: the
     /// session ends with [`EndReason::Unknown`] unless it shows a sign of life within
     /// [`doubt_timeout`](crate::ActiveSessionsBuilder::doubt_timeout). Nothing happens if it is not active.
     ///

@@ -114,11 +114,8 @@ impl Shutdown {
                 if is_over() {
                     return;
                 }
-                // Another sweep may have asked meanwhile, and work may have begun.
-                if generation.is_active() {
-                    self.housekeeper.drain_one(&generation, spare_work);
-                    asked += 1;
-                }
+                self.housekeeper.drain_one(&generation, spare_work);
+                asked += 1;
             }
         }
     }

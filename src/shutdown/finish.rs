@@ -145,7 +145,7 @@ impl Shutdown {
         self.state.progress().is_forced() || deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// Warns, once, of a handle whose signal nobody waits for.
+    /// Warns, once, of a handle that waits for no signal.
     async fn warn_if_undriven(&self) -> Infallible {
         sleep(UNDRIVEN_GRACE).await;
         if !self.is_driven.load(Ordering::Relaxed) && !self.state.progress().has_drain() {

@@ -66,7 +66,7 @@ impl<L> AcceptUntilSignal<L> {
 }
 
 impl AcceptUntilSignal<TcpListener> {
-    /// As [`TcpListener::accept`] until the shutdown begins. Then it is pending for ever, so a loop needs another branch
+    /// As [`TcpListener::accept`] until the shutdown begins. Then it does not resolve again, so a loop needs another branch
     /// that ends it: the future of [`shutdown_on`](crate::ActiveSessions::shutdown_on).
     ///
     /// # Errors

@@ -157,7 +157,7 @@ pub use tokio::signal::unix::SignalKind;
 ///
 /// # After the shutdown
 ///
-/// tokio handles these signals for the rest of the process. After [`finish`](crate::ActiveSessions::finish) nobody waits
+/// tokio handles these signals for the rest of the process. After [`finish`](crate::ActiveSessions::finish) no future waits
 /// for them, and a process that does more than to exit cannot be stopped by them. Let a task wait for the next one:
 ///
 /// ```no_run

@@ -15,6 +15,16 @@ use super::{
 };
 use crate::session::{EndReason, Phase, Session, SessionId};
 
+/// What a step under a shard's lock leaves to be done about a child.
+pub(super) enum ChildStep {
+    /// It has started. With the active generation of its parent before that.
+    Link(Arc<Generation>, Option<Arc<Generation>>),
+    /// It was claimed.
+    Unlink(Arc<Generation>),
+    /// Its parent has ended.
+    End(Arc<Generation>, Scope),
+}
+
 impl Tracker {
     /// Must be called before the generation is inserted.
     #[cold]
@@ -28,7 +38,7 @@ impl Tracker {
         // A session is not its own child.
         if id != generation.id {
             generation.with_extra(|extra| extra.parent = Some(ParentLink { parent: id, since: self.claim_number() }));
-            after_unlock.unlinked.push((Arc::clone(generation), parent));
+            after_unlock.children.push(ChildStep::Link(Arc::clone(generation), parent));
         }
     }
 
@@ -64,28 +74,25 @@ impl Tracker {
                 if !is_done {
                     parent.add_successor(&child);
                 }
-                after_unlock.orphaned.push((child, end.scope));
+                after_unlock.children.push(ChildStep::End(child, end.scope));
             }
         }
     }
 
-    /// Links, unlinks or ends one child. Returns false if there is none left. Must be called with no lock held.
-    pub(super) fn apply_to_children(&self, after_unlock: &mut AfterUnlock) -> bool {
-        if let Some((child, known)) = after_unlock.unlinked.pop() {
-            self.link(&child, known, after_unlock);
-        } else if let Some(child) = after_unlock.claimed_children.pop() {
-            self.unlink(&child);
-        } else if let Some((child, scope)) = after_unlock.orphaned.pop() {
-            let hash = self.hash_of(&child);
-            let mut shard = self.shard(hash);
-            if child.is_active() {
-                let end = self.pending_end(EndReason::Parent, scope);
-                self.claim_with_end(&mut shard, hash, &child, end, after_unlock);
+    /// Must be called with no lock held.
+    pub(super) fn apply_to_child(&self, step: ChildStep, after_unlock: &mut AfterUnlock) {
+        match step {
+            ChildStep::Link(child, parent) => self.link(&child, parent, after_unlock),
+            ChildStep::Unlink(child) => self.unlink(&child),
+            ChildStep::End(child, scope) => {
+                let hash = self.hash_of(&child);
+                let mut shard = self.shard(hash);
+                if child.is_active() {
+                    let end = self.pending_end(EndReason::Parent, scope);
+                    self.claim_with_end(&mut shard, hash, &child, end, after_unlock);
+                }
             }
-        } else {
-            return false;
         }
-        true
     }
 
     /// With `known`, a parent that has been compacted and retired by now is followed too.
@@ -103,7 +110,7 @@ impl Tracker {
                     for ending in shard.generations(hash, &parent).filter(|generation| !generation.is_compacted()) {
                         ending.add_successor(child);
                     }
-                    after_unlock.orphaned.push((Arc::clone(child), Scope::Here));
+                    after_unlock.children.push(ChildStep::End(Arc::clone(child), Scope::Here));
                     return;
                 }
                 let since = shard.tombstones.last_claim(hash).unwrap_or(since);

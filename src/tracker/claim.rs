@@ -6,6 +6,7 @@ use super::{
     Tracker,
     generation::{Generation, PendingEnd, Scope},
     order::AfterUnlock,
+    shard::Shard,
 };
 use crate::{observability::ReleaseCause, session::EndReason};
 
@@ -28,22 +29,35 @@ impl Tracker {
         scope: Scope,
         condition: impl FnOnce(&Generation) -> bool,
     ) -> bool {
+        self.claim_exactly(generation, condition, |shard, hash, after_unlock| {
+            self.claim_with_end(shard, hash, generation, self.pending_end(reason, scope), after_unlock);
+        })
+    }
+
+    /// Calls `claim` for exactly this generation under its shard's lock, if it is active and `condition` holds there.
+    /// Returns whether it did.
+    pub(super) fn claim_exactly(
+        &self,
+        generation: &Arc<Generation>,
+        condition: impl FnOnce(&Generation) -> bool,
+        claim: impl FnOnce(&mut Shard, u64, &mut AfterUnlock),
+    ) -> bool {
         // Without the lock first: a generation never becomes active again.
         if !generation.is_active() {
             return false;
         }
         let mut after_unlock = AfterUnlock::default();
-        let claimed = {
+        let is_claimed = {
             let hash = self.hash_of(generation);
             let mut shard = self.shard(hash);
-            generation.is_active() && condition(generation) && {
-                let end = self.pending_end(reason, scope);
-                self.claim_with_end(&mut shard, hash, generation, end, &mut after_unlock);
-                true
+            let is_meant = generation.is_active() && condition(generation);
+            if is_meant {
+                claim(&mut shard, hash, &mut after_unlock);
             }
+            is_meant
         };
         self.apply_after_unlock(after_unlock);
-        claimed
+        is_claimed
     }
 
     /// Ends the active generation of `id`. Returns false if there is none.

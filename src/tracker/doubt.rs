@@ -1,4 +1,4 @@
-//! Doubt: the host has answered as if the session did not exist. That may be the refusal of somebody else's request, so
+//! Doubt: the host has answered as if the session did not exist. That may be the refusal of another user's request, so
 //! it ends nothing by itself. The next success of the session takes the doubt back; without one, the session ends when
 //! the doubt is older than the timeout.
 

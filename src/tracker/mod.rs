@@ -174,12 +174,7 @@ impl Tracker {
 
     /// Begins work of the active generation of `id`.
     pub(crate) fn begin_work(&self, id: &[u8]) -> Option<Arc<Generation>> {
-        let hash = self.hash(id);
-        let shard = self.shard(hash);
-        let generation = shard.find_active(hash, id)?;
-        generation.begin_activity(Activity::Work);
-        generation.trust();
-        Some(Arc::clone(generation))
+        self.begin_work_of(&self.find(id)?)
     }
 
     /// Begins work of this generation, or of the one that it was compacted into.

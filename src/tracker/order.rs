@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Tracker,
+    children::ChildStep,
     effects::Effects,
     generation::{AfterStart, ClaimState, Generation, PendingEnd, Scope, Stage},
     outbox::OutboxEntry,
@@ -30,12 +31,7 @@ pub(super) struct AfterUnlock {
     unblocked: Vec<Arc<Generation>>,
     /// Tokens of streams that waited for the claim.
     pub(super) listeners: Vec<CancellationToken>,
-    /// New children, which their parents do not know yet, and the generation of the parent before they started.
-    pub(super) unlinked: Vec<(Arc<Generation>, Option<Arc<Generation>>)>,
-    /// Claimed children, which their parents still know.
-    pub(super) claimed_children: Vec<Arc<Generation>>,
-    /// Children of generations that have ended.
-    pub(super) orphaned: Vec<(Arc<Generation>, Scope)>,
+    pub(super) children: Vec<ChildStep>,
     /// The drain's condition may hold now.
     pub(super) drained: bool,
     /// Log events and metric deltas.
@@ -47,9 +43,7 @@ impl AfterUnlock {
     fn is_empty(&self) -> bool {
         self.unblocked.is_empty()
             && self.listeners.is_empty()
-            && self.unlinked.is_empty()
-            && self.claimed_children.is_empty()
-            && self.orphaned.is_empty()
+            && self.children.is_empty()
             && !self.drained
             && self.effects.is_empty()
     }
@@ -187,7 +181,9 @@ impl Tracker {
                         _ => self.run_deferred(&mut shard, &generation, &mut after_unlock),
                     }
                 }
-            } else if !self.apply_to_children(&mut after_unlock) {
+            } else if let Some(step) = after_unlock.children.pop() {
+                self.apply_to_child(step, &mut after_unlock);
+            } else {
                 break;
             }
         }
@@ -231,7 +227,7 @@ impl Tracker {
                 after_unlock.unblocked.append(&mut extra.successors);
             }
             if extra.parent.is_some() {
-                after_unlock.claimed_children.push(Arc::clone(generation));
+                after_unlock.children.push(ChildStep::Unlink(Arc::clone(generation)));
             }
         });
         let is_closing = self.phase() >= Phase::Closing;

@@ -89,8 +89,9 @@ impl Harness {
         let is_closing = || self.tracker.phase() >= Phase::Closing;
         let mut over = generation.end_activity(Activity::Work, is_closing).then(|| Arc::clone(generation));
         while let Some(generation) = over.take() {
-            over =
-                generation.successor_with_work().filter(|successor| successor.end_activity(Activity::Work, is_closing));
+            over = generation
+                .take_successor_with_work()
+                .filter(|successor| successor.end_activity(Activity::Work, is_closing));
             if is_closing() {
                 self.tracker.claim_in_drain(&generation, self.tracker.shutdown_reason(), true);
             } else {

@@ -98,21 +98,10 @@ impl Tracker {
     /// Ends exactly this generation because of a drain. Returns false if it has been claimed already, or has work that is
     /// to be spared.
     pub(crate) fn claim_in_drain(&self, generation: &Arc<Generation>, reason: EndReason, spare_work: bool) -> bool {
-        let mut after_unlock = AfterUnlock::default();
-        let is_claimed = {
-            let hash = self.hash_of(generation);
-            let mut shard = self.shard(hash);
-            // Work may have begun since the caller looked.
-            let is_active = generation.is_active() && !(spare_work && generation.keeps_drain_waiting());
-            if is_active {
-                shard.count_at_work(generation);
-                let end = self.pending_end(reason, Scope::Here);
-                self.claim_with_end(&mut shard, hash, generation, end, &mut after_unlock);
-            }
-            is_active
-        };
-        self.apply_after_unlock(after_unlock);
-        is_claimed
+        self.claim_exactly(generation, is_drained(spare_work), |shard, hash, after_unlock| {
+            shard.count_at_work(generation);
+            self.claim_with_end(shard, hash, generation, self.pending_end(reason, Scope::Here), after_unlock);
+        })
     }
 
     /// The active generations of one shard, for a drain with `keep_if`.
@@ -123,18 +112,9 @@ impl Tracker {
     /// Releases exactly this generation, because `keep_if` said so. Returns false if it has been claimed already, or has
     /// work that is to be spared.
     pub(crate) fn keep(&self, generation: &Arc<Generation>, spare_work: bool) -> bool {
-        let mut after_unlock = AfterUnlock::default();
-        let kept = {
-            let hash = self.hash_of(generation);
-            let mut shard = self.shard(hash);
-            let is_active = generation.is_active() && !(spare_work && generation.keeps_drain_waiting());
-            if is_active {
-                self.claim_silently(&mut shard, hash, generation, ReleaseCause::Kept, &mut after_unlock);
-            }
-            is_active
-        };
-        self.apply_after_unlock(after_unlock);
-        kept
+        self.claim_exactly(generation, is_drained(spare_work), |shard, hash, after_unlock| {
+            self.claim_silently(shard, hash, generation, ReleaseCause::Kept, after_unlock);
+        })
     }
 
     /// Ends the sessions of the next `shards` shards that are idle or old enough. Calls go round through all shards.
@@ -219,6 +199,11 @@ impl Tracker {
         }
         claimed
     }
+}
+
+/// Whether a drain ends or keeps a generation now. Work may have begun since the caller looked.
+fn is_drained(spare_work: bool) -> impl FnOnce(&Generation) -> bool {
+    move |generation| !(spare_work && generation.keeps_drain_waiting())
 }
 
 impl Shard {

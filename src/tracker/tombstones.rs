@@ -63,10 +63,10 @@ impl Tombstones {
 
     /// The last claim of a generation of the id.
     pub(super) fn last_claim(&self, hash: u64) -> Option<ClaimNumber> {
-        self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim >> 2).max()
+        self.last(hash).map(|claim| claim >> 2)
     }
 
-    /// The last claim of a generation of the id was the end of a doubt.
+    /// Marks the last claim of a generation of the id as the end of a doubt.
     pub(super) fn mark_doubt(&mut self, hash: u64) {
         let last = self.entries.iter_mut().filter(|entry| entry.hash == hash).max_by_key(|entry| entry.claim);
         last.into_iter().for_each(|entry| entry.claim |= IS_DOUBT);
@@ -74,8 +74,11 @@ impl Tombstones {
 
     /// Whether the last claim of a generation of the id was the end of a doubt.
     pub(super) fn was_doubted(&self, hash: u64) -> bool {
-        let last = self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim).max();
-        last.is_some_and(|claim| claim & IS_DOUBT != 0)
+        self.last(hash).is_some_and(|claim| claim & IS_DOUBT != 0)
+    }
+
+    fn last(&self, hash: u64) -> Option<u64> {
+        self.entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.claim).max()
     }
 
     fn any(&self, hash: u64, condition: impl Fn(u64) -> bool) -> bool {

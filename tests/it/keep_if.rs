@@ -30,6 +30,12 @@ impl Asked {
         })
     }
 
+    /// A drain of 50 ms, which is too short to ask about all.
+    fn sessions(&self, recorder: &Recorder, connection_drain_timeout: Duration) -> ActiveSessions {
+        let builder = self.keep_if(recorder.builder()).drain_timeout(50 * MILLI);
+        builder.connection_drain_timeout(connection_drain_timeout).build().unwrap()
+    }
+
     fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
@@ -100,12 +106,7 @@ async fn g09_the_settle_timeout_bounds_keep_if_too() {
 #[tokio::test]
 async fn g14_finish_goes_on_asking_while_the_connections_drain() {
     let (recorder, asked) = (Recorder::default(), Asked::default());
-    let sessions = asked
-        .keep_if(recorder.builder())
-        .drain_timeout(50 * MILLI)
-        .connection_drain_timeout(Duration::from_secs(60))
-        .build()
-        .unwrap();
+    let sessions = asked.sessions(&recorder, Duration::from_secs(60));
     note(&sessions, "kept", 100);
     note(&sessions, "ended", 100);
     let shutdown = sessions.shutdown_on(async { EndReason::Restart });
@@ -134,12 +135,7 @@ async fn g14_finish_goes_on_asking_while_the_connections_drain() {
 #[tokio::test]
 async fn g10_finish_asks_until_the_deadline_of_the_connections_and_no_longer() {
     let (recorder, asked) = (Recorder::default(), Asked::default());
-    let sessions = asked
-        .keep_if(recorder.builder())
-        .drain_timeout(50 * MILLI)
-        .connection_drain_timeout(300 * MILLI)
-        .build()
-        .unwrap();
+    let sessions = asked.sessions(&recorder, 300 * MILLI);
     note(&sessions, "kept", 1000);
     // The server ends with the drain.
     let report = within("finish", sessions.finish(sessions.shutdown_on(async {}))).await.report;
@@ -154,12 +150,7 @@ async fn g10_finish_asks_until_the_deadline_of_the_connections_and_no_longer() {
 #[tokio::test]
 async fn g11_a_second_signal_ends_the_asking() {
     let (recorder, asked) = (Recorder::default(), Asked::default());
-    let sessions = asked
-        .keep_if(recorder.builder())
-        .drain_timeout(50 * MILLI)
-        .connection_drain_timeout(Duration::from_secs(60))
-        .build()
-        .unwrap();
+    let sessions = asked.sessions(&recorder, Duration::from_secs(60));
     note(&sessions, "kept", 20_000);
     let seen = asked.clone();
     let second = async move {

@@ -180,16 +180,15 @@ impl ActiveSessionsBuilder {
     /// How long a doubted session goes on without a sign of life. 60 s by default; with `Duration::MAX` doubt ends none.
     /// [`build`](Self::build) returns an error for 0.
     ///
-    /// A host that refuses a request may mean its sender: the same 404 answers an unknown id and the owner's id in
-    /// somebody else's request. So the answers that [`McpProtocol`](crate::McpProtocol) lists, and
-    /// [`SessionUpdate::doubted`](crate::SessionUpdate::doubted), end nothing at once: the session is *doubted*. A
-    /// response with status 101 or 2xx to a request with its id, or a note, takes the doubt back. If none comes within
-    /// this time, the session ends with [`EndReason::Unknown`](crate::EndReason::Unknown), unless it has a request in
+    /// A host may answer an unknown id, and a request that its sender may not make, with the same 404. So the answers that
+    /// [`McpProtocol`](crate::McpProtocol) lists, and [`SessionUpdate::doubted`](crate::SessionUpdate::doubted), end
+    /// nothing at once: the session is *doubted*. A response with status 101 or 2xx to a request with its id, or a note,
+    /// takes the doubt back. If none comes within this time, the session ends with [`EndReason::Unknown`](crate::EndReason::Unknown), unless it has a request in
     /// flight, an open response or a guard then, which take the doubt back too. So does an open listening stream, unless
     /// [`streams_are_activity`](Self::streams_are_activity) is off.
     ///
-    /// A session of which nothing is heard for that long ends by somebody else's refused request. If its owner was only
-    /// silent, the next success of a request with the id starts it anew. Where that matters, set it as long as
+    /// So another user's refused request ends a session whose owner is silent for this time. The owner's next successful
+    /// request starts it again, as a new generation. To prevent the early end, set the time as long as
     /// [`idle_timeout`](Self::idle_timeout).
     ///
     /// The ends run in [`shutdown_on`](ActiveSessions::shutdown_on) while that is polled; otherwise only when sessions
@@ -463,7 +462,7 @@ impl ActiveSessionsBuilder {
         if hooks.is_empty() {
             tracing::warn!(
                 name: "session-no-hook",
-                "no hook is registered, so nobody is told that a session ends: register one, for example with \
+                "no hook is registered, so no session_end is delivered: register one, for example with \
                  `on_session_end`",
             );
         }

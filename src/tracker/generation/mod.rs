@@ -286,10 +286,12 @@ impl Generation {
         }
     }
 
-    /// The successor that had work because this generation had. Must be called once, after the last work has ended.
-    pub(crate) fn successor_with_work(&self) -> Option<Arc<Self>> {
-        let is_passed_on = self.activity.load(Ordering::SeqCst) & PASSED_ON != 0;
-        if is_passed_on { self.successor() } else { None }
+    /// The successor that had work because this generation had, once that has none. One call alone returns it: a compaction
+    /// may begin work again after the last one has ended, so that two callers see their work end.
+    pub(crate) fn take_successor_with_work(&self) -> Option<Arc<Self>> {
+        let take = |activity| (activity & PASSED_ON != 0 && activity & WORK_MASK == 0).then_some(activity & !PASSED_ON);
+        self.activity.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).ok()?;
+        self.successor()
     }
 
     pub(super) fn parent_link(&self) -> Option<ParentLink> {
