@@ -111,7 +111,7 @@ impl Persister {
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
         match call(limit, self.registry.heartbeat()).await {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
             Err(error) => return Err(self.trip(calls, error)),
@@ -176,7 +176,7 @@ impl Persister {
         }
         let limit = self.call_timeout_in_drain();
         match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
             // In a drain the writer decides, after several attempts.

@@ -13,7 +13,7 @@ use crate::{
 /// Appends the changes of one entry: none, one or two.
 pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
     match entry {
-        OutboxEntry::Hold(generation) => changes.push(Change::Hold(tracker.record_of(generation))),
+        OutboxEntry::Hold(generation) => changes.push(Change::Hold { record: tracker.record_of(generation), may_join: true }),
         OutboxEntry::Update(generation) => {
             if generation.record_state() == RecordState::Held && generation.is_active() {
                 changes.push(Change::Update(tracker.record_of(generation)));
@@ -48,7 +48,7 @@ fn changes_of_end(tracker: &Tracker, ended: &Arc<Generation>, end: &PendingEnd, 
     match ended.record_state() {
         RecordState::None | RecordState::Detached | RecordState::TakenOver => return,
         // A record that the registry has lost, or never had, would be answered `NotFound`.
-        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(ended))),
+        RecordState::Uncertain => changes.push(Change::Hold { record: tracker.record_of(ended), may_join: true }),
         RecordState::Pending | RecordState::Held => {}
     }
     let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
@@ -121,7 +121,7 @@ fn apply_end_answer(
         }
         None => tracker.resolve_owned(generation, end),
         Some(Applied::HeldElsewhere) => tracker.resolve_released(generation, ReleaseCause::HeldElsewhere),
-        Some(Applied::NotFound) => tracker.resolve_released(generation, ReleaseCause::EndedElsewhere),
+        Some(Applied::Gone) => tracker.resolve_released(generation, ReleaseCause::EndedElsewhere),
         Some(answer) => {
             if let Applied::Owned { requests } = answer {
                 let record = tracker.record_of(generation);
