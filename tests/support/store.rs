@@ -22,7 +22,7 @@ use tower_session_end::{
 /// The most notices in one heartbeat, and the most changes in one call.
 const MAX: usize = 1000;
 
-/// The claimer of a dead letter, and of what an operator has asked to deliver again: no holder.
+/// The claimer of a dead letter, and of what the next recovery claims: no holder.
 const NONE: u64 = 0;
 
 /// The store that several holders share.
@@ -315,9 +315,9 @@ impl Holder {
         }
         let me = self.me.load(Ordering::SeqCst);
         if !state.alive.contains(&me) {
-            let new = state.enter();
-            state.adopt(new);
-            self.me.store(new, Ordering::SeqCst);
+            // Others have recovered it by now, or a holder that has died since.
+            state.adopt(NONE);
+            self.me.store(state.enter(), Ordering::SeqCst);
             return Err(RegistryError::Fenced);
         }
         let answer = call(&mut state, me);
@@ -542,9 +542,7 @@ impl State {
     fn orphans(&mut self, max: usize, me: u64) -> Vec<Orphan> {
         self.adopt(me);
         let mine = self.ended.values().filter(|ended| ended.claimer == me && !ended.is_known);
-        mine.take(max)
-            .map(|ended| Orphan::new(ended.record.clone(), ended.end.clone(), ended.attempts))
-            .collect()
+        mine.take(max).map(|ended| Orphan::new(ended.record.clone(), ended.end.clone(), ended.attempts)).collect()
     }
 }
 
