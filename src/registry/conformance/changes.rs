@@ -43,16 +43,16 @@ pub(super) async fn updates<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn releases<S: Store>(kit: &Kit<'_, S>) {
     let (a, b) = (kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("a release of an unknown session", release(&record, 1), Applied::NotFound).await;
+    a.expect("a release of an unknown session", release(&record, 1), Applied::Gone).await;
     a.expect("a hold", hold(&record), Applied::Created).await;
-    a.expect("a release of another generation", release(&kit.next(&record), 1), Applied::NotFound).await;
-    b.expect("a release of another holder's session", release(&record, 1), Applied::NotFound).await;
+    a.expect("a release of another generation", release(&kit.next(&record), 1), Applied::Gone).await;
+    b.expect("a release of another holder's session", release(&record, 1), Applied::Gone).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     a.expect("a release by one of two", release(&record, 20), Applied::HeldElsewhere).await;
     b.expect("a release by the last", release(&record, 3), Applied::Owned { requests: 23 }).await;
-    a.expect("a release of an ended session", release(&record, 4), Applied::NotFound).await;
+    a.expect("a release of an ended session", release(&record, 4), Applied::Gone).await;
     b.expect("a delivered end", done(&record), Applied::Ok).await;
-    b.expect("a release of a delivered session", release(&record, 5), Applied::NotFound).await;
+    b.expect("a release of a delivered session", release(&record, 5), Applied::Gone).await;
 
     let record = kit.record();
     a.expect("a hold", hold(&record), Applied::Created).await;
@@ -68,15 +68,15 @@ pub(super) async fn releases<S: Store>(kit: &Kit<'_, S>) {
 pub(super) async fn ends<S: Store>(kit: &Kit<'_, S>) {
     let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
     let record = kit.record();
-    a.expect("an end of an unknown session", end(&record, 1), Applied::NotFound).await;
+    a.expect("an end of an unknown session", end(&record, 1), Applied::Gone).await;
     a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     c.expect("a third holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
-    a.expect("an end of another generation", end(&kit.next(&record), 1), Applied::NotFound).await;
+    a.expect("an end of another generation", end(&kit.next(&record), 1), Applied::Gone).await;
     c.expect("a release by one of three", release(&record, 10), Applied::HeldElsewhere).await;
     b.expect("an end by one of two holders", end(&record, 2), Applied::Owned { requests: 12 }).await;
-    a.expect("a release after another holder's end", release(&record, 1), Applied::NotFound).await;
-    a.expect("an end after another holder's end", end(&record, 1), Applied::NotFound).await;
+    a.expect("a release after another holder's end", release(&record, 1), Applied::Gone).await;
+    a.expect("an end after another holder's end", end(&record, 1), Applied::Gone).await;
     a.expect("`Delivered` by another holder than the claimer", done(&record), Applied::Ok).await;
     a.expect("a new generation", hold(&kit.next(&record)), Applied::Created).await;
     kit.kill(b).await;
@@ -90,7 +90,7 @@ pub(super) async fn ends<S: Store>(kit: &Kit<'_, S>) {
     c.expect("an end by another than the holder", end(&record, 1), Applied::Owned { requests: 1 }).await;
     c.expect("a delivered end", done(&record), Applied::Ok).await;
     c.expect("a repeated delivered end", done(&record), Applied::Ok).await;
-    c.expect("an end of a delivered session", end(&record, 1), Applied::NotFound).await;
+    c.expect("an end of a delivered session", end(&record, 1), Applied::Gone).await;
     leaves_one(kit, a).await;
     kit.nothing_is_pending([c]).await;
 }
@@ -116,7 +116,7 @@ pub(super) async fn silent_ends<S: Store>(kit: &Kit<'_, S>) {
     a.expect("`Keep` of another generation", keep(&kit.next(&record)), Applied::Ok).await;
     b.expect("the record still exists", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;
     a.expect("`Keep` by one of two", keep(&record), Applied::Ok).await;
-    a.expect("a release of a kept session", release(&record, 1), Applied::NotFound).await;
+    a.expect("a release of a kept session", release(&record, 1), Applied::Gone).await;
     b.expect("a release by the other", release(&record, 2), Applied::Owned { requests: 2 }).await;
     b.expect("a delivered end", done(&record), Applied::Ok).await;
 
@@ -130,12 +130,12 @@ pub(super) async fn silent_ends<S: Store>(kit: &Kit<'_, S>) {
     a.expect("`Forget` of another generation", forget(&record), Applied::Ok).await;
     a.expect("the record still exists", hold(&kit.next(&record)), Applied::Joined(next.clone())).await;
     a.expect("a forgotten session", forget(&next), Applied::Ok).await;
-    b.expect("a release of a forgotten session", release(&next, 1), Applied::NotFound).await;
-    b.expect("an end of a forgotten session", end(&next, 1), Applied::NotFound).await;
+    b.expect("a release of a forgotten session", release(&next, 1), Applied::Gone).await;
+    b.expect("an end of a forgotten session", end(&next, 1), Applied::Gone).await;
     let last = kit.next(&record);
     b.expect("a hold of a forgotten session", hold(&last), Applied::Created).await;
     a.expect("`Forget` by another than the holder", forget(&last), Applied::Ok).await;
-    b.expect("a release of a forgotten session", release(&last, 1), Applied::NotFound).await;
+    b.expect("a release of a forgotten session", release(&last, 1), Applied::Gone).await;
     kit.nothing_is_pending([a, b]).await;
 }
 
@@ -163,14 +163,14 @@ pub(super) async fn order<S: Store>(kit: &Kit<'_, S>) {
     a.expect_all(
         "a hold before the end of its predecessor",
         vec![hold(&third), end(&second, 2), release(&third, 1)],
-        vec![Applied::Joined(second.clone()), Applied::Owned { requests: 2 }, Applied::NotFound],
+        vec![Applied::Joined(second.clone()), Applied::Owned { requests: 2 }, Applied::Gone],
     )
     .await;
     let short = kit.record();
     a.expect_all(
         "a whole session in one call",
         vec![hold(&short), release(&short, 1), done(&short), release(&short, 1), hold(&kit.next(&short))],
-        vec![Applied::Created, Applied::Owned { requests: 1 }, Applied::Ok, Applied::NotFound, Applied::Created],
+        vec![Applied::Created, Applied::Owned { requests: 1 }, Applied::Ok, Applied::Gone, Applied::Created],
     )
     .await;
     a.expect_all("all ends delivered", vec![done(&new), done(&second)], vec![Applied::Ok; 2]).await;

@@ -21,7 +21,7 @@ pub(super) async fn big_batches<S: Store>(kit: &Kit<'_, S>) {
     let owned = (0..1000).map(|requests| Applied::Owned { requests }).collect();
     a.expect_all("1,000 ends", ends, owned).await;
     let gone = records.iter().map(|record| end(record, 0)).collect();
-    b.expect_all("1,000 ends by another holder", gone, vec![Applied::NotFound; 1000]).await;
+    b.expect_all("1,000 ends by another holder", gone, vec![Applied::Gone; 1000]).await;
     a.expect_all("1,000 delivered ends", records.iter().map(done).collect(), vec![Applied::Ok; 1000]).await;
     kit.nothing_is_pending([a, b]).await;
 }

@@ -14,7 +14,7 @@ pub(super) async fn starts_and_ends<S: Store>(kit: &Kit<'_, S>) {
     }
     a.expect("a release by one of two", release(&record, 2), Applied::HeldElsewhere).await;
     let again = a.apply(vec![release(&record, 2)]).await;
-    assert!(matches!(again[..], [Applied::HeldElsewhere | Applied::NotFound]), "the same release again: {again:?}");
+    assert!(matches!(again[..], [Applied::HeldElsewhere | Applied::Gone]), "the same release again: {again:?}");
     for what in ["a release by the last, with nothing counted twice", "the same release by the last again"] {
         b.expect(what, release(&record, 3), Applied::Owned { requests: 5 }).await;
     }
@@ -28,7 +28,7 @@ pub(super) async fn starts_and_ends<S: Store>(kit: &Kit<'_, S>) {
     for what in ["an end", "the same end again"] {
         a.expect(what, end(&record, 4), Applied::Owned { requests: 4 }).await;
     }
-    b.expect("an end by another holder", end(&record, 4), Applied::NotFound).await;
+    b.expect("an end by another holder", end(&record, 4), Applied::Gone).await;
     a.expect("a delivered end", done(&record), Applied::Ok).await;
 
     let record = kit.record();

@@ -6,7 +6,7 @@
 //! lease to expire.
 //!
 //! The kit accepts every answer that the contract permits: a repeated release after
-//! [`HeldElsewhere`](super::Applied::HeldElsewhere) may return [`NotFound`](super::Applied::NotFound), and times need a
+//! [`HeldElsewhere`](super::Applied::HeldElsewhere) may return [`NotFound`](super::Applied::Gone), and times need a
 //! precision of one millisecond only.
 
 mod changes;
@@ -52,13 +52,13 @@ pub trait Store: Sync {
 ///
 /// ```no_run
 /// # use std::time::Duration;
-/// # use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
+/// # use tower_session_end::registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 /// use tower_session_end::registry::conformance::{self, Store};
 /// # struct MyRegistry;
 /// # impl MyRegistry { async fn connect(_: &str) -> Self { Self } }
 /// # impl Registry for MyRegistry {
 /// #     async fn apply(&self, _: Vec<Change>) -> Result<Vec<Applied>, RegistryError> { unimplemented!() }
-/// #     async fn heartbeat(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> { unimplemented!() }
 /// #     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
 /// #     async fn release_lease(&self) -> Result<(), RegistryError> { unimplemented!() }
 /// # }
@@ -178,7 +178,7 @@ fn ended(reason: EndReason, requests: u64) -> EndRecord {
 }
 
 fn hold(record: &Record) -> Change {
-    Change::Hold(record.clone())
+    Change::Hold { record: record.clone(), may_join: true }
 }
 
 fn release(record: &Record, requests: u64) -> Change {

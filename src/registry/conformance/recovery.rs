@@ -44,7 +44,7 @@ pub(super) async fn after_a_death<S: Store>(kit: &Kit<'_, S>) {
     let next = kit.next(&records[0]);
     b.expect("a hold of a recovered session", hold(&next), Applied::Created).await;
     let other = kit.holder().await;
-    other.expect("an end of a recovered session", end(&records[0], 1), Applied::NotFound).await;
+    other.expect("an end of a recovered session", end(&records[0], 1), Applied::Gone).await;
     other.release_lease().await;
     b.expect("a release of the next generation", release(&next, 1), Applied::Owned { requests: 1 }).await;
     b.expect("a delivered end", done(&next), Applied::Ok).await;

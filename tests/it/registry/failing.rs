@@ -12,7 +12,7 @@ use crate::support::store::{Fault, Holder, Store};
 use tokio::time::{Instant, sleep, timeout};
 use tower_session_end::{
     EndReason,
-    registry::{Applied, Change, Orphan, Registry, RegistryError},
+    registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ impl Registry for Panicking {
         answers
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.0.heartbeat().await
     }
 

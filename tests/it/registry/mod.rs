@@ -1,5 +1,7 @@
 //! What the handle does with a registry: order with hooks, recovery, replicas, degrading.
 
+#[cfg(feature = "registry-conformance")]
+mod conformance;
 mod failing;
 mod leases;
 mod outages;

@@ -25,13 +25,12 @@ impl World {
         };
         let in_peace = steps.iter().all(|(_, step)| !step.is_trouble());
         let about = |event: &GenerationId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
-        for event in told.keys().chain(history.born.keys()) {
+        for event in told.keys().chain(history.recorded.keys()) {
             let excused = history.forgotten.contains(event)
-                || history.given_up.contains(event)
                 || self.lost.contains(event)
                 || history.wiped_ends.contains(event)
                 // Never on record, or no longer: its process has forgotten it, or died before it was recorded again.
-                || (!history.born.contains_key(event) && is_forgotten(event))
+                || (!history.recorded.contains_key(event) && is_forgotten(event))
                 || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || excused, "no end for {}", about(event));

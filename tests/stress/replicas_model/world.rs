@@ -179,7 +179,7 @@ impl World {
                     self.away.is_empty()
                         && starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
                 };
-                let born = self.store.history().born;
+                let born = self.store.history().recorded;
                 let gone: Vec<_> =
                     born.iter().filter(|(event, id)| !goes_on(event, id)).map(|(event, _)| *event).collect();
                 self.lost.extend(gone.into_iter().filter(|event| on_record.contains(event)));
@@ -237,7 +237,7 @@ impl World {
                 && !on_record.contains(event)
                 && (life.sessions.contains(id) || (!is_first_trouble && nobody_has_it()))
         };
-        self.lost.extend(history.born.iter().filter(had).map(|(event, _)| *event));
+        self.lost.extend(history.recorded.iter().filter(had).map(|(event, _)| *event));
     }
 
     /// Stops a life in good order, and what is left of it is everybody's.
