@@ -109,7 +109,7 @@ SELECT s.id,
 FROM sessions s
 WHERE NOT s.dead AND (s.reason IS NOT NULL OR NOT EXISTS (SELECT 1 FROM holds h JOIN holders o ON o.number = h.holder
     WHERE h.session = s.number AND NOT h.released AND o.adopted_by IS NULL))
-ORDER BY s.ended_at, s.number;
+ORDER BY s.ended_at IS NULL, s.ended_at, s.number;
 CREATE VIEW dead_letters AS
 SELECT s.id,
     s.reason,

@@ -148,6 +148,18 @@ pub(crate) fn release(record: &Record, requests: u64) -> Change {
     Change::Release { id: record.session.id.clone(), generation: record.generation, end }
 }
 
+/// As SIGKILL would: the lock on the lease is gone, and nothing else is done.
+pub(crate) fn die(dir: &Dir, registry: SqliteRegistry) {
+    let locked = || dir.lease_files().iter().filter(|lease| is_locked(lease)).count();
+    let before = locked();
+    drop(registry);
+    until("the lease of a dead holder is free", || locked() < before);
+}
+
+pub(crate) fn ids(orphans: &[Orphan]) -> Vec<&str> {
+    orphans.iter().map(|orphan| orphan.record.session.id.as_str()).collect()
+}
+
 pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
     let mut all = Vec::new();
     loop {
