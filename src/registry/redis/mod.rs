@@ -321,9 +321,9 @@ impl Shared {
 /// The timeout of `connect`: its first call may have to establish the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A recovery call that reads this many pages of 1,000 records returns the orphans that it has found. There may be none if
+/// A recovery call that reads this many pages of 500 records returns the orphans that it has found. There may be none if
 /// other holders share the sessions of the dead one.
-const PAGES_PER_CALL: usize = 8;
+const PAGES_PER_CALL: usize = 16;
 
 /// How many dead letters one script reads.
 const DEAD_LETTERS_PER_SCRIPT: usize = 256;

@@ -59,7 +59,7 @@ async fn g15_after_three_deaths_in_a_row_the_last_survivor_has_every_end() {
     assert_eq!(of(&take_over_so_many(&fourth, 20).await), expected);
     drop(fourth);
 
-    let last = holder(&server).await;
+    let last = with_lease(&server, SHORT).await;
     let orphans = take_over_so_many(&last, 20).await;
     assert_eq!((of(&orphans), orphans.len()), (expected, 20));
     for orphan in &orphans {

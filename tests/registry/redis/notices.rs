@@ -5,8 +5,8 @@ use std::time::Duration;
 use tower_session_end::registry::{Applied, Change, RedisRegistry, Registry};
 
 use super::support::{
-    LONG, RedisServer, YOURS, acknowledge, claim_orphans, done, end, forget, hold, hold_beside, holder, one, record,
-    records, release,
+    LONG, RedisServer, YOURS, claim_orphans, done, end, forget, hold, hold_beside, holder, one, record, records,
+    release,
 };
 
 #[tokio::test]

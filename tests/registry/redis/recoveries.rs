@@ -106,9 +106,18 @@ async fn hold_all(holder: &RedisRegistry, records: &[tower_session_end::registry
     }
 }
 
+/// The seconds of CPU that the server has used.
+fn cpu(server: &RedisServer) -> f64 {
+    let info = server.ask("INFO cpu");
+    let of = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse::<f64>().unwrap();
+    of("used_cpu_user:") + of("used_cpu_sys:")
+}
+
 /// What a recovery cost, for whoever looks.
 struct Cost {
     what: &'static str,
+    cpu: f64,
+    scripts: u64,
     begun: Instant,
     starts: Vec<Duration>,
 }
@@ -118,7 +127,7 @@ impl Cost {
         server.ask("CONFIG SET slowlog-log-slower-than 1000");
         server.ask("CONFIG SET slowlog-max-len 100000");
         server.ask("SLOWLOG RESET");
-        Self { what, begun: Instant::now(), starts: Vec::new() }
+        Self { what, cpu: cpu(server), scripts: server.calls("evalsha"), begun: Instant::now(), starts: Vec::new() }
     }
 
     /// A start between two calls of the recovery.
@@ -131,6 +140,7 @@ impl Cost {
 
     fn print(mut self, count: usize, server: &RedisServer) {
         let whole = self.begun.elapsed();
+        let (cpu, scripts) = (cpu(server) - self.cpu, server.calls("evalsha") - self.scripts);
         self.starts.sort();
         let (p99, most) = (self.starts[self.starts.len() * 99 / 100], self.starts.last().unwrap());
         // Each entry: a number, a time, the microseconds, the command.
@@ -139,9 +149,11 @@ impl Cost {
         let longest =
             lines.windows(2).filter(|pair| pair[1] == "EVALSHA").filter_map(|pair| pair[0].parse::<u64>().ok());
         println!(
-            "{}: {count} sessions in {whole:?}; longest script {:?} µs; {} starts between, p99 {p99:?}, longest {most:?}",
+            "{}: {count} sessions in {whole:?}; {scripts} scripts, {:.1} ms of CPU each, {cpu:.2} s in all, the longest took \
+             {} ms; {} starts between, p99 {p99:?}, longest {most:?}",
             self.what,
-            longest.max().unwrap_or_default(),
+            cpu / scripts as f64 * 1000.0,
+            longest.max().unwrap_or_default() / 1000,
             self.starts.len(),
         );
     }
@@ -191,20 +203,19 @@ async fn g16_a_large_recovery_leaves_what_a_living_holder_shares() {
     let records = records(sessions());
     hold_all(&dead, &records).await;
     hold_all(&living, &records).await;
-    // One of its own, at the very end.
+    // And one that it alone holds.
     let alone = record("alone");
     assert_eq!(one(&dead, hold(&alone)).await, Applied::Created);
     dead.release_lease().await.unwrap();
     let mut cost = Cost::new("shared with a living one", &server);
     let mut found = Vec::new();
     loop {
-        let heartbeat = other.heartbeat().await.unwrap();
         found.extend(claim_orphans(&other).await);
         cost.start(&other).await;
-        if !heartbeat.has_more && !found.is_empty() {
+        // An empty answer may not be the last one: the heartbeat says so.
+        if !other.heartbeat().await.unwrap().has_more {
             break;
         }
-        assert!(cost.begun.elapsed() < Duration::from_secs(60));
     }
     cost.print(records.len(), &server);
     assert_eq!(found.iter().map(|orphan| &orphan.record).collect::<Vec<_>>(), [&alone]);

@@ -118,10 +118,6 @@ pub(crate) fn hold_beside(record: &Record) -> Change {
     Change::Hold { record: record.clone(), may_join: false }
 }
 
-pub(crate) fn acknowledge(record: &Record) -> Change {
-    Change::Acknowledge { id: record.session.id.clone(), generation: record.generation }
-}
-
 pub(crate) fn forget(record: &Record) -> Change {
     Change::Forget { id: record.session.id.clone(), generation: record.generation }
 }
