@@ -1,10 +1,10 @@
 //! A holder that renews its lease in the background.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
-use super::{Applied, Change, Orphan, Registry, done, same, same_all};
+use super::{Applied, Change, Heartbeat, Orphan, Record, Registry, acknowledge, done, same, same_all};
 
 pub(super) struct Holder<R: Registry> {
     registry: Arc<R>,
@@ -53,6 +53,35 @@ impl<R: Registry> Holder<R> {
     /// Applies several changes in one call and checks their answers.
     pub(super) async fn expect_all(&self, what: &str, changes: Vec<Change>, expected: Vec<Applied>) {
         same_all(what, &self.apply(changes).await, &expected);
+    }
+
+    /// Makes one call.
+    pub(super) async fn heartbeat(&self) -> Heartbeat {
+        match self.registry.heartbeat().await {
+            Ok(heartbeat) => heartbeat,
+            Err(error) => panic!("`heartbeat` failed: {error}"),
+        }
+    }
+
+    /// Checks the notices of this holder, 1,000 at most. They are sorted by generation.
+    pub(super) async fn expect_notices(&self, what: &str, expected: &[&Record]) {
+        let Heartbeat { notices, has_more, .. } = self.heartbeat().await;
+        assert!(!has_more, "{what}: `has_more` is true");
+        for notice in &notices {
+            assert!(notice.age < Duration::from_secs(300), "{what}: the age of {notice:?}");
+        }
+        let mut found: Vec<_> = notices.iter().map(|notice| (notice.generation, &notice.id)).collect();
+        found.sort();
+        let expected: Vec<_> = expected.iter().map(|record| (record.generation, &record.session.id)).collect();
+        same_all(what, &found, &expected);
+    }
+
+    /// Checks the notices of this holder, acknowledges them, and checks that there is none left.
+    pub(super) async fn acknowledge(&self, what: &str, expected: &[&Record]) {
+        self.expect_notices(what, expected).await;
+        let changes = expected.iter().map(|record| acknowledge(record)).collect();
+        self.expect_all("`Acknowledge`", changes, vec![Applied::Ok; expected.len()]).await;
+        self.expect_notices(&format!("{what}, after `Acknowledge`"), &[]).await;
     }
 
     /// Makes one call.
