@@ -1,10 +1,11 @@
 //! A holder that renews its lease in the background.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
 use super::{Applied, Change, Heartbeat, Orphan, Record, Registry, acknowledge, done, same, same_all};
+use crate::session::GenerationId;
 
 pub(super) struct Holder<R: Registry> {
     registry: Arc<R>,
@@ -97,14 +98,17 @@ impl<R: Registry> Holder<R> {
 
     /// Claims until the answer is empty. Sorted by generation.
     pub(super) async fn claim_all(&self) -> Vec<Orphan> {
-        let mut all = Vec::new();
+        let mut all: BTreeMap<GenerationId, Orphan> = BTreeMap::new();
         loop {
             let some = self.claim_orphans(7).await;
             if some.is_empty() {
-                all.sort_by_key(|orphan: &Orphan| orphan.record.generation);
-                return all;
+                return all.into_values().collect();
             }
-            all.extend(some);
+            for orphan in some {
+                if let Some(orphan) = all.insert(orphan.record.generation, orphan) {
+                    panic!("`claim_orphans` returned an orphan twice: {orphan:?}");
+                }
+            }
         }
     }
 
