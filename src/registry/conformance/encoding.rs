@@ -76,7 +76,7 @@ pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     for session in sessions {
         let next = Session { id: kit.record().session.id, ..session.clone() };
         let end = EndRecord::new(EndReason::Compaction, Some(next), now(), 1);
-        expected.push(Orphan::new(Record::new(session, kit.generation(), now()), end, 1));
+        expected.push(Orphan::new(Record::new(session, kit.generation(), now()), end, 0));
     }
     let records = || expected.iter().map(|orphan| &orphan.record);
     a.expect_all("holds", records().map(hold).collect(), vec![Applied::Created; expected.len()]).await;
@@ -106,7 +106,7 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
         let reason = EndReason::ALL[i];
         let end = EndRecord::new(reason, None, time, requests[i]);
         a.expect("an end", end_as(&record, end.clone()), Applied::Owned { requests: requests[i] }).await;
-        expected.push(Orphan::new(record, end, 1));
+        expected.push(Orphan::new(record, end, 0));
     }
     kit.kill(a).await;
     let b = kit.holder().await;
