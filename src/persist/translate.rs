@@ -13,7 +13,9 @@ use crate::{
 /// Appends the changes of one entry: none, one or two.
 pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
     match entry {
-        OutboxEntry::Hold(generation) => changes.push(Change::Hold { record: tracker.record_of(generation), may_join: true }),
+        OutboxEntry::Hold(generation) => {
+            changes.push(Change::Hold { record: tracker.record_of(generation), may_join: true })
+        }
         OutboxEntry::Update(generation) => {
             if generation.record_state() == RecordState::Held && generation.is_active() {
                 changes.push(Change::Update(tracker.record_of(generation)));

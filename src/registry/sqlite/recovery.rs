@@ -20,7 +20,8 @@ use super::{
 };
 use crate::registry::Orphan;
 
-/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds.
+/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds. While there are orphans, a
+/// page covers as many as are wanted.
 const PAGE: usize = 1000;
 
 /// The most dead holders that are adopted at a time. The lease file of each is open meanwhile.
@@ -56,8 +57,10 @@ pub(super) enum Step {
 /// How far the pages of one adopted holder have come.
 #[derive(Clone, Copy)]
 enum Progress {
-    /// All sessions up to this number are done.
+    /// All sessions up to this number are done. The last page had orphans.
     Cursor(i64),
+    /// The same, and it had none.
+    Barren(i64),
     Finished,
 }
 
@@ -101,15 +104,16 @@ impl Recovery {
         if !claimed.orphans.is_empty() {
             return Ok(Step::Found(claimed));
         }
-        let has_more_dead = self.next_page().is_none() && self.adopt(holder)?;
-        while let Some((dead, cursor)) = self.next_page() {
-            let page = read_page(holder, dead, cursor, max)?;
-            self.adopted.insert(dead, page.next.map_or(Progress::Finished, Progress::Cursor));
+        let has_more_dead = self.next_page(max).is_none() && self.adopt(holder)?;
+        while let Some(range) = self.next_page(max) {
+            let page = read_page(holder, &range, max)?;
+            let progress = if page.orphans.is_empty() { Progress::Barren } else { Progress::Cursor };
+            self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, progress));
             if !page.orphans.is_empty() {
                 claimed.orphans = page.orphans;
                 break;
             }
-            if !page.was_empty && self.next_page().is_some() {
+            if !page.was_empty && self.next_page(max).is_some() {
                 return Ok(Step::Unfinished);
             }
         }
@@ -119,9 +123,10 @@ impl Recovery {
         Ok(Step::Found(claimed))
     }
 
-    fn next_page(&self) -> Option<(i64, i64)> {
-        self.adopted.iter().find_map(|(&dead, progress)| match progress {
-            Progress::Cursor(cursor) => Some((dead, *cursor)),
+    fn next_page(&self, max: usize) -> Option<Range> {
+        self.adopted.iter().find_map(|(&dead, progress)| match *progress {
+            Progress::Cursor(cursor) => Some(Range { dead, cursor, len: max }),
+            Progress::Barren(cursor) => Some(Range { dead, cursor, len: PAGE }),
             Progress::Finished => None,
         })
     }
@@ -278,6 +283,13 @@ fn claim_unclaimed(holder: &mut Holder, max: usize) -> Result<Vec<Orphan>, Failu
     })
 }
 
+/// The entries of a dead holder behind the cursor, so many.
+struct Range {
+    dead: i64,
+    cursor: i64,
+    len: usize,
+}
+
 /// One page of a dead holder.
 struct Page {
     orphans: Vec<Orphan>,
@@ -294,11 +306,10 @@ struct Entry {
 }
 
 /// Reads one page. Only if a hold on a session of others has to be deleted is it a write.
-fn read_page(holder: &mut Holder, dead: i64, cursor: i64, max: usize) -> Result<Page, Failure> {
-    let read = holder.in_read_transaction(|tx| page(tx, dead, cursor, max, false))?;
-    match read {
+fn read_page(holder: &mut Holder, range: &Range, max: usize) -> Result<Page, Failure> {
+    match holder.in_read_transaction(|tx| page(tx, range, max, false))? {
         Some(page) => Ok(page),
-        None => holder.in_transaction(|tx| Ok(page(tx, dead, cursor, max, true)?.unwrap_or(Page::END))),
+        None => holder.in_transaction(|tx| Ok(page(tx, range, max, true)?.unwrap_or(Page::END))),
     }
 }
 
@@ -307,11 +318,11 @@ impl Page {
 }
 
 /// None if something has to be written, and may not be.
-fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: bool) -> Result<Option<Page>> {
-    let entries = entries(tx, dead, cursor)?;
+fn page(tx: &Transaction<'_>, range: &Range, max: usize, may_write: bool) -> Result<Option<Page>> {
+    let entries = entries(tx, range)?;
     let mut page = Page { orphans: Vec::new(), next: None, was_empty: entries.is_empty() };
     // The next page begins behind the last entry that was seen, unless there can be no more.
-    if entries.len() == PAGE {
+    if entries.len() == range.len {
         page.next = entries.last().map(|entry| entry.session);
     }
     for Entry { session, is_shared } in entries {
@@ -324,7 +335,7 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
                 return Ok(None);
             }
             let sql = "DELETE FROM holds WHERE session = ?1 AND holder = ?2";
-            tx.prepare_cached(sql)?.execute((session, dead))?;
+            tx.prepare_cached(sql)?.execute((session, range.dead))?;
             continue;
         }
         match read_end(tx, session)? {
@@ -337,9 +348,9 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
     Ok(Some(page))
 }
 
-/// Up to [`PAGE`] entries behind the cursor, in the order of the sessions' numbers. Holds and claims are read together: a hold
+/// The entries of the range, in the order of the sessions' numbers. Holds and claims are read together: a hold
 /// that becomes a claim meanwhile is not seen twice.
-fn entries(tx: &Transaction<'_>, dead: i64, cursor: i64) -> Result<Vec<Entry>> {
+fn entries(tx: &Transaction<'_>, range: &Range) -> Result<Vec<Entry>> {
     let sql = "SELECT h.session, h.released OR EXISTS
              (SELECT 1 FROM holds o WHERE o.session = h.session AND o.holder <> ?1 AND NOT o.released)
          FROM holds h WHERE h.holder = ?1 AND h.session > ?2
@@ -347,8 +358,8 @@ fn entries(tx: &Transaction<'_>, dead: i64, cursor: i64) -> Result<Vec<Entry>> {
          SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2
          ORDER BY 1 LIMIT ?3";
     let entry = |row: &Row<'_>| Ok(Entry { session: row.get(0)?, is_shared: row.get(1)? });
-    let page = i64::try_from(PAGE).unwrap_or(i64::MAX);
-    tx.prepare_cached(sql)?.query_map((dead, cursor, page), entry)?.collect()
+    let len = i64::try_from(range.len).unwrap_or(i64::MAX);
+    tx.prepare_cached(sql)?.query_map((range.dead, range.cursor, len), entry)?.collect()
 }
 
 /// The end in a row.

@@ -33,9 +33,16 @@ pub(super) enum Job {
     /// The orphans, and how many pages this call has read.
     ClaimOrphans(usize, u32, Reply<ClaimedOrphans>),
     ReleaseLease(Reply<()>),
-    DeadLetters { after: i64, limit: usize, reply: Reply<dead_letters::Page<DeadLetter>> },
+    DeadLetters {
+        after: i64,
+        limit: usize,
+        reply: Reply<dead_letters::Page<DeadLetter>>,
+    },
     Redeliver(GenerationId, Reply<bool>),
-    RedeliverAfter { after: i64, reply: Reply<dead_letters::Page<()>> },
+    RedeliverAfter {
+        after: i64,
+        reply: Reply<dead_letters::Page<()>>,
+    },
 }
 
 impl Job {
@@ -92,7 +99,9 @@ impl Worker {
                 Job::DeadLetters { after, limit, reply } => {
                     self.operate(reply, Deferred, |tx| dead_letters::list(tx, after, limit));
                 }
-                Job::Redeliver(generation, reply) => self.operate(reply, Immediate, |tx| dead_letters::redeliver(tx, generation)),
+                Job::Redeliver(generation, reply) => {
+                    self.operate(reply, Immediate, |tx| dead_letters::redeliver(tx, generation))
+                }
                 Job::RedeliverAfter { after, reply } => {
                     self.operate(reply, Immediate, |tx| dead_letters::redeliver_after(tx, after));
                 }
@@ -166,7 +175,12 @@ impl Worker {
         }
     }
 
-    fn operate<T>(&self, reply: Reply<T>, behavior: TransactionBehavior, f: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>) {
+    fn operate<T>(
+        &self,
+        reply: Reply<T>,
+        behavior: TransactionBehavior,
+        f: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) {
         drop(reply.send(self.holder.as_operator(behavior, f).map_err(Into::into)));
     }
 
@@ -196,5 +210,86 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        hash::{BuildHasher, RandomState},
+        path::PathBuf,
+        sync::mpsc,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        registry::{Record, sqlite::open::Settings},
+        session::{Session, SessionId},
+    };
+
+    /// A directory for one test.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new() -> Self {
+            let dir = std::env::temp_dir().join(format!("worker-{:016x}", RandomState::new().hash_one(0)));
+            std::fs::create_dir(&dir).unwrap();
+            Self(dir)
+        }
+
+        fn holder(&self) -> Holder {
+            let (path, busy_timeout) = (self.0.join("sessions.db"), Duration::from_secs(60));
+            let settings = Settings { path, busy_timeout, set_aside_damaged: false, deployment: None };
+            Holder::open(settings, busy_timeout).unwrap()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn holds(numbers: std::ops::Range<u64>) -> Vec<Change> {
+        let hold = |n: u64| {
+            let session = Session::new(SessionId::try_from(format!("s{n}").as_str()).unwrap());
+            let record = Record::new(session, GenerationId::new(1, n), std::time::SystemTime::now());
+            Change::Hold { record, may_join: true }
+        };
+        numbers.map(hold).collect()
+    }
+
+    /// 6,000 sessions of a dead holder, which a living one shares.
+    fn shared(dir: &Dir) -> Holder {
+        let (mut living, mut dead) = (dir.holder(), dir.holder());
+        for from in (0..6000).step_by(1000) {
+            dead.apply(&[holds(from..from + 1000)]).unwrap();
+            living.apply(&[holds(from..from + 1000)]).unwrap();
+        }
+        living
+    }
+
+    #[test]
+    fn changes_that_come_during_a_recovery_are_applied_between_its_pages() {
+        let dir = Dir::new();
+        let (jobs, queue) = mpsc::channel();
+        let mut worker = Worker::new(shared(&dir), queue);
+        let (reply, mut orphans) = oneshot::channel();
+        jobs.send(Job::ClaimOrphans(256, 0, reply)).unwrap();
+        for page in 0..PAGES_PER_CALL {
+            let Some(Job::ClaimOrphans(max, pages, reply)) = worker.take() else { panic!("the call goes on") };
+            assert_eq!(pages, page);
+            worker.claim_orphans(max, pages, reply);
+            let (reply, mut answers) = oneshot::channel();
+            jobs.send(Job::Apply(holds(7000..7001), reply)).unwrap();
+            let Some(Job::Apply(changes, reply)) = worker.take() else { panic!("the changes come first") };
+            worker.apply(changes, reply);
+            assert_eq!(answers.try_recv().unwrap().unwrap(), [Applied::Created]);
+        }
+        assert!(orphans.try_recv().unwrap().unwrap().take().is_empty());
+        assert!(worker.next.is_empty());
+        assert!(worker.heartbeat().unwrap().has_more, "pages are left");
+        assert!(!worker.heartbeat().unwrap().has_more, "asks once");
     }
 }

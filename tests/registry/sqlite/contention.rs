@@ -15,7 +15,9 @@ use tower_session_end::{
     registry::{Applied, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
 };
 
-use super::support::{Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until};
+use super::support::{
+    Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until,
+};
 
 #[tokio::test]
 async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {
@@ -183,6 +185,24 @@ async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
     assert!(matches!(registry.heartbeat().await, Err(RegistryError::Fenced)));
     registry.heartbeat().await.unwrap();
+}
+
+#[tokio::test]
+async fn g16_a_holder_learns_that_it_was_adopted_though_the_first_answer_was_lost() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    for round in 0..3 {
+        let mut operator = dir.look();
+        let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let call = registry.apply(holds(&[record("lost")]));
+        // The thread is at it when its caller goes away.
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        lock.execute_batch("UPDATE holders SET adopted_by = number").unwrap();
+        lock.commit().unwrap();
+        assert!(matches!(registry.apply(holds(&[record("a")])).await, Err(RegistryError::Fenced)), "{round}");
+        assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap().len(), 1);
+        registry.heartbeat().await.unwrap();
+    }
 }
 
 #[cfg(unix)]
