@@ -152,10 +152,9 @@ impl Worker {
 
     fn heartbeat(&mut self) -> Result<Heartbeat, Failure> {
         let mut heartbeat = self.holder.heartbeat()?;
-        match self.recovery.remove_adopted(&mut self.holder) {
-            Err(failure @ (Failure::Fenced | Failure::DataLost)) => return Err(failure),
-            // The next heartbeat tries again.
-            Ok(()) | Err(_) => {}
+        // After another error the next heartbeat tries again.
+        if let Err(failure @ (Failure::Fenced | Failure::DataLost)) = self.recovery.remove_adopted(&mut self.holder) {
+            return Err(failure);
         }
         heartbeat.has_more |= std::mem::take(&mut self.is_unfinished);
         Ok(heartbeat)
