@@ -86,7 +86,7 @@ impl Recovery {
         }
     }
 
-    /// Reads one page at most, so that the thread is free again soon.
+    /// Reads about one page at most, so that the thread is free again soon.
     pub(super) fn claim_orphans(&mut self, holder: &mut Holder, max: usize) -> Result<Step, Failure> {
         let max = max.min(PAGE);
         let mut claimed = ClaimedOrphans { orphans: Vec::new(), back: Arc::clone(&self.undelivered) };
@@ -104,29 +104,32 @@ impl Recovery {
         if !claimed.orphans.is_empty() {
             return Ok(Step::Found(claimed));
         }
-        let has_more_dead = self.next_page(max).is_none() && self.adopt(holder)?;
-        while let Some(range) = self.next_page(max) {
-            let page = read_page(holder, &range, max)?;
-            let progress = if page.orphans.is_empty() { Progress::Barren } else { Progress::Cursor };
-            self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, progress));
-            if !page.orphans.is_empty() {
-                claimed.orphans = page.orphans;
-                break;
-            }
-            if !page.was_empty && self.next_page(max).is_some() {
-                return Ok(Step::Unfinished);
+        let (mut cost, mut may_adopt) = (0, true);
+        while cost < PAGE {
+            if let Some(range) = self.next_page(max, PAGE - cost) {
+                let page = read_page(holder, &range, max)?;
+                let progress = if page.orphans.is_empty() { Progress::Barren } else { Progress::Cursor };
+                self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, progress));
+                if !page.orphans.is_empty() {
+                    claimed.orphans = page.orphans;
+                    return Ok(Step::Found(claimed));
+                }
+                cost += page.len.max(PAGE / 10);
+            } else if may_adopt {
+                may_adopt = self.adopt(holder)?;
+                cost += PAGE / 10;
+            } else {
+                return Ok(Step::Found(claimed));
             }
         }
-        if claimed.orphans.is_empty() && has_more_dead {
-            return Ok(Step::Unfinished);
-        }
-        Ok(Step::Found(claimed))
+        Ok(Step::Unfinished)
     }
 
-    fn next_page(&self, max: usize) -> Option<Range> {
+    /// The next page, of as many entries as are wanted, or of `rest` if the last one had no orphans.
+    fn next_page(&self, max: usize, rest: usize) -> Option<Range> {
         self.adopted.iter().find_map(|(&dead, progress)| match *progress {
-            Progress::Cursor(cursor) => Some(Range { dead, cursor, len: max }),
-            Progress::Barren(cursor) => Some(Range { dead, cursor, len: PAGE }),
+            Progress::Cursor(cursor) => Some(Range { dead, cursor, len: max.min(rest) }),
+            Progress::Barren(cursor) => Some(Range { dead, cursor, len: rest }),
             Progress::Finished => None,
         })
     }
@@ -295,7 +298,8 @@ struct Page {
     orphans: Vec<Orphan>,
     /// The cursor of the next page; none if this was the last one.
     next: Option<i64>,
-    was_empty: bool,
+    /// The number of entries.
+    len: usize,
 }
 
 /// What a dead holder refers to: a session that it held or an end that it had claimed.
@@ -314,13 +318,13 @@ fn read_page(holder: &mut Holder, range: &Range, max: usize) -> Result<Page, Fai
 }
 
 impl Page {
-    const END: Self = Self { orphans: Vec::new(), next: None, was_empty: true };
+    const END: Self = Self { orphans: Vec::new(), next: None, len: 0 };
 }
 
 /// None if something has to be written, and may not be.
 fn page(tx: &Transaction<'_>, range: &Range, max: usize, may_write: bool) -> Result<Option<Page>> {
     let entries = entries(tx, range)?;
-    let mut page = Page { orphans: Vec::new(), next: None, was_empty: entries.is_empty() };
+    let mut page = Page { orphans: Vec::new(), next: None, len: entries.len() };
     // The next page begins behind the last entry that was seen, unless there can be no more.
     if entries.len() == range.len {
         page.next = entries.last().map(|entry| entry.session);
@@ -367,4 +371,43 @@ fn read_end(tx: &Transaction<'_>, n: i64) -> Result<Option<Read<Orphan>>> {
     let sql = format!("SELECT {} FROM sessions WHERE number = ?1", codec::END);
     let end = |row: &Row<'_>| Ok(codec::ended(row)?.map(|(record, end, attempts)| Orphan::new(record, end, attempts)));
     tx.prepare_cached(&sql)?.query_row([n], end).optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::Dir, *};
+
+    fn lease_of(holder: &Holder, n: i64) -> String {
+        holder.conn.query_row("SELECT lease FROM holders WHERE number = ?1", [n], |row| row.get(0)).unwrap()
+    }
+
+    fn adopt(holder: &mut Holder, dead: i64, lease: &str) -> Vec<i64> {
+        let me = holder.me;
+        holder.in_transaction(|tx| adopt_one(tx, me, dead, lease)).unwrap()
+    }
+
+    #[test]
+    fn of_two_that_find_one_lease_free_one_adopts_its_holder() {
+        let dir = Dir::new();
+        let (mut one, mut two, dead) = (dir.holder(), dir.holder(), dir.holder());
+        let (n, lease) = (dead.me, lease_of(&one, dead.me));
+        drop(dead);
+        assert_eq!(adopt(&mut one, n, &lease), [n]);
+        assert_eq!(adopt(&mut two, n, &lease), [] as [i64; 0], "it is the other one's");
+        // The adopter dies: both go to the next one, in one step.
+        let (n_one, lease) = (one.me, lease_of(&two, one.me));
+        drop(one);
+        assert_eq!(adopt(&mut two, n_one, &lease), [n_one, n]);
+    }
+
+    #[test]
+    fn a_holder_whose_lease_was_replaced_meanwhile_is_not_adopted() {
+        let dir = Dir::new();
+        let (mut one, mut living) = (dir.holder(), dir.holder());
+        let lease = lease_of(&one, living.me);
+        std::fs::remove_file(living.leases.dir().join(format!("{lease}.lease"))).unwrap();
+        living.heartbeat().unwrap();
+        assert_eq!(adopt(&mut one, living.me, &lease), [] as [i64; 0]);
+        living.heartbeat().unwrap();
+    }
 }

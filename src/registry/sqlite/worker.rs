@@ -214,50 +214,12 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        hash::{BuildHasher, RandomState},
-        path::PathBuf,
-        sync::mpsc,
-        time::Duration,
+    use std::sync::mpsc;
+
+    use super::{
+        super::testing::{Dir, holds},
+        *,
     };
-
-    use super::*;
-    use crate::{
-        registry::{Record, sqlite::open::Settings},
-        session::{Session, SessionId},
-    };
-
-    /// A directory for one test.
-    struct Dir(PathBuf);
-
-    impl Dir {
-        fn new() -> Self {
-            let dir = std::env::temp_dir().join(format!("worker-{:016x}", RandomState::new().hash_one(0)));
-            std::fs::create_dir(&dir).unwrap();
-            Self(dir)
-        }
-
-        fn holder(&self) -> Holder {
-            let (path, busy_timeout) = (self.0.join("sessions.db"), Duration::from_secs(60));
-            let settings = Settings { path, busy_timeout, set_aside_damaged: false, deployment: None };
-            Holder::open(settings, busy_timeout).unwrap()
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn holds(numbers: std::ops::Range<u64>) -> Vec<Change> {
-        let hold = |n: u64| {
-            let session = Session::new(SessionId::try_from(format!("s{n}").as_str()).unwrap());
-            let record = Record::new(session, GenerationId::new(1, n), std::time::SystemTime::now());
-            Change::Hold { record, may_join: true }
-        };
-        numbers.map(hold).collect()
-    }
 
     /// 6,000 sessions of a dead holder, which a living one shares.
     fn shared(dir: &Dir) -> Holder {

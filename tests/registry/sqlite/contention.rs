@@ -16,7 +16,7 @@ use tower_session_end::{
 };
 
 use super::support::{
-    Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until,
+    Commits, Dir, count, delivered, die, end, forget, holds, ids, is_locked, record, records, take_over_all, until,
 };
 
 #[tokio::test]
@@ -167,6 +167,32 @@ async fn of_many_that_died_at_once_nothing_is_left_behind() {
     registry.apply(orphans.iter().map(|orphan| delivered(&orphan.record)).collect()).await.unwrap();
     registry.heartbeat().await.unwrap();
     assert_eq!(count(&dir, "SELECT count(*) FROM holders"), 1);
+}
+
+#[tokio::test]
+async fn an_empty_answer_means_that_no_holder_is_left_to_recover() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let shared = records("shared", 3);
+    registry.apply(holds(&shared)).await.unwrap();
+    let mut dead = Vec::new();
+    for n in 0..30 {
+        let holder = dir.open();
+        holder.apply(holds(&shared)).await.unwrap();
+        if n == 29 {
+            holder.apply(holds(&[record("alone")])).await.unwrap();
+        }
+        dead.push(holder);
+    }
+    // The first ones are adopted, with orphans; the others die during that.
+    let late = dead.split_off(15);
+    dead[0].apply(holds(&[record("first")])).await.unwrap();
+    dead.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(1).await.unwrap()), ["first"]);
+    late.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(10).await.unwrap()), ["alone"]);
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    assert_eq!(count(&dir, "SELECT count(*) FROM holds"), 5);
 }
 
 #[tokio::test]
