@@ -358,7 +358,8 @@ impl Registry for RedisRegistry {
             let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new()).await?.into_iter();
             let has_more = answers.next().map(reply::text).transpose()?;
             recovery.set_adopted(answers.map(reply::text).collect::<Result<_, _>>()?);
-            if has_more.as_deref() != Some("1") {
+            // The rest is adopted, by this holder or another one, once this is read.
+            if has_more.as_deref() != Some("1") || recovery.next().is_some() {
                 break;
             }
         }

@@ -32,6 +32,7 @@ async fn g16_a_stopped_process_learns_that_it_was_fenced_after_evictions_too() {
     let orphans = take_over_so_many(&other, 1).await;
     assert_eq!((orphans[0].record.generation, orphans[0].end.reason), (generation, EndReason::Lost));
     assert_eq!(one(&other, done(&orphans[0].record)).await, Applied::Ok);
+    assert_eq!(claim_orphans(&other).await, []);
     press(&server);
     // It wants to end its session as deleted. That it was ended as lost is known, whatever was evicted.
     stopped.go();
@@ -84,11 +85,23 @@ async fn no_key_has_a_time_to_live() {
     a.release_lease().await.unwrap();
     assert!(!claim_orphans(&b).await.is_empty());
     // As after an outage.
-    server.ask("ZADD {tower-session-end}:leases XX 1 x");
+    for holder in server.ask("ZRANGE {tower-session-end}:leases 0 -1").lines() {
+        server.ask(&format!("ZADD {{tower-session-end}}:leases 1 {holder}"));
+    }
+    b.heartbeat().await.unwrap();
     let keys = server.keys();
-    for name in
-        ["adopters", "adopted", "fenced", "notices", "dead_letters", "leases", "call_numbers", "held", "claimed"]
-    {
+    for name in [
+        "adopters",
+        "adopted",
+        "fenced",
+        "grace_until",
+        "notices",
+        "dead_letters",
+        "leases",
+        "call_numbers",
+        "held",
+        "claimed",
+    ] {
         assert!(keys.iter().any(|key| key.contains(&format!(":{name}"))), "no {name} in {keys:?}");
     }
     for key in keys {

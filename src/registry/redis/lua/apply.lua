@@ -106,9 +106,9 @@ local function finish(for_all)
   end
   local living, dead = holders_of(record)
   if #living == 0 then
-    return claimed_or_gone(record, {'OWNED', fields[2]})
+    return claimed_or_gone(record, {'OWNED', fields[2] or '0'})
   end
-  local total = integer(tonumber(fields[2]) + requests)
+  local total = integer((tonumber(fields[2]) or 0) + requests)
   if not for_all then
     if not fields[3] then
       return {fields[4] and 'HELD_ELSEWHERE' or 'GONE'}
