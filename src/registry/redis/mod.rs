@@ -58,7 +58,7 @@ use crate::session::GenerationId;
 /// # Scripts
 ///
 /// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
-/// applies up to 256 changes (fewer if they are large) and takes about 5 ms on the server. A larger
+/// applies up to 256 changes (fewer if they are large) and takes about 6 ms on the server. A larger
 /// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
 /// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
 /// finds nothing. The calls of one holder run one after the other.

@@ -58,14 +58,17 @@ async fn g15_orphans_whose_answer_was_lost_are_returned_again() {
     let server = RedisServer::start();
     let way = Way::to(server.port()).await;
     let other = RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).connect().await.unwrap();
+    // So that the server knows the scripts, and a late call is carried out.
+    let dead = holder(&server).await;
+    one(&dead, hold(&record("first"))).await;
+    dead.release_lease().await.unwrap();
+    assert_eq!(claim_orphans(&other).await.len(), 1);
     let dead = holder(&server).await;
     let records = records(60);
     dead.apply(records.iter().map(hold).collect()).await.unwrap();
     dead.apply(records[..30].iter().map(end).collect()).await.unwrap();
     dead.release_lease().await.unwrap();
-    // So that the server knows the scripts, and a late call is carried out.
-    let mut all = other.claim_orphans(7).await.unwrap();
-    assert_eq!(all.len(), 7);
+    let mut all = Vec::new();
     for _ in 0..4 {
         way.hold_back();
         let lost = other.claim_orphans(11).await;
@@ -181,7 +184,7 @@ impl Cost {
         let whole = self.begun.elapsed();
         let (cpu, scripts) = (cpu(server) - self.cpu, server.calls("evalsha") - self.scripts);
         self.starts.sort();
-        let (p99, most) = (self.starts[self.starts.len() * 99 / 100], self.starts.last().unwrap());
+        let p99 = self.starts.get(self.starts.len() * 99 / 100).copied().unwrap_or_default();
         // Each entry: a number, a time, the microseconds, the command.
         let log = server.ask("SLOWLOG GET -1");
         let lines: Vec<_> = log.lines().collect();
@@ -189,7 +192,7 @@ impl Cost {
             lines.windows(2).filter(|pair| pair[1] == "EVALSHA").filter_map(|pair| pair[0].parse::<u64>().ok());
         println!(
             "{}: {count} sessions in {whole:?}; {scripts} scripts, {:.1} ms of CPU each, {cpu:.2} s in all, the longest took \
-             {} ms; {} starts between, p99 {p99:?}, longest {most:?}",
+             {} ms; {} starts between, p99 {p99:?}",
             self.what,
             cpu / scripts as f64 * 1000.0,
             longest.max().unwrap_or_default() / 1000,
@@ -203,7 +206,9 @@ async fn g15_a_large_recovery_finds_each_session_once_with_starts_between_its_ca
     let server = RedisServer::start();
     let (dead, other) = (holder(&server).await, holder(&server).await);
     let records = records(sessions());
+    let cost = Cost::new("holds", &server);
     hold_all(&dead, &records).await;
+    cost.print(records.len(), &server);
     for part in records[..records.len() / 10].chunks(1000) {
         dead.apply(part.iter().map(end).collect()).await.unwrap();
     }
@@ -223,11 +228,11 @@ async fn g15_a_large_recovery_finds_each_session_once_with_starts_between_its_ca
     let mut generations: Vec<_> = found.iter().map(|record| record.generation).collect();
     generations.sort();
     assert_eq!(generations, records.iter().map(|record| record.generation).collect::<Vec<_>>());
-    let begun = Instant::now();
+    let cost = Cost::new("deliveries", &server);
     for part in found.chunks(1000) {
         other.apply(part.iter().map(done).collect()).await.unwrap();
     }
-    println!("all delivered in {:?}", begun.elapsed());
+    cost.print(records.len(), &server);
     assert!(claim_orphans(&other).await.is_empty());
     assert!(
         !server.keys().iter().any(|key| key.contains(&dead.instance().to_owned())),
