@@ -27,7 +27,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<'_, C>
 
     async fn holder(&self) -> RedisRegistry {
         let builder = RedisRegistry::builder(self.connection.clone()).prefix(self.prefix);
-        builder.lease(LEASE).command_timeout(LEASE / 2).connect().await.unwrap()
+        builder.lease(LEASE).command_timeout(LEASE * 9 / 10).connect().await.unwrap()
     }
 
     async fn kill(&self, holder: RedisRegistry) {
