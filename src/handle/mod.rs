@@ -30,7 +30,7 @@ use crate::{
         signal::ShutdownRequest,
     },
     tasks::Tasks,
-    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Outbox, Scope, Tracker},
+    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Origin, Outbox, Scope, Tracker},
 };
 
 /// The handle: it tracks the active sessions, runs the hooks, and drains.
@@ -602,7 +602,7 @@ impl ActiveSessions {
     ) -> Result<SessionGuard, InvalidSessionId> {
         let session = self.checked(session)?;
         let id = session.id.clone();
-        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Guard)) {
+        let generation = match self.note_session(session, NoteSource::Update(Origin::Noted), Some(Activity::Guard)) {
             Noted::Started(generation) | Noted::AlreadyActive(generation) => Some(generation),
             Noted::Closed | Noted::Tombstoned => None,
         };

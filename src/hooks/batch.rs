@@ -8,7 +8,10 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use super::{call::call_one, pool::Pool};
+use super::{
+    call::call_one,
+    pool::{FailedDelivery, Pool},
+};
 use crate::{
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
     tracker::{Generation, Outcome, PendingEnd},
@@ -22,6 +25,7 @@ pub(super) struct SharedEnd {
     parts: AtomicUsize,
     /// The worst outcome so far.
     worst: AtomicU8,
+    failure: Mutex<Option<FailedDelivery>>,
 }
 
 impl SharedEnd {
@@ -32,11 +36,25 @@ impl SharedEnd {
             end: end.clone(),
             parts: AtomicUsize::new(pool.batches.len() + 1),
             worst: AtomicU8::new(Outcome::Ended as u8),
+            failure: Mutex::default(),
         })
     }
 
+    /// Whether this batch hook is called. In a redelivery, the ones that failed are.
+    pub(super) fn is_for(&self, index: usize) -> bool {
+        let number = self.pool.hooks.end.len() + index;
+        self.end.redelivery.as_ref().is_none_or(|redelivery| redelivery.hooks.contains(&number))
+    }
+
     /// Must be called once for each part. The last call completes the end.
-    pub(super) fn complete_part(&self, outcome: Outcome) {
+    pub(super) fn complete_part(&self, outcome: Outcome, failure: Option<FailedDelivery>) {
+        if let Some(mut failed) = failure {
+            let mut all = lock(&self.failure);
+            if let Some(before) = all.take() {
+                failed.hooks.extend(before.hooks);
+            }
+            *all = Some(failed);
+        }
         self.worst.fetch_max(outcome as u8, Ordering::SeqCst);
         if self.parts.fetch_sub(1, Ordering::SeqCst) == 1 {
             let outcome = match self.worst.load(Ordering::SeqCst) {
@@ -44,7 +62,8 @@ impl SharedEnd {
                 1 => Outcome::Failed,
                 _ => Outcome::Aborted,
             };
-            if self.pool.tracker.on_end_done(&self.generation, outcome) {
+            let failure = lock(&self.failure).take();
+            if self.pool.on_end_done(&self.generation, &self.end, outcome, failure) {
                 self.pool.wake();
             }
         }
@@ -113,6 +132,7 @@ impl Runner {
             let limits = pool.tracker.queue.state().limits;
             let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
             let event = |shared: &Arc<SharedEnd>| {
+                pool.on_call(&shared.generation, &shared.end);
                 shared.generation.set_end_running();
                 pool.end_event(&shared.generation, shared.end.clone(), &call_limits)
             };
@@ -120,10 +140,11 @@ impl Runner {
             let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
             for shared in std::mem::take(&mut self.current) {
                 match &error {
-                    None => shared.complete_part(Outcome::Ended),
+                    None => shared.complete_part(Outcome::Ended, None),
                     Some(error) => {
-                        pool.record_failure(pool.failure(&shared.generation, &batch.hook.name, error.clone()));
-                        shared.complete_part(Outcome::Failed);
+                        let number = pool.hooks.end.len() + self.index;
+                        let failure = pool.record_failures(&shared.generation, vec![(number, error.clone())]);
+                        shared.complete_part(Outcome::Failed, failure);
                     }
                 }
             }
@@ -156,7 +177,7 @@ impl Drop for Runner {
             lock(&self.pool.batches[self.index].state).runner = None;
         }
         for shared in std::mem::take(&mut self.current) {
-            shared.complete_part(Outcome::Aborted);
+            shared.complete_part(Outcome::Aborted, None);
         }
     }
 }

@@ -4,11 +4,11 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{CALL_TIMEOUT, Calls, Persister, call};
+use super::{CALL_TIMEOUT, Calls, Persister, call, redelivery::MAX_ATTEMPTS, translate::apply_notice};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
-    registry::{Orphan, RegistryError},
+    registry::{Heartbeat, Orphan, RegistryError},
     session::Phase,
     sync::{Ordering, wait_for},
     tracker::{
@@ -32,8 +32,8 @@ const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
 /// After this many answers `Fenced` or `DataLost` in a row, the registry counts as unavailable.
 pub(super) const MAX_LEASE_RETRIES: u32 = 10;
 
-/// An orphan is given up when its attempts exceed this.
-const MAX_DELIVERY_ATTEMPTS: u32 = 5;
+/// After this many answers `Conflict` in a row, the registry counts as unavailable.
+pub(super) const MAX_CONFLICTS: u32 = 10;
 
 /// The outcome of [`Persister::recover`].
 pub(crate) struct Recovered {
@@ -111,19 +111,29 @@ impl Persister {
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
         match call(limit, self.registry.heartbeat()).await {
-            Ok(_) => {}
+            Ok(answer) => self.on_heartbeat(answer),
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
             Err(error) => return Err(self.trip(calls, error)),
         }
         calls.breaker.retry_at = None;
-        calls.backlog.replayed = calls.backlog.len();
+        calls.missed = self.backlog().len();
         self.tracker.rehold_unrecorded();
         // With changes to write, the registry counts as restored once it has applied them.
-        if calls.backlog.len() == 0 && self.outbox.is_empty() {
+        if self.backlog().is_empty() && self.outbox.is_empty() {
             self.restore(calls);
         }
         Ok(())
+    }
+
+    fn on_heartbeat(&self, answer: Heartbeat) {
+        let Heartbeat { notices, has_more, dead_letters } = answer;
+        self.dead_letters.store(dead_letters, Ordering::SeqCst);
+        self.meter.dead_letters(dead_letters);
+        notices.into_iter().for_each(|notice| apply_notice(self, notice));
+        if has_more {
+            self.expect_notices();
+        }
     }
 
     /// Renews the lease, and recovers up to this many batches of orphans.
@@ -171,14 +181,20 @@ impl Persister {
         }
         if calls.breaker.retry_at.is_some() {
             self.reconnect(calls).await?;
-            self.replay_backlog(calls);
+            self.reclaim_deferred();
+            self.replay_backlog();
             return Ok(());
         }
         let limit = self.call_timeout_in_drain();
+        let began = Instant::now();
         match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
-            Ok(_) => {}
+            Ok(answer) => {
+                self.on_call(began.elapsed());
+                self.on_heartbeat(answer);
+            }
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
+            Err(error @ RegistryError::Conflict) => return Err(error),
             // In a drain the writer decides, after several attempts.
             Err(error) if limit.is_some() => return Err(error),
             Err(error) => return Err(self.trip(calls, error)),
@@ -206,6 +222,7 @@ impl Persister {
         let orphans = loop {
             match call(RECOVERY_CALL_TIMEOUT, self.registry.claim_orphans(RECOVERY_BATCH)).await {
                 Ok(orphans) => break orphans,
+                Err(RegistryError::Conflict) if retries < MAX_CONFLICTS => {}
                 Err(RegistryError::Fenced) if retries < MAX_LEASE_RETRIES => self.on_fenced(),
                 Err(RegistryError::DataLost) if retries < MAX_LEASE_RETRIES => self.on_data_lost(),
                 Err(error) => return Err(self.trip(calls, error)),
@@ -214,26 +231,16 @@ impl Persister {
         };
         let n = orphans.len();
         for orphan in orphans {
-            if orphan.attempts > MAX_DELIVERY_ATTEMPTS {
-                recovery.given_up.fetch_add(1, Ordering::SeqCst);
-                self.give_up(&orphan);
+            if orphan.attempts >= MAX_ATTEMPTS {
+                recovery.dead_letters.fetch_add(1, Ordering::SeqCst);
+                let Orphan { record, end, attempts } = orphan;
+                let error = format!("the process ended during each of {attempts} calls of a hook");
+                self.bury(record.session.id, record.generation, end.reason, error);
             } else {
                 self.tracker.take_over(orphan, recovery);
             }
         }
         Ok(n)
-    }
-
-    fn give_up(&self, orphan: &Orphan) {
-        self.meter.given_up();
-        tracing::error!(
-            name: "session-end-given-up",
-            session = %orphan.record.session.id.redacted(),
-            generation = %orphan.record.generation,
-            reason = %orphan.end.reason,
-            "this session_end was claimed {MAX_DELIVERY_ATTEMPTS} times and never delivered; it is given up",
-        );
-        self.tracker.abandon(orphan);
     }
 
     fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {

@@ -6,9 +6,11 @@ use super::{
     CALL_TIMEOUT, Calls, Persister,
     breaker::MAX_ATTEMPTS_IN_DRAIN,
     call,
-    heartbeat::MAX_LEASE_RETRIES,
-    translate::{apply_answers, apply_degraded, changes_of},
+    heartbeat::{MAX_CONFLICTS, MAX_LEASE_RETRIES},
+    translate::{Step, apply_answer, apply_degraded, apply_skipped, step_of},
 };
+use tokio::time::Instant;
+
 use crate::{
     hooks::Pool,
     observability::error_chain,
@@ -64,27 +66,30 @@ impl Writer {
         if calls.breaker.retry_at.is_some() {
             let restored = persister.may_call(calls) && persister.reconnect(calls).await.is_ok();
             if !restored {
-                return self.apply_degraded(calls, false);
+                return self.apply_degraded();
             }
             // Missed changes are written first.
             persister.outbox.put_back(std::mem::take(&mut self.group));
-            return persister.replay_backlog(calls);
+            return persister.replay_backlog();
         }
         let mut attempts = 0;
         loop {
-            let (changes, counts) = self.changes();
-            let is_asked = !changes.is_empty();
+            let steps: Vec<_> = self.group.iter().map(|entry| step_of(&persister.tracker, entry)).collect();
+            let is_asked: Vec<_> = steps.iter().map(|step| matches!(step, Step::Ask(_))).collect();
+            let changes: Vec<_> = steps.into_iter().filter_map(Step::into_change).collect();
+            if changes.is_empty() {
+                return self.apply_answers(&[], &is_asked);
+            }
             let error = match self.apply(changes).await {
                 Ok(answers) => {
-                    if is_asked {
-                        persister.restore(calls);
-                    }
-                    return self.apply_answers(&answers, &counts);
+                    persister.restore(calls);
+                    return self.apply_answers(&answers, &is_asked);
                 }
                 Err(error) => error,
             };
             attempts += 1;
             match error {
+                RegistryError::Conflict if attempts < MAX_CONFLICTS => {}
                 RegistryError::Fenced if attempts < MAX_LEASE_RETRIES => persister.on_fenced(),
                 RegistryError::DataLost if attempts < MAX_LEASE_RETRIES => persister.on_data_lost(),
                 RegistryError::Unavailable(_)
@@ -95,31 +100,18 @@ impl Writer {
                 error => {
                     persister.degrade(&error_chain(&error));
                     calls.breaker.trip(persister.tracker.clock.now());
-                    return self.apply_degraded(calls, true);
+                    return self.apply_degraded();
                 }
             }
         }
     }
 
-    /// The changes of the group, and the number of changes of each entry.
-    fn changes(&self) -> (Vec<Change>, Vec<usize>) {
-        let mut changes = Vec::with_capacity(self.group.len());
-        let mut counts = Vec::with_capacity(self.group.len());
-        for entry in &self.group {
-            let before = changes.len();
-            changes_of(&self.persister.tracker, entry, &mut changes);
-            counts.push(changes.len() - before);
-        }
-        (changes, counts)
-    }
-
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
-        if changes.is_empty() {
-            return Ok(Vec::new());
-        }
         let n = changes.len();
         let limit = self.persister.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        let began = Instant::now();
         let answers = call(limit, self.persister.registry.apply(changes)).await?;
+        self.persister.on_call(began.elapsed());
         if answers.len() == n {
             Ok(answers)
         } else {
@@ -127,18 +119,20 @@ impl Writer {
         }
     }
 
-    fn apply_answers(&mut self, answers: &[Applied], counts: &[usize]) {
-        let mut answers = answers;
-        for (entry, count) in std::mem::take(&mut self.group).into_iter().zip(counts) {
-            let (own, rest) = answers.split_at(*count);
-            apply_answers(&self.persister.tracker, &self.persister.outbox, entry, own);
-            answers = rest;
+    /// Applies one answer to each entry that was asked about.
+    fn apply_answers(&mut self, answers: &[Applied], is_asked: &[bool]) {
+        let mut answers = answers.iter();
+        for (entry, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
+            match is_asked.then(|| answers.next()).flatten() {
+                Some(answer) => apply_answer(&self.persister, entry, answer),
+                None => apply_skipped(&self.persister.tracker, entry),
+            }
         }
     }
 
-    fn apply_degraded(&mut self, calls: &mut Calls, tried: bool) {
+    fn apply_degraded(&mut self) {
         for entry in std::mem::take(&mut self.group) {
-            apply_degraded(&self.persister, &mut calls.backlog, entry, tried);
+            apply_degraded(&self.persister, entry);
         }
     }
 }

@@ -73,6 +73,7 @@ impl Shutdown {
             self.pool.begin_drain(now, deadline);
             if let Some(persister) = &self.persister {
                 persister.reclaim_deferred();
+                persister.replay_backlog();
             }
             self.pool.wake();
             self.pool.wake_batches();

@@ -97,7 +97,7 @@ impl Shutdown {
             shutdown.until_written(Some(Instant::now() + shutdown.registry_time_left(started_at))).await;
             shutdown.pool.close();
             if let Some(persister) = &shutdown.persister {
-                persister.abort_writer();
+                persister.abort();
             }
             shutdown.tasks.wait(shutdown.remaining_grace(started_at)).await;
             if let Some(persister) = &shutdown.persister {

@@ -48,8 +48,8 @@ use self::{
 };
 pub(crate) use self::{
     compact::Compacted,
-    generation::{Activity, Generation, PendingEnd, RecordState, Scope, Stage},
-    note::{NoteSource, Noted},
+    generation::{Activity, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
+    note::{NoteSource, Noted, Origin},
     order::Outcome,
     outbox::{Outbox, OutboxEntry},
     queue::{Job, Queue},

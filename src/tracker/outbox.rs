@@ -8,10 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use super::generation::{Generation, PendingEnd};
+use super::generation::{Generation, PendingEnd, RecordState};
 use crate::{
     observability::ReleaseCause,
-    registry::Record,
     session::{GenerationId, SessionId},
     sync::{AtomicUsize, Mutex, Ordering, lock},
 };
@@ -29,15 +28,22 @@ pub(crate) enum OutboxEntry {
     EndDeliveredOffline(Arc<Generation>, PendingEnd),
     /// It was claimed silently.
     Release(Arc<Generation>, ReleaseCause),
+    /// The hooks of its end are called. So many calls are made now.
+    Attempted(Arc<Generation>, u32),
     /// Its end is delivered.
     Delivered(Arc<Generation>),
-    /// This process has joined the record of a generation that it does not have.
-    LeaveForeign(Box<Record>),
-    /// The delivery of this end was attempted too often.
-    Abandon(SessionId, GenerationId),
+    /// The hooks of this end have failed too often. The last error of a hook.
+    DeadLetter(SessionId, GenerationId, String),
+    /// Another process has ended this generation, and this one has released it.
+    Acknowledge(SessionId, GenerationId),
 }
 
 impl OutboxEntry {
+    /// Whether it is a record that a claim has cancelled.
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Hold(generation) if generation.record_state() == RecordState::None)
+    }
+
     fn id(&self) -> &SessionId {
         match self {
             Self::Hold(generation)
@@ -45,12 +51,15 @@ impl OutboxEntry {
             | Self::End(generation, _)
             | Self::EndDeliveredOffline(generation, _)
             | Self::Release(generation, _)
+            | Self::Attempted(generation, _)
             | Self::Delivered(generation) => &generation.id,
-            Self::LeaveForeign(record) => &record.session.id,
-            Self::Abandon(id, _) => id,
+            Self::DeadLetter(id, ..) | Self::Acknowledge(id, _) => id,
         }
     }
 }
+
+/// With more entries than this, the records of sessions that end before they were written are cancelled.
+const OVERLOAD: usize = 16_384;
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
@@ -60,10 +69,15 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn push(&self, entry: OutboxEntry) {
+    pub(crate) fn push(&self, entry: OutboxEntry) {
         let mut entries = lock(&self.entries);
         entries.push_back(entry);
         self.len.store(entries.len(), Ordering::SeqCst);
+    }
+
+    /// Whether sessions come and go faster than the registry takes them.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.len.load(Ordering::SeqCst) > OVERLOAD
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -77,23 +91,24 @@ impl Outbox {
         self.len.store(entries.len(), Ordering::SeqCst);
     }
 
-    /// Takes up to `max` entries that one call can write. The answer to a hold, or to an end that holds first, decides
-    /// how later entries of the same id are written, so these stay in the outbox. Entries of different ids may pass
-    /// each other.
+    /// Takes up to `max` entries that one call can write: no two of the same id, because the answer to the first decides how
+    /// the second is written. Entries of different ids may pass each other.
     pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
         let mut entries = lock(&self.entries);
         let n = max.min(entries.len());
-        let mut blocked_ids = HashSet::new();
+        let mut ids = HashSet::with_capacity(n);
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
-        for entry in entries.drain(..n) {
-            if blocked_ids.contains(entry.id()) {
-                later.push(entry);
+        while taken.len() + later.len() < n
+            && let Some(entry) = entries.pop_front()
+        {
+            if entry.is_cancelled() {
                 continue;
             }
-            if matches!(entry, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
-                blocked_ids.insert(entry.id().clone());
+            if ids.insert(entry.id().clone()) {
+                taken.push(entry);
+            } else {
+                later.push(entry);
             }
-            taken.push(entry);
         }
         later.into_iter().rev().for_each(|entry| entries.push_front(entry));
         self.len.store(entries.len(), Ordering::SeqCst);

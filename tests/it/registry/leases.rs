@@ -12,6 +12,8 @@ use crate::support::store::{Fault, Store};
 use tokio::time::{Instant, sleep, timeout};
 use tower_session_end::{ActiveSessions, EndReason, SessionEnd};
 
+use super::support::birth;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
@@ -20,7 +22,8 @@ async fn g15_a_session_that_may_never_have_been_recorded_keeps_its_name_over_a_l
     let replica = Replica::new(&store);
     replica.note("before").await;
     replica.holder.set(Fault::Down);
-    replica.note("a").await;
+    birth(&replica.sessions, "a").await;
+    sleep(Duration::from_millis(10)).await;
     let start = replica.recorder.starts().pop().unwrap();
     replica.holder.kill();
     replica.holder.set(Fault::None);

@@ -6,5 +6,6 @@ mod failing;
 mod leases;
 mod outages;
 mod records;
+mod redelivery;
 mod replicas;
 mod support;

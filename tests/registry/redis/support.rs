@@ -25,7 +25,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) const SHORT: Duration = Duration::from_millis(400);
 
 /// Nothing here takes that long unless it is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection that is made when it is needed, and made again soon.
 pub(crate) fn lazy_manager(url: &str) -> ConnectionManager {
@@ -110,7 +110,28 @@ pub(crate) fn records(count: usize) -> Vec<Record> {
 }
 
 pub(crate) fn hold(record: &Record) -> Change {
-    Change::Hold(record.clone())
+    Change::Hold { record: record.clone(), may_join: true }
+}
+
+/// A hold of a generation whose start hooks have been called.
+pub(crate) fn hold_beside(record: &Record) -> Change {
+    Change::Hold { record: record.clone(), may_join: false }
+}
+
+pub(crate) fn forget(record: &Record) -> Change {
+    Change::Forget { id: record.session.id.clone(), generation: record.generation }
+}
+
+pub(crate) fn keep(record: &Record) -> Change {
+    Change::Keep { id: record.session.id.clone(), generation: record.generation }
+}
+
+pub(crate) fn attempted(record: &Record, attempts: u32) -> Change {
+    Change::Attempted { generation: record.generation, attempts }
+}
+
+pub(crate) fn dead_letter(record: &Record, error: &str) -> Change {
+    Change::DeadLetter { generation: record.generation, error: error.to_owned() }
 }
 
 pub(crate) fn release(record: &Record, requests: u64) -> Change {

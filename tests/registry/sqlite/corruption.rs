@@ -63,8 +63,8 @@ async fn an_older_version_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     filled(&dir, 1).await;
     dir.look().execute_batch("PRAGMA user_version = 1").unwrap();
-    unusable(&dir.file(), "older version of this crate: it has schema 1, and this version needs 2");
-    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
+    unusable(&dir.file(), "older version of this crate: it has schema 1, and this version needs 3");
+    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
     assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 
@@ -72,11 +72,11 @@ async fn an_older_version_is_refused_and_left_as_it_is() {
 async fn a_newer_version_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
-    unusable(&dir.file(), "newer version of this crate: it has schema 3, and this version knows up to 2");
+    dir.look().execute_batch("PRAGMA user_version = 4").unwrap();
+    unusable(&dir.file(), "newer version of this crate: it has schema 4, and this version knows up to 3");
     let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
-    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
+    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
     assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 
@@ -84,8 +84,12 @@ async fn a_newer_version_is_refused_and_left_as_it_is() {
 async fn a_missing_table_is_damage() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP TABLE ends").unwrap();
-    unusable(&dir.file(), "is damaged: `ends` is missing");
+    dir.look()
+        .execute_batch(
+            "DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP VIEW dead_letters; DROP TABLE notices",
+        )
+        .unwrap();
+    unusable(&dir.file(), "is damaged: `notices` is missing");
 }
 
 #[test]
@@ -179,7 +183,7 @@ async fn a_truncated_or_damaged_file_is_refused_or_does_no_harm() {
 /// What comes of it may be an error, and is an answer in any case.
 async fn use_it(round: u64, registry: &SqliteRegistry) {
     let sane = |error: RegistryError| {
-        assert!(!error.to_string().contains("has left"), "{round}: the thread is gone: {error:?}");
+        assert!(!error.to_string().contains("handle is closed"), "{round}: the thread is gone: {error:?}");
     };
     let new = record("new");
     let _ = registry.apply(holds(std::slice::from_ref(&new))).await.map_err(sane);

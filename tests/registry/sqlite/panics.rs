@@ -9,12 +9,12 @@ use std::{
 use tower_session_end::{
     EndReason, GenerationId,
     registry::{
-        Applied, Change, Orphan, Registry, RegistryError,
+        Applied, Change, Heartbeat, Orphan, Registry, RegistryError,
         conformance::{Store, check},
     },
 };
 
-use super::support::{Dir, Held};
+use super::{conformance::Held, support::Dir};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -41,7 +41,7 @@ struct Broken {
 impl Broken {
     fn bend(&self, change: &mut Change) {
         match (self.fault, change) {
-            (Fault::CutsDetails, Change::Hold(record)) => {
+            (Fault::CutsDetails, Change::Hold { record, .. }) => {
                 record.session.key = record.session.key.take().map(|key| key.replace('\0', ""));
             }
             (Fault::LosesTheFirstReason, Change::End { end, .. }) => end.reason = EndReason::Unknown,
@@ -74,13 +74,13 @@ impl Registry for Broken {
                 && matches!(answer, Applied::Owned { .. })
                 && !self.ended.lock().unwrap().insert(*generation)
             {
-                *answer = Applied::NotFound;
+                *answer = Applied::Gone;
             }
         }
         Ok(answers)
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.inner.heartbeat().await
     }
 
