@@ -106,6 +106,13 @@ impl Persister {
         self.heartbeat_round(pool, 1).await;
     }
 
+    /// There are more notices than one heartbeat returns, and the writer has acknowledged these.
+    pub(super) async fn heartbeat_if_expected(&self, pool: &Arc<Pool>) {
+        if self.expects_notices.load(Ordering::SeqCst) && self.tracker.phase() < Phase::Closing {
+            self.heartbeat_round(pool, 1).await;
+        }
+    }
+
     /// Sends a heartbeat to a registry whose breaker is open. On success the caller
     /// [replays](Self::replay_backlog) the backlog.
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
@@ -176,6 +183,7 @@ impl Persister {
     async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let now = self.tracker.clock.now();
         self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
+        self.expects_notices.store(false, Ordering::SeqCst);
         if calls.breaker.is_open(now) {
             return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
         }
@@ -209,7 +217,9 @@ impl Persister {
     /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
     fn is_heartbeat_due(&self) -> bool {
         let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
+        last == 0
+            || self.expects_notices.load(Ordering::SeqCst)
+            || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
     fn heartbeat_nanos(&self) -> Nanos {

@@ -38,7 +38,7 @@ use crate::{
     hooks::{FailedDelivery, Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
-    sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
+    sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
     tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
 };
@@ -84,6 +84,8 @@ pub(crate) struct Persister {
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
+    /// The next heartbeat comes at once.
+    expects_notices: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
@@ -130,6 +132,7 @@ impl Persister {
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
+            expects_notices: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
             lost_leases: AtomicU64::new(0),
@@ -219,7 +222,7 @@ impl Persister {
 
     /// The next heartbeat comes at once.
     fn expect_notices(&self) {
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expects_notices.store(true, Ordering::SeqCst);
     }
 
     /// The dead letters in the store, at the last heartbeat.
@@ -271,7 +274,7 @@ impl Persister {
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
         self.tracker.mark_records_lost();
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expect_notices();
     }
 }
 
