@@ -174,11 +174,12 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
             // Once the registry answers, it is held anew. Until then no head waits for it.
             generation.notify_recorded();
         }
-        // Once the registry answers, its record is written with the present details.
+        // Once the registry answers, its record is written with the present details. Until then no other update is queued.
         OutboxEntry::Update(ref generation) => {
-            generation.take_queued_update();
             if generation.record_state() == RecordState::Held && generation.is_active() {
                 persister.backlog().push(entry);
+            } else {
+                generation.take_queued_update();
             }
         }
         OutboxEntry::End(generation, end) => end_degraded(persister, generation, end),
