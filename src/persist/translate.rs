@@ -197,7 +197,9 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
                 persister.backlog().push(entry);
             }
         }
-        OutboxEntry::DeadLetter(..) | OutboxEntry::Acknowledge(..) => persister.backlog().push(entry),
+        OutboxEntry::DeadLetter(..) => persister.backlog().push(entry),
+        // The heartbeats return the notice again.
+        OutboxEntry::Acknowledge(..) => {}
     }
 }
 
