@@ -261,10 +261,11 @@ impl Persister {
             "the lease in the session registry expired, and other processes have ended the sessions that this process \
              held; active sessions go on as new generations",
         );
-        // Others have recovered the ends that this process was to deliver.
-        self.lost_leases.fetch_add(1, Ordering::SeqCst);
-        self.redeliveries.clear();
         self.tracker.restart_all();
+        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now either
+        // is marked there, or has read the number before.
+        self.lost_leases.fetch_add(1, Ordering::SeqCst);
+        self.redeliveries.leave_recorded();
     }
 
     /// The registry has lost its records.
@@ -301,6 +302,10 @@ impl Persistence for Persister {
         false
     }
 
+    fn lost_leases(&self) -> u64 {
+        self.lost_leases.load(Ordering::SeqCst)
+    }
+
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         self.record_attempt(generation, end);
     }
@@ -311,8 +316,9 @@ impl Persistence for Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     ) {
-        self.redeliver_or_bury(pool, generation, end, failure);
+        self.redeliver_or_bury(pool, generation, end, failure, lease);
     }
 
     fn on_redelivered(&self, generation: &Arc<Generation>) {

@@ -20,8 +20,8 @@ use super::Persister;
 use crate::{
     hooks::{FailedDelivery, Pool},
     session::{EndReason, GenerationId, Phase, SessionId},
-    sync::{Mutex, Ordering, lock},
-    tracker::{Generation, Job, OutboxEntry, PendingEnd, Redelivery},
+    sync::{AtomicBool, Mutex, Ordering, lock},
+    tracker::{Generation, Job, OutboxEntry, PendingEnd, RecordState, Redelivery},
 };
 
 /// The calls of the hooks of one end, before it becomes a dead letter.
@@ -48,10 +48,9 @@ struct Schedule {
 }
 
 impl Redeliveries {
-    /// What was scheduled is left to other processes.
-    pub(super) fn clear(&self) {
-        let due = std::mem::take(&mut lock(&self.schedule).due);
-        drop(due);
+    /// What is on record is left to other processes. They do not know of the rest.
+    pub(super) fn leave_recorded(&self) {
+        lock(&self.schedule).due.retain(|_, (generation, _)| !generation.record_state().is_on_record());
     }
 
     pub(super) fn close(&self) {
@@ -91,8 +90,15 @@ impl Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     ) {
         let FailedDelivery { hooks, error } = failure;
+        let is_stale = |redelivery: &Arc<Redelivery>| redelivery.lease != lease;
+        let is_lost = generation.record_state().is_on_record() && end.redelivery.as_ref().is_some_and(is_stale);
+        if is_lost || generation.record_state() == RecordState::TakenOver {
+            // The lease was lost while the hooks ran, and another process delivers it.
+            return;
+        }
         let before = attempts_before(generation, end);
         let attempts = before.unwrap_or(0) + 1;
         if !self.redeliver {
@@ -104,7 +110,7 @@ impl Persister {
         if before.is_none() && generation.record_state().is_on_record() {
             self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), attempts));
         }
-        let redelivery = Redelivery { attempts, hooks, lease: self.lost_leases.load(Ordering::SeqCst) };
+        let redelivery = Redelivery { attempts, hooks, lease };
         let end = PendingEnd { redelivery: Some(Arc::new(redelivery)), ..end.clone() };
         self.schedule(pool, Arc::clone(generation), end, backoff(attempts));
     }
@@ -130,7 +136,8 @@ impl Persister {
         end: &PendingEnd,
         redelivery: &Redelivery,
     ) -> bool {
-        let is_owned = redelivery.lease == self.lost_leases.load(Ordering::SeqCst);
+        let is_owned =
+            !generation.record_state().is_on_record() || redelivery.lease == self.lost_leases.load(Ordering::SeqCst);
         // A drain has no time for it, and the next process delivers it.
         if !is_owned || self.tracker.phase() >= Phase::Closing {
             return false;
