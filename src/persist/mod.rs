@@ -334,6 +334,7 @@ impl Persistence for Persister {
                 self.wake_writer(pool);
             }
         }
+        self.resume_redeliveries(pool);
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Redeliveries {
     schedule: Mutex<Schedule>,
     /// Notified when an earlier time was added.
     changed: Notify,
+    /// The runtime of the task has shut down.
+    is_suspended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +152,7 @@ impl Persister {
     }
 
     fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, generation: Arc<Generation>, end: PendingEnd, after: Duration) {
-        let abort = {
+        {
             let mut schedule = lock(&self.redeliveries.schedule);
             if schedule.is_closed || self.tracker.phase() >= Phase::Closing {
                 return;
@@ -158,14 +160,30 @@ impl Persister {
             schedule.added += 1;
             let key = (Instant::now() + after, schedule.added);
             schedule.due.insert(key, (generation, end));
-            if schedule.task.is_some() {
-                self.redeliveries.changed.notify_one();
+        }
+        self.redeliveries.changed.notify_one();
+        self.spawn_runner(pool);
+    }
+
+    /// If the runtime of the schedule's task has shut down, it goes on in the present one.
+    pub(super) fn resume_redeliveries(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let is_suspended = &self.redeliveries.is_suspended;
+        if is_suspended.load(Ordering::SeqCst) && is_suspended.swap(false, Ordering::SeqCst) {
+            self.spawn_runner(pool);
+        }
+    }
+
+    /// Spawns the runner, if something is scheduled and no runner exists.
+    fn spawn_runner(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let abort = {
+            let mut schedule = lock(&self.redeliveries.schedule);
+            if schedule.is_closed || schedule.due.is_empty() || schedule.task.is_some() {
                 return;
             }
             Arc::clone(schedule.task.insert(Arc::default()))
         };
         let runner = Runner { persister: Arc::clone(self), pool: Arc::clone(pool), exited: false };
-        // With no runtime the runner is dropped, and the next failure spawns one.
+        // With no runtime the runner is dropped, and a later call spawns one.
         if let Some(handle) = self.tasks.spawn(runner.run()) {
             let _ = abort.set(handle);
             // `close` may have run before the handle was set.
@@ -221,7 +239,9 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if !self.exited {
-            lock(&self.persister.redeliveries.schedule).task = None;
+            let redeliveries = &self.persister.redeliveries;
+            lock(&redeliveries.schedule).task = None;
+            redeliveries.is_suspended.store(true, Ordering::SeqCst);
         }
     }
 }
