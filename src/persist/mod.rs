@@ -158,6 +158,14 @@ impl Persister {
         }
     }
 
+    /// While the registry does not answer, nothing else ends a wait for this record: it is tried once more.
+    pub(crate) fn retry_record(self: &Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>) {
+        if self.is_down() && generation.waits_for_record() {
+            self.outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+            self.wake_writer(pool);
+        }
+    }
+
     /// Waits until the outbox is written or the handle is closed, at most until `deadline`.
     pub(crate) async fn until_written(self: &Arc<Self>, pool: &Arc<Pool>, deadline: Option<Instant>) {
         let is_written = || {
