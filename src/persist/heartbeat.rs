@@ -26,6 +26,9 @@ const BATCHES_PER_ROUND: usize = 64;
 /// The time limit of one such call. No request waits for it.
 const RECOVERY_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// So often such a call looks whether a drain has begun.
+const DRAIN_CHECK: Duration = Duration::from_millis(10);
+
 /// A warning is logged if the handle has no driver after this time.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -230,11 +233,14 @@ impl Persister {
     async fn claim_batch(&self, calls: &mut Calls, recovery: &Arc<Recovery>) -> Result<usize, RegistryError> {
         let mut retries = 0;
         let orphans = loop {
-            match call(RECOVERY_CALL_TIMEOUT, self.registry.claim_orphans(RECOVERY_BATCH)).await {
+            let limit = self.call_timeout_in_drain().unwrap_or(RECOVERY_CALL_TIMEOUT);
+            match self.until_drain(call(limit, self.registry.claim_orphans(RECOVERY_BATCH))).await {
                 Ok(orphans) => break orphans,
                 Err(RegistryError::Conflict) if retries < MAX_CONFLICTS => {}
                 Err(RegistryError::Fenced) if retries < MAX_LEASE_RETRIES => self.on_fenced(),
                 Err(RegistryError::DataLost) if retries < MAX_LEASE_RETRIES => self.on_data_lost(),
+                // In a drain the writer decides, after several attempts.
+                Err(error) if self.is_draining() => return Err(error),
                 Err(error) => return Err(self.trip(calls, error)),
             }
             retries += 1;
@@ -251,6 +257,21 @@ impl Persister {
             }
         }
         Ok(n)
+    }
+
+    /// Drops a long call of the registry once a drain begins, which has no time for it.
+    async fn until_drain<T>(&self, call: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
+        let may_be_long = !self.is_draining();
+        let begins = async {
+            while !self.is_draining() {
+                sleep(DRAIN_CHECK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = begins, if may_be_long => Err(RegistryError::unavailable("a drain has begun")),
+        }
     }
 
     fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {
