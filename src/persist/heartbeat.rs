@@ -174,6 +174,10 @@ impl Persister {
             if std::mem::take(&mut is_first) || self.is_heartbeat_due() {
                 self.heartbeat(&mut calls).await?;
             }
+            // After the first batch: the writer may have tripped it, or `finish` has released the lease.
+            if calls.breaker.retry_at.is_some() {
+                return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
+            }
             if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
                 return Ok(());
             }
