@@ -120,7 +120,7 @@ impl Persister {
     /// [replays](Self::replay_backlog) the backlog.
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
-        match call(limit, self.registry.heartbeat()).await {
+        match self.send_heartbeat(limit).await {
             Ok(answer) => self.on_heartbeat(answer),
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
@@ -134,6 +134,17 @@ impl Persister {
             self.restore(calls);
         }
         Ok(())
+    }
+
+    /// One heartbeat. A conflict is tried again at once.
+    async fn send_heartbeat(&self, limit: Duration) -> Result<Heartbeat, RegistryError> {
+        let mut conflicts = 0;
+        loop {
+            match call(limit, self.registry.heartbeat()).await {
+                Err(RegistryError::Conflict) if conflicts < MAX_CONFLICTS => conflicts += 1,
+                answer => return answer,
+            }
+        }
     }
 
     fn on_heartbeat(&self, answer: Heartbeat) {
@@ -202,7 +213,7 @@ impl Persister {
         }
         let limit = self.call_timeout_in_drain();
         let began = Instant::now();
-        match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
+        match self.send_heartbeat(limit.unwrap_or(CALL_TIMEOUT)).await {
             Ok(answer) => {
                 self.on_call(began.elapsed());
                 self.on_heartbeat(answer);
