@@ -49,7 +49,12 @@ impl Tracker {
         self.apply_after_unlock(after_unlock);
     }
 
-    fn run_waiting_start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+    pub(super) fn run_waiting_start(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        after_unlock: &mut AfterUnlock,
+    ) {
         if generation.stop_waiting_for_record() && generation.release_predecessor() {
             self.start(shard, generation, after_unlock);
         }
