@@ -38,7 +38,7 @@ use crate::{
     hooks::{FailedDelivery, Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
-    sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
+    sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
     tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
 };
@@ -84,6 +84,8 @@ pub(crate) struct Persister {
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
+    /// The next heartbeat comes at once.
+    expects_notices: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
@@ -130,6 +132,7 @@ impl Persister {
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
+            expects_notices: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
             lost_leases: AtomicU64::new(0),
@@ -152,6 +155,14 @@ impl Persister {
         };
         if timeout(MAX_START_WAIT, recorded).await.is_err() {
             self.on_late_record();
+        }
+    }
+
+    /// While the registry does not answer, nothing else ends a wait for this record: it is tried once more.
+    pub(crate) fn retry_record(self: &Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>) {
+        if self.is_down() && generation.waits_for_record() {
+            self.outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+            self.wake_writer(pool);
         }
     }
 
@@ -219,7 +230,7 @@ impl Persister {
 
     /// The next heartbeat comes at once.
     fn expect_notices(&self) {
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expects_notices.store(true, Ordering::SeqCst);
     }
 
     /// The dead letters in the store, at the last heartbeat.
@@ -258,10 +269,11 @@ impl Persister {
             "the lease in the session registry expired, and other processes have ended the sessions that this process \
              held; active sessions go on as new generations",
         );
-        // Others have recovered the ends that this process was to deliver.
-        self.lost_leases.fetch_add(1, Ordering::SeqCst);
-        self.redeliveries.clear();
         self.tracker.restart_all();
+        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now either
+        // is marked there, or has read the number before.
+        self.lost_leases.fetch_add(1, Ordering::SeqCst);
+        self.redeliveries.leave_recorded();
     }
 
     /// The registry has lost its records.
@@ -271,7 +283,7 @@ impl Persister {
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
         self.tracker.mark_records_lost();
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expect_notices();
     }
 }
 
@@ -298,6 +310,10 @@ impl Persistence for Persister {
         false
     }
 
+    fn lost_leases(&self) -> u64 {
+        self.lost_leases.load(Ordering::SeqCst)
+    }
+
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         self.record_attempt(generation, end);
     }
@@ -308,8 +324,9 @@ impl Persistence for Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     ) {
-        self.redeliver_or_bury(pool, generation, end, failure);
+        self.redeliver_or_bury(pool, generation, end, failure, lease);
     }
 
     fn on_redelivered(&self, generation: &Arc<Generation>) {
@@ -325,6 +342,7 @@ impl Persistence for Persister {
                 self.wake_writer(pool);
             }
         }
+        self.resume_redeliveries(pool);
     }
 }
 
