@@ -96,6 +96,8 @@ use crate::session::GenerationId;
 ///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
 /// * No key has a time to live, so `maxmemory-policy volatile-*` evicts none of them. A server that evicts keys without an
 ///   expiry (`allkeys-*`) is rejected at the start, because every key is needed.
+/// * While a cluster moves the slot to another node, calls return [`Unavailable`](RegistryError::Unavailable): some of the keys
+///   are on either node. Afterwards the next call returns [`DataLost`](RegistryError::DataLost), as after a failover.
 /// * A user without permission for `INFO` can use the registry, but a change of servers and that policy are then not
 ///   detected. A warning says so.
 ///

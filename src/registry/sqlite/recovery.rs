@@ -24,6 +24,9 @@ use crate::registry::Orphan;
 /// page covers as many as are wanted.
 const PAGE: usize = 1000;
 
+/// The most notices of dead holders that one heartbeat deletes.
+const NOTICES_AT_ONCE: usize = 1000;
+
 /// The most dead holders that are adopted at a time. The lease file of each is open meanwhile.
 const ADOPTED_AT_ONCE: usize = 64;
 
@@ -57,11 +60,17 @@ pub(super) enum Step {
 /// How far the pages of one adopted holder have come.
 #[derive(Clone, Copy)]
 enum Progress {
-    /// All sessions up to this number are done. The last page had orphans.
-    Cursor(i64),
-    /// The same, and it had none.
-    Barren(i64),
+    /// All sessions up to the number `cursor` are done.
+    Reading {
+        cursor: i64,
+        /// Whether the last page had orphans.
+        had_orphans: bool,
+    },
     Finished,
+}
+
+impl Progress {
+    const START: Self = Self::Reading { cursor: 0, had_orphans: true };
 }
 
 /// What one holder recovers of others.
@@ -108,8 +117,8 @@ impl Recovery {
         while cost < PAGE {
             if let Some(range) = self.next_page(max, PAGE - cost) {
                 let page = read_page(holder, &range, max)?;
-                let progress = if page.orphans.is_empty() { Progress::Barren } else { Progress::Cursor };
-                self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, progress));
+                let reading = |cursor| Progress::Reading { cursor, had_orphans: !page.orphans.is_empty() };
+                self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, reading));
                 if !page.orphans.is_empty() {
                     claimed.orphans = page.orphans;
                     return Ok(Step::Found(claimed));
@@ -128,8 +137,10 @@ impl Recovery {
     /// The next page, of as many entries as are wanted, or of `rest` if the last one had no orphans.
     fn next_page(&self, max: usize, rest: usize) -> Option<Range> {
         self.adopted.iter().find_map(|(&dead, progress)| match *progress {
-            Progress::Cursor(cursor) => Some(Range { dead, cursor, len: max.min(rest) }),
-            Progress::Barren(cursor) => Some(Range { dead, cursor, len: rest }),
+            Progress::Reading { cursor, had_orphans } => {
+                let len = if had_orphans { max.min(rest) } else { rest };
+                Some(Range { dead, cursor, len })
+            }
             Progress::Finished => None,
         })
     }
@@ -139,7 +150,7 @@ impl Recovery {
         let mut expired = Vec::new();
         for (n, lease, adopted) in others(holder)? {
             if adopted {
-                self.adopted.entry(n).or_insert(Progress::Cursor(0));
+                self.adopted.entry(n).or_insert(Progress::START);
                 continue;
             }
             if expired.len() == ADOPTED_AT_ONCE {
@@ -163,7 +174,7 @@ impl Recovery {
             Ok(adopted)
         })?;
         for n in adopted {
-            self.adopted.insert(n, Progress::Cursor(0));
+            self.adopted.insert(n, Progress::START);
         }
         let is_full = expired.len() == ADOPTED_AT_ONCE;
         expired.into_iter().filter_map(|(.., file)| file).for_each(Lease::remove);
@@ -198,8 +209,12 @@ impl Recovery {
         let me = holder.me;
         let removed = holder.in_transaction_now(|tx| {
             let mut removed = Vec::new();
+            let mut notices = 0;
             for &n in &empty {
-                delete_notices(tx, n)?;
+                if notices >= NOTICES_AT_ONCE {
+                    break;
+                }
+                notices += delete_notices(tx, n)?;
                 if remove_holder(tx, n)? || !is_adopted_by(tx, n, me)? {
                     removed.push(n);
                 }
@@ -234,7 +249,6 @@ fn adopt_one(tx: &Transaction<'_>, me: i64, dead: i64, lease: &str) -> Result<Ve
     if !tx.prepare_cached(free)?.exists((dead, lease))? {
         return Ok(Vec::new());
     }
-    delete_notices(tx, dead)?;
     let sql = "UPDATE holders SET adopted_by = ?2 WHERE number = ?1 OR adopted_by = ?1 RETURNING number";
     tx.prepare_cached(sql)?.query_map((dead, me), |row| row.get(0))?.collect()
 }
@@ -243,11 +257,11 @@ fn is_adopted_by(tx: &Transaction<'_>, n: i64, me: i64) -> Result<bool> {
     tx.prepare_cached("SELECT 1 FROM holders WHERE number = ?1 AND adopted_by = ?2")?.exists((n, me))
 }
 
-/// Deletes some of the notices of a holder that is dead.
-pub(super) fn delete_notices(tx: &Transaction<'_>, holder: i64) -> Result<()> {
+/// Deletes up to [`NOTICES_AT_ONCE`] notices of a holder that is dead. Returns their number.
+pub(super) fn delete_notices(tx: &Transaction<'_>, holder: i64) -> Result<usize> {
     let sql = "DELETE FROM notices WHERE holder = ?1
-         AND generation IN (SELECT generation FROM notices WHERE holder = ?1 LIMIT 1000)";
-    tx.prepare_cached(sql)?.execute([holder]).map(drop)
+         AND generation IN (SELECT generation FROM notices WHERE holder = ?1 LIMIT ?2)";
+    tx.prepare_cached(sql)?.execute((holder, i64::try_from(NOTICES_AT_ONCE).unwrap_or(i64::MAX)))
 }
 
 /// Removes the row of a holder, unless something refers to it.
@@ -359,7 +373,7 @@ fn entries(tx: &Transaction<'_>, range: &Range) -> Result<Vec<Entry>> {
              (SELECT 1 FROM holds o WHERE o.session = h.session AND o.holder <> ?1 AND NOT o.released)
          FROM holds h WHERE h.holder = ?1 AND h.session > ?2
          UNION ALL
-         SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2
+         SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2 AND NOT dead
          ORDER BY 1 LIMIT ?3";
     let entry = |row: &Row<'_>| Ok(Entry { session: row.get(0)?, is_shared: row.get(1)? });
     let len = i64::try_from(range.len).unwrap_or(i64::MAX);

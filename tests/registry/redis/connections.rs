@@ -11,6 +11,9 @@ use super::support::{
 };
 use crate::support::logging::Warnings;
 
+/// A timeout for a busy machine, where a call may well wait that long for its error.
+const ENOUGH: Duration = Duration::from_secs(2);
+
 /// The text of an error that waiting does not help.
 fn unusable<T>(answer: Result<T, RegistryError>) -> String {
     match answer {
@@ -207,7 +210,13 @@ async fn a_replica_is_not_available() {
 async fn a_deployment_lives_in_one_slot_of_a_cluster() {
     let server = RedisServer::cluster();
     let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).prefix("a-deployment").lease(LONG).connect().await.unwrap();
+    let holder = RedisRegistry::builder(connection)
+        .prefix("a-deployment")
+        .lease(LONG)
+        .command_timeout(ENOUGH)
+        .connect()
+        .await
+        .unwrap();
     let (held, ended) = (record("{another}slot"), record("{}"));
     assert_eq!(holder.apply(vec![hold(&held), hold(&ended)]).await.unwrap(), [Applied::Created, Applied::Created]);
     assert_eq!(one(&holder, release(&ended, 0)).await, YOURS);
@@ -221,7 +230,7 @@ async fn a_deployment_lives_in_one_slot_of_a_cluster() {
 async fn g15_a_slot_that_moves_to_another_node_is_unavailable_and_never_half_read() {
     let (from, to) = (RedisServer::cluster(), RedisServer::cluster_node());
     let connection = ClusterClient::new([from.url()]).unwrap().get_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).command_timeout(ENOUGH).connect().await.unwrap();
     let records = records(10);
     holder.apply(records.iter().map(hold).collect()).await.unwrap();
     from.ask(&format!("CLUSTER MEET 127.0.0.1 {} {}", to.port(), to.bus_port()));
@@ -256,7 +265,7 @@ async fn a_multiplexed_connection_with_the_third_protocol_serves_too() {
     let server = RedisServer::start();
     let client = Client::open(format!("{}?protocol=resp3", server.url())).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).command_timeout(ENOUGH).connect().await.unwrap();
     let held = record("a");
     assert_eq!(one(&holder, hold(&held)).await, Applied::Created);
     assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Joined(held));

@@ -16,7 +16,7 @@ use tower_session_end::{
 use super::{
     proxy::Way,
     support::{
-        LONG, RedisServer, YOURS, attempted, claim_orphans, done, end, hold, holder, lazy_manager, one, record,
+        LONG, RedisServer, SHORT, YOURS, attempted, claim_orphans, done, end, hold, holder, lazy_manager, one, record,
         records, release,
     },
 };
@@ -57,7 +57,8 @@ async fn g15_five_recoveries_without_a_call_of_a_hook_count_nothing() {
 async fn g15_orphans_whose_answer_was_lost_are_returned_again() {
     let server = RedisServer::start();
     let way = Way::to(server.port()).await;
-    let other = RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).connect().await.unwrap();
+    let other =
+        RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).command_timeout(SHORT).connect().await.unwrap();
     // So that the server knows the scripts, and a late call is carried out.
     let dead = holder(&server).await;
     one(&dead, hold(&record("first"))).await;
@@ -69,7 +70,7 @@ async fn g15_orphans_whose_answer_was_lost_are_returned_again() {
     dead.apply(records[..30].iter().map(end).collect()).await.unwrap();
     dead.release_lease().await.unwrap();
     let mut all = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..3 {
         way.hold_back();
         let lost = other.claim_orphans(11).await;
         assert!(matches!(lost, Err(RegistryError::Unavailable(_))), "{lost:?}");
