@@ -26,9 +26,6 @@ const BATCHES_PER_ROUND: usize = 64;
 /// The time limit of one such call. No request waits for it.
 const RECOVERY_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// So often such a call looks whether a drain has begun.
-const DRAIN_CHECK: Duration = Duration::from_millis(10);
-
 /// A warning is logged if the handle has no driver after this time.
 const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -276,16 +273,13 @@ impl Persister {
 
     /// Drops a long call of the registry once a drain begins, which has no time for it.
     async fn until_drain<T>(&self, call: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
-        let may_be_long = !self.is_draining();
-        let begins = async {
-            while !self.is_draining() {
-                sleep(DRAIN_CHECK).await;
-            }
-        };
+        let is_long = !self.is_draining();
         tokio::select! {
             biased;
             answer = call => answer,
-            () = begins, if may_be_long => Err(RegistryError::unavailable("a drain has begun")),
+            () = wait_for(&self.drain_began, None, || self.is_draining()), if is_long => {
+                Err(RegistryError::unavailable("a drain has begun"))
+            }
         }
     }
 

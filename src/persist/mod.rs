@@ -93,6 +93,7 @@ pub(crate) struct Persister {
     lost_leases: AtomicU64,
     /// The dead letters in the store, at the last heartbeat.
     dead_letters: AtomicU64,
+    drain_began: Notify,
     /// Notified when the outbox is empty and no writer runs.
     written: Notify,
 }
@@ -137,6 +138,7 @@ impl Persister {
             deferred: Mutex::default(),
             lost_leases: AtomicU64::new(0),
             dead_letters: AtomicU64::new(0),
+            drain_began: Notify::new(),
             written: Notify::new(),
         })
     }
@@ -191,8 +193,15 @@ impl Persister {
         self.written.notify_waiters();
     }
 
+    /// Must be called when a drain begins. What has waited for the registry is written now, or handed over.
+    pub(crate) fn begin_drain(&self) {
+        self.reclaim_deferred();
+        self.replay_backlog();
+        self.drain_began.notify_waiters();
+    }
+
     /// Queues the deferred ends in the outbox again.
-    pub(crate) fn reclaim_deferred(&self) {
+    fn reclaim_deferred(&self) {
         let deferred = std::mem::take(&mut *lock(&self.deferred));
         self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }
