@@ -142,7 +142,9 @@ impl Runner {
             let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
             let event = |shared: &Arc<SharedEnd>| {
                 pool.on_call(&shared.generation, &shared.end);
-                shared.generation.set_end_running();
+                if shared.end.redelivery.is_none() {
+                    shared.generation.set_end_running();
+                }
                 pool.end_event(&shared.generation, shared.end.clone(), &call_limits)
             };
             let events = self.current.iter().map(event).collect();

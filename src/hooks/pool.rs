@@ -17,7 +17,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{sync::oneshot, task::AbortHandle, time::Instant};
 
 use super::{
     HookSet,
@@ -57,20 +57,22 @@ pub(crate) trait Persistence: Send + Sync {
     /// Whether this end may be delivered now. If not, the implementation has deferred or released it.
     fn may_deliver(self: Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> bool;
 
+    /// As [`on_call`](Self::on_call). The caller waits, if there is something to wait for.
+    fn count_call(&self, generation: &Arc<Generation>, end: &PendingEnd) -> Option<oneshot::Receiver<()>>;
+
     /// Must be called before a hook is called for this end.
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd);
 
-    /// The number of leases that were lost. Must be read before the end leaves the tracker.
-    fn lost_leases(&self) -> u64;
+    /// Must be called before an end whose hooks have failed leaves the tracker.
+    fn on_failing(&self, generation: &Arc<Generation>);
 
-    /// The end is over, and hooks have failed. So many leases had been lost before it left the tracker.
+    /// The end is over, and hooks have failed.
     fn on_failure(
         self: Arc<Self>,
         pool: &Arc<Pool>,
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
-        lease: u64,
     );
 
     /// Hooks that had failed before have succeeded.
@@ -143,6 +145,21 @@ impl Pool {
         persistence.is_none_or(|persistence| Arc::clone(persistence).may_deliver(self, generation, end))
     }
 
+    /// Whether the calls for this end are counted. Those of most ends are not.
+    pub(super) fn is_counted(&self, generation: &Generation, end: &PendingEnd) -> bool {
+        self.persistence.is_some() && (end.redelivery.is_some() || generation.recovered_attempts().is_some())
+    }
+
+    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is.
+    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) {
+        let Some(persistence) = &self.persistence else { return };
+        if let Some(counted) = persistence.count_call(generation, end) {
+            Arc::clone(persistence).wake(self);
+            // The sender may be dropped, with its writer.
+            let _ = counted.await;
+        }
+    }
+
     /// Must be called before a hook is called for this end.
     pub(super) fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         if let Some(persistence) = &self.persistence {
@@ -160,13 +177,13 @@ impl Pool {
         failure: Option<FailedDelivery>,
     ) -> bool {
         let is_first = end.redelivery.is_none();
-        let lease = self.persistence.as_ref().map(|persistence| persistence.lost_leases()).unwrap_or_default();
+        if let (Outcome::Failed, Some(persistence)) = (outcome, &self.persistence) {
+            persistence.on_failing(generation);
+        }
         let may_have_queued = is_first && self.tracker.on_end_done(generation, outcome);
         let Some(persistence) = &self.persistence else { return may_have_queued };
         match (outcome, failure) {
-            (Outcome::Failed, Some(failure)) => {
-                Arc::clone(persistence).on_failure(self, generation, end, failure, lease)
-            }
+            (Outcome::Failed, Some(failure)) => Arc::clone(persistence).on_failure(self, generation, end, failure),
             (Outcome::Ended, _) if !is_first => persistence.on_redelivered(generation),
             _ => {}
         }

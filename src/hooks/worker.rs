@@ -189,9 +189,13 @@ impl Worker {
         let failed = if pool.hooks.end.is_empty() || only.is_some_and(|only| pool.are_batches(only)) {
             Vec::new()
         } else {
-            pool.on_call(&generation, &end);
-            generation.set_end_running();
             self.current = Some(Current::End(Arc::clone(&generation), end.clone(), shared.clone()));
+            if pool.is_counted(&generation, &end) {
+                pool.count_call(&generation, &end).await;
+            }
+            if end.redelivery.is_none() {
+                generation.set_end_running();
+            }
             let event = pool.end_event(&generation, end.clone(), call_limits);
             let failed = call_all(&pool.hooks.end, only, event, call_limits.expires, || ensure_watchdog(&pool)).await;
             self.current = None;

@@ -55,7 +55,11 @@ impl Persister {
     /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
     pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
         let recovery = Arc::new(Recovery::default());
-        let claimed = self.claim_orphans(pool, &recovery, || true);
+        let may_continue = || match self.is_draining() {
+            true => Err(RegistryError::unavailable("a drain has begun")),
+            false => Ok(true),
+        };
+        let claimed = self.claim_orphans(pool, &recovery, may_continue);
         let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
         let deadline = deadline.unwrap_or_else(in_a_year);
         let claimed = timeout_at(deadline, claimed)
@@ -158,7 +162,7 @@ impl Persister {
     async fn heartbeat_round(&self, pool: &Arc<Pool>, batches: usize) {
         let recovery = Arc::new(Recovery::default());
         let mut batches = 0..batches;
-        let may_continue = || batches.next().is_some() && self.tracker.phase() < Phase::Closing;
+        let may_continue = || Ok(batches.next().is_some() && self.tracker.phase() < Phase::Closing);
         // The error has been logged, and the next heartbeat retries.
         let _ = self.claim_orphans(pool, &recovery, may_continue).await;
         let found = recovery.found.load(Ordering::SeqCst);
@@ -174,7 +178,7 @@ impl Persister {
         &self,
         pool: &Arc<Pool>,
         recovery: &Arc<Recovery>,
-        mut may_continue: impl FnMut() -> bool,
+        mut may_continue: impl FnMut() -> Result<bool, RegistryError>,
     ) -> Result<(), RegistryError> {
         let mut is_first = true;
         loop {
@@ -186,7 +190,11 @@ impl Persister {
             if calls.breaker.retry_at.is_some() {
                 return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
             }
-            if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
+            if !may_continue()? {
+                return Ok(());
+            }
+            // After an empty answer there may be more, as the last heartbeat has said or the next one says.
+            if self.claim_batch(&mut calls, recovery).await? == 0 && !self.expects_notices.load(Ordering::SeqCst) {
                 return Ok(());
             }
             drop(calls);

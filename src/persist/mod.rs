@@ -22,7 +22,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     task::AbortHandle,
     time::{Instant, timeout},
 };
@@ -89,8 +89,6 @@ pub(crate) struct Persister {
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
-    /// The number of leases that were lost.
-    lost_leases: AtomicU64,
     /// The dead letters in the store, at the last heartbeat.
     dead_letters: AtomicU64,
     drain_began: Notify,
@@ -136,7 +134,6 @@ impl Persister {
             expects_notices: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
-            lost_leases: AtomicU64::new(0),
             dead_letters: AtomicU64::new(0),
             drain_began: Notify::new(),
             written: Notify::new(),
@@ -279,9 +276,8 @@ impl Persister {
              held; active sessions go on as new generations",
         );
         self.tracker.restart_all();
-        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now either
-        // is marked there, or has read the number before.
-        self.lost_leases.fetch_add(1, Ordering::SeqCst);
+        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now is marked
+        // there, or is among the failed ones already.
         self.redeliveries.leave_recorded();
     }
 
@@ -292,6 +288,7 @@ impl Persister {
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
         self.tracker.mark_records_lost();
+        self.record_scheduled_again();
         self.expect_notices();
     }
 }
@@ -300,8 +297,8 @@ impl Persistence for Persister {
     /// While the lease is uncertain, an end is deferred until the next heartbeat. A drain has no time for that: the end
     /// is handed over to the next process.
     fn may_deliver(self: Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
-        if let Some(redelivery) = &end.redelivery {
-            return self.may_redeliver(pool, generation, end, redelivery);
+        if end.redelivery.is_some() {
+            return self.may_redeliver(pool, generation, end);
         }
         if self.lease_allows_delivery(generation) {
             return true;
@@ -319,8 +316,12 @@ impl Persistence for Persister {
         false
     }
 
-    fn lost_leases(&self) -> u64 {
-        self.lost_leases.load(Ordering::SeqCst)
+    fn count_call(&self, generation: &Arc<Generation>, end: &PendingEnd) -> Option<oneshot::Receiver<()>> {
+        self.count_attempt(generation, end)
+    }
+
+    fn on_failing(&self, generation: &Arc<Generation>) {
+        self.redeliveries.add(generation);
     }
 
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
@@ -333,9 +334,8 @@ impl Persistence for Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
-        lease: u64,
     ) {
-        self.redeliver_or_bury(pool, generation, end, failure, lease);
+        self.redeliver_or_bury(pool, generation, end, failure);
     }
 
     fn on_redelivered(&self, generation: &Arc<Generation>) {

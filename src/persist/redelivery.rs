@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use hashbrown::HashMap;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
@@ -45,15 +46,31 @@ pub(super) struct Redeliveries {
 #[derive(Debug, Default)]
 struct Schedule {
     due: BTreeMap<(Instant, u64), (Arc<Generation>, PendingEnd)>,
+    /// All ends whose hooks have failed and that are neither delivered nor dead letters, by number: also those whose hooks run.
+    failed: HashMap<u64, Arc<Generation>>,
     added: u64,
     task: Option<Arc<OnceLock<AbortHandle>>>,
     is_closed: bool,
 }
 
 impl Redeliveries {
-    /// What is on record is left to other processes. They do not know of the rest.
+    /// An end whose hooks have failed.
+    pub(super) fn add(&self, generation: &Arc<Generation>) {
+        lock(&self.schedule).failed.insert(generation.number, Arc::clone(generation));
+    }
+
+    fn remove(&self, generation: &Generation) {
+        lock(&self.schedule).failed.remove(&generation.number);
+    }
+
+    /// What is on record is left to other processes, which have recovered it. They do not know of the rest.
     pub(super) fn leave_recorded(&self) {
-        lock(&self.schedule).due.retain(|_, (generation, _)| !generation.record_state().is_on_record());
+        let mut schedule = lock(&self.schedule);
+        let recorded = schedule.failed.extract_if(|_, generation| generation.record_state().is_on_record());
+        for (_, generation) in recorded {
+            generation.set_record_state(RecordState::TakenOver);
+        }
+        schedule.due.retain(|_, (generation, _)| generation.record_state() != RecordState::TakenOver);
     }
 
     pub(super) fn close(&self) {
@@ -61,6 +78,7 @@ impl Redeliveries {
             let mut schedule = lock(&self.schedule);
             schedule.is_closed = true;
             schedule.due.clear();
+            schedule.failed.clear();
             schedule.task.clone()
         };
         if let Some(abort) = task.as_ref().and_then(|task| task.get()) {
@@ -74,16 +92,48 @@ impl Persister {
     /// delivered at once.
     pub(super) fn record_attempt(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         if let Some(before) = attempts_before(generation, end)
-            && generation.record_state().is_on_record()
+            && has_record(generation)
         {
-            self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), before + 1));
+            self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), before + 1, None));
         }
     }
 
+    /// As [`record_attempt`](Self::record_attempt). The caller waits until the call is counted, so that a hook which ends the
+    /// process is not called for ever. In a drain there is no time for that.
+    pub(super) fn count_attempt(
+        &self,
+        generation: &Arc<Generation>,
+        end: &PendingEnd,
+    ) -> Option<oneshot::Receiver<()>> {
+        let before = attempts_before(generation, end)?;
+        if !has_record(generation) || self.is_draining() {
+            self.record_attempt(generation, end);
+            return None;
+        }
+        let (counted, wait) = oneshot::channel();
+        self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), before + 1, Some(counted)));
+        Some(wait)
+    }
+
     pub(super) fn record_redelivered(&self, generation: &Arc<Generation>) {
-        if generation.record_state().is_on_record() {
+        self.redeliveries.remove(generation);
+        if has_record(generation) {
             self.outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
         }
+    }
+
+    /// Records an end that has no record, because its hooks have failed. The session has ended here.
+    fn record_late(&self, generation: &Arc<Generation>, end: &PendingEnd) {
+        generation.set_record_state(RecordState::Unsent);
+        self.outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+        self.outbox.push(OutboxEntry::EndDeliveredOffline(Arc::clone(generation), end.clone()));
+    }
+
+    /// The registry has lost its records: ends that are to be delivered again are recorded again.
+    pub(super) fn record_scheduled_again(&self) {
+        let schedule = lock(&self.redeliveries.schedule);
+        let recorded = schedule.due.values().filter(|(generation, _)| has_record(generation));
+        recorded.for_each(|(generation, end)| self.record_late(generation, end));
     }
 
     /// The hooks of an end have failed: it is delivered again later, unless that was the last attempt.
@@ -93,27 +143,28 @@ impl Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
-        lease: u64,
     ) {
         let FailedDelivery { hooks, error } = failure;
-        let is_stale = |redelivery: &Arc<Redelivery>| redelivery.lease != lease;
-        let is_lost = generation.record_state().is_on_record() && end.redelivery.as_ref().is_some_and(is_stale);
-        if is_lost || generation.record_state() == RecordState::TakenOver {
+        if generation.record_state() == RecordState::TakenOver {
             // The lease was lost while the hooks ran, and another process delivers it.
-            return;
+            return self.redeliveries.remove(generation);
         }
         let before = attempts_before(generation, end);
         let attempts = before.unwrap_or(0) + 1;
         if !self.redeliver {
             return self.record_redelivered(generation);
         }
+        if !has_record(generation) {
+            self.record_late(generation, end);
+        }
         if attempts >= MAX_ATTEMPTS {
+            self.redeliveries.remove(generation);
             return self.bury(generation.id.clone(), self.tracker.generation_id(generation), end.reason, error);
         }
-        if before.is_none() && generation.record_state().is_on_record() {
-            self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), attempts));
+        if before.is_none() {
+            self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), attempts, None));
         }
-        let redelivery = Redelivery { attempts, hooks, lease };
+        let redelivery = Redelivery { attempts, hooks };
         let end = PendingEnd { redelivery: Some(Arc::new(redelivery)), ..end.clone() };
         self.schedule(pool, Arc::clone(generation), end, backoff(attempts));
     }
@@ -137,12 +188,10 @@ impl Persister {
         pool: &Arc<Pool>,
         generation: &Arc<Generation>,
         end: &PendingEnd,
-        redelivery: &Redelivery,
     ) -> bool {
-        let is_owned =
-            !generation.record_state().is_on_record() || redelivery.lease == self.lost_leases.load(Ordering::SeqCst);
         // A drain has no time for it, and the next process delivers it.
-        if !is_owned || self.tracker.phase() >= Phase::Closing {
+        if generation.record_state() == RecordState::TakenOver || self.tracker.phase() >= Phase::Closing {
+            self.redeliveries.remove(generation);
             return false;
         }
         if generation.record_state().is_on_record() && !self.registry.lease_is_valid() {
@@ -245,6 +294,11 @@ impl Drop for Runner {
             redeliveries.is_suspended.store(true, Ordering::SeqCst);
         }
     }
+}
+
+/// Whether the end has a record in the registry, or is to have one.
+fn has_record(generation: &Generation) -> bool {
+    !matches!(generation.record_state(), RecordState::None | RecordState::TakenOver)
 }
 
 /// The calls of the hooks of this end so far; `None` if none was counted.

@@ -6,7 +6,7 @@ use super::{Persister, backlog::Withheld};
 use crate::{
     observability::ReleaseCause,
     registry::{Applied, Change, Notice},
-    tracker::{Generation, Origin, OutboxEntry, PendingEnd, RecordState, Scope, Tracker},
+    tracker::{Generation, Origin, OutboxEntry, PendingEnd, RecordState, Scope, Stage, Tracker},
 };
 
 /// What an entry needs of the registry.
@@ -64,7 +64,7 @@ pub(super) fn step_of(tracker: &Tracker, entry: &OutboxEntry) -> Step {
                 _ => Change::Forget { id, generation },
             }
         }
-        OutboxEntry::Attempted(generation, attempts) => {
+        OutboxEntry::Attempted(generation, attempts, _) => {
             Change::Attempted { generation: tracker.generation_id(generation), attempts: *attempts }
         }
         OutboxEntry::Delivered(generation) => Change::Delivered { generation: tracker.generation_id(generation) },
@@ -113,6 +113,9 @@ pub(super) fn apply_answer(persister: &Persister, entry: OutboxEntry, answer: &A
             tracker.skip_start(&generation);
             apply_hold_answer(tracker, &generation, answer);
             persister.outbox.put_back([OutboxEntry::Release(generation, cause)]);
+        }
+        OutboxEntry::Attempted(_, _, Some(counted)) => {
+            let _ = counted.send(());
         }
         // The next heartbeat says when it ended.
         OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
@@ -171,8 +174,12 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
             if persister.may_start_unrecorded(&generation) {
                 tracker.start_unrecorded(&generation);
             }
-            // Once the registry answers, it is held anew. Until then no head waits for it.
+            // Once the registry answers, it is held anew if it is active. Until then no head waits for it.
             generation.notify_recorded();
+            // An end that has failed, and was not on record.
+            if generation.stage() == Stage::Done {
+                persister.backlog().push(OutboxEntry::Hold(generation));
+            }
         }
         // Once the registry answers, its record is written with the present details. Until then no other update is queued.
         OutboxEntry::Update(ref generation) => {
@@ -190,13 +197,13 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
                 persister.backlog().push(entry);
             }
         }
-        OutboxEntry::EndDeliveredOffline(ref generation, _)
-        | OutboxEntry::Attempted(ref generation, _)
-        | OutboxEntry::Delivered(ref generation) => {
-            if generation.record_state().is_on_record() {
-                persister.backlog().push(entry);
+        OutboxEntry::Attempted(generation, attempts, counted) => {
+            if let Some(counted) = counted {
+                let _ = counted.send(());
             }
+            persister.backlog().push(OutboxEntry::Attempted(generation, attempts, None));
         }
+        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) => persister.backlog().push(entry),
         OutboxEntry::DeadLetter(..) => persister.backlog().push(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}

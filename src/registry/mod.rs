@@ -84,8 +84,8 @@ pub trait Registry: Send + Sync + 'static {
     /// * dead letters that an operator has asked to deliver again, with their recorded reason.
     ///
     /// [Dead letters](Change::DeadLetter) are not claimed. A claim is durable: if this holder dies too, another holder finds it
-    /// again. Two holders never claim the same end. An empty answer means that there are no orphans at the moment. If the
-    /// answer of a call does not arrive (an error, a dropped future), a later call returns the same orphans again.
+    /// again. Two holders never claim the same end. An empty answer means that there are no orphans at the moment, or that
+    /// the call has read enough: then the next heartbeat [says so](Heartbeat::has_more). If the answer of a call does not arrive (an error, a dropped future), a later call returns the same orphans again.
     ///
     /// # Errors
     ///
@@ -122,7 +122,8 @@ pub trait Registry: Send + Sync + 'static {
 pub struct Heartbeat {
     /// The oldest notices of this holder, 1,000 at most. The caller [acknowledges](Change::Acknowledge) each.
     pub notices: Vec<Notice>,
-    /// Whether there are more notices. The caller then sends the next heartbeat once it has acknowledged these.
+    /// Whether there are more notices, or there may be orphans although the last [`claim_orphans`](Registry::claim_orphans)
+    /// returned none. The caller then claims orphans, and sends the next heartbeat once it has acknowledged the notices.
     pub has_more: bool,
     /// The number of [dead letters](Change::DeadLetter) in the store, of all holders.
     pub dead_letters: u64,

@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::oneshot;
+
 use super::generation::{Generation, PendingEnd, RecordState};
 use crate::{
     observability::ReleaseCause,
@@ -28,8 +30,8 @@ pub(crate) enum OutboxEntry {
     EndDeliveredOffline(Arc<Generation>, PendingEnd),
     /// It was claimed silently.
     Release(Arc<Generation>, ReleaseCause),
-    /// The hooks of its end are called. So many calls are made now.
-    Attempted(Arc<Generation>, u32),
+    /// The hooks of its end are called. So many calls are made now. The sender is for hooks that wait for the answer.
+    Attempted(Arc<Generation>, u32, Option<oneshot::Sender<()>>),
     /// Its end is delivered.
     Delivered(Arc<Generation>),
     /// The hooks of this end have failed too often. The last error of a hook.
@@ -51,7 +53,7 @@ impl OutboxEntry {
             | Self::End(generation, _)
             | Self::EndDeliveredOffline(generation, _)
             | Self::Release(generation, _)
-            | Self::Attempted(generation, _)
+            | Self::Attempted(generation, ..)
             | Self::Delivered(generation) => &generation.id,
             Self::DeadLetter(id, ..) | Self::Acknowledge(id, _) => id,
         }

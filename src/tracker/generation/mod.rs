@@ -524,8 +524,6 @@ pub(crate) struct Redelivery {
     pub(crate) attempts: u32,
     /// The hooks that failed.
     pub(crate) hooks: Vec<usize>,
-    /// The number of leases that this process had lost when they failed: with a later one, others own the end.
-    pub(crate) lease: u64,
 }
 
 /// The reach of an end where several replicas hold the session.

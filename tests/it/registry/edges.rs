@@ -404,7 +404,6 @@ async fn g15_one_end_that_a_batch_hook_always_refuses_makes_no_dead_letters_of_t
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "an attempt is queued and not awaited: a hook that ends the process at once is called by every next process"]
 async fn g15_an_end_whose_hook_ends_the_process_at_once_is_a_dead_letter() {
     let store = Store::default();
     Replica::dead(&store, None).await;
@@ -427,7 +426,6 @@ async fn g15_an_end_whose_hook_ends_the_process_at_once_is_a_dead_letter() {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "what is scheduled has left the tracker, and is not held again after a loss of data"]
 async fn g15_an_end_that_is_to_be_delivered_again_is_recorded_again_after_a_loss_of_data() {
     let store = Store::default();
     let sessions = ActiveSessions::builder()
@@ -446,7 +444,6 @@ async fn g15_an_end_that_is_to_be_delivered_again_is_recorded_again_after_a_loss
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "an end without a record has no dead letter: after five failed calls a log event is all that is left"]
 async fn g15_an_unrecorded_end_whose_hooks_fail_too_often_is_a_dead_letter_too() {
     let store = Store::default();
     let holder = store.holder();
