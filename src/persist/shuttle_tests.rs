@@ -26,7 +26,8 @@ use crate::{
     sync::{AtomicUsize, Mutex, Ordering, lock},
     tasks::Tasks,
     tracker::{
-        Activity, Counts, Generation, Job, NoteSource, Noted, Origin, Outbox, Outcome, PendingEnd, Scope, Tracker,
+        Activity, Counts, Generation, Job, NoteSource, Noted, Origin, Outbox, Outcome, PendingEnd, RecordState, Scope,
+        Tracker,
         clock::NEVER,
         shuttle_tests::{assert_nothing_is_left, explore},
     },
@@ -344,6 +345,16 @@ impl Model {
     }
 
     fn run_worker(&self) {
+        while !self.is_done() {
+            if !self.run_jobs() {
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// Runs what is queued. Returns false if that is nothing.
+    fn run_jobs(&self) -> bool {
+        let mut has_run = false;
         loop {
             let job = {
                 let mut queue = self.tracker.queue.state();
@@ -357,9 +368,9 @@ impl Model {
                     self.tracker.on_start_done(&generation);
                 }
                 Some(Job::End(generation, end)) => self.run_end(&generation, end),
-                None if self.is_done() => break,
-                None => thread::yield_now(),
+                None => return has_run,
             }
+            has_run = true;
         }
     }
 
@@ -655,6 +666,41 @@ fn g16_a_lost_lease_beside_a_running_start_renews_the_session_after_it() {
         model.spawn(Model::lose_lease);
         let counts = model.check();
         assert!(counts.starts >= model.count(Hook::Start) as u64, "{counts:?}");
+    });
+}
+
+#[test]
+fn g16_a_session_goes_on_with_a_start_and_a_record_after_a_lost_lease_or_a_notice() {
+    explore(|| {
+        let model = Model::new();
+        for id in ["a", "b"] {
+            model.hold(id);
+        }
+        // Noted after the end elsewhere, as far as its age says.
+        let generation = model.note("b");
+        let listener = generation.listen();
+        model.spawn(|model| {
+            model.end_elsewhere("b");
+            model.lose_lease();
+        });
+        model.spawn(|model| {
+            model.run_jobs();
+            model.write();
+        });
+        while model.running.load(Ordering::SeqCst) > 0 {
+            thread::yield_now();
+        }
+        while model.write() || model.run_jobs() {}
+        assert!(listener.is_cancelled(), "the streams of the old generation go on");
+        for id in ["a", "b"] {
+            let generation = model.tracker.find(id.as_bytes()).unwrap();
+            let generation_id = model.tracker.generation_id(&generation);
+            assert_eq!(generation.record_state(), RecordState::Held);
+            assert_eq!(lock(&model.records).status[&generation_id].1, Status::Held);
+            let is_start = |(_, of, hook): &(_, _, Hook)| *of == generation_id && *hook == Hook::StartDone;
+            assert!(lock(&model.log).iter().any(is_start), "{id}: no start of the new generation");
+        }
+        model.check();
     });
 }
 
