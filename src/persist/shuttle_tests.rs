@@ -78,6 +78,8 @@ struct Records {
     is_down: bool,
     /// So many calls are applied, and their answers are lost.
     lost_answers: usize,
+    /// So many calls are not applied.
+    lost_calls: usize,
 }
 
 impl Records {
@@ -250,6 +252,12 @@ impl Model {
         if group.is_empty() {
             return false;
         }
+        if records.lost_calls > 0 {
+            records.lost_calls -= 1;
+            // Each entry has changed its record's state.
+            group.iter().for_each(|entry| drop(step_of(&self.tracker, entry)));
+            records.is_down = true;
+        }
         if records.is_down {
             group.into_iter().for_each(|entry| apply_degraded(&self.persister, entry));
             return true;
@@ -388,6 +396,13 @@ impl Model {
         }
         thread::yield_now();
         if !is_first {
+            if !self.persister.outbox.is_empty() {
+                self.tracker.queue.push_all(vec![Job::End(Arc::clone(generation), end)]);
+                return;
+            }
+            let id = self.tracker.generation_id(generation);
+            let is_owned = |(_, status): &(_, Status)| *status == Status::Owned;
+            assert!(lock(&self.records).status.get(&id).is_some_and(is_owned), "no process delivers it again");
             self.persister.record_attempt(generation, &end);
             self.persister.record_redelivered(generation);
             self.redeliveries.fetch_sub(1, Ordering::SeqCst);
@@ -673,7 +688,7 @@ fn g16_a_lost_lease_beside_a_running_start_renews_the_session_after_it() {
 fn g16_a_session_goes_on_with_a_start_and_a_record_after_a_lost_lease_or_a_notice() {
     explore(|| {
         let model = Model::new();
-        for id in ["a", "b"] {
+        for id in ["a", "b", "c"] {
             model.hold(id);
         }
         // Noted after the end elsewhere, as far as its age says.
@@ -681,6 +696,7 @@ fn g16_a_session_goes_on_with_a_start_and_a_record_after_a_lost_lease_or_a_notic
         let listener = generation.listen();
         model.spawn(|model| {
             model.end_elsewhere("b");
+            model.end_elsewhere("c");
             model.lose_lease();
         });
         model.spawn(|model| {
@@ -691,6 +707,7 @@ fn g16_a_session_goes_on_with_a_start_and_a_record_after_a_lost_lease_or_a_notic
             thread::yield_now();
         }
         while model.write() || model.run_jobs() {}
+        assert!(model.tracker.find(b"c").is_none(), "others have ended it");
         assert!(listener.is_cancelled(), "the streams of the old generation go on");
         for id in ["a", "b"] {
             let generation = model.tracker.find(id.as_bytes()).unwrap();
@@ -700,6 +717,39 @@ fn g16_a_session_goes_on_with_a_start_and_a_record_after_a_lost_lease_or_a_notic
             let is_start = |(_, of, hook): &(_, _, Hook)| *of == generation_id && *hook == Hook::StartDone;
             assert!(lock(&model.log).iter().any(is_start), "{id}: no start of the new generation");
         }
+        model.check();
+    });
+}
+
+#[test]
+fn g16_a_lost_lease_keeps_a_session_whose_record_may_not_exist() {
+    explore(|| {
+        let model = Model::new();
+        model.start_in_outage("a");
+        lock(&model.records).lost_calls = 1;
+        model.spawn(|model| {
+            model.come_up();
+            model.write();
+            model.come_up();
+            model.lose_lease();
+        });
+        model.spawn(|model| {
+            model.write();
+        });
+        model.check();
+    });
+}
+
+#[test]
+fn g16_a_session_that_has_started_becomes_no_other() {
+    explore(|| {
+        let model = Model::new();
+        lock(&model.records).joined.insert(SessionId::try_from("a").unwrap());
+        model.start_in_outage("a");
+        model.spawn(Model::come_up);
+        model.spawn(|model| {
+            model.write();
+        });
         model.check();
     });
 }
