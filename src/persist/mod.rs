@@ -13,6 +13,8 @@ mod breaker;
 mod health;
 mod heartbeat;
 mod redelivery;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 mod translate;
 mod writer;
 

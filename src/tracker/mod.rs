@@ -28,7 +28,7 @@ pub(crate) mod queue;
 mod recovery;
 mod shard;
 #[cfg(all(test, shuttle))]
-mod shuttle_tests;
+pub(crate) mod shuttle_tests;
 mod snapshot;
 mod sweep;
 mod tombstones;

@@ -61,7 +61,7 @@ impl OutboxEntry {
 }
 
 /// With more entries than this, the records of sessions that end before they were written are cancelled.
-const OVERLOAD: usize = 16_384;
+const OVERLOAD: usize = if cfg!(shuttle) { 3 } else { 16_384 };
 
 /// The most entries that one call leaves for a later one because of their ids.
 const MAX_PASSED: usize = 8192;
