@@ -5,6 +5,7 @@ mod guard;
 mod recovery;
 
 use std::{
+    convert::Infallible,
     fmt,
     future::{Future, IntoFuture},
     sync::{
@@ -951,9 +952,16 @@ impl NoteOutcome {
     /// ```
     pub async fn recorded(self) -> bool {
         let Some((generation, sessions)) = self.recorded else { return false };
+        let inner = &sessions.inner;
+        // Polled after the wait has begun, so the wait sees its outcome.
+        let retry = async {
+            inner.persister.iter().for_each(|persister| persister.retry_record(&inner.pool, &generation));
+            std::future::pending::<Infallible>().await
+        };
         tokio::select! {
             biased;
             is_recorded = generation.until_recorded() => is_recorded,
+            never = retry => match never {},
             // The writer has ended: a session that is not recorded by now never is.
             () = sessions.inner.shutdown.closed.cancelled() => false,
         }

@@ -17,6 +17,9 @@ use crate::{
     tracker::{Generation, Outcome, PendingEnd},
 };
 
+/// After this many calls an end is delivered alone, so that one bad end makes no dead letters of others.
+const SUSPECT_AFTER: u32 = 2;
+
 /// An end with several parts: one for each batch hook, and one for the worker with the other hooks.
 pub(super) struct SharedEnd {
     pool: Arc<Pool>,
@@ -44,6 +47,12 @@ impl SharedEnd {
     pub(super) fn is_for(&self, index: usize) -> bool {
         let number = self.pool.hooks.end.len() + index;
         self.end.redelivery.as_ref().is_none_or(|redelivery| redelivery.hooks.contains(&number))
+    }
+
+    /// Whether it has failed so often that it may be the one that makes a batch fail.
+    fn is_suspect(&self) -> bool {
+        let redelivered = self.end.redelivery.as_ref().map(|redelivery| redelivery.attempts);
+        redelivered.or_else(|| self.generation.recovered_attempts()).is_some_and(|attempts| attempts >= SUSPECT_AFTER)
     }
 
     /// Must be called once for each part. The last call completes the end.
@@ -160,6 +169,8 @@ impl Runner {
         let may_start = self.pool.tracker.queue.state().limits.allow_start(now);
         if may_start {
             let n = max.min(state.waiting.len());
+            let suspect = state.waiting.iter().take(n).position(|end| end.is_suspect());
+            let n = suspect.map_or(n, |before| before.max(1));
             self.current = state.waiting.drain(..n).collect();
         }
         if self.current.is_empty() {

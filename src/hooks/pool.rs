@@ -60,13 +60,17 @@ pub(crate) trait Persistence: Send + Sync {
     /// Must be called before a hook is called for this end.
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd);
 
-    /// The end is over, and hooks have failed.
+    /// The number of leases that were lost. Must be read before the end leaves the tracker.
+    fn lost_leases(&self) -> u64;
+
+    /// The end is over, and hooks have failed. So many leases had been lost before it left the tracker.
     fn on_failure(
         self: Arc<Self>,
         pool: &Arc<Pool>,
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     );
 
     /// Hooks that had failed before have succeeded.
@@ -156,10 +160,13 @@ impl Pool {
         failure: Option<FailedDelivery>,
     ) -> bool {
         let is_first = end.redelivery.is_none();
+        let lease = self.persistence.as_ref().map(|persistence| persistence.lost_leases()).unwrap_or_default();
         let may_have_queued = is_first && self.tracker.on_end_done(generation, outcome);
         let Some(persistence) = &self.persistence else { return may_have_queued };
         match (outcome, failure) {
-            (Outcome::Failed, Some(failure)) => Arc::clone(persistence).on_failure(self, generation, end, failure),
+            (Outcome::Failed, Some(failure)) => {
+                Arc::clone(persistence).on_failure(self, generation, end, failure, lease)
+            }
             (Outcome::Ended, _) if !is_first => persistence.on_redelivered(generation),
             _ => {}
         }

@@ -24,6 +24,10 @@ impl Persister {
         self.health.load(Ordering::SeqCst) != Health::InTime as u8
     }
 
+    pub(super) fn is_down(&self) -> bool {
+        self.health.load(Ordering::SeqCst) == Health::Down as u8
+    }
+
     pub(crate) fn degradations(&self) -> u64 {
         self.degradations.load(Ordering::Relaxed)
     }

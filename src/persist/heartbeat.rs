@@ -106,11 +106,18 @@ impl Persister {
         self.heartbeat_round(pool, 1).await;
     }
 
+    /// There are more notices than one heartbeat returns, and the writer has acknowledged these.
+    pub(super) async fn heartbeat_if_expected(&self, pool: &Arc<Pool>) {
+        if self.expects_notices.load(Ordering::SeqCst) && self.tracker.phase() < Phase::Closing {
+            self.heartbeat_round(pool, 1).await;
+        }
+    }
+
     /// Sends a heartbeat to a registry whose breaker is open. On success the caller
     /// [replays](Self::replay_backlog) the backlog.
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
-        match call(limit, self.registry.heartbeat()).await {
+        match self.send_heartbeat(limit).await {
             Ok(answer) => self.on_heartbeat(answer),
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
@@ -124,6 +131,17 @@ impl Persister {
             self.restore(calls);
         }
         Ok(())
+    }
+
+    /// One heartbeat. A conflict is tried again at once.
+    async fn send_heartbeat(&self, limit: Duration) -> Result<Heartbeat, RegistryError> {
+        let mut conflicts = 0;
+        loop {
+            match call(limit, self.registry.heartbeat()).await {
+                Err(RegistryError::Conflict) if conflicts < MAX_CONFLICTS => conflicts += 1,
+                answer => return answer,
+            }
+        }
     }
 
     fn on_heartbeat(&self, answer: Heartbeat) {
@@ -164,6 +182,10 @@ impl Persister {
             if std::mem::take(&mut is_first) || self.is_heartbeat_due() {
                 self.heartbeat(&mut calls).await?;
             }
+            // After the first batch: the writer may have tripped it, or `finish` has released the lease.
+            if calls.breaker.retry_at.is_some() {
+                return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
+            }
             if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
                 return Ok(());
             }
@@ -176,6 +198,7 @@ impl Persister {
     async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let now = self.tracker.clock.now();
         self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
+        self.expects_notices.store(false, Ordering::SeqCst);
         if calls.breaker.is_open(now) {
             return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
         }
@@ -187,7 +210,7 @@ impl Persister {
         }
         let limit = self.call_timeout_in_drain();
         let began = Instant::now();
-        match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
+        match self.send_heartbeat(limit.unwrap_or(CALL_TIMEOUT)).await {
             Ok(answer) => {
                 self.on_call(began.elapsed());
                 self.on_heartbeat(answer);
@@ -209,7 +232,9 @@ impl Persister {
     /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
     fn is_heartbeat_due(&self) -> bool {
         let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
+        last == 0
+            || self.expects_notices.load(Ordering::SeqCst)
+            || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
     fn heartbeat_nanos(&self) -> Nanos {
@@ -220,11 +245,14 @@ impl Persister {
     async fn claim_batch(&self, calls: &mut Calls, recovery: &Arc<Recovery>) -> Result<usize, RegistryError> {
         let mut retries = 0;
         let orphans = loop {
-            match call(RECOVERY_CALL_TIMEOUT, self.registry.claim_orphans(RECOVERY_BATCH)).await {
+            let limit = self.call_timeout_in_drain().unwrap_or(RECOVERY_CALL_TIMEOUT);
+            match self.until_drain(call(limit, self.registry.claim_orphans(RECOVERY_BATCH))).await {
                 Ok(orphans) => break orphans,
                 Err(RegistryError::Conflict) if retries < MAX_CONFLICTS => {}
                 Err(RegistryError::Fenced) if retries < MAX_LEASE_RETRIES => self.on_fenced(),
                 Err(RegistryError::DataLost) if retries < MAX_LEASE_RETRIES => self.on_data_lost(),
+                // In a drain the writer decides, after several attempts.
+                Err(error) if self.is_draining() => return Err(error),
                 Err(error) => return Err(self.trip(calls, error)),
             }
             retries += 1;
@@ -241,6 +269,18 @@ impl Persister {
             }
         }
         Ok(n)
+    }
+
+    /// Drops a long call of the registry once a drain begins, which has no time for it.
+    async fn until_drain<T>(&self, call: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
+        let is_long = !self.is_draining();
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = wait_for(&self.drain_began, None, || self.is_draining()), if is_long => {
+                Err(RegistryError::unavailable("a drain has begun"))
+            }
+        }
     }
 
     fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {

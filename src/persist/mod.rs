@@ -38,7 +38,7 @@ use crate::{
     hooks::{FailedDelivery, Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
-    sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
+    sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
     tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
 };
@@ -84,6 +84,8 @@ pub(crate) struct Persister {
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
+    /// The next heartbeat comes at once.
+    expects_notices: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
@@ -91,6 +93,7 @@ pub(crate) struct Persister {
     lost_leases: AtomicU64,
     /// The dead letters in the store, at the last heartbeat.
     dead_letters: AtomicU64,
+    drain_began: Notify,
     /// Notified when the outbox is empty and no writer runs.
     written: Notify,
 }
@@ -130,10 +133,12 @@ impl Persister {
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
+            expects_notices: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
             lost_leases: AtomicU64::new(0),
             dead_letters: AtomicU64::new(0),
+            drain_began: Notify::new(),
             written: Notify::new(),
         })
     }
@@ -152,6 +157,14 @@ impl Persister {
         };
         if timeout(MAX_START_WAIT, recorded).await.is_err() {
             self.on_late_record();
+        }
+    }
+
+    /// While the registry does not answer, nothing else ends a wait for this record: it is tried once more.
+    pub(crate) fn retry_record(self: &Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>) {
+        if self.is_down() && generation.waits_for_record() {
+            self.outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+            self.wake_writer(pool);
         }
     }
 
@@ -180,8 +193,15 @@ impl Persister {
         self.written.notify_waiters();
     }
 
+    /// Must be called when a drain begins. What has waited for the registry is written now, or handed over.
+    pub(crate) fn begin_drain(&self) {
+        self.reclaim_deferred();
+        self.replay_backlog();
+        self.drain_began.notify_waiters();
+    }
+
     /// Queues the deferred ends in the outbox again.
-    pub(crate) fn reclaim_deferred(&self) {
+    fn reclaim_deferred(&self) {
         let deferred = std::mem::take(&mut *lock(&self.deferred));
         self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }
@@ -219,7 +239,7 @@ impl Persister {
 
     /// The next heartbeat comes at once.
     fn expect_notices(&self) {
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expects_notices.store(true, Ordering::SeqCst);
     }
 
     /// The dead letters in the store, at the last heartbeat.
@@ -258,10 +278,11 @@ impl Persister {
             "the lease in the session registry expired, and other processes have ended the sessions that this process \
              held; active sessions go on as new generations",
         );
-        // Others have recovered the ends that this process was to deliver.
-        self.lost_leases.fetch_add(1, Ordering::SeqCst);
-        self.redeliveries.clear();
         self.tracker.restart_all();
+        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now either
+        // is marked there, or has read the number before.
+        self.lost_leases.fetch_add(1, Ordering::SeqCst);
+        self.redeliveries.leave_recorded();
     }
 
     /// The registry has lost its records.
@@ -271,7 +292,7 @@ impl Persister {
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
         self.tracker.mark_records_lost();
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.expect_notices();
     }
 }
 
@@ -298,6 +319,10 @@ impl Persistence for Persister {
         false
     }
 
+    fn lost_leases(&self) -> u64 {
+        self.lost_leases.load(Ordering::SeqCst)
+    }
+
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         self.record_attempt(generation, end);
     }
@@ -308,8 +333,9 @@ impl Persistence for Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     ) {
-        self.redeliver_or_bury(pool, generation, end, failure);
+        self.redeliver_or_bury(pool, generation, end, failure, lease);
     }
 
     fn on_redelivered(&self, generation: &Arc<Generation>) {
@@ -325,6 +351,7 @@ impl Persistence for Persister {
                 self.wake_writer(pool);
             }
         }
+        self.resume_redeliveries(pool);
     }
 }
 

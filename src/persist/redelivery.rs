@@ -21,8 +21,8 @@ use crate::{
     hooks::{FailedDelivery, Pool},
     observability::escape_controls,
     session::{EndReason, GenerationId, Phase, SessionId},
-    sync::{Mutex, Ordering, lock},
-    tracker::{Generation, Job, OutboxEntry, PendingEnd, Redelivery},
+    sync::{AtomicBool, Mutex, Ordering, lock},
+    tracker::{Generation, Job, OutboxEntry, PendingEnd, RecordState, Redelivery},
 };
 
 /// The calls of the hooks of one end, before it becomes a dead letter.
@@ -38,6 +38,8 @@ pub(super) struct Redeliveries {
     schedule: Mutex<Schedule>,
     /// Notified when an earlier time was added.
     changed: Notify,
+    /// The runtime of the task has shut down.
+    is_suspended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -49,10 +51,9 @@ struct Schedule {
 }
 
 impl Redeliveries {
-    /// What was scheduled is left to other processes.
-    pub(super) fn clear(&self) {
-        let due = std::mem::take(&mut lock(&self.schedule).due);
-        drop(due);
+    /// What is on record is left to other processes. They do not know of the rest.
+    pub(super) fn leave_recorded(&self) {
+        lock(&self.schedule).due.retain(|_, (generation, _)| !generation.record_state().is_on_record());
     }
 
     pub(super) fn close(&self) {
@@ -92,8 +93,15 @@ impl Persister {
         generation: &Arc<Generation>,
         end: &PendingEnd,
         failure: FailedDelivery,
+        lease: u64,
     ) {
         let FailedDelivery { hooks, error } = failure;
+        let is_stale = |redelivery: &Arc<Redelivery>| redelivery.lease != lease;
+        let is_lost = generation.record_state().is_on_record() && end.redelivery.as_ref().is_some_and(is_stale);
+        if is_lost || generation.record_state() == RecordState::TakenOver {
+            // The lease was lost while the hooks ran, and another process delivers it.
+            return;
+        }
         let before = attempts_before(generation, end);
         let attempts = before.unwrap_or(0) + 1;
         if !self.redeliver {
@@ -105,7 +113,7 @@ impl Persister {
         if before.is_none() && generation.record_state().is_on_record() {
             self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), attempts));
         }
-        let redelivery = Redelivery { attempts, hooks, lease: self.lost_leases.load(Ordering::SeqCst) };
+        let redelivery = Redelivery { attempts, hooks, lease };
         let end = PendingEnd { redelivery: Some(Arc::new(redelivery)), ..end.clone() };
         self.schedule(pool, Arc::clone(generation), end, backoff(attempts));
     }
@@ -131,7 +139,8 @@ impl Persister {
         end: &PendingEnd,
         redelivery: &Redelivery,
     ) -> bool {
-        let is_owned = redelivery.lease == self.lost_leases.load(Ordering::SeqCst);
+        let is_owned =
+            !generation.record_state().is_on_record() || redelivery.lease == self.lost_leases.load(Ordering::SeqCst);
         // A drain has no time for it, and the next process delivers it.
         if !is_owned || self.tracker.phase() >= Phase::Closing {
             return false;
@@ -144,7 +153,7 @@ impl Persister {
     }
 
     fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, generation: Arc<Generation>, end: PendingEnd, after: Duration) {
-        let abort = {
+        {
             let mut schedule = lock(&self.redeliveries.schedule);
             if schedule.is_closed || self.tracker.phase() >= Phase::Closing {
                 return;
@@ -152,14 +161,30 @@ impl Persister {
             schedule.added += 1;
             let key = (Instant::now() + after, schedule.added);
             schedule.due.insert(key, (generation, end));
-            if schedule.task.is_some() {
-                self.redeliveries.changed.notify_one();
+        }
+        self.redeliveries.changed.notify_one();
+        self.spawn_runner(pool);
+    }
+
+    /// If the runtime of the schedule's task has shut down, it goes on in the present one.
+    pub(super) fn resume_redeliveries(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let is_suspended = &self.redeliveries.is_suspended;
+        if is_suspended.load(Ordering::SeqCst) && is_suspended.swap(false, Ordering::SeqCst) {
+            self.spawn_runner(pool);
+        }
+    }
+
+    /// Spawns the runner, if something is scheduled and no runner exists.
+    fn spawn_runner(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let abort = {
+            let mut schedule = lock(&self.redeliveries.schedule);
+            if schedule.is_closed || schedule.due.is_empty() || schedule.task.is_some() {
                 return;
             }
             Arc::clone(schedule.task.insert(Arc::default()))
         };
         let runner = Runner { persister: Arc::clone(self), pool: Arc::clone(pool), exited: false };
-        // With no runtime the runner is dropped, and the next failure spawns one.
+        // With no runtime the runner is dropped, and a later call spawns one.
         if let Some(handle) = self.tasks.spawn(runner.run()) {
             let _ = abort.set(handle);
             // `close` may have run before the handle was set.
@@ -215,7 +240,9 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if !self.exited {
-            lock(&self.persister.redeliveries.schedule).task = None;
+            let redeliveries = &self.persister.redeliveries;
+            lock(&redeliveries.schedule).task = None;
+            redeliveries.is_suspended.store(true, Ordering::SeqCst);
         }
     }
 }

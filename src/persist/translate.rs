@@ -56,10 +56,12 @@ pub(super) fn step_of(tracker: &Tracker, entry: &OutboxEntry) -> Step {
         }
         OutboxEntry::Release(released, cause) => {
             let (id, generation) = ids(released);
-            match released.record_state().is_on_record() {
-                false => return Step::Skip,
-                true if *cause == ReleaseCause::Kept => Change::Keep { id, generation },
-                true => Change::Forget { id, generation },
+            match released.record_state() {
+                // It may have joined another generation's record.
+                RecordState::Sent if released.waits_for_record() => return hold_step(tracker, released),
+                state if !state.is_on_record() => return Step::Skip,
+                _ if *cause == ReleaseCause::Kept => Change::Keep { id, generation },
+                _ => Change::Forget { id, generation },
             }
         }
         OutboxEntry::Attempted(generation, attempts) => {
@@ -84,11 +86,14 @@ fn hold_step(tracker: &Tracker, generation: &Arc<Generation>) -> Step {
 
 /// Applies an entry whose step was skipped.
 pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
-    if let OutboxEntry::End(generation, end) = entry {
-        match generation.record_state() {
+    match entry {
+        OutboxEntry::End(generation, end) => match generation.record_state() {
             RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
             _ => tracker.resolve_owned(&generation, end),
-        }
+        },
+        // Its record was never written, and the next generation of its id waits for it.
+        OutboxEntry::Release(generation, _) => tracker.skip_start(&generation),
+        _ => {}
     }
 }
 
@@ -102,6 +107,13 @@ pub(super) fn apply_answer(persister: &Persister, entry: OutboxEntry, answer: &A
             persister.outbox.put_back([OutboxEntry::End(generation, end)]);
         }
         OutboxEntry::End(generation, end) => apply_end_answer(tracker, &generation, end, answer),
+        OutboxEntry::Release(generation, cause)
+            if generation.record_state() == RecordState::Sent && generation.waits_for_record() =>
+        {
+            tracker.skip_start(&generation);
+            apply_hold_answer(tracker, &generation, answer);
+            persister.outbox.put_back([OutboxEntry::Release(generation, cause)]);
+        }
         // The next heartbeat says when it ended.
         OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
         OutboxEntry::Update(_)
@@ -162,11 +174,12 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
             // Once the registry answers, it is held anew. Until then no head waits for it.
             generation.notify_recorded();
         }
-        // Once the registry answers, its record is written with the present details.
+        // Once the registry answers, its record is written with the present details. Until then no other update is queued.
         OutboxEntry::Update(ref generation) => {
-            generation.take_queued_update();
             if generation.record_state() == RecordState::Held && generation.is_active() {
                 persister.backlog().push(entry);
+            } else {
+                generation.take_queued_update();
             }
         }
         OutboxEntry::End(generation, end) => end_degraded(persister, generation, end),
@@ -184,7 +197,9 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
                 persister.backlog().push(entry);
             }
         }
-        OutboxEntry::DeadLetter(..) | OutboxEntry::Acknowledge(..) => persister.backlog().push(entry),
+        OutboxEntry::DeadLetter(..) => persister.backlog().push(entry),
+        // The heartbeats return the notice again.
+        OutboxEntry::Acknowledge(..) => {}
     }
 }
 

@@ -45,6 +45,7 @@ impl Writer {
             persister.heartbeat_if_undriven(&self.pool).await;
             self.write(&mut *persister.calls.lock().await).await;
             self.pool.wake_workers();
+            persister.heartbeat_if_expected(&self.pool).await;
         }
     }
 

@@ -61,6 +61,9 @@ impl OutboxEntry {
 /// With more entries than this, the records of sessions that end before they were written are cancelled.
 const OVERLOAD: usize = 16_384;
 
+/// The most entries that one call leaves for a later one because of their ids.
+const MAX_PASSED: usize = 8192;
+
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     entries: Mutex<VecDeque<OutboxEntry>>,
@@ -98,7 +101,8 @@ impl Outbox {
         let n = max.min(entries.len());
         let mut ids = HashSet::with_capacity(n);
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
-        while taken.len() + later.len() < n
+        while taken.len() < n
+            && later.len() < MAX_PASSED
             && let Some(entry) = entries.pop_front()
         {
             if entry.is_cancelled() {

@@ -49,7 +49,12 @@ impl Tracker {
         self.apply_after_unlock(after_unlock);
     }
 
-    fn run_waiting_start(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+    pub(super) fn run_waiting_start(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        after_unlock: &mut AfterUnlock,
+    ) {
         if generation.stop_waiting_for_record() && generation.release_predecessor() {
             self.start(shard, generation, after_unlock);
         }
@@ -70,7 +75,11 @@ impl Tracker {
             if !generation.is_active() {
                 // The answer to its end will say so.
                 generation.set_record_state(RecordState::TakenOver);
-            } else if ended_at.is_some_and(|at| generation.is_noted_since(at)) && self.phase() < Phase::Closing {
+            } else if let Some(at) = ended_at
+                && generation.is_noted_since(at)
+                && self.phase() < Phase::Closing
+            {
+                self.end_earlier_children(&mut shard, &generation, at, &mut after_unlock);
                 after_unlock.listeners.append(&mut generation.take_listeners());
                 self.renew(&mut shard, &generation, self.clock.wall(now), &mut after_unlock);
             } else {

@@ -109,6 +109,8 @@ impl Tracker {
             after_unlock.effects.recovered();
             after_unlock.effects.ended(&generation, &pending_end);
             self.complete_or_defer(&mut shard, &generation, AfterStart::RunEnd(pending_end), &mut after_unlock);
+            // Its own hold is queued no more.
+            self.run_waiting_start(&mut shard, &generation, &mut after_unlock);
         }
         self.apply_after_unlock(after_unlock);
     }

@@ -58,7 +58,7 @@ use crate::session::GenerationId;
 /// # Scripts
 ///
 /// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
-/// applies up to 256 changes (fewer if they are large) and takes about 5 ms on the server. A larger
+/// applies up to 256 changes (fewer if they are large) and takes about 6 ms on the server. A larger
 /// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
 /// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
 /// finds nothing. The calls of one holder run one after the other.
@@ -96,6 +96,8 @@ use crate::session::GenerationId;
 ///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
 /// * No key has a time to live, so `maxmemory-policy volatile-*` evicts none of them. A server that evicts keys without an
 ///   expiry (`allkeys-*`) is rejected at the start, because every key is needed.
+/// * While a cluster moves the slot to another node, calls return [`Unavailable`](RegistryError::Unavailable): some of the keys
+///   are on either node. Afterwards the next call returns [`DataLost`](RegistryError::DataLost), as after a failover.
 /// * A user without permission for `INFO` can use the registry, but a change of servers and that policy are then not
 ///   detected. A warning says so.
 ///
@@ -358,7 +360,8 @@ impl Registry for RedisRegistry {
             let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new()).await?.into_iter();
             let has_more = answers.next().map(reply::text).transpose()?;
             recovery.set_adopted(answers.map(reply::text).collect::<Result<_, _>>()?);
-            if has_more.as_deref() != Some("1") {
+            // The rest is adopted, by this holder or another one, once this is read.
+            if has_more.as_deref() != Some("1") || recovery.next().is_some() {
                 break;
             }
         }

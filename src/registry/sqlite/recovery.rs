@@ -20,8 +20,12 @@ use super::{
 };
 use crate::registry::Orphan;
 
-/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds.
+/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds. While there are orphans, a
+/// page covers as many as are wanted.
 const PAGE: usize = 1000;
+
+/// The most notices of dead holders that one heartbeat deletes.
+const NOTICES_AT_ONCE: usize = 1000;
 
 /// The most dead holders that are adopted at a time. The lease file of each is open meanwhile.
 const ADOPTED_AT_ONCE: usize = 64;
@@ -56,9 +60,17 @@ pub(super) enum Step {
 /// How far the pages of one adopted holder have come.
 #[derive(Clone, Copy)]
 enum Progress {
-    /// All sessions up to this number are done.
-    Cursor(i64),
+    /// All sessions up to the number `cursor` are done.
+    Reading {
+        cursor: i64,
+        /// Whether the last page had orphans.
+        had_orphans: bool,
+    },
     Finished,
+}
+
+impl Progress {
+    const START: Self = Self::Reading { cursor: 0, had_orphans: true };
 }
 
 /// What one holder recovers of others.
@@ -83,7 +95,7 @@ impl Recovery {
         }
     }
 
-    /// Reads one page at most, so that the thread is free again soon.
+    /// Reads about one page at most, so that the thread is free again soon.
     pub(super) fn claim_orphans(&mut self, holder: &mut Holder, max: usize) -> Result<Step, Failure> {
         let max = max.min(PAGE);
         let mut claimed = ClaimedOrphans { orphans: Vec::new(), back: Arc::clone(&self.undelivered) };
@@ -101,27 +113,34 @@ impl Recovery {
         if !claimed.orphans.is_empty() {
             return Ok(Step::Found(claimed));
         }
-        let has_more_dead = self.next_page().is_none() && self.adopt(holder)?;
-        while let Some((dead, cursor)) = self.next_page() {
-            let page = read_page(holder, dead, cursor, max)?;
-            self.adopted.insert(dead, page.next.map_or(Progress::Finished, Progress::Cursor));
-            if !page.orphans.is_empty() {
-                claimed.orphans = page.orphans;
-                break;
-            }
-            if !page.was_empty && self.next_page().is_some() {
-                return Ok(Step::Unfinished);
+        let (mut cost, mut may_adopt) = (0, true);
+        while cost < PAGE {
+            if let Some(range) = self.next_page(max, PAGE - cost) {
+                let page = read_page(holder, &range, max)?;
+                let reading = |cursor| Progress::Reading { cursor, had_orphans: !page.orphans.is_empty() };
+                self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, reading));
+                if !page.orphans.is_empty() {
+                    claimed.orphans = page.orphans;
+                    return Ok(Step::Found(claimed));
+                }
+                cost += page.len.max(PAGE / 10);
+            } else if may_adopt {
+                may_adopt = self.adopt(holder)?;
+                cost += PAGE / 10;
+            } else {
+                return Ok(Step::Found(claimed));
             }
         }
-        if claimed.orphans.is_empty() && has_more_dead {
-            return Ok(Step::Unfinished);
-        }
-        Ok(Step::Found(claimed))
+        Ok(Step::Unfinished)
     }
 
-    fn next_page(&self) -> Option<(i64, i64)> {
-        self.adopted.iter().find_map(|(&dead, progress)| match progress {
-            Progress::Cursor(cursor) => Some((dead, *cursor)),
+    /// The next page, of as many entries as are wanted, or of `rest` if the last one had no orphans.
+    fn next_page(&self, max: usize, rest: usize) -> Option<Range> {
+        self.adopted.iter().find_map(|(&dead, progress)| match *progress {
+            Progress::Reading { cursor, had_orphans } => {
+                let len = if had_orphans { max.min(rest) } else { rest };
+                Some(Range { dead, cursor, len })
+            }
             Progress::Finished => None,
         })
     }
@@ -131,7 +150,7 @@ impl Recovery {
         let mut expired = Vec::new();
         for (n, lease, adopted) in others(holder)? {
             if adopted {
-                self.adopted.entry(n).or_insert(Progress::Cursor(0));
+                self.adopted.entry(n).or_insert(Progress::START);
                 continue;
             }
             if expired.len() == ADOPTED_AT_ONCE {
@@ -155,7 +174,7 @@ impl Recovery {
             Ok(adopted)
         })?;
         for n in adopted {
-            self.adopted.insert(n, Progress::Cursor(0));
+            self.adopted.insert(n, Progress::START);
         }
         let is_full = expired.len() == ADOPTED_AT_ONCE;
         expired.into_iter().filter_map(|(.., file)| file).for_each(Lease::remove);
@@ -190,8 +209,12 @@ impl Recovery {
         let me = holder.me;
         let removed = holder.in_transaction_now(|tx| {
             let mut removed = Vec::new();
+            let mut notices = 0;
             for &n in &empty {
-                delete_notices(tx, n)?;
+                if notices >= NOTICES_AT_ONCE {
+                    break;
+                }
+                notices += delete_notices(tx, n)?;
                 if remove_holder(tx, n)? || !is_adopted_by(tx, n, me)? {
                     removed.push(n);
                 }
@@ -226,7 +249,6 @@ fn adopt_one(tx: &Transaction<'_>, me: i64, dead: i64, lease: &str) -> Result<Ve
     if !tx.prepare_cached(free)?.exists((dead, lease))? {
         return Ok(Vec::new());
     }
-    delete_notices(tx, dead)?;
     let sql = "UPDATE holders SET adopted_by = ?2 WHERE number = ?1 OR adopted_by = ?1 RETURNING number";
     tx.prepare_cached(sql)?.query_map((dead, me), |row| row.get(0))?.collect()
 }
@@ -235,11 +257,11 @@ fn is_adopted_by(tx: &Transaction<'_>, n: i64, me: i64) -> Result<bool> {
     tx.prepare_cached("SELECT 1 FROM holders WHERE number = ?1 AND adopted_by = ?2")?.exists((n, me))
 }
 
-/// Deletes some of the notices of a holder that is dead.
-pub(super) fn delete_notices(tx: &Transaction<'_>, holder: i64) -> Result<()> {
+/// Deletes up to [`NOTICES_AT_ONCE`] notices of a holder that is dead. Returns their number.
+pub(super) fn delete_notices(tx: &Transaction<'_>, holder: i64) -> Result<usize> {
     let sql = "DELETE FROM notices WHERE holder = ?1
-         AND generation IN (SELECT generation FROM notices WHERE holder = ?1 LIMIT 1000)";
-    tx.prepare_cached(sql)?.execute([holder]).map(drop)
+         AND generation IN (SELECT generation FROM notices WHERE holder = ?1 LIMIT ?2)";
+    tx.prepare_cached(sql)?.execute((holder, i64::try_from(NOTICES_AT_ONCE).unwrap_or(i64::MAX)))
 }
 
 /// Removes the row of a holder, unless something refers to it.
@@ -278,12 +300,20 @@ fn claim_unclaimed(holder: &mut Holder, max: usize) -> Result<Vec<Orphan>, Failu
     })
 }
 
+/// The entries of a dead holder behind the cursor, so many.
+struct Range {
+    dead: i64,
+    cursor: i64,
+    len: usize,
+}
+
 /// One page of a dead holder.
 struct Page {
     orphans: Vec<Orphan>,
     /// The cursor of the next page; none if this was the last one.
     next: Option<i64>,
-    was_empty: bool,
+    /// The number of entries.
+    len: usize,
 }
 
 /// What a dead holder refers to: a session that it held or an end that it had claimed.
@@ -294,24 +324,23 @@ struct Entry {
 }
 
 /// Reads one page. Only if a hold on a session of others has to be deleted is it a write.
-fn read_page(holder: &mut Holder, dead: i64, cursor: i64, max: usize) -> Result<Page, Failure> {
-    let read = holder.in_read_transaction(|tx| page(tx, dead, cursor, max, false))?;
-    match read {
+fn read_page(holder: &mut Holder, range: &Range, max: usize) -> Result<Page, Failure> {
+    match holder.in_read_transaction(|tx| page(tx, range, max, false))? {
         Some(page) => Ok(page),
-        None => holder.in_transaction(|tx| Ok(page(tx, dead, cursor, max, true)?.unwrap_or(Page::END))),
+        None => holder.in_transaction(|tx| Ok(page(tx, range, max, true)?.unwrap_or(Page::END))),
     }
 }
 
 impl Page {
-    const END: Self = Self { orphans: Vec::new(), next: None, was_empty: true };
+    const END: Self = Self { orphans: Vec::new(), next: None, len: 0 };
 }
 
 /// None if something has to be written, and may not be.
-fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: bool) -> Result<Option<Page>> {
-    let entries = entries(tx, dead, cursor)?;
-    let mut page = Page { orphans: Vec::new(), next: None, was_empty: entries.is_empty() };
+fn page(tx: &Transaction<'_>, range: &Range, max: usize, may_write: bool) -> Result<Option<Page>> {
+    let entries = entries(tx, range)?;
+    let mut page = Page { orphans: Vec::new(), next: None, len: entries.len() };
     // The next page begins behind the last entry that was seen, unless there can be no more.
-    if entries.len() == PAGE {
+    if entries.len() == range.len {
         page.next = entries.last().map(|entry| entry.session);
     }
     for Entry { session, is_shared } in entries {
@@ -324,7 +353,7 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
                 return Ok(None);
             }
             let sql = "DELETE FROM holds WHERE session = ?1 AND holder = ?2";
-            tx.prepare_cached(sql)?.execute((session, dead))?;
+            tx.prepare_cached(sql)?.execute((session, range.dead))?;
             continue;
         }
         match read_end(tx, session)? {
@@ -337,18 +366,18 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
     Ok(Some(page))
 }
 
-/// Up to [`PAGE`] entries behind the cursor, in the order of the sessions' numbers. Holds and claims are read together: a hold
+/// The entries of the range, in the order of the sessions' numbers. Holds and claims are read together: a hold
 /// that becomes a claim meanwhile is not seen twice.
-fn entries(tx: &Transaction<'_>, dead: i64, cursor: i64) -> Result<Vec<Entry>> {
+fn entries(tx: &Transaction<'_>, range: &Range) -> Result<Vec<Entry>> {
     let sql = "SELECT h.session, h.released OR EXISTS
              (SELECT 1 FROM holds o WHERE o.session = h.session AND o.holder <> ?1 AND NOT o.released)
          FROM holds h WHERE h.holder = ?1 AND h.session > ?2
          UNION ALL
-         SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2
+         SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2 AND NOT dead
          ORDER BY 1 LIMIT ?3";
     let entry = |row: &Row<'_>| Ok(Entry { session: row.get(0)?, is_shared: row.get(1)? });
-    let page = i64::try_from(PAGE).unwrap_or(i64::MAX);
-    tx.prepare_cached(sql)?.query_map((dead, cursor, page), entry)?.collect()
+    let len = i64::try_from(range.len).unwrap_or(i64::MAX);
+    tx.prepare_cached(sql)?.query_map((range.dead, range.cursor, len), entry)?.collect()
 }
 
 /// The end in a row.
@@ -356,4 +385,43 @@ fn read_end(tx: &Transaction<'_>, n: i64) -> Result<Option<Read<Orphan>>> {
     let sql = format!("SELECT {} FROM sessions WHERE number = ?1", codec::END);
     let end = |row: &Row<'_>| Ok(codec::ended(row)?.map(|(record, end, attempts)| Orphan::new(record, end, attempts)));
     tx.prepare_cached(&sql)?.query_row([n], end).optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::Dir, *};
+
+    fn lease_of(holder: &Holder, n: i64) -> String {
+        holder.conn.query_row("SELECT lease FROM holders WHERE number = ?1", [n], |row| row.get(0)).unwrap()
+    }
+
+    fn adopt(holder: &mut Holder, dead: i64, lease: &str) -> Vec<i64> {
+        let me = holder.me;
+        holder.in_transaction(|tx| adopt_one(tx, me, dead, lease)).unwrap()
+    }
+
+    #[test]
+    fn of_two_that_find_one_lease_free_one_adopts_its_holder() {
+        let dir = Dir::new();
+        let (mut one, mut two, dead) = (dir.holder(), dir.holder(), dir.holder());
+        let (n, lease) = (dead.me, lease_of(&one, dead.me));
+        drop(dead);
+        assert_eq!(adopt(&mut one, n, &lease), [n]);
+        assert_eq!(adopt(&mut two, n, &lease), [] as [i64; 0], "it is the other one's");
+        // The adopter dies: both go to the next one, in one step.
+        let (n_one, lease) = (one.me, lease_of(&two, one.me));
+        drop(one);
+        assert_eq!(adopt(&mut two, n_one, &lease), [n_one, n]);
+    }
+
+    #[test]
+    fn a_holder_whose_lease_was_replaced_meanwhile_is_not_adopted() {
+        let dir = Dir::new();
+        let (mut one, mut living) = (dir.holder(), dir.holder());
+        let lease = lease_of(&one, living.me);
+        std::fs::remove_file(living.leases.dir().join(format!("{lease}.lease"))).unwrap();
+        living.heartbeat().unwrap();
+        assert_eq!(adopt(&mut one, living.me, &lease), [] as [i64; 0]);
+        living.heartbeat().unwrap();
+    }
 }

@@ -144,7 +144,7 @@ impl Generation {
     pub(in crate::tracker) fn cancel_waiting_record(&self) -> bool {
         self.change_record(|bits| {
             let is_unsent = RecordState::from_bits(bits) == RecordState::Unsent;
-            (is_unsent && bits & WAITS != 0 && bits & CARRIED == 0).then_some(bits & !(STATE | WAITS))
+            (is_unsent && bits & WAITS != 0 && bits & MADE != 0).then_some(bits & !(STATE | WAITS))
         })
         .is_some()
     }

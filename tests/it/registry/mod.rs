@@ -2,6 +2,7 @@
 
 #[cfg(feature = "registry-conformance")]
 mod conformance;
+mod edges;
 mod failing;
 mod leases;
 mod outages;

@@ -89,7 +89,8 @@ fn ids(orphans: &[Orphan]) -> BTreeSet<tower_session_end::GenerationId> {
 async fn g16_a_call_that_was_given_up_changes_nothing_when_it_arrives_late() {
     let server = RedisServer::start();
     let way = Way::to(server.port()).await;
-    let holder = RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).connect().await.unwrap();
+    let holder =
+        RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).command_timeout(SHORT).connect().await.unwrap();
     let (first, second) = (record("a"), record("b"));
     // So that the server knows the script, and the late call is one that counts.
     assert_eq!(one(&holder, hold(&first)).await, Applied::Created);
