@@ -25,7 +25,7 @@ pub(super) async fn of_a_half_read_holder<S: Store>(kit: &Kit<'_, S>) {
         read.extend(adopter.claim_orphans(2).await);
         assert!(read.len() >= 2, "`claim_orphans` returned {} of many orphans in two calls", read.len());
         let delivered = read.remove(0);
-        adopter.deliver(&[delivered.clone()]).await;
+        adopter.deliver(std::slice::from_ref(&delivered)).await;
         expected.retain(|record| *record != delivered.record);
         if generation == 1 {
             adopter.release_lease().await;

@@ -30,7 +30,7 @@ impl World {
             let is_excused = history.forgotten.contains(event)
                 || self.lost.contains(event)
                 || (!is_recorded && is_forgotten(event))
-                || (history.wiped.contains(event) && is_forgotten(event));
+                || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || is_excused, "no end for {}", about(event));
             let is_split = self.split.contains(event);
@@ -38,7 +38,7 @@ impl World {
             assert!(unexcused <= 1 || is_split, "{} ends for {}", ends.len(), about(event));
             for life in &ends {
                 let of_life = ends.iter().filter(|other| *other == life).count();
-                let may_repeat = self.fenced.contains(life) || history.wiped.contains(event);
+                let may_repeat = self.fenced.contains(life) || is_split;
                 assert!(of_life == 1 || may_repeat, "{of_life} ends in life {life} for {}", about(event));
             }
             assert!(starts.len() <= 1, "{} starts for {}", starts.len(), about(event));

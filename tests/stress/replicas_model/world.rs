@@ -57,6 +57,8 @@ pub(crate) struct World {
     pub(crate) repeating: BTreeSet<usize>,
     /// Those of them that may not have recorded what has started: without the registry, or when it was emptied.
     pub(crate) unrecording: BTreeSet<usize>,
+    /// Those of them that have missed answers of the registry: they may hold a record and not know of it.
+    pub(crate) unheard: BTreeSet<usize>,
     /// Those that may deliver an end twice themselves: they have lost their lease, and recovered it again.
     pub(crate) fenced: BTreeSet<usize>,
     /// Generations that were lost with the only process that knew of them, as the registry did not.
@@ -82,6 +84,7 @@ impl World {
             troubled: BTreeSet::new(),
             repeating: BTreeSet::new(),
             unrecording: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             fenced: BTreeSet::new(),
             lost: BTreeSet::new(),
             split: BTreeSet::new(),
@@ -140,6 +143,7 @@ impl World {
         if matches!(step, Step::Fault(_)) && step.is_trouble() {
             self.repeating.insert(life.number);
             self.unrecording.insert(life.number);
+            self.unheard.insert(life.number);
         }
         match step {
             Step::Note(id) => drop(life.sessions.note(name(id))),
@@ -196,7 +200,7 @@ impl World {
             if lives.len() > 1 {
                 self.split.insert(generation);
             }
-            self.emptied.push((generation, lives));
+            self.emptied.push((generation, lives.difference(&self.unheard).copied().collect()));
         }
         self.split.extend(notices);
         let living: Vec<_> = self.lives.iter().map(|life| life.number).collect();
