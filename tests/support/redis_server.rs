@@ -144,7 +144,9 @@ impl RedisServer {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if answer.as_deref() == Ok("PONG") {
+            // Another server may have taken the port, and answer instead.
+            let is_this = |info: String| info.contains(&format!("process_id:{}\r", child.id()));
+            if answer.as_deref() == Ok("PONG") && self.try_ask("INFO server").is_ok_and(is_this) {
                 self.child = Some(child);
                 return true;
             }
