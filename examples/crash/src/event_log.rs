@@ -5,9 +5,10 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
-use tower_session_end::{SessionEnd, SessionStart};
+use tower_session_end::{IdempotencyKey, SessionEnd, SessionStart};
 
 /// The consumer of the session events. A written line survives SIGKILL of the process.
 #[derive(Clone, Debug)]
@@ -30,6 +31,10 @@ pub struct Entry {
     pub reason: String,
     /// The name of the process that delivered the event.
     pub writer: String,
+    /// The idempotency key of the event.
+    pub key: String,
+    /// When the line was written, in microseconds since 1970.
+    pub at: u64,
 }
 
 /// Start or end.
@@ -58,7 +63,7 @@ impl EventLog {
     ///
     /// The file cannot be written.
     pub fn start(&self, start: &SessionStart) -> io::Result<()> {
-        self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-")
+        self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-", start.idempotency_key())
     }
 
     /// Writes an end.
@@ -67,12 +72,13 @@ impl EventLog {
     ///
     /// The file cannot be written.
     pub fn end(&self, end: &SessionEnd) -> io::Result<()> {
-        self.line("end", end.session.id.as_str(), &end.generation.to_string(), end.reason.as_str())
+        let (id, generation) = (end.session.id.as_str(), end.generation.to_string());
+        self.line("end", id, &generation, end.reason.as_str(), end.idempotency_key())
     }
 
     /// Writes a line in one call, so that the lines of several processes never mix.
-    fn line(&self, kind: &str, id: &str, event: &str, reason: &str) -> io::Result<()> {
-        let line = format!("{kind} {id} {event} {reason} {}\n", self.writer);
+    fn line(&self, kind: &str, id: &str, event: &str, reason: &str, key: IdempotencyKey) -> io::Result<()> {
+        let line = format!("{kind} {id} {event} {reason} {} {key} {}\n", self.writer, now());
         (&*self.file).write_all(line.as_bytes())
     }
 
@@ -86,11 +92,18 @@ impl EventLog {
     }
 }
 
+/// The time of this machine, in microseconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_micros() as u64)
+}
+
 fn parse(line: &str) -> io::Result<Entry> {
     let words: Vec<_> = line.split(' ').collect();
-    let [kind, id, event, reason, writer] = words[..] else {
-        return Err(io::Error::other(format!("not a line of a event_log: {line}")));
-    };
+    let invalid = || io::Error::other(format!("not a line of an event log: {line}"));
+    let [kind, id, event, reason, writer, key, at] = words[..] else { return Err(invalid()) };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
-    Ok(Entry { kind, id: id.to_owned(), event: event.to_owned(), reason: reason.to_owned(), writer: writer.to_owned() })
+    let at = at.parse().map_err(|_| invalid())?;
+    let [id, event, reason, writer, key] = [id, event, reason, writer, key].map(str::to_owned);
+    Ok(Entry { kind, id, event, reason, writer, key, at })
 }

@@ -22,6 +22,9 @@ use tower_session_end::{
 
 use crate::{Error, EventLog};
 
+/// The lease on Redis. Short, so that other processes recover the sessions of one soon after it is killed.
+pub const LEASE: Duration = Duration::from_secs(2);
+
 /// The settings of a gateway: the arguments of its command line, after `serve`.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -31,7 +34,8 @@ pub struct Settings {
     pub registry: String,
     /// The name of the process in the event log.
     pub name: String,
-    /// `-` for none, or the number of milliseconds that each end takes, or `start-hangs`.
+    /// `-` for none, or the number of milliseconds that each end takes, or `start-hangs`, or `small`: few sessions, which
+    /// are soon idle.
     pub fault: String,
 }
 
@@ -70,7 +74,7 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
     let delay = Duration::from_millis(settings.fault.parse().unwrap_or(0));
     let start_hangs = settings.fault == "start-hangs";
     let starts = event_log.clone();
-    let builder = ActiveSessions::builder()
+    let mut builder = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(10))
         .recovery_timeout(Duration::from_secs(30))
         .on_session_start(move |start: SessionStart| {
@@ -89,6 +93,9 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
                 event_log.end(&end)
             }
         });
+    if settings.fault == "small" {
+        builder = builder.idle_timeout(Duration::from_secs(3)).max_sessions(40);
+    }
     let sessions = with_registry(builder, &settings.registry).await?.build()?;
 
     // Before serving, delivers the ends that a killed process left behind.
@@ -106,11 +113,11 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
 
 async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result<ActiveSessionsBuilder, Error> {
     if let Some(file) = registry.strip_prefix("sqlite:") {
-        return Ok(builder.registry(SqliteRegistry::open(file)?));
+        let heartbeat_interval = Duration::from_millis(500);
+        return Ok(builder.registry(SqliteRegistry::builder(file).heartbeat_interval(heartbeat_interval).open()?));
     }
     let connection = redis::Client::open(registry)?.get_connection_manager().await?;
-    // Short, so that other processes recover the sessions of this one soon after it is killed.
-    let registry = RedisRegistry::builder(connection).lease(Duration::from_secs(2)).connect().await?;
+    let registry = RedisRegistry::builder(connection).lease(LEASE).connect().await?;
     Ok(builder.registry(registry))
 }
 

@@ -1,0 +1,295 @@
+//! The balance: what the hooks were told, against what was promised, and what the schedule excuses.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write as _,
+};
+
+use crash::{Entry, Error, Kind};
+
+use crate::{
+    load::{Load, Request},
+    site::{Deed, Exits, Site, What},
+};
+
+/// A record may be this late: a group of changes, on a busy machine. In microseconds.
+const SLACK: u64 = 1_000_000;
+/// After an outage, the breaker takes this long to close, and the outbox to empty.
+const AFTER_AN_OUTAGE: u64 = 2_500_000;
+/// How far around a violation the schedule is shown.
+const AROUND: u64 = 6_000_000;
+
+/// One generation, as the hooks saw it.
+#[derive(Default)]
+struct Generation {
+    id: String,
+    /// The number of the line, and the line.
+    starts: Vec<(usize, Entry)>,
+    ends: Vec<(usize, Entry)>,
+}
+
+/// A broken promise.
+struct Violation {
+    what: &'static str,
+    id: String,
+    at: u64,
+    text: String,
+}
+
+pub(crate) struct Balance {
+    deeds: Vec<Deed>,
+    requests: Vec<Request>,
+    entries: Vec<Entry>,
+    counts: BTreeMap<&'static str, usize>,
+    violations: Vec<Violation>,
+}
+
+impl Balance {
+    pub(crate) fn of(site: &Site, load: &Load) -> Result<Self, Error> {
+        let mut balance = Self {
+            deeds: site.deeds(),
+            requests: load.requests(),
+            entries: site.entries()?,
+            counts: BTreeMap::new(),
+            violations: Vec::new(),
+        };
+        balance.deeds.sort_by_key(|deed| deed.from);
+        balance.count();
+        Ok(balance)
+    }
+
+    fn count(&mut self) {
+        let mut generations = HashMap::<String, Generation>::new();
+        let mut writers = HashMap::<String, String>::new();
+        let mut keys = HashMap::<String, String>::new();
+        for (line, entry) in self.entries.clone().into_iter().enumerate() {
+            let generation = generations.entry(entry.event.clone()).or_default();
+            generation.id.clone_from(&entry.id);
+            let event = format!("{:?} of {}", entry.kind, entry.event);
+            if *keys.entry(entry.key.clone()).or_insert_with(|| event.clone()) != event {
+                self.violation("one idempotency key for two events", &entry, entry.key.clone());
+            }
+            match entry.kind {
+                Kind::Start => {
+                    // The part of a generation before the dash is that of the process which made it.
+                    let process = entry.event.split('-').next().unwrap_or_default().to_owned();
+                    writers.insert(process, entry.writer.clone());
+                    generation.starts.push((line, entry));
+                }
+                Kind::End => generation.ends.push((line, entry)),
+            }
+        }
+        for (name, generation) in &generations {
+            let maker = writers.get(name.split('-').next().unwrap_or_default());
+            self.judge(name, generation, maker.map(String::as_str));
+        }
+        self.judge_ids(&generations);
+    }
+
+    /// One generation.
+    fn judge(&mut self, name: &str, generation: &Generation, maker: Option<&str>) {
+        let Generation { starts, ends, .. } = generation;
+        if let Some((_, start)) = starts.first() {
+            self.add("generations that started");
+            if starts.len() > 1 {
+                self.violation("started twice", start, format!("{name}: {} starts", starts.len()));
+            }
+        }
+        match (starts.first(), ends.first()) {
+            (Some((started, start)), Some((ended, _))) => {
+                self.add("started and ended");
+                if ended < started {
+                    self.violation("ended before it started", start, name.to_owned());
+                }
+            }
+            (Some((_, start)), None) => {
+                if self.is_unrecorded_at_a_kill(&start.writer, start.at) {
+                    self.add("without an end, excused: killed before it was recorded, in an outage");
+                } else {
+                    self.violation("without an end", start, name.to_owned());
+                }
+            }
+            (None, Some((_, end))) => {
+                if maker.is_none_or(|maker| self.killed(maker).is_some()) {
+                    self.add("without a start, excused: killed before the start hook");
+                } else {
+                    self.violation("ended without a start", end, format!("{name}, made by {maker:?}"));
+                }
+            }
+            (None, None) => {}
+        }
+        for pair in ends.windows(2) {
+            let [(_, first), (_, second)] = pair else { continue };
+            if first.key != second.key {
+                self.violation("ended again with another key", second, name.to_owned());
+            }
+            if self.has_lost_its_record(first, What::Killed) {
+                self.add("ended again, excused: SIGKILL between hook and record");
+            } else if self.has_lost_its_record(first, What::Paused) {
+                self.add("ended again, excused: paused for longer than its lease, between hook and record");
+            } else {
+                let text =
+                    format!("{name}: {} by {}, {} by {}", first.reason, first.writer, second.reason, second.writer);
+                self.violation("ended again", second, text);
+            }
+        }
+    }
+
+    /// The generations of an id follow each other, and every id that a client saw has an end.
+    fn judge_ids(&mut self, generations: &HashMap<String, Generation>) {
+        let mut ids = HashMap::<&str, Vec<(&str, &Generation)>>::new();
+        for (name, generation) in generations {
+            ids.entry(&generation.id).or_default().push((name, generation));
+        }
+        for generations in ids.values_mut() {
+            generations.retain(|(_, generation)| !generation.starts.is_empty());
+            generations.sort_by_key(|(_, generation)| generation.starts[0].0);
+            for pair in generations.windows(2) {
+                let [(first, before), (second, after)] = pair else { continue };
+                let start = &after.starts[0];
+                // One that never ended is a violation of its own, or excused.
+                let Some((_, end)) = before.ends.first().filter(|(ended, _)| *ended > start.0) else { continue };
+                let text = format!("{second} started {} ms before the end of {first}", (end.at - start.1.at) / 1000);
+                self.violation("two generations at a time", &start.1, text);
+            }
+        }
+        let ended: HashSet<_> = self.entries.iter().filter(|e| e.kind == Kind::End).map(|e| e.id.clone()).collect();
+        let mut seen = 0;
+        for request in self.requests.clone() {
+            let Some(made) = request.made else { continue };
+            seen += 1;
+            if ended.contains(&made) {
+                continue;
+            }
+            if self.is_unrecorded_at_a_kill(&request.process, request.from) {
+                self.add("ids that a client saw, without an end, excused: killed before it was recorded, in an outage");
+            } else {
+                self.broken("an id that a client saw has no end", made, request.until, request.process);
+            }
+        }
+        self.counts.insert("ids that a client saw", seen);
+    }
+
+    fn add(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn violation(&mut self, what: &'static str, entry: &Entry, text: String) {
+        self.broken(what, entry.id.clone(), entry.at, text);
+    }
+
+    fn broken(&mut self, what: &'static str, id: String, at: u64, text: String) {
+        self.violations.push(Violation { what, id, at, text });
+    }
+
+    fn killed(&self, process: &str) -> Option<&Deed> {
+        self.deeds.iter().find(|deed| deed.what == What::Killed && deed.process == process)
+    }
+
+    /// Until when something that happened then may not be recorded: longer if the registry did not answer.
+    fn recorded_by(&self, at: u64) -> u64 {
+        let mut by = at + SLACK;
+        for deed in self.deeds.iter().filter(|deed| deed.what == What::Blocked) {
+            if deed.from < by && at < deed.until + AFTER_AN_OUTAGE {
+                by = by.max(deed.until + AFTER_AN_OUTAGE);
+            }
+        }
+        by
+    }
+
+    /// Whether a process was killed before it could record what it began then, because the registry did not answer.
+    fn is_unrecorded_at_a_kill(&self, process: &str, at: u64) -> bool {
+        let by = self.recorded_by(at.saturating_sub(SLACK / 2));
+        self.killed(process).is_some_and(|kill| by > at + SLACK && kill.from < by)
+    }
+
+    /// Whether this happened to the process before it could record the end that it had delivered.
+    fn has_lost_its_record(&self, end: &Entry, what: What) -> bool {
+        let by = self.recorded_by(end.at);
+        let is_long = |deed: &Deed| what != What::Paused || deed.until - deed.from > crash::LEASE.as_micros() as u64;
+        let is_it = |deed: &&Deed| deed.what == what && deed.process == end.writer && is_long(deed);
+        self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
+    }
+
+    /// The table.
+    pub(crate) fn report(&self, exits: Exits, settled: Option<usize>, left: &[String]) -> String {
+        let mut text = String::new();
+        let did = |what| self.deeds.iter().filter(|deed| deed.what == what).count();
+        let _ = writeln!(
+            text,
+            "{} requests, {} answered; {} processes started, {} did not; {} killed, {} paused, {} stopped; the registry was \
+             blocked {} times",
+            self.requests.len(),
+            self.requests.iter().filter(|request| request.outcome == "ok").count(),
+            did(What::Started),
+            did(What::DidNotStart),
+            did(What::Killed),
+            did(What::Paused),
+            did(What::Stopped),
+            did(What::Blocked),
+        );
+        let mut reasons = BTreeMap::<_, usize>::new();
+        for entry in self.entries.iter().filter(|entry| entry.kind == Kind::End) {
+            *reasons.entry(entry.reason.as_str()).or_default() += 1;
+        }
+        let _ = writeln!(
+            text,
+            "ends: {reasons:?}; the last three: {exits:?}; recovered by {settled:?} processes; left: {left:?}"
+        );
+        for (what, count) in &self.counts {
+            let _ = writeln!(text, "{count:7}  {what}");
+        }
+        let mut violations = BTreeMap::<_, usize>::new();
+        self.violations.iter().for_each(|violation| *violations.entry(violation.what).or_default() += 1);
+        for (what, count) in violations {
+            let _ = writeln!(text, "{count:7}  VIOLATIONS: {what}");
+        }
+        text
+    }
+
+    /// Every violation, with the history of its id.
+    pub(crate) fn check(&self, left: &[String], settled: Option<usize>) -> Result<(), String> {
+        let mut text = String::new();
+        if settled.is_none() {
+            text.push_str("VIOLATION: there is always more to recover\n");
+        }
+        if !left.is_empty() {
+            let _ = writeln!(text, "VIOLATION: left in the registry: {left:?}");
+        }
+        let mut by_id = BTreeMap::<_, Vec<_>>::new();
+        self.violations.iter().for_each(|violation| by_id.entry(&violation.id).or_default().push(violation));
+        for (id, violations) in by_id {
+            let _ = writeln!(text);
+            for Violation { what, text: details, .. } in &violations {
+                let _ = writeln!(text, "VIOLATION: {what}: {id} {details}");
+            }
+            self.history(&mut text, violations[0]);
+        }
+        if text.is_empty() { Ok(()) } else { Err(text) }
+    }
+
+    fn history(&self, text: &mut String, violation: &Violation) {
+        let entries = self.entries.iter().filter(|entry| entry.id == violation.id);
+        let mut lines: Vec<_> =
+            entries.map(|e| (e.at, format!("hook     {} {:?} {} {}", e.writer, e.kind, e.event, e.reason))).collect();
+        let is_of = |request: &&Request| request.id == violation.id || request.made.as_deref() == Some(&violation.id);
+        for request in self.requests.iter().filter(is_of) {
+            let Request { what, id, made, process, outcome, .. } = request;
+            let millis = (request.until - request.from) / 1000;
+            lines.push((request.from, format!("request  {process} {what} {id} -> {made:?} {outcome} ({millis} ms)")));
+        }
+        let first = lines.iter().map(|(at, _)| *at).min().unwrap_or(violation.at);
+        let last = lines.iter().map(|(at, _)| *at).max().unwrap_or(violation.at);
+        for deed in &self.deeds {
+            if deed.until + AROUND / 2 > first && deed.from < last.max(violation.at) + AROUND {
+                let Deed { what, process, note, .. } = deed;
+                let millis = (deed.until - deed.from) / 1000;
+                lines.push((deed.from, format!("schedule {what:?} {process} {note} ({millis} ms)")));
+            }
+        }
+        lines.sort();
+        for (at, line) in lines {
+            let _ = writeln!(text, "  {:+9.3} s  {line}", (at as f64 - violation.at as f64) / 1e6);
+        }
+    }
+}
