@@ -35,6 +35,8 @@ pub struct Entry {
     pub key: String,
     /// When the line was written, in microseconds since 1970.
     pub at: u64,
+    /// When the session ended; its hook may run later. For a start, the same as `at`.
+    pub ended_at: u64,
 }
 
 /// Start or end.
@@ -63,7 +65,8 @@ impl EventLog {
     ///
     /// The file cannot be written.
     pub fn start(&self, start: &SessionStart) -> io::Result<()> {
-        self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-", start.idempotency_key())
+        let (id, generation) = (start.session.id.as_str(), start.generation.to_string());
+        self.line(["start", id, &generation, "-"], start.idempotency_key(), now())
     }
 
     /// Writes an end.
@@ -73,12 +76,13 @@ impl EventLog {
     /// The file cannot be written.
     pub fn end(&self, end: &SessionEnd) -> io::Result<()> {
         let (id, generation) = (end.session.id.as_str(), end.generation.to_string());
-        self.line("end", id, &generation, end.reason.as_str(), end.idempotency_key())
+        let ended_at = micros(end.started_at + end.duration);
+        self.line(["end", id, &generation, end.reason.as_str()], end.idempotency_key(), ended_at)
     }
 
     /// Writes a line in one call, so that the lines of several processes never mix.
-    fn line(&self, kind: &str, id: &str, event: &str, reason: &str, key: IdempotencyKey) -> io::Result<()> {
-        let line = format!("{kind} {id} {event} {reason} {} {key} {}\n", self.writer, now());
+    fn line(&self, words: [&str; 4], key: IdempotencyKey, ended_at: u64) -> io::Result<()> {
+        let line = format!("{} {} {key} {} {ended_at}\n", words.join(" "), self.writer, now());
         (&*self.file).write_all(line.as_bytes())
     }
 
@@ -95,15 +99,19 @@ impl EventLog {
 /// The time of this machine, in microseconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
-    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_micros() as u64)
+    micros(SystemTime::now())
+}
+
+fn micros(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 fn parse(line: &str) -> io::Result<Entry> {
     let words: Vec<_> = line.split(' ').collect();
     let invalid = || io::Error::other(format!("not a line of an event log: {line}"));
-    let [kind, id, event, reason, writer, key, at] = words[..] else { return Err(invalid()) };
+    let [kind, id, event, reason, writer, key, at, ended_at] = words[..] else { return Err(invalid()) };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
-    let at = at.parse().map_err(|_| invalid())?;
+    let [at, ended_at] = [at, ended_at].map(|time| time.parse().map_err(|_| invalid()));
     let [id, event, reason, writer, key] = [id, event, reason, writer, key].map(str::to_owned);
-    Ok(Entry { kind, id, event, reason, writer, key, at })
+    Ok(Entry { kind, id, event, reason, writer, key, at: at?, ended_at: ended_at? })
 }

@@ -54,9 +54,9 @@ impl Faults {
 }
 
 async fn attack_processes(site: &Site, faults: Vec<Fault>, mut random: Random, deadline: Instant) {
-    loop {
-        if !wait(random.millis(200, 2500), deadline).await || faults.is_empty() {
-            break;
+    while wait(random.millis(200, 2500), deadline).await {
+        if faults.is_empty() {
+            continue;
         }
         let index = random.below(REPLICAS as u64) as usize;
         let lease = LEASE.as_millis() as u64;
