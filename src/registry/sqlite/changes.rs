@@ -149,8 +149,7 @@ impl Changes<'_> {
         let sql = "UPDATE sessions SET details = ?1 WHERE id = ?2 AND generation = ?3 AND reason IS NULL
              AND EXISTS (SELECT 1 FROM holds WHERE session = number AND holder = ?4 AND NOT released)";
         let (id, generation) = (record.session.id.as_str(), record.generation.to_string());
-        let updated =
-            self.tx.prepare_cached(sql)?.execute(params![json(&record.session)?, id, generation, self.me])?;
+        let updated = self.tx.prepare_cached(sql)?.execute(params![json(&record.session)?, id, generation, self.me])?;
         Ok(if updated > 0 { Applied::Ok } else { Applied::Gone })
     }
 
@@ -252,7 +251,8 @@ impl Changes<'_> {
         self.notify(active.n, id, generation)?;
         let requests = active.requests.saturating_add(end.requests);
         let next = end.next.as_ref().map(json).transpose()?;
-        let sql = "UPDATE sessions SET requests = ?2, reason = ?3, next = ?4, ended_at = ?5, claimer = ?6 WHERE number = ?1";
+        let sql =
+            "UPDATE sessions SET requests = ?2, reason = ?3, next = ?4, ended_at = ?5, claimer = ?6 WHERE number = ?1";
         let (reason, ended_at) = (end.reason.as_str(), to_ms(end.ended_at));
         self.run(sql, params![active.n, signed(requests), reason, next, ended_at, self.me])?;
         self.delete_holds(active.n)?;

@@ -1,8 +1,7 @@
 //! One holder: its connection, its lease, its row.
 
 use std::{
-    mem,
-    thread,
+    mem, thread,
     time::{Duration, Instant, SystemTime},
 };
 

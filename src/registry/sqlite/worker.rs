@@ -33,9 +33,16 @@ pub(super) enum Job {
     /// The orphans, and how many pages this call has read.
     ClaimOrphans(usize, u32, Reply<ClaimedOrphans>),
     ReleaseLease(Reply<()>),
-    DeadLetters { after: i64, limit: usize, reply: Reply<dead_letters::Page<DeadLetter>> },
+    DeadLetters {
+        after: i64,
+        limit: usize,
+        reply: Reply<dead_letters::Page<DeadLetter>>,
+    },
     Redeliver(GenerationId, Reply<bool>),
-    RedeliverAfter { after: i64, reply: Reply<dead_letters::Page<()>> },
+    RedeliverAfter {
+        after: i64,
+        reply: Reply<dead_letters::Page<()>>,
+    },
 }
 
 impl Job {
@@ -92,7 +99,9 @@ impl Worker {
                 Job::DeadLetters { after, limit, reply } => {
                     self.operate(reply, Deferred, |tx| dead_letters::list(tx, after, limit));
                 }
-                Job::Redeliver(generation, reply) => self.operate(reply, Immediate, |tx| dead_letters::redeliver(tx, generation)),
+                Job::Redeliver(generation, reply) => {
+                    self.operate(reply, Immediate, |tx| dead_letters::redeliver(tx, generation))
+                }
                 Job::RedeliverAfter { after, reply } => {
                     self.operate(reply, Immediate, |tx| dead_letters::redeliver_after(tx, after));
                 }
@@ -166,7 +175,12 @@ impl Worker {
         }
     }
 
-    fn operate<T>(&self, reply: Reply<T>, behavior: TransactionBehavior, f: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>) {
+    fn operate<T>(
+        &self,
+        reply: Reply<T>,
+        behavior: TransactionBehavior,
+        f: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) {
         drop(reply.send(self.holder.as_operator(behavior, f).map_err(Into::into)));
     }
 

@@ -15,7 +15,9 @@ use tower_session_end::{
     registry::{Applied, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
 };
 
-use super::support::{Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until};
+use super::support::{
+    Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until,
+};
 
 #[tokio::test]
 async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {

@@ -84,7 +84,11 @@ async fn a_newer_version_is_refused_and_left_as_it_is() {
 async fn a_missing_table_is_damage() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP VIEW dead_letters; DROP TABLE notices").unwrap();
+    dir.look()
+        .execute_batch(
+            "DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP VIEW dead_letters; DROP TABLE notices",
+        )
+        .unwrap();
     unusable(&dir.file(), "is damaged: `notices` is missing");
 }
 

@@ -26,7 +26,8 @@ async fn a_copied_database_ends_nothing_in_another_deployment() {
         for other in names.into_iter().filter(|other| *other != made_for) {
             let error = open(&dir, other).unwrap_err();
             assert!(matches!(error, RegistryError::Invalid(_)), "{error:?}");
-            let name = |name: Option<&str>| name.map_or("no deployment".to_owned(), |name| format!("deployment {name:?}"));
+            let name =
+                |name: Option<&str>| name.map_or("no deployment".to_owned(), |name| format!("deployment {name:?}"));
             let text = error.to_string();
             assert!(text.contains(&name(made_for)) && text.contains(&name(other)), "{text}");
             assert!(text.contains(dir.file().to_str().unwrap()), "{text}");

@@ -1,6 +1,9 @@
 //! Ends on one holder, of which the others learn.
 
-use std::{collections::BTreeSet, time::{Duration, SystemTime}};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use tower_session_end::{
     EndReason,

@@ -11,7 +11,9 @@ use tower_session_end::{
     registry::{Applied, Change, Orphan, Record, Registry, SqliteRegistry},
 };
 
-use super::support::{Commits, Dir, count, delivered, die, end, hold, holds, ids, record, records, release, take_over_all};
+use super::support::{
+    Commits, Dir, count, delivered, die, end, hold, holds, ids, record, records, release, take_over_all,
+};
 
 /// The most holds that one call may delete: four pages.
 const ROWS_A_CALL: i64 = 4000;
@@ -211,8 +213,10 @@ async fn g15_three_deaths_in_a_row_lose_nothing() {
     let delivered_after = some[..5].iter().filter(|orphan| orphan.attempts == 1).count();
     assert_eq!(by_attempts(1), 10 - delivered_after);
     assert_eq!(by_attempts(0) + by_attempts(1), rest.len());
-    let reason = |orphan: &Orphan| (orphan.record.session.id.as_str()[1..].parse::<u32>().unwrap() < 40)
-        && orphan.record.session.id.as_str().starts_with('a');
+    let reason = |orphan: &Orphan| {
+        (orphan.record.session.id.as_str()[1..].parse::<u32>().unwrap() < 40)
+            && orphan.record.session.id.as_str().starts_with('a')
+    };
     for orphan in &rest {
         let expected = if reason(orphan) { EndReason::Deleted } else { EndReason::Lost };
         assert_eq!(orphan.end.reason, expected, "{orphan:?}");

@@ -14,8 +14,8 @@ use crate::{
 
 /// A record may be this late: a group of changes, on a busy machine. In microseconds.
 const SLACK: u64 = 1_000_000;
-/// After an outage, the breaker takes this long to close, and the outbox to empty.
-const AFTER_AN_OUTAGE: u64 = 2_500_000;
+/// The longest pause of a circuit breaker.
+const AFTER_AN_OUTAGE: u64 = 5_000_000;
 /// Times are rounded to milliseconds.
 const CLOCKS: u64 = 5_000;
 /// How far around a violation the schedule is shown.
@@ -114,6 +114,8 @@ impl Balance {
             (None, Some((_, end))) => {
                 if maker.is_none_or(|maker| self.killed(maker).is_some()) {
                     self.add("without a start, excused: killed before the start hook");
+                } else if maker.is_some_and(|maker| self.exited_in_an_outage(maker)) {
+                    self.add("without a start, excused: its process exited in an outage, with its record under way");
                 } else {
                     self.violation("ended without a start", end, format!("{name}, made by {maker:?}"));
                 }
@@ -159,7 +161,12 @@ impl Balance {
                 }
                 let text =
                     format!("{second} started {} ms before the end of {first}", (end.ended_at - start.at) / 1000);
-                self.violation("two generations at a time", start, text);
+                let first = &before.starts[0].1;
+                let what = match self.outage(first.at) {
+                    Some(until) if start.at < until + SLACK => "two generations at a time, the first made in an outage",
+                    _ => "two generations at a time",
+                };
+                self.violation(what, start, text);
             }
         }
         let ended: HashSet<_> = self.entries.iter().filter(|e| e.kind == Kind::End).map(|e| e.id.clone()).collect();
@@ -195,29 +202,36 @@ impl Balance {
         self.deeds.iter().find(|deed| deed.what == What::Killed && deed.process == process)
     }
 
-    /// Until when something that happened then may not be recorded: longer if the registry did not answer.
-    fn recorded_by(&self, at: u64) -> u64 {
-        let mut by = at + SLACK;
+    /// If the registry did not answer at this time, or a circuit breaker may still have been open: until when.
+    fn outage(&self, at: u64) -> Option<u64> {
+        let mut until = None;
         for deed in self.deeds.iter().filter(|deed| deed.what == What::Blocked) {
-            if deed.from < by && at < deed.until + AFTER_AN_OUTAGE {
-                by = by.max(deed.until + AFTER_AN_OUTAGE);
+            let over = deed.until + AFTER_AN_OUTAGE;
+            if deed.from < until.unwrap_or(at + SLACK / 2) && at < over {
+                until = Some(over);
             }
         }
-        by
+        until
     }
 
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
     fn is_unrecorded_at_a_kill(&self, process: &str, at: u64) -> bool {
-        let by = self.recorded_by(at.saturating_sub(SLACK / 2));
-        self.killed(process).is_some_and(|kill| by > at + SLACK && kill.from < by)
+        let is_before = |until| self.killed(process).is_some_and(|kill| kill.from < until + SLACK);
+        self.outage(at).is_some_and(is_before)
     }
 
     /// Whether this happened to the process before it could record the end that it had delivered.
     fn has_lost_its_record(&self, end: &Entry, what: What) -> bool {
-        let by = self.recorded_by(end.at);
+        let by = self.outage(end.at).unwrap_or(end.at) + SLACK;
         let is_long = |deed: &Deed| what != What::Paused || deed.until - deed.from > crash::LEASE.as_micros() as u64;
         let is_it = |deed: &&Deed| deed.what == what && deed.process == end.writer && is_long(deed);
         self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
+    }
+
+    /// Whether the process exited while the registry did not answer: what it had sent is carried out later.
+    fn exited_in_an_outage(&self, process: &str) -> bool {
+        let is_it = |deed: &&Deed| deed.what == What::Stopped && deed.process == process;
+        self.deeds.iter().filter(is_it).any(|exit| self.outage(exit.from).is_some())
     }
 
     /// The table.

@@ -216,7 +216,7 @@ impl Site {
 
     /// Copies everything to a directory that stays.
     pub(crate) fn keep(&self, report: &str) -> Result<PathBuf, Error> {
-        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", self.seed));
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{:?}-{}", self.store.kind(), self.seed));
         fs::create_dir_all(&to)?;
         for file in fs::read_dir(self.dir.path())? {
             let file = file?;

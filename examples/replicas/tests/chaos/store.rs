@@ -32,6 +32,13 @@ impl Store {
         })
     }
 
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Redis(_) => Kind::Redis,
+            Self::Sqlite(_) => Kind::Sqlite,
+        }
+    }
+
     /// As the gateway's argument.
     pub(crate) fn url(&self) -> String {
         match self {
