@@ -19,6 +19,7 @@ use tokio::{
 use super::Persister;
 use crate::{
     hooks::{FailedDelivery, Pool},
+    observability::escape_controls,
     session::{EndReason, GenerationId, Phase, SessionId},
     sync::{Mutex, Ordering, lock},
     tracker::{Generation, Job, OutboxEntry, PendingEnd, Redelivery},
@@ -116,7 +117,7 @@ impl Persister {
             session = %id.redacted(),
             %generation,
             %reason,
-            error,
+            error = %escape_controls(&error),
             "the hooks of this session_end have failed too often; it is a dead letter",
         );
         self.outbox.push(OutboxEntry::DeadLetter(id, generation, error));

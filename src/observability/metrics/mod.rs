@@ -200,7 +200,7 @@ pub(crate) struct RegistryMeter {
 impl RegistryMeter {
     pub(crate) fn new() -> Self {
         Self {
-            degraded: gauge("session_registry_degraded", "Handles whose registry does not answer"),
+            degraded: gauge("session_registry_degraded", "Handles whose registry is slow or does not answer"),
             degradations: counter("session_registry_degradations_total", "How often a registry stopped answering", &[]),
             dead_letters: gauge("session_dead_letters", "Ends in the registry whose hooks have failed too often"),
         }
