@@ -54,7 +54,11 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
+/// A run needs the machine for itself.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 async fn chaos(kind: Kind) {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let seed = number("CHAOS_SEED").unwrap_or_else(|| now() % 1_000_000_007);
     let length = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(15));
     let chosen = env::var("CHAOS_FAULTS").unwrap_or_default();
