@@ -197,6 +197,15 @@ impl Store {
         self.state().notices.iter().map(|(_, id, generation, _)| (id.to_string(), *generation)).collect()
     }
 
+    /// Who can record each generation again if it is lost: its holders, or the claimer of its end.
+    pub(crate) fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
+        let state = self.state();
+        let active = state.active.values().flatten();
+        let held = active.map(|active| (active.record.generation, active.holders.clone()));
+        let claimed = state.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
+        held.chain(claimed).collect()
+    }
+
     /// Forgets everything.
     pub(crate) fn flush(&self) {
         let mut state = self.state();
@@ -262,6 +271,11 @@ impl Drop for Applying<'_> {
 impl Holder {
     pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = fault;
+    }
+
+    /// As in [`Store::owners`]. Another one after each lost lease.
+    pub(crate) fn number(&self) -> u64 {
+        self.me.load(Ordering::SeqCst)
     }
 
     /// It cannot say whether its lease runs.

@@ -1,6 +1,6 @@
 //! A dead holder is adopted with all that it held and had claimed, however much of it was read.
 
-use super::{Applied, Kit, Orphan, Record, Store, done, end, hold, hold_beside, release, same, same_all};
+use super::{Applied, Kit, Orphan, Record, Store, done, end, forget, hold, hold_beside, keep, release, same, same_all};
 use crate::session::EndReason;
 
 fn records(orphans: &[Orphan]) -> Vec<&Record> {
@@ -85,6 +85,50 @@ pub(super) async fn before_a_hold<S: Store>(kit: &Kit<'_, S>) {
     other.expect_all("releases of the new records", releases, vec![Applied::Owned { requests: 1 }; 5]).await;
     other.expect_all("delivered ends", new.iter().map(done).collect(), vec![Applied::Ok; 5]).await;
     kit.nothing_is_pending([other]).await;
+}
+
+/// What other holders do with sessions of a holder that is adopted, and of which nothing was read yet.
+pub(super) async fn beside_other_holders<S: Store>(kit: &Kit<'_, S>) {
+    let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
+    let (adopter, next_adopter) = (kit.holder().await, kit.holder().await);
+    let shared = kit.records(8);
+    let [released, ended, kept, forgotten, joined, counted, first, lost] = &shared[..] else { unreachable!("eight") };
+    a.expect_all("holds", shared.iter().map(hold).collect(), vec![Applied::Created; 8]).await;
+    let by_both = [released, ended, kept, forgotten, joined, counted];
+    b.expect_all("second holders", by_both.map(hold).to_vec(), vec![Applied::Created; 6]).await;
+    let second = kit.next(first);
+    b.expect("a second active record of an id", hold_beside(&second), Applied::Created).await;
+    a.expect("a release by one of two", release(counted, 4), Applied::HeldElsewhere).await;
+    kit.kill(a).await;
+    let mut orphans = adopter.claim_orphans(1).await;
+    let owned = |requests| Applied::Owned { requests };
+    b.expect("a release by the last that is not adopted", release(released, 1), owned(1)).await;
+    b.expect("an end of a session that an adopted holder held", end(ended, 2), owned(2)).await;
+    b.expect("`Keep` by the last that is not adopted", keep(kept), Applied::Ok).await;
+    b.expect("`Forget` of a session that an adopted holder held", forget(forgotten), Applied::Ok).await;
+    c.expect("a join of the one that is not adopted", hold(&kit.next(joined)), Applied::Joined(joined.clone())).await;
+    b.expect("a release by the last, summed with that of a dead holder", release(counted, 1), owned(5)).await;
+    c.expect("a join of the living of two active records", hold(&kit.next(first)), Applied::Joined(second.clone()))
+        .await;
+    b.expect("a delivered end, before the adopter reads on", done(ended), Applied::Ok).await;
+
+    // The adopter dies, and is not adopted itself yet: what it has adopted cannot be joined.
+    kit.kill(adopter).await;
+    let next = kit.next(lost);
+    c.expect("a hold of an id whose holder's adopter is dead", hold(&next), Applied::Created).await;
+    orphans.extend(next_adopter.claim_all().await);
+    orphans.sort_by_key(|orphan| orphan.record.generation);
+    orphans.dedup_by_key(|orphan| orphan.record.generation);
+    same_all("the orphans beside other holders", &records(&orphans), &[first, lost]);
+    next_adopter.deliver(&orphans).await;
+
+    c.expect("a release of the new record", release(&next, 1), owned(1)).await;
+    let shared = vec![release(joined, 1), release(&second, 1)];
+    c.expect_all("releases by one of two", shared.clone(), vec![Applied::HeldElsewhere; 2]).await;
+    b.expect_all("releases by the last", shared, vec![owned(2); 2]).await;
+    b.expect_all("delivered ends", [released, joined, counted, &second].map(done).to_vec(), vec![Applied::Ok; 4]).await;
+    c.expect("a delivered end", done(&next), Applied::Ok).await;
+    kit.nothing_is_pending([b, c, next_adopter]).await;
 }
 
 /// Two dead holders of one session, with an adopter each: one of the adopters gets the end.

@@ -2,7 +2,7 @@
 //! `registry-conformance`, for tests).
 //!
 //! Enable the feature in the dev-dependencies, implement [`Store`], which creates and kills holders, and run [`check`]
-//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about thirty holders and waits for each
+//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about forty holders and waits for each
 //! lease to expire.
 //!
 //! The kit accepts every answer that the contract permits. Times need a precision of one millisecond only.
@@ -126,6 +126,7 @@ pub async fn check<S: Store>(store: &S) {
     recovery::after_a_release(&kit).await;
     adoption::of_a_half_read_holder(&kit).await;
     adoption::before_a_hold(&kit).await;
+    adoption::beside_other_holders(&kit).await;
     adoption::by_two_holders(&kit).await;
     concurrency::dropped_applies(&kit).await;
     concurrency::dropped_recoveries(&kit).await;

@@ -56,7 +56,20 @@ pub(super) async fn of_ends_and_forgets<S: Store>(kit: &Kit<'_, S>) {
     b.acknowledge("the other notice, after repeats and a delivery", &[&forgotten]).await;
     c.acknowledge("another holder's notices, after a delivery", &both).await;
 
-    // A release that is the last one tells nobody, and a new holder knows of nothing.
+    // Two notices of one id.
+    let first = kit.record();
+    let second = kit.next(&first);
+    for record in [&first, &second] {
+        a.expect("a hold", hold(record), Applied::Created).await;
+        b.expect("a second holder", hold(record), Applied::Created).await;
+        a.expect("an end", end(record, 1), Applied::Owned { requests: 1 }).await;
+        a.expect("a delivered end", done(record), Applied::Ok).await;
+    }
+    b.expect_notices("two notices of one id", &[&first, &second]).await;
+    b.expect("`Acknowledge` of the first", acknowledge(&first), Applied::Ok).await;
+    b.acknowledge("the second", &[&second]).await;
+
+    // A release by the last holder creates no notice, and a new holder has none.
     let record = kit.record();
     a.expect("a hold", hold(&record), Applied::Created).await;
     b.expect("a second holder", hold(&kit.next(&record)), Applied::Joined(record.clone())).await;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::super::{Change, EndRecord, Record, RegistryError};
 use crate::session::{GenerationId, Session, SessionId};
 
-/// 256 changes block a server for about 5 ms.
+/// 256 changes block a server for about 6 ms.
 const BATCH: usize = 256;
 
 /// About this many bytes of ids and details go into one batch. A single change may have more.

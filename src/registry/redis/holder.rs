@@ -174,7 +174,7 @@ impl Holder {
         settings.check()?;
         let common = [settings.root(), LAYOUT.to_owned(), settings.deployment.clone().unwrap_or_default()];
         let args: Vec<_> = common.into_iter().chain(args).collect();
-        match self.send(settings, lua, &args, settings.command_timeout).await? {
+        match self.send(lua, &args, settings.command_timeout).await? {
             Reply::Done(values) => Ok(values),
             Reply::Invalid(why) => Err(RegistryError::invalid(why)),
             Reply::Lost | Reply::Stale | Reply::Fenced => {
@@ -200,18 +200,11 @@ impl Holder {
             context.settings.lease.as_millis().to_string(),
         ];
         let args: Vec<_> = common.into_iter().chain(args).collect();
-        self.send(context.settings, lua, &args, timeout).await
+        self.send(lua, &args, timeout).await
     }
 
-    async fn send(
-        &mut self,
-        settings: &Settings,
-        lua: &RedisScript,
-        args: &[String],
-        timeout: Duration,
-    ) -> Result<Reply, RegistryError> {
-        let key = format!("{}incarnation", settings.root());
-        match tokio::time::timeout(timeout, lua.run(&mut *self.connection, &key, args)).await {
+    async fn send(&mut self, lua: &RedisScript, args: &[String], timeout: Duration) -> Result<Reply, RegistryError> {
+        match tokio::time::timeout(timeout, lua.run(&mut *self.connection, args)).await {
             Ok(Ok(value)) => reply(value),
             Ok(Err(error)) => Err(from_redis(error)),
             Err(_) => Err(RegistryError::unavailable(format!("no answer within {timeout:?}"))),

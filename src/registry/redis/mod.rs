@@ -58,7 +58,7 @@ use crate::session::GenerationId;
 /// # Scripts
 ///
 /// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
-/// applies up to 256 changes (fewer if they are large) and takes about 5 ms on the server. A larger
+/// applies up to 256 changes (fewer if they are large) and takes about 6 ms on the server. A larger
 /// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
 /// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
 /// finds nothing. The calls of one holder run one after the other.
@@ -358,7 +358,8 @@ impl Registry for RedisRegistry {
             let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new()).await?.into_iter();
             let has_more = answers.next().map(reply::text).transpose()?;
             recovery.set_adopted(answers.map(reply::text).collect::<Result<_, _>>()?);
-            if has_more.as_deref() != Some("1") {
+            // The rest is adopted, by this holder or another one, once this is read.
+            if has_more.as_deref() != Some("1") || recovery.next().is_some() {
                 break;
             }
         }

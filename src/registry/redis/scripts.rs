@@ -31,17 +31,16 @@ pub(super) struct RedisScript {
 
 impl RedisScript {
     /// Runs the script by its hash, or by its text if the server does not know it yet. Unlike `SCRIPT LOAD`, `EVAL` is
-    /// routed through a cluster like the call itself. The key is there for a cluster only.
+    /// routed through a cluster like the call itself. The first argument is how all keys begin.
     pub(super) async fn run<C: ConnectionLike + ?Sized>(
         &self,
         connection: &mut C,
-        key: &str,
         args: &[String],
     ) -> RedisResult<Value> {
-        let by_hash = command("EVALSHA", &self.sha1, key, args);
+        let by_hash = command("EVALSHA", &self.sha1, args);
         match connection.req_packed_command(&by_hash).await.and_then(Value::extract_error) {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let by_text = command("EVAL", self.code, key, args);
+                let by_text = command("EVAL", self.code, args);
                 connection.req_packed_command(&by_text).await.and_then(Value::extract_error)
             }
             answer => answer,
@@ -49,8 +48,11 @@ impl RedisScript {
     }
 }
 
-fn command(name: &str, script: &str, key: &str, args: &[String]) -> Cmd {
+/// The scripts make the names of their keys themselves. A cluster finds the slot by the two that are declared. The second one
+/// never exists: so while the slot moves to another node, and the keys are on either of them, both refuse the script.
+fn command(name: &str, script: &str, args: &[String]) -> Cmd {
+    let root = args.first().map(String::as_str).unwrap_or_default();
     let mut command = redis::cmd(name);
-    command.arg(script).arg(1).arg(key).arg(args);
+    command.arg(script).arg(2).arg(format!("{root}incarnation")).arg(format!("{root}never")).arg(args);
     command
 }

@@ -157,7 +157,7 @@ impl Changes<'_> {
         let generation = generation.to_string();
         let found = match self.find(Some(id), &generation)? {
             Some(found) if found.state == State::Active => found,
-            other => return Ok(ended_before(other)),
+            other => return Ok(ended_before(other.as_ref())),
         };
         match self.released(found.n)? {
             None => return Ok(Applied::Gone),
@@ -178,7 +178,7 @@ impl Changes<'_> {
         let generation = generation.to_string();
         match self.find(Some(id), &generation)? {
             Some(found) if found.state == State::Active => self.end_active(&found, id, &generation, end),
-            other => Ok(ended_before(other)),
+            other => Ok(ended_before(other.as_ref())),
         }
     }
 
@@ -286,9 +286,9 @@ struct Actives {
 }
 
 /// The answer without an active record: an earlier call of this holder may have ended it.
-fn ended_before(found: Option<Found>) -> Applied {
+fn ended_before(found: Option<&Found>) -> Applied {
     match found {
-        Some(Found { state: State::Claimed, requests, .. }) => Applied::Owned { requests },
+        Some(&Found { state: State::Claimed, requests, .. }) => Applied::Owned { requests },
         _ => Applied::Gone,
     }
 }

@@ -178,17 +178,18 @@ impl Holder {
         }
     }
 
-    /// Another holder has adopted this one, with all that it held and had claimed.
+    /// Another holder has adopted this one, with all that it held and had claimed: it becomes a new holder.
     fn fenced<T>(&mut self) -> Result<T, Failure> {
-        self.reopen()?;
+        let lease = self.leases.create().map_err(|error| Failure::io(self.leases.dir(), &error))?;
+        self.me = self.with(|holder| enter(&holder.conn, &lease))?;
+        mem::replace(&mut self.lease, lease).remove();
         Err(Failure::Fenced)
     }
 
-    /// Replaces this holder with a new one.
+    /// Replaces this holder with a new one, in the file that is there now.
     fn reopen(&mut self) -> Result<(), Failure> {
         let new = Self::open(self.settings.clone(), self.settings.busy_timeout)?;
-        let old = mem::replace(self, new);
-        old.lease.remove();
+        mem::replace(self, new).lease.remove();
         Ok(())
     }
 }

@@ -9,6 +9,8 @@ mod lease;
 mod open;
 mod recovery;
 mod schema;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 use std::{

@@ -79,20 +79,13 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 /// The connection to the file, and which file it is.
 pub(super) type Opened = (Connection, Option<FileId>);
 
-/// How an attempt to open the file ends, short of an error.
-enum Attempt {
-    Opened(Opened),
-    /// There is no file, or none with tables.
-    Missing,
-}
-
 /// Opens the file, or creates it. Only a process that creates or replaces it excludes others that do the same: no process that
 /// already runs waits for a start.
 pub(super) fn open(settings: &Settings, leases: &Leases, timeout: Duration) -> Result<Opened, Failure> {
     let path = &settings.path;
     match attempt(settings, timeout) {
-        Ok(Attempt::Opened(opened)) => return Ok(opened),
-        Ok(Attempt::Missing) => {}
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => {}
         Err(Failure::Damaged(_)) if settings.set_aside_damaged => {}
         Err(error) => return Err(error),
     }
@@ -102,12 +95,12 @@ pub(super) fn open(settings: &Settings, leases: &Leases, timeout: Duration) -> R
     // Another process may have been faster.
     let is_emptied = || fs::metadata(path).is_ok_and(|there| there.len() == 0) && begun.exists();
     let attempted = match attempt(settings, timeout) {
-        Ok(Attempt::Missing) if is_emptied() => Err(Failure::damaged(path, "it is empty, but had content before")),
+        Ok(None) if is_emptied() => Err(Failure::damaged(path, "it is empty, but had content before")),
         result => result,
     };
     match attempted {
-        Ok(Attempt::Opened(opened)) => return Ok(opened),
-        Ok(Attempt::Missing) => {}
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => {}
         Err(Failure::Damaged(why)) if settings.set_aside_damaged => set_aside(path, &why, &lock)?,
         Err(error) => return Err(error),
     }
@@ -116,26 +109,26 @@ pub(super) fn open(settings: &Settings, leases: &Leases, timeout: Duration) -> R
     Ok(opened)
 }
 
-/// Opens the file, and checks it in one read transaction.
-fn attempt(settings: &Settings, timeout: Duration) -> Result<Attempt, Failure> {
+/// Opens the file, and checks it in a read transaction. None if there is no file, or none with tables.
+fn attempt(settings: &Settings, timeout: Duration) -> Result<Option<Opened>, Failure> {
     let path = &settings.path;
     for _ in 0..REPLACED_ATTEMPTS {
         match fs::metadata(path) {
-            Ok(there) if there.len() == 0 => return Ok(Attempt::Missing),
+            Ok(there) if there.len() == 0 => return Ok(None),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Attempt::Missing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Failure::io(path, &error)),
         }
         let file = file_id(path);
         let mut connection = connect(path, timeout)?;
         if identify(&mut connection, path)? {
-            return Ok(Attempt::Missing);
+            return Ok(None);
         }
         configure(&connection, path)?;
         check(&mut connection, settings)?;
         // Another process may have replaced it meanwhile.
         if file == file_id(path) {
-            return Ok(Attempt::Opened((connection, file)));
+            return Ok(Some((connection, file)));
         }
     }
     Err(Failure::Unavailable(format!("{} is replaced again and again", path.display())))

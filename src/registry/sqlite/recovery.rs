@@ -20,7 +20,8 @@ use super::{
 };
 use crate::registry::Orphan;
 
-/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds.
+/// The most holds and claims of a dead holder that one page covers. A page takes a few milliseconds. While there are orphans, a
+/// page covers as many as are wanted.
 const PAGE: usize = 1000;
 
 /// The most dead holders that are adopted at a time. The lease file of each is open meanwhile.
@@ -56,8 +57,10 @@ pub(super) enum Step {
 /// How far the pages of one adopted holder have come.
 #[derive(Clone, Copy)]
 enum Progress {
-    /// All sessions up to this number are done.
+    /// All sessions up to this number are done. The last page had orphans.
     Cursor(i64),
+    /// The same, and it had none.
+    Barren(i64),
     Finished,
 }
 
@@ -83,7 +86,7 @@ impl Recovery {
         }
     }
 
-    /// Reads one page at most, so that the thread is free again soon.
+    /// Reads about one page at most, so that the thread is free again soon.
     pub(super) fn claim_orphans(&mut self, holder: &mut Holder, max: usize) -> Result<Step, Failure> {
         let max = max.min(PAGE);
         let mut claimed = ClaimedOrphans { orphans: Vec::new(), back: Arc::clone(&self.undelivered) };
@@ -101,27 +104,32 @@ impl Recovery {
         if !claimed.orphans.is_empty() {
             return Ok(Step::Found(claimed));
         }
-        let has_more_dead = self.next_page().is_none() && self.adopt(holder)?;
-        while let Some((dead, cursor)) = self.next_page() {
-            let page = read_page(holder, dead, cursor, max)?;
-            self.adopted.insert(dead, page.next.map_or(Progress::Finished, Progress::Cursor));
-            if !page.orphans.is_empty() {
-                claimed.orphans = page.orphans;
-                break;
-            }
-            if !page.was_empty && self.next_page().is_some() {
-                return Ok(Step::Unfinished);
+        let (mut cost, mut may_adopt) = (0, true);
+        while cost < PAGE {
+            if let Some(range) = self.next_page(max, PAGE - cost) {
+                let page = read_page(holder, &range, max)?;
+                let progress = if page.orphans.is_empty() { Progress::Barren } else { Progress::Cursor };
+                self.adopted.insert(range.dead, page.next.map_or(Progress::Finished, progress));
+                if !page.orphans.is_empty() {
+                    claimed.orphans = page.orphans;
+                    return Ok(Step::Found(claimed));
+                }
+                cost += page.len.max(PAGE / 10);
+            } else if may_adopt {
+                may_adopt = self.adopt(holder)?;
+                cost += PAGE / 10;
+            } else {
+                return Ok(Step::Found(claimed));
             }
         }
-        if claimed.orphans.is_empty() && has_more_dead {
-            return Ok(Step::Unfinished);
-        }
-        Ok(Step::Found(claimed))
+        Ok(Step::Unfinished)
     }
 
-    fn next_page(&self) -> Option<(i64, i64)> {
-        self.adopted.iter().find_map(|(&dead, progress)| match progress {
-            Progress::Cursor(cursor) => Some((dead, *cursor)),
+    /// The next page, of as many entries as are wanted, or of `rest` if the last one had no orphans.
+    fn next_page(&self, max: usize, rest: usize) -> Option<Range> {
+        self.adopted.iter().find_map(|(&dead, progress)| match *progress {
+            Progress::Cursor(cursor) => Some(Range { dead, cursor, len: max.min(rest) }),
+            Progress::Barren(cursor) => Some(Range { dead, cursor, len: rest }),
             Progress::Finished => None,
         })
     }
@@ -278,12 +286,20 @@ fn claim_unclaimed(holder: &mut Holder, max: usize) -> Result<Vec<Orphan>, Failu
     })
 }
 
+/// The entries of a dead holder behind the cursor, so many.
+struct Range {
+    dead: i64,
+    cursor: i64,
+    len: usize,
+}
+
 /// One page of a dead holder.
 struct Page {
     orphans: Vec<Orphan>,
     /// The cursor of the next page; none if this was the last one.
     next: Option<i64>,
-    was_empty: bool,
+    /// The number of entries.
+    len: usize,
 }
 
 /// What a dead holder refers to: a session that it held or an end that it had claimed.
@@ -294,24 +310,23 @@ struct Entry {
 }
 
 /// Reads one page. Only if a hold on a session of others has to be deleted is it a write.
-fn read_page(holder: &mut Holder, dead: i64, cursor: i64, max: usize) -> Result<Page, Failure> {
-    let read = holder.in_read_transaction(|tx| page(tx, dead, cursor, max, false))?;
-    match read {
+fn read_page(holder: &mut Holder, range: &Range, max: usize) -> Result<Page, Failure> {
+    match holder.in_read_transaction(|tx| page(tx, range, max, false))? {
         Some(page) => Ok(page),
-        None => holder.in_transaction(|tx| Ok(page(tx, dead, cursor, max, true)?.unwrap_or(Page::END))),
+        None => holder.in_transaction(|tx| Ok(page(tx, range, max, true)?.unwrap_or(Page::END))),
     }
 }
 
 impl Page {
-    const END: Self = Self { orphans: Vec::new(), next: None, was_empty: true };
+    const END: Self = Self { orphans: Vec::new(), next: None, len: 0 };
 }
 
 /// None if something has to be written, and may not be.
-fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: bool) -> Result<Option<Page>> {
-    let entries = entries(tx, dead, cursor)?;
-    let mut page = Page { orphans: Vec::new(), next: None, was_empty: entries.is_empty() };
+fn page(tx: &Transaction<'_>, range: &Range, max: usize, may_write: bool) -> Result<Option<Page>> {
+    let entries = entries(tx, range)?;
+    let mut page = Page { orphans: Vec::new(), next: None, len: entries.len() };
     // The next page begins behind the last entry that was seen, unless there can be no more.
-    if entries.len() == PAGE {
+    if entries.len() == range.len {
         page.next = entries.last().map(|entry| entry.session);
     }
     for Entry { session, is_shared } in entries {
@@ -324,7 +339,7 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
                 return Ok(None);
             }
             let sql = "DELETE FROM holds WHERE session = ?1 AND holder = ?2";
-            tx.prepare_cached(sql)?.execute((session, dead))?;
+            tx.prepare_cached(sql)?.execute((session, range.dead))?;
             continue;
         }
         match read_end(tx, session)? {
@@ -337,9 +352,9 @@ fn page(tx: &Transaction<'_>, dead: i64, cursor: i64, max: usize, may_write: boo
     Ok(Some(page))
 }
 
-/// Up to [`PAGE`] entries behind the cursor, in the order of the sessions' numbers. Holds and claims are read together: a hold
+/// The entries of the range, in the order of the sessions' numbers. Holds and claims are read together: a hold
 /// that becomes a claim meanwhile is not seen twice.
-fn entries(tx: &Transaction<'_>, dead: i64, cursor: i64) -> Result<Vec<Entry>> {
+fn entries(tx: &Transaction<'_>, range: &Range) -> Result<Vec<Entry>> {
     let sql = "SELECT h.session, h.released OR EXISTS
              (SELECT 1 FROM holds o WHERE o.session = h.session AND o.holder <> ?1 AND NOT o.released)
          FROM holds h WHERE h.holder = ?1 AND h.session > ?2
@@ -347,8 +362,8 @@ fn entries(tx: &Transaction<'_>, dead: i64, cursor: i64) -> Result<Vec<Entry>> {
          SELECT number, 0 FROM sessions WHERE claimer = ?1 AND number > ?2
          ORDER BY 1 LIMIT ?3";
     let entry = |row: &Row<'_>| Ok(Entry { session: row.get(0)?, is_shared: row.get(1)? });
-    let page = i64::try_from(PAGE).unwrap_or(i64::MAX);
-    tx.prepare_cached(sql)?.query_map((dead, cursor, page), entry)?.collect()
+    let len = i64::try_from(range.len).unwrap_or(i64::MAX);
+    tx.prepare_cached(sql)?.query_map((range.dead, range.cursor, len), entry)?.collect()
 }
 
 /// The end in a row.
@@ -356,4 +371,43 @@ fn read_end(tx: &Transaction<'_>, n: i64) -> Result<Option<Read<Orphan>>> {
     let sql = format!("SELECT {} FROM sessions WHERE number = ?1", codec::END);
     let end = |row: &Row<'_>| Ok(codec::ended(row)?.map(|(record, end, attempts)| Orphan::new(record, end, attempts)));
     tx.prepare_cached(&sql)?.query_row([n], end).optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::Dir, *};
+
+    fn lease_of(holder: &Holder, n: i64) -> String {
+        holder.conn.query_row("SELECT lease FROM holders WHERE number = ?1", [n], |row| row.get(0)).unwrap()
+    }
+
+    fn adopt(holder: &mut Holder, dead: i64, lease: &str) -> Vec<i64> {
+        let me = holder.me;
+        holder.in_transaction(|tx| adopt_one(tx, me, dead, lease)).unwrap()
+    }
+
+    #[test]
+    fn of_two_that_find_one_lease_free_one_adopts_its_holder() {
+        let dir = Dir::new();
+        let (mut one, mut two, dead) = (dir.holder(), dir.holder(), dir.holder());
+        let (n, lease) = (dead.me, lease_of(&one, dead.me));
+        drop(dead);
+        assert_eq!(adopt(&mut one, n, &lease), [n]);
+        assert_eq!(adopt(&mut two, n, &lease), [] as [i64; 0], "it is the other one's");
+        // The adopter dies: both go to the next one, in one step.
+        let (n_one, lease) = (one.me, lease_of(&two, one.me));
+        drop(one);
+        assert_eq!(adopt(&mut two, n_one, &lease), [n_one, n]);
+    }
+
+    #[test]
+    fn a_holder_whose_lease_was_replaced_meanwhile_is_not_adopted() {
+        let dir = Dir::new();
+        let (mut one, mut living) = (dir.holder(), dir.holder());
+        let lease = lease_of(&one, living.me);
+        std::fs::remove_file(living.leases.dir().join(format!("{lease}.lease"))).unwrap();
+        living.heartbeat().unwrap();
+        assert_eq!(adopt(&mut one, living.me, &lease), [] as [i64; 0]);
+        living.heartbeat().unwrap();
+    }
 }

@@ -152,10 +152,9 @@ impl Worker {
 
     fn heartbeat(&mut self) -> Result<Heartbeat, Failure> {
         let mut heartbeat = self.holder.heartbeat()?;
-        match self.recovery.remove_adopted(&mut self.holder) {
-            Err(failure @ (Failure::Fenced | Failure::DataLost)) => return Err(failure),
-            // The next heartbeat tries again.
-            Ok(()) | Err(_) => {}
+        // After another error the next heartbeat tries again.
+        if let Err(failure @ (Failure::Fenced | Failure::DataLost)) = self.recovery.remove_adopted(&mut self.holder) {
+            return Err(failure);
         }
         heartbeat.has_more |= std::mem::take(&mut self.is_unfinished);
         Ok(heartbeat)
@@ -210,5 +209,48 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::{
+        super::testing::{Dir, holds},
+        *,
+    };
+
+    /// 6,000 sessions of a dead holder, which a living one shares.
+    fn shared(dir: &Dir) -> Holder {
+        let (mut living, mut dead) = (dir.holder(), dir.holder());
+        for from in (0..6000).step_by(1000) {
+            dead.apply(&[holds(from..from + 1000)]).unwrap();
+            living.apply(&[holds(from..from + 1000)]).unwrap();
+        }
+        living
+    }
+
+    #[test]
+    fn changes_that_come_during_a_recovery_are_applied_between_its_pages() {
+        let dir = Dir::new();
+        let (jobs, queue) = mpsc::channel();
+        let mut worker = Worker::new(shared(&dir), queue);
+        let (reply, mut orphans) = oneshot::channel();
+        jobs.send(Job::ClaimOrphans(256, 0, reply)).unwrap();
+        for page in 0..PAGES_PER_CALL {
+            let Some(Job::ClaimOrphans(max, pages, reply)) = worker.take() else { panic!("the call goes on") };
+            assert_eq!(pages, page);
+            worker.claim_orphans(max, pages, reply);
+            let (reply, mut answers) = oneshot::channel();
+            jobs.send(Job::Apply(holds(7000..7001), reply)).unwrap();
+            let Some(Job::Apply(changes, reply)) = worker.take() else { panic!("the changes come first") };
+            worker.apply(changes, reply);
+            assert_eq!(answers.try_recv().unwrap().unwrap(), [Applied::Created]);
+        }
+        assert!(orphans.try_recv().unwrap().unwrap().take().is_empty());
+        assert!(worker.next.is_empty());
+        assert!(worker.heartbeat().unwrap().has_more, "pages are left");
+        assert!(!worker.heartbeat().unwrap().has_more, "asks once");
     }
 }

@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_session_end::registry::{Applied, RedisRegistry, Registry, RegistryError};
 
 use super::support::{
-    LONG, RedisServer, YOURS, builder, claim_orphans, hold, holder, lazy_manager, one, reach, record, release,
+    LONG, RedisServer, YOURS, builder, claim_orphans, hold, holder, lazy_manager, one, reach, record, records, release,
 };
 use crate::support::logging::Warnings;
 
@@ -215,6 +215,40 @@ async fn a_deployment_lives_in_one_slot_of_a_cluster() {
     assert_eq!(keys.len(), 8, "{keys:?}");
     let slots: Vec<_> = keys.iter().map(|key| server.ask(&format!("CLUSTER KEYSLOT {key}"))).collect();
     assert!(slots.iter().all(|slot| *slot == slots[0]), "{keys:?} are in {slots:?}");
+}
+
+#[tokio::test]
+async fn g15_a_slot_that_moves_to_another_node_is_unavailable_and_never_half_read() {
+    let (from, to) = (RedisServer::cluster(), RedisServer::cluster_node());
+    let connection = ClusterClient::new([from.url()]).unwrap().get_async_connection().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
+    let records = records(10);
+    holder.apply(records.iter().map(hold).collect()).await.unwrap();
+    from.ask(&format!("CLUSTER MEET 127.0.0.1 {} {}", to.port(), to.bus_port()));
+    from.wait_until("CLUSTER NODES", &to.ask("CLUSTER MYID"));
+    to.wait_until("CLUSTER INFO", "cluster_state:ok");
+    let slot = from.ask("CLUSTER KEYSLOT {tower-session-end}");
+    to.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", from.ask("CLUSTER MYID")));
+    from.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", to.ask("CLUSTER MYID")));
+    let moving = from.keys();
+    let (first, rest) = moving.split_at(moving.len() / 2);
+    for keys in [&[][..], first, rest] {
+        for key in keys {
+            assert_eq!(from.ask(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port())), "OK", "{key}");
+        }
+        let answer = holder.apply(records.iter().map(|record| release(record, 0)).collect()).await;
+        assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{answer:?}");
+    }
+    for server in [&to, &from] {
+        server.ask(&format!("CLUSTER SETSLOT {slot} NODE {}", to.ask("CLUSTER MYID")));
+    }
+    // All of it has moved. It is another server, so it is asked again before it is believed.
+    let answer = reach(&holder, &[release(&records[0], 0)]).await;
+    assert!(matches!(answer, Err(RegistryError::DataLost)), "{answer:?}");
+    let held = holder.apply(records.iter().map(hold).collect()).await.unwrap();
+    assert!(held.iter().all(|answer| *answer == Applied::Created));
+    let ended = holder.apply(records.iter().map(|record| release(record, 0)).collect()).await.unwrap();
+    assert!(ended.iter().all(|answer| *answer == YOURS));
 }
 
 #[tokio::test]

@@ -6,13 +6,12 @@ use tower_session_end::{
 };
 
 use super::support::{
-    RedisServer, YOURS, attempted, claim_orphans, dead_letter, done, end, hold, holder, lazy_manager, one, record,
-    records,
+    RedisServer, YOURS, attempted, builder, claim_orphans, dead_letter, done, end, hold, holder, one, record, records,
 };
 
 /// As in a tool of an operator.
 fn operator(server: &RedisServer) -> RedisRegistry {
-    RedisRegistry::builder(lazy_manager(&server.url())).lazy()
+    builder(&server.url()).lazy()
 }
 
 #[tokio::test]

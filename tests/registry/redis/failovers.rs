@@ -74,7 +74,7 @@ async fn g16_what_another_has_ended_is_not_revived_by_a_failover() {
 #[tokio::test]
 async fn g16_a_holder_that_was_fenced_learns_it_from_the_next_server_too() {
     let (master, replica, way) = pair().await;
-    let slow = RedisRegistry::builder(lazy_manager(&way.url())).lease(SHORT).command_timeout(SHORT / 2);
+    let slow = RedisRegistry::builder(lazy_manager(&way.url())).lease(SHORT).command_timeout(SHORT * 9 / 10);
     let slow = slow.connect().await.unwrap();
     let held = record("a");
     slow.apply(vec![hold(&held)]).await.unwrap();

@@ -70,9 +70,9 @@ async fn g16_a_notice_answers_whatever_is_asked_of_its_generation() {
             assert_eq!(one(&b, change.clone()).await, Applied::Gone, "{change:?}");
         }
     }
-    let mut told = b.heartbeat().await.unwrap().notices;
-    told.sort_by_key(|notice| notice.generation);
-    let generations: Vec<_> = told.iter().map(|notice| notice.generation).collect();
+    let mut notices = b.heartbeat().await.unwrap().notices;
+    notices.sort_by_key(|notice| notice.generation);
+    let generations: Vec<_> = notices.iter().map(|notice| notice.generation).collect();
     assert_eq!(generations, [ended.generation, forgotten.generation]);
     // The next generation is another one.
     assert_eq!(one(&b, hold(&record("ended"))).await, Applied::Created);

@@ -187,7 +187,7 @@ async fn g17_a_server_that_is_slow_but_in_time_is_waited_for() {
     let holder = holder(&server).await;
     for n in 0..5 {
         server.ask("CLIENT PAUSE 100 ALL");
-        assert_eq!(one(&holder, hold(&record(&n.to_string()))).await, Applied::Created);
+        assert_eq!(holder.apply(vec![hold(&record(&n.to_string()))]).await.unwrap(), [Applied::Created]);
     }
 }
 

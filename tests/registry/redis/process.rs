@@ -87,7 +87,7 @@ fn in_a_role() {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let holder = builder(&url).lease(SHORT).command_timeout(SHORT / 2).connect().await.unwrap();
+        let holder = builder(&url).lease(SHORT).command_timeout(SHORT * 9 / 10).connect().await.unwrap();
         let record = record("a");
         holder.apply(vec![hold(&record)]).await.unwrap();
         say(record.generation);

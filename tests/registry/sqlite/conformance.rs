@@ -2,9 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tower_session_end::registry::{
-    Applied, Change, Heartbeat, Orphan, Registry, RegistryError, SqliteRegistry,
-    conformance::{Store, check},
+use tower_session_end::{
+    GenerationId,
+    registry::{
+        Applied, Change, Heartbeat, Orphan, Registry, RegistryError, SqliteRegistry,
+        conformance::{Store, check},
+    },
 };
 
 use super::support::{Dir, is_locked, until};
@@ -52,6 +55,10 @@ impl Store for Dir {
     async fn kill(&self, Held { registry, lease }: Held) {
         drop(registry);
         until("the lease of a dead holder is lost", || !is_locked(&lease));
+    }
+
+    async fn redeliver(&self, holder: &Held, generation: GenerationId) -> bool {
+        holder.registry.redeliver(generation).await.unwrap()
     }
 }
 

@@ -16,7 +16,7 @@ use tower_session_end::{
 };
 
 use super::support::{
-    Commits, Dir, count, delivered, end, forget, holds, is_locked, record, records, take_over_all, until,
+    Commits, Dir, count, delivered, die, end, forget, holds, ids, is_locked, record, records, take_over_all, until,
 };
 
 #[tokio::test]
@@ -170,6 +170,32 @@ async fn of_many_that_died_at_once_nothing_is_left_behind() {
 }
 
 #[tokio::test]
+async fn an_empty_answer_means_that_no_holder_is_left_to_recover() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let shared = records("shared", 3);
+    registry.apply(holds(&shared)).await.unwrap();
+    let mut dead = Vec::new();
+    for n in 0..30 {
+        let holder = dir.open();
+        holder.apply(holds(&shared)).await.unwrap();
+        if n == 29 {
+            holder.apply(holds(&[record("alone")])).await.unwrap();
+        }
+        dead.push(holder);
+    }
+    // The first ones are adopted, with orphans; the others die during that.
+    let late = dead.split_off(15);
+    dead[0].apply(holds(&[record("first")])).await.unwrap();
+    dead.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(1).await.unwrap()), ["first"]);
+    late.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(10).await.unwrap()), ["alone"]);
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    assert_eq!(count(&dir, "SELECT count(*) FROM holds"), 5);
+}
+
+#[tokio::test]
 async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     let dir = Dir::new();
     let (registry, other) = (dir.open(), dir.open());
@@ -185,6 +211,24 @@ async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     assert_eq!(other.claim_orphans(10).await.unwrap().len(), 1);
     assert!(matches!(registry.heartbeat().await, Err(RegistryError::Fenced)));
     registry.heartbeat().await.unwrap();
+}
+
+#[tokio::test]
+async fn g16_a_holder_learns_that_it_was_adopted_though_the_first_answer_was_lost() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    for round in 0..3 {
+        let mut operator = dir.look();
+        let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let call = registry.apply(holds(&[record("lost")]));
+        // The thread is at it when its caller goes away.
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        lock.execute_batch("UPDATE holders SET adopted_by = number").unwrap();
+        lock.commit().unwrap();
+        assert!(matches!(registry.apply(holds(&[record("a")])).await, Err(RegistryError::Fenced)), "{round}");
+        assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap().len(), 1);
+        registry.heartbeat().await.unwrap();
+    }
 }
 
 #[cfg(unix)]

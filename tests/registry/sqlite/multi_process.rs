@@ -42,6 +42,13 @@ pub(crate) async fn play(role: &str, file: &Path) {
         "recover" => recover(&open(file)).await,
         "share" => share(&open(file)).await,
         "grow" => drop(grow(&open(file)).await),
+        "lock the directory" => {
+            let directory = file.with_file_name("sessions.db-leases");
+            let lock = std::fs::File::options().create(true).write(true).truncate(false).open(directory.join("LOCK"));
+            lock.unwrap().lock().unwrap();
+            say("locked");
+            wait();
+        }
         "fill" => fill(file).await,
         "serve on a full disk" => serve_on_a_full_disk(file).await,
         _ => panic!("there is no role {role}"),

@@ -15,9 +15,9 @@ end
 
 -- Adopts this holder with all that it had adopted.
 local function adopt(dead, since)
-  for _, heir in ipairs(redis.call('SMEMBERS', adopted_key(dead))) do
-    local value = redis.call('HGET', ADOPTERS, heir)
-    point_to_me(heir, tonumber(string.match(value or '', '^%d+')) or since)
+  for _, former in ipairs(redis.call('SMEMBERS', adopted_key(dead))) do
+    local value = redis.call('HGET', ADOPTERS, former)
+    point_to_me(former, tonumber(string.match(value or '', '^%d+')) or since)
   end
   redis.call('UNLINK', adopted_key(dead), notices_key(dead))
   point_to_me(dead, since)

@@ -35,8 +35,8 @@ local function claimed_or_gone(record, answer_if_mine)
   return {'GONE'}
 end
 
--- Removes all holds of a record, and tells the other living holders.
-local function remove_holds(record, generation, id, living, dead, with_notices)
+-- Removes all holds of a record, and the record too unless its end is pending. Tells the other living holders.
+local function remove_holds(record, generation, id, living, dead, end_is_pending, with_notices)
   local fields = {}
   for _, list in ipairs({living, dead}) do
     for _, holder in ipairs(list) do
@@ -47,7 +47,9 @@ local function remove_holds(record, generation, id, living, dead, with_notices)
       end
     end
   end
-  if #fields > 0 then
+  if not end_is_pending then
+    redis.call('DEL', record)
+  elseif #fields > 0 then
     redis.call('HDEL', record, unpack(fields))
   end
   redis.call('ZREM', id_key(id), generation)
@@ -106,9 +108,9 @@ local function finish(for_all)
   end
   local living, dead = holders_of(record)
   if #living == 0 then
-    return claimed_or_gone(record, {'OWNED', fields[2]})
+    return claimed_or_gone(record, {'OWNED', fields[2] or '0'})
   end
-  local total = integer(tonumber(fields[2]) + requests)
+  local total = integer((tonumber(fields[2]) or 0) + requests)
   if not for_all then
     if not fields[3] then
       return {fields[4] and 'HELD_ELSEWHERE' or 'GONE'}
@@ -120,7 +122,7 @@ local function finish(for_all)
       return {'HELD_ELSEWHERE'}
     end
   end
-  remove_holds(record, generation, id, living, dead, for_all)
+  remove_holds(record, generation, id, living, dead, true, for_all)
   redis.call('HSET', record, 'requests', total, 'reason', reason, 'next', successor, 'ended_at', ended_at, 'attempts', 0,
     'claimer', rid)
   redis.call('ZADD', my_claimed, 0, generation)
@@ -144,8 +146,7 @@ local function delivered()
     redis.call('ZREM', claimed_key(claimer), generation)
     redis.call('DEL', record)
   elseif kind == 'held' then
-    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, false)
-    redis.call('DEL', record)
+    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, false, false)
   end
   return {'OK'}
 end
@@ -162,7 +163,7 @@ local function dead_letter()
     redis.call('HDEL', record, 'claimer')
   else
     local _, since = adopter_of(claimer)
-    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, false)
+    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, true, false)
     redis.call('HSET', record, 'reason', 'lost', 'next', '', 'ended_at', since)
   end
   redis.call('HSET', record, 'error', text)
@@ -177,8 +178,7 @@ local function keep()
     redis.call('ZREM', my_held, generation)
     local living, dead = holders_of(record)
     if #living == 0 then
-      remove_holds(record, generation, id, living, dead, false)
-      redis.call('DEL', record)
+      remove_holds(record, generation, id, living, dead, false, false)
     end
   end
   return {'OK'}
@@ -190,8 +190,7 @@ local function forget()
   if redis.call('HGET', record, 'id') == id then
     local living, dead = holders_of(record)
     if #living > 0 then
-      remove_holds(record, generation, id, living, dead, true)
-      redis.call('DEL', record)
+      remove_holds(record, generation, id, living, dead, false, true)
     end
   end
   return {'OK'}

@@ -1,4 +1,4 @@
--- The beginning of every script: the names of the keys, and the time. KEYS[1] only tells a cluster where the script runs.
+-- The beginning of every script: the names of the keys, and the time.
 local root = ARGV[1]
 local INCARNATION, DEPLOYMENT = root .. 'incarnation', root .. 'deployment'
 local LEASES, FENCED, GRACE_UNTIL, CALL_NUMBERS = root .. 'leases', root .. 'fenced', root .. 'grace_until', root .. 'call_numbers'

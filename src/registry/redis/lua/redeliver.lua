@@ -10,7 +10,7 @@ if generation == '' then
 end
 local count = 0
 for _, letter in ipairs(letters) do
-  if redis.call('ZREM', DEAD_LETTERS, letter) == 1 then
+  if redis.call('ZREM', DEAD_LETTERS, letter) == 1 and redis.call('EXISTS', record_key(letter)) == 1 then
     redis.call('HSET', record_key(letter), 'claimer', claimer, 'attempts', 0)
     redis.call('HDEL', record_key(letter), 'error')
     redis.call('ZADD', claimed_key(claimer), 0, letter)
