@@ -80,6 +80,16 @@ impl EventLog {
         self.line(["end", id, &generation, end.reason.as_str()], end.idempotency_key(), ended_at)
     }
 
+    /// Writes whether the registry is degraded from now on: the process, `down` or `up`, and the time.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn health(&self, is_degraded: bool) -> io::Result<()> {
+        let line = format!("{} {} {}\n", self.writer, if is_degraded { "down" } else { "up" }, now());
+        (&*self.file).write_all(line.as_bytes())
+    }
+
     /// Writes a line in one call, so that the lines of several processes never mix.
     fn line(&self, words: [&str; 4], key: IdempotencyKey, ended_at: u64) -> io::Result<()> {
         let line = format!("{} {} {key} {} {ended_at}\n", words.join(" "), self.writer, now());

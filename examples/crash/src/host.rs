@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::RandomState,
     future::pending,
     hash::BuildHasher,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -97,6 +97,10 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
         builder = builder.idle_timeout(Duration::from_secs(3)).max_sessions(40);
     }
     let sessions = with_registry(builder, &settings.registry).await?.build()?;
+    if settings.fault == "small" {
+        let health = EventLog::open(&health_log(&settings.event_log), &settings.name)?;
+        tokio::spawn(watch(sessions.clone(), health));
+    }
 
     // Before serving, delivers the ends that a killed process left behind.
     println!("{}", sessions.recover().await);
@@ -109,6 +113,23 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
     let report = sessions.finish(server).await.into_result()?;
     println!("{report}");
     if report.is_clean() { Ok(()) } else { Err("the shutdown was not clean".into()) }
+}
+
+/// The file to which each process writes when its registry becomes degraded, and when it is restored.
+#[must_use]
+pub fn health_log(event_log: &Path) -> PathBuf {
+    event_log.with_extension("health")
+}
+
+async fn watch(sessions: ActiveSessions, log: EventLog) {
+    let mut is_degraded = false;
+    loop {
+        if is_degraded != sessions.is_degraded() {
+            is_degraded = !is_degraded;
+            let _ = log.health(is_degraded);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result<ActiveSessionsBuilder, Error> {

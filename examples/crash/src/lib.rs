@@ -9,7 +9,7 @@ mod server;
 pub use self::{
     client::Client,
     event_log::{Entry, EventLog, Kind, now},
-    host::{LEASE, Settings, serve},
+    host::{LEASE, Settings, health_log, serve},
     redis_server::RedisServer,
     server::{Gone, PATIENCE, Server, TempDir},
 };

@@ -14,8 +14,6 @@ use crate::{
 
 /// A record may be this late: a group of changes, on a busy machine. In microseconds.
 const SLACK: u64 = 1_000_000;
-/// The longest pause of a circuit breaker.
-const AFTER_AN_OUTAGE: u64 = 5_000_000;
 /// Times are rounded to milliseconds.
 const CLOCKS: u64 = 5_000;
 /// How far around a violation the schedule is shown.
@@ -42,6 +40,7 @@ pub(crate) struct Balance {
     deeds: Vec<Deed>,
     requests: Vec<Request>,
     entries: Vec<Entry>,
+    degraded: HashMap<String, Vec<(u64, u64)>>,
     counts: BTreeMap<&'static str, usize>,
     violations: Vec<Violation>,
 }
@@ -52,6 +51,7 @@ impl Balance {
             deeds: site.deeds(),
             requests: load.requests(),
             entries: site.entries()?,
+            degraded: site.degraded()?,
             counts: BTreeMap::new(),
             violations: Vec::new(),
         };
@@ -98,10 +98,14 @@ impl Balance {
             }
         }
         match (starts.first(), ends.first()) {
-            (Some((started, start)), Some((ended, _))) => {
+            (Some((started, start)), Some((ended, end))) => {
                 self.add("started and ended");
                 if ended < started {
-                    self.violation("ended before it started", start, name.to_owned());
+                    if end.writer != start.writer && start.at < end.at + SLACK {
+                        self.add("ends of one process logged just before the start in another");
+                    } else {
+                        self.violation("ended before it started", start, name.to_owned());
+                    }
                 }
             }
             (Some((_, start)), None) => {
@@ -204,13 +208,17 @@ impl Balance {
         self.deeds.iter().find(|deed| deed.what == What::Killed && deed.process == process)
     }
 
-    /// If the registry did not answer at this time, or a circuit breaker may still have been open: until when.
-    fn outage(&self, at: u64) -> Option<u64> {
-        let mut until = None;
-        for deed in self.deeds.iter().filter(|deed| deed.what == What::Blocked) {
-            let over = deed.until + AFTER_AN_OUTAGE;
-            if deed.from < until.unwrap_or(at + SLACK / 2) && at < over {
-                until = Some(over);
+    /// If the registry did not answer this process at this time: until when. The process says so itself, but not before a
+    /// call has failed.
+    fn outage(&self, process: &str, at: u64) -> Option<u64> {
+        let blocked = self.deeds.iter().filter(|deed| deed.what == What::Blocked).map(|deed| (deed.from, deed.until));
+        let degraded = self.degraded.get(process).into_iter().flatten().copied();
+        let mut times: Vec<_> = blocked.chain(degraded).collect();
+        times.sort_unstable();
+        let mut until = None::<u64>;
+        for (from, over) in times {
+            if from < until.unwrap_or(at).saturating_add(SLACK) && at < over.saturating_add(SLACK / 2) {
+                until = until.max(Some(over));
             }
         }
         until
@@ -224,19 +232,19 @@ impl Balance {
                 .requests
                 .iter()
                 .find(is_it)
-                .and_then(|made| self.outage(made.from))
-                .is_some_and(|until| other.at < until + SLACK)
+                .and_then(|made| self.outage(&made.process, made.from))
+                .is_some_and(|until| other.at < until.saturating_add(SLACK))
     }
 
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
     fn is_unrecorded_at_a_kill(&self, process: &str, at: u64) -> bool {
-        let is_before = |until| self.killed(process).is_some_and(|kill| kill.from < until + SLACK);
-        self.outage(at).is_some_and(is_before)
+        let is_before = |until: u64| self.killed(process).is_some_and(|kill| kill.from < until.saturating_add(SLACK));
+        self.outage(process, at).is_some_and(is_before)
     }
 
     /// Whether this happened to the process before it could record the end that it had delivered.
     fn has_lost_its_record(&self, end: &Entry, what: What) -> bool {
-        let by = self.outage(end.at).unwrap_or(end.at) + SLACK;
+        let by = self.outage(&end.writer, end.at).unwrap_or(end.at).saturating_add(SLACK);
         let is_long = |deed: &Deed| what != What::Paused || deed.until - deed.from > crash::LEASE.as_micros() as u64;
         let is_it = |deed: &&Deed| deed.what == what && deed.process == end.writer && is_long(deed);
         self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
@@ -246,7 +254,7 @@ impl Balance {
     fn was_waiting(&self, process: &str, id: &str) -> bool {
         let is_it =
             |request: &Request| request.process == process && (request.id == id || request.made.as_deref() == Some(id));
-        self.requests.iter().any(|request| is_it(request) && self.outage(request.until).is_some())
+        self.requests.iter().any(|request| is_it(request) && self.outage(process, request.until).is_some())
     }
 
     /// The table.
@@ -273,6 +281,14 @@ impl Balance {
         let _ = writeln!(
             text,
             "ends: {reasons:?}; the last three: {exits:?}; recovered by {settled:?} processes; left: {left:?}"
+        );
+        let seconds = |(from, until): &(u64, u64)| until.saturating_sub(*from) as f64 / 1e6;
+        let known: Vec<_> = self.degraded.values().flatten().filter(|(_, until)| *until < u64::MAX).collect();
+        let total: f64 = known.iter().copied().map(seconds).sum();
+        let _ = writeln!(
+            text,
+            "the processes say that the registry was degraded {} times, {total:.1} s in all",
+            known.len()
         );
         for (what, count) in &self.counts {
             let _ = writeln!(text, "{count:7}  {what}");
@@ -318,8 +334,16 @@ impl Balance {
         }
         let first = lines.iter().map(|(at, _)| *at).min().unwrap_or(violation.at);
         let last = lines.iter().map(|(at, _)| *at).max().unwrap_or(violation.at);
+        let near =
+            |from: u64, until: u64| until.saturating_add(AROUND / 2) > first && from < last.max(violation.at) + AROUND;
+        for (process, times) in &self.degraded {
+            for (from, until) in times.iter().filter(|(from, until)| near(*from, *until)) {
+                let millis = until.saturating_sub(*from) / 1000;
+                lines.push((*from, format!("degraded {process} ({millis} ms)")));
+            }
+        }
         for deed in &self.deeds {
-            if deed.until + AROUND / 2 > first && deed.from < last.max(violation.at) + AROUND {
+            if near(deed.from, deed.until) {
                 let Deed { what, process, note, .. } = deed;
                 let millis = (deed.until - deed.from) / 1000;
                 lines.push((deed.from, format!("schedule {what:?} {process} {note} ({millis} ms)")));

@@ -1,6 +1,7 @@
 //! The gateways, and what happened to them.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -129,6 +130,23 @@ impl Site {
 
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, Error> {
         Ok(EventLog::open(&self.event_log(), "-")?.read()?)
+    }
+
+    /// When the registry was degraded, in the eyes of each process: from and until. Without an end if the process was killed.
+    pub(crate) fn degraded(&self) -> Result<HashMap<String, Vec<(u64, u64)>>, Error> {
+        let mut degraded = HashMap::<String, Vec<(u64, u64)>>::new();
+        for line in fs::read_to_string(crash::health_log(&self.event_log()))?.lines() {
+            let words: Vec<_> = line.split(' ').collect();
+            let [process, state, at] = words[..] else {
+                return Err(format!("not a line of a health log: {line}").into());
+            };
+            let (times, at) = (degraded.entry(process.to_owned()).or_default(), at.parse()?);
+            match (state, times.last_mut()) {
+                ("up", Some((_, until))) => *until = at,
+                _ => times.push((at, u64::MAX)),
+            }
+        }
+        Ok(degraded)
     }
 
     pub(crate) fn deeds(&self) -> Vec<Deed> {
