@@ -338,8 +338,12 @@ impl Balance {
             |from: u64, until: u64| until.saturating_add(AROUND / 2) > first && from < last.max(violation.at) + AROUND;
         for (process, times) in &self.degraded {
             for (from, until) in times.iter().filter(|(from, until)| near(*from, *until)) {
-                let millis = until.saturating_sub(*from) / 1000;
-                lines.push((*from, format!("degraded {process} ({millis} ms)")));
+                let until = if *until == u64::MAX {
+                    "until its exit".to_owned()
+                } else {
+                    format!("{} ms", (until - from) / 1000)
+                };
+                lines.push((*from, format!("degraded {process} ({until})")));
             }
         }
         for deed in &self.deeds {
