@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::Persister;
 use crate::{
     sync::{MutexGuard, lock},
-    tracker::{Generation, OutboxEntry, PendingEnd},
+    tracker::{Generation, OutboxEntry, PendingEnd, Queued},
 };
 
 /// The most withheld ends of sessions that have not started.
@@ -17,7 +17,7 @@ const MAX_UNSTARTED: usize = 65_536;
 /// Changes that the registry has missed, in order.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    entries: VecDeque<OutboxEntry>,
+    entries: VecDeque<Queued>,
     unstarted: usize,
 }
 
@@ -28,11 +28,11 @@ pub(super) enum Withheld {
 }
 
 impl Backlog {
-    pub(super) fn push(&mut self, entry: OutboxEntry) {
-        self.entries.push_back(entry);
+    pub(super) fn push(&mut self, queued: Queued) {
+        self.entries.push_back(queued);
     }
 
-    pub(super) fn take(&mut self) -> VecDeque<OutboxEntry> {
+    pub(super) fn take(&mut self) -> VecDeque<Queued> {
         self.unstarted = 0;
         std::mem::take(&mut self.entries)
     }
@@ -52,7 +52,7 @@ impl Persister {
     }
 
     /// Withholds the end of a session that another process may hold, unless a drain has begun.
-    pub(super) fn withhold(&self, generation: Arc<Generation>, end: PendingEnd) -> Withheld {
+    pub(super) fn withhold(&self, generation: Arc<Generation>, end: PendingEnd, place: u64) -> Withheld {
         let mut backlog = self.backlog();
         let is_unstarted = generation.waits_for_record();
         let is_full = is_unstarted && backlog.unstarted == MAX_UNSTARTED;
@@ -62,11 +62,11 @@ impl Persister {
             return Withheld::No(generation, end);
         }
         backlog.unstarted += usize::from(is_unstarted);
-        backlog.push(OutboxEntry::End(generation, end));
+        backlog.push(Queued { entry: OutboxEntry::End(generation, end), place });
         Withheld::Yes
     }
 
-    /// Queues the changes that the registry has missed before everything else, in their order.
+    /// Queues the changes that the registry has missed again, each at its place.
     pub(crate) fn replay_backlog(&self) {
         let entries = self.backlog().take();
         self.outbox.put_back(entries);

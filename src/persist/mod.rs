@@ -3,7 +3,7 @@
 //!
 //! * **One call at a time**: every call of the registry is made under one lock, so the consequences of an error are
 //!   applied before the next call.
-//! * **Circuit breaker**: a registry that is down is not called for 250 ms, doubling to 5 s. Meanwhile the process goes on
+//! * **Circuit breaker**: a registry that is down is not called for 250 ms, doubling to 1 s. Meanwhile the process goes on
 //!   in memory. A session that the host has just made starts. Whatever another process may hold waits for the registry.
 //! * **One owner**: the `session_end` of a recorded session is delivered only after the registry has answered that this
 //!   process owns it, and only while the lease is certainly valid.
@@ -202,7 +202,7 @@ impl Persister {
     /// Queues the deferred ends in the outbox again.
     fn reclaim_deferred(&self) {
         let deferred = std::mem::take(&mut *lock(&self.deferred));
-        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
+        self.outbox.push_first(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }
 
     /// Spawns the writer, if the outbox has entries and no writer exists.

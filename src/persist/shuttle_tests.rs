@@ -247,22 +247,22 @@ impl Model {
 
     /// In the order of the writer.
     fn write(&self) -> bool {
-        let mut group = self.persister.outbox.take(2);
         let mut records = lock(&self.records);
+        let mut group = self.persister.outbox.take(2);
         if group.is_empty() {
             return false;
         }
         if records.lost_calls > 0 {
             records.lost_calls -= 1;
             // Each entry has changed its record's state.
-            group.iter().for_each(|entry| drop(step_of(&self.tracker, entry)));
+            group.iter().for_each(|queued| drop(step_of(&self.tracker, &queued.entry)));
             records.is_down = true;
         }
         if records.is_down {
-            group.into_iter().for_each(|entry| apply_degraded(&self.persister, entry));
+            group.into_iter().for_each(|queued| apply_degraded(&self.persister, queued));
             return true;
         }
-        let steps: Vec<_> = group.iter().map(|entry| step_of(&self.tracker, entry)).collect();
+        let steps: Vec<_> = group.iter().map(|queued| step_of(&self.tracker, &queued.entry)).collect();
         let answers: Vec<_> = steps
             .into_iter()
             .map(|step| match step {
@@ -273,13 +273,13 @@ impl Model {
         if records.lost_answers > 0 {
             records.lost_answers -= 1;
             records.is_down = true;
-            group.into_iter().for_each(|entry| apply_degraded(&self.persister, entry));
+            group.into_iter().for_each(|queued| apply_degraded(&self.persister, queued));
             return true;
         }
-        for (entry, answer) in group.drain(..).zip(answers) {
+        for (queued, answer) in group.drain(..).zip(answers) {
             match answer {
-                Some(answer) => apply_answer(&self.persister, entry, &answer),
-                None => apply_skipped(&self.tracker, entry),
+                Some(answer) => apply_answer(&self.persister, queued, &answer),
+                None => apply_skipped(&self.tracker, queued.entry),
             }
         }
         true

@@ -6,7 +6,7 @@ use super::{Persister, backlog::Withheld};
 use crate::{
     observability::ReleaseCause,
     registry::{Applied, Change, Notice},
-    tracker::{Generation, Origin, OutboxEntry, PendingEnd, RecordState, Scope, Stage, Tracker},
+    tracker::{Generation, Origin, OutboxEntry, PendingEnd, Queued, RecordState, Scope, Stage, Tracker},
 };
 
 /// What an entry needs of the registry.
@@ -98,13 +98,14 @@ pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
 }
 
 /// Applies the answer to an entry.
-pub(super) fn apply_answer(persister: &Persister, entry: OutboxEntry, answer: &Applied) {
+pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) {
     let tracker = &persister.tracker;
+    let Queued { entry, place } = queued;
     match entry {
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
         OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
             apply_hold_answer(tracker, &generation, answer);
-            persister.outbox.put_back([OutboxEntry::End(generation, end)]);
+            persister.outbox.put_back([Queued { entry: OutboxEntry::End(generation, end), place }]);
         }
         OutboxEntry::End(generation, end) => apply_end_answer(tracker, &generation, end, answer),
         OutboxEntry::Release(generation, cause)
@@ -112,7 +113,7 @@ pub(super) fn apply_answer(persister: &Persister, entry: OutboxEntry, answer: &A
         {
             tracker.skip_start(&generation);
             apply_hold_answer(tracker, &generation, answer);
-            persister.outbox.put_back([OutboxEntry::Release(generation, cause)]);
+            persister.outbox.put_back([Queued { entry: OutboxEntry::Release(generation, cause), place }]);
         }
         OutboxEntry::Attempted(_, _, Some(counted)) => {
             let _ = counted.send(());
@@ -167,8 +168,10 @@ pub(super) fn apply_notice(persister: &Persister, notice: Notice) {
 ///
 /// A session that the host has just made starts. The end of a session that is on record, or may be, is withheld: another
 /// process may hold the session. In a drain it is handed over.
-pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
+pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
     let tracker = &persister.tracker;
+    let Queued { entry, place } = queued;
+    let keep = |entry| persister.backlog().push(Queued { entry, place });
     match entry {
         OutboxEntry::Hold(generation) => {
             if persister.may_start_unrecorded(&generation) {
@@ -178,39 +181,39 @@ pub(super) fn apply_degraded(persister: &Persister, entry: OutboxEntry) {
             generation.notify_recorded();
             // An end that has failed, and was not on record.
             if generation.stage() == Stage::Done {
-                persister.backlog().push(OutboxEntry::Hold(generation));
+                keep(OutboxEntry::Hold(generation));
             }
         }
         // Once the registry answers, its record is written with the present details. Until then no other update is queued.
         OutboxEntry::Update(ref generation) => {
             if generation.record_state() == RecordState::Held && generation.is_active() {
-                persister.backlog().push(entry);
+                keep(entry);
             } else {
                 generation.take_queued_update();
             }
         }
-        OutboxEntry::End(generation, end) => end_degraded(persister, generation, end),
+        OutboxEntry::End(generation, end) => end_degraded(persister, generation, end, place),
         OutboxEntry::Release(ref generation, _) => {
             // It was claimed before it started, and no hook is called.
             tracker.skip_start(generation);
             if generation.record_state().is_on_record() {
-                persister.backlog().push(entry);
+                keep(entry);
             }
         }
         OutboxEntry::Attempted(generation, attempts, counted) => {
             if let Some(counted) = counted {
                 let _ = counted.send(());
             }
-            persister.backlog().push(OutboxEntry::Attempted(generation, attempts, None));
+            keep(OutboxEntry::Attempted(generation, attempts, None));
         }
-        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) => persister.backlog().push(entry),
-        OutboxEntry::DeadLetter(..) => persister.backlog().push(entry),
+        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) => keep(entry),
+        OutboxEntry::DeadLetter(..) => keep(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}
     }
 }
 
-fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: PendingEnd) {
+fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: PendingEnd, place: u64) {
     let tracker = &persister.tracker;
     if persister.may_start_unrecorded(&generation) {
         tracker.start_unrecorded(&generation);
@@ -223,7 +226,7 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
         RecordState::None => return tracker.resolve_owned(&generation, end),
         RecordState::Unsent | RecordState::Sent | RecordState::Held => {}
     }
-    let (generation, end) = match persister.withhold(generation, end) {
+    let (generation, end) = match persister.withhold(generation, end, place) {
         Withheld::Yes => return,
         Withheld::No(generation, end) => (generation, end),
     };
@@ -232,20 +235,23 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
     if generation.waits_for_record() || (persister.hand_over_on_outage && !may_be_unrecorded) {
         tracker.resolve_released(&generation, ReleaseCause::HandedOver);
     } else {
-        persister.backlog().push(OutboxEntry::EndDeliveredOffline(Arc::clone(&generation), end.clone()));
+        let entry = OutboxEntry::EndDeliveredOffline(Arc::clone(&generation), end.clone());
+        persister.backlog().push(Queued { entry, place });
         tracker.resolve_owned(&generation, end);
     }
 }
 
 impl Persister {
-    /// Whether a session that waits for its record starts while the registry is unavailable. A session that was noted waits
-    /// until the drain. With no replicas, each starts.
+    /// Whether a session that waits for its record starts while the registry is unavailable. What was noted waits until the
+    /// drain. So does a session whose record was sent: it may be on record by now, and another process may end it.
+    /// With no replicas, each starts.
     fn may_start_unrecorded(&self, generation: &Generation) -> bool {
-        generation.waits_for_record()
-            && match generation.origin() {
-                Origin::Made => true,
-                Origin::Noted => !self.hand_over_on_outage || self.is_draining(),
-                Origin::Carried => !self.hand_over_on_outage,
-            }
+        let is_unsent = generation.record_state() == RecordState::Unsent;
+        let may_start = match generation.origin() {
+            Origin::Made => is_unsent || self.is_draining(),
+            Origin::Noted => self.is_draining(),
+            Origin::Carried => false,
+        };
+        generation.waits_for_record() && (may_start || !self.hand_over_on_outage)
     }
 }

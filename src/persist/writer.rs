@@ -16,7 +16,7 @@ use crate::{
     observability::error_chain,
     registry::{Applied, Change, RegistryError},
     sync::lock,
-    tracker::OutboxEntry,
+    tracker::Queued,
 };
 
 /// The most outbox entries that one call writes.
@@ -26,7 +26,7 @@ pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
     /// The entries of the running call. The writer's drop puts them back.
-    group: Vec<OutboxEntry>,
+    group: Vec<Queued>,
     exited: bool,
     /// It has not been polled yet.
     is_starting: bool,
@@ -41,9 +41,16 @@ impl Writer {
     pub(super) async fn run(mut self) {
         self.is_starting = false;
         let persister = Arc::clone(&self.persister);
-        while self.take() {
+        loop {
             persister.heartbeat_if_undriven(&self.pool).await;
-            self.write(&mut *persister.calls.lock().await).await;
+            {
+                let mut calls = persister.calls.lock().await;
+                // Under the lock: another call may put back what comes before.
+                if !self.take() {
+                    return;
+                }
+                self.write(&mut calls).await;
+            }
             self.pool.wake_workers();
             persister.heartbeat_if_expected(&self.pool).await;
         }
@@ -75,7 +82,7 @@ impl Writer {
         }
         let mut attempts = 0;
         loop {
-            let steps: Vec<_> = self.group.iter().map(|entry| step_of(&persister.tracker, entry)).collect();
+            let steps: Vec<_> = self.group.iter().map(|queued| step_of(&persister.tracker, &queued.entry)).collect();
             let is_asked: Vec<_> = steps.iter().map(|step| matches!(step, Step::Ask(_))).collect();
             let changes: Vec<_> = steps.into_iter().filter_map(Step::into_change).collect();
             if changes.is_empty() {
@@ -123,17 +130,17 @@ impl Writer {
     /// Applies one answer to each entry that was asked about.
     fn apply_answers(&mut self, answers: &[Applied], is_asked: &[bool]) {
         let mut answers = answers.iter();
-        for (entry, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
+        for (queued, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
             match is_asked.then(|| answers.next()).flatten() {
-                Some(answer) => apply_answer(&self.persister, entry, answer),
-                None => apply_skipped(&self.persister.tracker, entry),
+                Some(answer) => apply_answer(&self.persister, queued, answer),
+                None => apply_skipped(&self.persister.tracker, queued.entry),
             }
         }
     }
 
     fn apply_degraded(&mut self) {
-        for entry in std::mem::take(&mut self.group) {
-            apply_degraded(&self.persister, entry);
+        for queued in std::mem::take(&mut self.group) {
+            apply_degraded(&self.persister, queued);
         }
     }
 }

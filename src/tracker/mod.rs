@@ -51,7 +51,7 @@ pub(crate) use self::{
     generation::{Activity, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
     note::{NoteSource, Noted, Origin},
     order::Outcome,
-    outbox::{Outbox, OutboxEntry},
+    outbox::{Outbox, OutboxEntry, Queued},
     queue::{Job, Queue},
     recovery::Recovery,
     shard::Counts,

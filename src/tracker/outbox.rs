@@ -66,18 +66,35 @@ const OVERLOAD: usize = if cfg!(shuttle) { 3 } else { 16_384 };
 /// The most entries that one call leaves for a later one because of their ids.
 const MAX_PASSED: usize = 8192;
 
+/// An entry, and its place in the order. It keeps its place when it is put back.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) entry: OutboxEntry,
+    pub(crate) place: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    entries: Mutex<VecDeque<OutboxEntry>>,
+    state: Mutex<State>,
     /// A copy of the length, so an empty outbox is not locked.
     len: AtomicUsize,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// By their places.
+    entries: VecDeque<Queued>,
+    /// The entries that were pushed so far.
+    pushed: u64,
+}
+
 impl Outbox {
     pub(crate) fn push(&self, entry: OutboxEntry) {
-        let mut entries = lock(&self.entries);
-        entries.push_back(entry);
-        self.len.store(entries.len(), Ordering::SeqCst);
+        let mut state = lock(&self.state);
+        state.pushed += 1;
+        let place = state.pushed;
+        state.entries.push_back(Queued { entry, place });
+        self.len.store(state.entries.len(), Ordering::SeqCst);
     }
 
     /// Whether sessions come and go faster than the registry takes them.
@@ -89,35 +106,50 @@ impl Outbox {
         self.len.load(Ordering::SeqCst) == 0
     }
 
-    /// Queues `first` before everything else, in its order.
-    pub(crate) fn put_back(&self, first: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
-        let mut entries = lock(&self.entries);
-        first.into_iter().rev().for_each(|entry| entries.push_front(entry));
-        self.len.store(entries.len(), Ordering::SeqCst);
+    /// Queues entries before everything else, in their order.
+    pub(crate) fn push_first(&self, entries: impl IntoIterator<Item = OutboxEntry>) {
+        self.put_back(entries.into_iter().map(|entry| Queued { entry, place: 0 }));
+    }
+
+    /// Queues entries again, each at its place.
+    pub(crate) fn put_back(&self, entries: impl IntoIterator<Item = Queued>) {
+        let mut state = lock(&self.state);
+        let first = state.entries.front().map_or(u64::MAX, |queued| queued.place);
+        let (mut before, after): (Vec<_>, Vec<_>) = entries.into_iter().partition(|queued| queued.place < first);
+        before.sort_by_key(|queued| queued.place);
+        before.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
+        if !after.is_empty() {
+            state.entries.extend(after);
+            // Stable, and cheap for runs that are sorted.
+            state.entries.make_contiguous().sort_by_key(|queued| queued.place);
+        }
+        self.len.store(state.entries.len(), Ordering::SeqCst);
     }
 
     /// Takes up to `max` entries that one call can write: no two of the same id, because the answer to the first decides how
     /// the second is written. Entries of different ids may pass each other.
-    pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
-        let mut entries = lock(&self.entries);
-        let n = max.min(entries.len());
+    ///
+    /// No other call may be under way: an entry of the same id may be put back by it.
+    pub(crate) fn take(&self, max: usize) -> Vec<Queued> {
+        let mut state = lock(&self.state);
+        let n = max.min(state.entries.len());
         let mut ids = HashSet::with_capacity(n);
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
         while taken.len() < n
             && later.len() < MAX_PASSED
-            && let Some(entry) = entries.pop_front()
+            && let Some(queued) = state.entries.pop_front()
         {
-            if entry.is_cancelled() {
+            if queued.entry.is_cancelled() {
                 continue;
             }
-            if ids.insert(entry.id().clone()) {
-                taken.push(entry);
+            if ids.insert(queued.entry.id().clone()) {
+                taken.push(queued);
             } else {
-                later.push(entry);
+                later.push(queued);
             }
         }
-        later.into_iter().rev().for_each(|entry| entries.push_front(entry));
-        self.len.store(entries.len(), Ordering::SeqCst);
+        later.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
+        self.len.store(state.entries.len(), Ordering::SeqCst);
         taken
     }
 }
