@@ -17,7 +17,7 @@ use shuttle::thread;
 
 use super::{
     PersistConfig, Persister,
-    translate::{Step, apply_answer, apply_degraded, apply_notice, apply_skipped, step_of},
+    translate::{apply_answer, apply_degraded, apply_notice, apply_skipped, change_of},
 };
 use crate::{
     observability::ReleaseCause,
@@ -255,21 +255,15 @@ impl Model {
         if records.lost_calls > 0 {
             records.lost_calls -= 1;
             // Each entry has changed its record's state.
-            group.iter().for_each(|queued| drop(step_of(&self.tracker, &queued.entry)));
+            group.iter().for_each(|queued| drop(change_of(&self.tracker, &queued.entry)));
             records.is_down = true;
         }
         if records.is_down {
             group.into_iter().for_each(|queued| apply_degraded(&self.persister, queued));
             return true;
         }
-        let steps: Vec<_> = group.iter().map(|queued| step_of(&self.tracker, &queued.entry)).collect();
-        let answers: Vec<_> = steps
-            .into_iter()
-            .map(|step| match step {
-                Step::Ask(change) => Some(records.apply(&change)),
-                Step::Skip => None,
-            })
-            .collect();
+        let steps: Vec<_> = group.iter().map(|queued| change_of(&self.tracker, &queued.entry)).collect();
+        let answers: Vec<_> = steps.into_iter().map(|change| change.map(|change| records.apply(&change))).collect();
         if records.lost_answers > 0 {
             records.lost_answers -= 1;
             records.is_down = true;

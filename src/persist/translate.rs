@@ -9,38 +9,22 @@ use crate::{
     tracker::{Generation, Origin, OutboxEntry, PendingEnd, Queued, RecordState, Scope, Stage, Tracker},
 };
 
-/// What an entry needs of the registry.
-pub(super) enum Step {
-    /// The registry decides. An end whose record may not exist holds it first.
-    Ask(Change),
-    /// Nothing: the entry is applied without an answer.
-    Skip,
-}
-
-impl Step {
-    pub(super) fn into_change(self) -> Option<Change> {
-        match self {
-            Self::Ask(change) => Some(change),
-            Self::Skip => None,
-        }
-    }
-}
-
-/// The change that an entry stands for now. The caller sends it.
-pub(super) fn step_of(tracker: &Tracker, entry: &OutboxEntry) -> Step {
+/// The change that an entry stands for now, and that the caller sends. Without one, the entry is applied without an answer.
+/// An end whose record may not exist holds it first.
+pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change> {
     let ids = |generation: &Generation| (generation.id.clone(), tracker.generation_id(generation));
-    Step::Ask(match entry {
-        OutboxEntry::Hold(generation) => return hold_step(tracker, generation),
+    Some(match entry {
+        OutboxEntry::Hold(generation) => return hold_of(tracker, generation),
         OutboxEntry::Update(generation) => {
             generation.take_queued_update();
             if generation.record_state() != RecordState::Held || !generation.is_active() {
-                return Step::Skip;
+                return None;
             }
             Change::Update(tracker.record_of(generation))
         }
         OutboxEntry::End(generation, end) => match generation.record_state() {
-            RecordState::None | RecordState::TakenOver => return Step::Skip,
-            RecordState::Unsent | RecordState::Sent => return hold_step(tracker, generation),
+            RecordState::None | RecordState::TakenOver => return None,
+            RecordState::Unsent | RecordState::Sent => return hold_of(tracker, generation),
             RecordState::Held => {
                 let (scope, (id, generation_id)) = (end.scope, ids(generation));
                 let end = tracker.end_record_of(generation, end);
@@ -58,8 +42,8 @@ pub(super) fn step_of(tracker: &Tracker, entry: &OutboxEntry) -> Step {
             let (id, generation) = ids(released);
             match released.record_state() {
                 // It may have joined another generation's record.
-                RecordState::Sent if released.waits_for_record() => return hold_step(tracker, released),
-                state if !state.is_on_record() => return Step::Skip,
+                RecordState::Sent if released.waits_for_record() => return hold_of(tracker, released),
+                state if !state.is_on_record() => return None,
                 _ if *cause == ReleaseCause::Kept => Change::Keep { id, generation },
                 _ => Change::Forget { id, generation },
             }
@@ -75,16 +59,13 @@ pub(super) fn step_of(tracker: &Tracker, entry: &OutboxEntry) -> Step {
     })
 }
 
-fn hold_step(tracker: &Tracker, generation: &Arc<Generation>) -> Step {
+fn hold_of(tracker: &Tracker, generation: &Arc<Generation>) -> Option<Change> {
     // A start that does not wait for the record has been told: it cannot become that of another generation.
     let may_join = generation.waits_for_record();
-    match generation.send_record() {
-        true => Step::Ask(Change::Hold { record: tracker.record_of(generation), may_join }),
-        false => Step::Skip,
-    }
+    generation.send_record().then(|| Change::Hold { record: tracker.record_of(generation), may_join })
 }
 
-/// Applies an entry whose step was skipped.
+/// Applies an entry without a change.
 pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
     match entry {
         OutboxEntry::End(generation, end) => match generation.record_state() {
@@ -206,8 +187,7 @@ pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
             }
             keep(OutboxEntry::Attempted(generation, attempts, None));
         }
-        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) => keep(entry),
-        OutboxEntry::DeadLetter(..) => keep(entry),
+        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) | OutboxEntry::DeadLetter(..) => keep(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}
     }

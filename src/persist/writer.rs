@@ -7,7 +7,7 @@ use super::{
     breaker::MAX_ATTEMPTS_IN_DRAIN,
     call,
     heartbeat::{MAX_CONFLICTS, MAX_LEASE_RETRIES},
-    translate::{Step, apply_answer, apply_degraded, apply_skipped, step_of},
+    translate::{apply_answer, apply_degraded, apply_skipped, change_of},
 };
 use tokio::time::Instant;
 
@@ -82,9 +82,10 @@ impl Writer {
         }
         let mut attempts = 0;
         loop {
-            let steps: Vec<_> = self.group.iter().map(|queued| step_of(&persister.tracker, &queued.entry)).collect();
-            let is_asked: Vec<_> = steps.iter().map(|step| matches!(step, Step::Ask(_))).collect();
-            let changes: Vec<_> = steps.into_iter().filter_map(Step::into_change).collect();
+            let changes = self.group.iter().map(|queued| change_of(&persister.tracker, &queued.entry));
+            let changes: Vec<_> = changes.collect();
+            let is_asked: Vec<_> = changes.iter().map(Option::is_some).collect();
+            let changes: Vec<_> = changes.into_iter().flatten().collect();
             if changes.is_empty() {
                 return self.apply_answers(&[], &is_asked);
             }

@@ -179,7 +179,8 @@ async fn g17_notices_of_an_outage_of_writes_are_acknowledged_once() {
         one.sessions.note(format!("s{n}"));
         two.sessions.note(format!("s{n}"));
     }
-    (one.note("stays").await, two.note("stays").await);
+    one.note("stays").await;
+    two.note("stays").await;
     for n in 0..100 {
         one.sessions.end(format!("s{n}"), EndReason::Deleted);
     }
