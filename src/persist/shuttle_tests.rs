@@ -411,7 +411,7 @@ impl Model {
         }
         self.redeliveries.fetch_add(1, Ordering::SeqCst);
         self.tracker.on_end_done(generation, Outcome::Failed);
-        let redelivery = crate::tracker::Redelivery { attempts: 1, hooks: vec![0], lease: 0 };
+        let redelivery = crate::tracker::Redelivery { attempts: 1, hooks: vec![0] };
         let end = PendingEnd { redelivery: Some(Arc::new(redelivery)), ..end };
         self.tracker.queue.push_all(vec![Job::End(Arc::clone(generation), end)]);
     }
