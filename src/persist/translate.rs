@@ -226,12 +226,12 @@ impl Persister {
     /// drain. So does a session whose record was sent: it may be on record by now, and another process may end it.
     /// With no replicas, each starts.
     fn may_start_unrecorded(&self, generation: &Generation) -> bool {
-        let is_unsent = generation.record_state() == RecordState::Unsent;
+        let state = generation.record_state();
         let may_start = match generation.origin() {
-            Origin::Made => is_unsent || self.is_draining(),
+            Origin::Made => state == RecordState::Unsent || self.is_draining(),
             Origin::Noted => self.is_draining(),
             Origin::Carried => false,
         };
-        generation.waits_for_record() && (may_start || !self.hand_over_on_outage)
+        generation.waits_for_record() && state != RecordState::TakenOver && (may_start || !self.hand_over_on_outage)
     }
 }
