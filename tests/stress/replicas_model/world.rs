@@ -203,6 +203,12 @@ impl World {
             self.emptied.push((generation, lives.difference(&self.unheard).copied().collect()));
         }
         self.split.extend(notices);
+        // One that has lost its lease and does not know it, so that it records again what others have recovered.
+        let unaware = |id: &String| {
+            self.lives.iter().any(|life| self.fenced.contains(&life.number) && life.sessions.contains(id))
+        };
+        let recorded = self.store.history().recorded;
+        self.split.extend(recorded.iter().filter(|(_, id)| unaware(id)).map(|(generation, _)| *generation));
         let living: Vec<_> = self.lives.iter().map(|life| life.number).collect();
         self.troubled.extend(&living);
         self.unrecording.extend(living);
