@@ -286,8 +286,9 @@ impl Tracker {
 
     /// Others have ended an active generation: it goes on as a new one, whose start waits for the registry.
     fn renew(&self, shard: &mut Shard, generation: &Arc<Generation>, now: SystemTime, after_unlock: &mut AfterUnlock) {
-        if generation.stage() == Stage::Starting {
-            // The running start belongs to the old generation. The end of the start renews it.
+        let owes_start = generation.stage() == Stage::Waiting && !generation.waits_for_record();
+        if owes_start || generation.stage() == Stage::Starting {
+            // The start belongs to the old generation. The end of the start renews it.
             generation.set_record_state(RecordState::TakenOver);
             return;
         }
@@ -296,13 +297,9 @@ impl Tracker {
         after_unlock.effects.restarted();
         let number = self.next_number();
         generation.restart_as(GenerationId::new(self.instance, number), now);
-        if generation.stage() == Stage::Waiting {
-            // It still waits: for its record, or for an end.
-            let waited = generation.waits_for_record();
+        if generation.waits_for_record() {
             generation.set_record_state(RecordState::Unsent);
-            if waited {
-                return self.rehold(generation);
-            }
+            return self.rehold(generation);
         }
         generation.set_stage(Stage::Waiting);
         self.record_start(generation, Origin::Carried);

@@ -281,6 +281,12 @@ impl World {
             assert_eq!(report.failed, 0, "{report}");
         }
         assert!(life.sessions.is_empty());
+        if self.troubled.contains(&life.number) {
+            // The report lists them.
+            let on_record = self.store.events();
+            let unfinished = report.sessions.unfinished.iter().map(|end| end.generation);
+            self.lost.extend(unfinished.filter(|generation| !on_record.contains(generation)));
+        }
         if !self.troubled.contains(&life.number) {
             assert!(report.is_clean(), "{report}");
         } else if self.unrecording.contains(&life.number) && !report.is_clean() {
