@@ -95,12 +95,19 @@
 //! ```
 //!
 //! Several processes on one registry are replicas: if several of them serve a session, a shutdown ends it on the last
-//! of them only.
+//! of them only. An end on one of them is an end for all: the others learn of it within two heartbeats.
 //!
 //! **What is promised:** within the life of a process, exactly one `session_end` for each generation. After a crash,
 //! delivery is at-least-once: if the process died after a hook ran and before the registry recorded that, the hook is
-//! called again, for the same [`GenerationId`], at most five times. Consumers that cannot take the same end twice have
-//! to deduplicate by [`SessionEnd::idempotency_key`].
+//! called again, for the same [`GenerationId`]. Consumers that cannot take the same end twice have to deduplicate by
+//! [`SessionEnd::idempotency_key`].
+//!
+//! **If a hook fails:** with a registry it is called again after 1, 2, 4 and 8 s. Then the end is a dead letter: the
+//! registry keeps it until an operator asks to deliver it again.
+//!
+//! **In an outage of the registry:** no request fails. A session that the host has just made starts, and ends, as without a
+//! registry. The hooks of all other sessions wait, because another replica may hold them; see
+//! [`registry`](ActiveSessionsBuilder::registry).
 //!
 //! # What is not promised
 //!

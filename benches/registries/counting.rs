@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
+use tower_session_end::registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 
 /// The counts so far.
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ impl<R: Registry> Registry for Counting<R> {
         self.inner.apply(changes).await
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.inner.heartbeat().await
     }
 

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use tower_session_end::{
     ActiveSessions, EndReason, GenerationId, Session, SessionEnd,
-    registry::{Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError},
+    registry::{Applied, Change, EndRecord, Heartbeat, Notice, Orphan, Record, Registry, RegistryError},
 };
 
 use crate::input::Input;
@@ -28,7 +28,8 @@ impl Liar {
     async fn trouble(&self) -> Result<(), RegistryError> {
         match self.byte() {
             200..=219 => Err(RegistryError::unavailable("down")),
-            220..=229 => Err(RegistryError::Fenced),
+            220..=224 => Err(RegistryError::Fenced),
+            225..=229 => Err(RegistryError::Conflict),
             230..=239 => Err(RegistryError::DataLost),
             240..=244 => Err(RegistryError::invalid("damaged")),
             245..=249 => pending().await,
@@ -51,10 +52,10 @@ impl Liar {
 
     fn answer(&self, change: &Change) -> Applied {
         match (self.byte(), change) {
-            (0..=127, Change::Hold(_)) => Applied::Created,
+            (0..=127, Change::Hold { .. }) => Applied::Created,
             (0..=127, Change::Release { .. } | Change::End { .. }) => Applied::Owned { requests: 1 },
             (128..=150, _) => Applied::Joined(self.record()),
-            (151..=170, _) => Applied::NotFound,
+            (151..=170, _) => Applied::Gone,
             (171..=190, _) => Applied::HeldElsewhere,
             (191..=210, _) => Applied::Owned { requests: u64::MAX },
             (211..=230, _) => Applied::Created,
@@ -70,8 +71,14 @@ impl Registry for Liar {
         Ok(changes.iter().skip(few).map(|change| self.answer(change)).collect())
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.trouble().await
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
+        self.trouble().await?;
+        let notice = || {
+            let Record { session, generation, .. } = self.record();
+            Notice::new(session.id, generation, Duration::from_secs(u64::from(self.byte()) << 56))
+        };
+        let notices = (0..self.byte() / 64).map(|_| notice()).collect();
+        Ok(Heartbeat::new(notices, self.byte() > 240, u64::from(self.byte()) << 56))
     }
 
     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> {

@@ -5,6 +5,7 @@ mod guard;
 mod recovery;
 
 use std::{
+    convert::Infallible,
     fmt,
     future::{Future, IntoFuture},
     sync::{
@@ -30,7 +31,7 @@ use crate::{
         signal::ShutdownRequest,
     },
     tasks::Tasks,
-    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Outbox, Scope, Tracker},
+    tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Origin, Outbox, Scope, Tracker},
 };
 
 /// The handle: it tracks the active sessions, runs the hooks, and drains.
@@ -602,7 +603,7 @@ impl ActiveSessions {
     ) -> Result<SessionGuard, InvalidSessionId> {
         let session = self.checked(session)?;
         let id = session.id.clone();
-        let generation = match self.note_session(session, NoteSource::Update, Some(Activity::Guard)) {
+        let generation = match self.note_session(session, NoteSource::Update(Origin::Noted), Some(Activity::Guard)) {
             Noted::Started(generation) | Noted::AlreadyActive(generation) => Some(generation),
             Noted::Closed | Noted::Tombstoned => None,
         };
@@ -951,9 +952,16 @@ impl NoteOutcome {
     /// ```
     pub async fn recorded(self) -> bool {
         let Some((generation, sessions)) = self.recorded else { return false };
+        let inner = &sessions.inner;
+        // Polled after the wait has begun, so the wait sees its outcome.
+        let retry = async {
+            inner.persister.iter().for_each(|persister| persister.retry_record(&inner.pool, &generation));
+            std::future::pending::<Infallible>().await
+        };
         tokio::select! {
             biased;
             is_recorded = generation.until_recorded() => is_recorded,
+            never = retry => match never {},
             // The writer has ended: a session that is not recorded by now never is.
             () = sessions.inner.shutdown.closed.cancelled() => false,
         }

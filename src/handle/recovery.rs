@@ -30,7 +30,8 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
         ended: count(&recovery.ended),
         failed: count(&recovery.failed),
         unfinished: recovery.undelivered() as u64,
-        given_up: count(&recovery.given_up),
+        dead_letters: inner.persister.as_ref().map_or(0, |persister| persister.dead_letters())
+            + count(&recovery.dead_letters),
         error: error.map(|error| error_chain(&error).to_string()),
         elapsed: began.elapsed(),
     };
@@ -41,7 +42,7 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
         ended = report.ended,
         failed = report.failed,
         unfinished = report.unfinished,
-        given_up = report.given_up,
+        dead_letters = report.dead_letters,
         error = report.error.as_ref().map(|error| tracing::field::display(escape_controls(error))),
         "{}",
         escape_controls(&report),
@@ -58,17 +59,18 @@ pub(super) async fn recover(inner: &Inner) -> RecoveryReport {
 #[must_use]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Pending ends that were claimed from the registry, without those that are given up.
+    /// Pending ends that were claimed from the registry, without those that have become dead letters.
     pub found: u64,
     /// Ends whose hooks have all succeeded.
     pub ended: u64,
-    /// Ends whose hooks are all over, and at least one of them failed.
+    /// Ends whose hooks are all over, and at least one of them failed. They are delivered again.
     pub failed: u64,
     /// Ends whose hooks are not over: they go on in the background. If the lease expires meanwhile, another process
     /// delivers them.
     pub unfinished: u64,
-    /// Ends that were claimed five times, and whose process died each time. They are removed from the registry.
-    pub given_up: u64,
+    /// Ends in the registry whose hooks have failed too often, or have ended the process too often. They are not in the sum.
+    /// They are kept until an operator asks to deliver them again.
+    pub dead_letters: u64,
     /// The error of the registry, with its sources; `None` if all pending ends were claimed.
     pub error: Option<String>,
     /// The duration of the call.
@@ -89,15 +91,15 @@ impl RecoveryReport {
     /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.given_up == 0
+        self.error.is_none() && self.failed == 0 && self.unfinished == 0 && self.dead_letters == 0
     }
 }
 
 impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { found, ended, failed, unfinished, given_up, error, elapsed } = self;
+        let Self { found, ended, failed, unfinished, dead_letters, error, elapsed } = self;
         write!(f, "recovery: {found} ends found, {ended} delivered")?;
-        for (count, what) in [(*failed, "failed"), (*unfinished, "unfinished"), (*given_up, "given up")] {
+        for (count, what) in [(*failed, "failed"), (*unfinished, "unfinished"), (*dead_letters, "dead letters")] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }

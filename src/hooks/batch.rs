@@ -8,11 +8,17 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use super::{call::call_one, pool::Pool};
+use super::{
+    call::call_one,
+    pool::{FailedDelivery, Pool},
+};
 use crate::{
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
     tracker::{Generation, Outcome, PendingEnd},
 };
+
+/// After this many calls an end is delivered alone, so that one bad end makes no dead letters of others.
+const SUSPECT_AFTER: u32 = 2;
 
 /// An end with several parts: one for each batch hook, and one for the worker with the other hooks.
 pub(super) struct SharedEnd {
@@ -22,6 +28,7 @@ pub(super) struct SharedEnd {
     parts: AtomicUsize,
     /// The worst outcome so far.
     worst: AtomicU8,
+    failure: Mutex<Option<FailedDelivery>>,
 }
 
 impl SharedEnd {
@@ -32,11 +39,31 @@ impl SharedEnd {
             end: end.clone(),
             parts: AtomicUsize::new(pool.batches.len() + 1),
             worst: AtomicU8::new(Outcome::Ended as u8),
+            failure: Mutex::default(),
         })
     }
 
+    /// Whether this batch hook is called. In a redelivery, the ones that failed are.
+    pub(super) fn is_for(&self, index: usize) -> bool {
+        let number = self.pool.hooks.end.len() + index;
+        self.end.redelivery.as_ref().is_none_or(|redelivery| redelivery.hooks.contains(&number))
+    }
+
+    /// Whether it has failed so often that it may be the one that makes a batch fail.
+    fn is_suspect(&self) -> bool {
+        let redelivered = self.end.redelivery.as_ref().map(|redelivery| redelivery.attempts);
+        redelivered.or_else(|| self.generation.recovered_attempts()).is_some_and(|attempts| attempts >= SUSPECT_AFTER)
+    }
+
     /// Must be called once for each part. The last call completes the end.
-    pub(super) fn complete_part(&self, outcome: Outcome) {
+    pub(super) fn complete_part(&self, outcome: Outcome, failure: Option<FailedDelivery>) {
+        if let Some(mut failed) = failure {
+            let mut all = lock(&self.failure);
+            if let Some(before) = all.take() {
+                failed.hooks.extend(before.hooks);
+            }
+            *all = Some(failed);
+        }
         self.worst.fetch_max(outcome as u8, Ordering::SeqCst);
         if self.parts.fetch_sub(1, Ordering::SeqCst) == 1 {
             let outcome = match self.worst.load(Ordering::SeqCst) {
@@ -44,7 +71,8 @@ impl SharedEnd {
                 1 => Outcome::Failed,
                 _ => Outcome::Aborted,
             };
-            if self.pool.tracker.on_end_done(&self.generation, outcome) {
+            let failure = lock(&self.failure).take();
+            if self.pool.on_end_done(&self.generation, &self.end, outcome, failure) {
                 self.pool.wake();
             }
         }
@@ -113,17 +141,21 @@ impl Runner {
             let limits = pool.tracker.queue.state().limits;
             let call_limits = pool.call_limits(pool.tracker.clock.now(), &limits);
             let event = |shared: &Arc<SharedEnd>| {
-                shared.generation.set_end_running();
+                pool.on_call(&shared.generation, &shared.end);
+                if shared.end.redelivery.is_none() {
+                    shared.generation.set_end_running();
+                }
                 pool.end_event(&shared.generation, shared.end.clone(), &call_limits)
             };
             let events = self.current.iter().map(event).collect();
             let error = call_one(&batch.hook, events, call_limits.expires, || {}).await;
             for shared in std::mem::take(&mut self.current) {
                 match &error {
-                    None => shared.complete_part(Outcome::Ended),
+                    None => shared.complete_part(Outcome::Ended, None),
                     Some(error) => {
-                        pool.record_failure(pool.failure(&shared.generation, &batch.hook.name, error.clone()));
-                        shared.complete_part(Outcome::Failed);
+                        let number = pool.hooks.end.len() + self.index;
+                        let failure = pool.record_failures(&shared.generation, vec![(number, error.clone())]);
+                        shared.complete_part(Outcome::Failed, failure);
                     }
                 }
             }
@@ -139,6 +171,8 @@ impl Runner {
         let may_start = self.pool.tracker.queue.state().limits.allow_start(now);
         if may_start {
             let n = max.min(state.waiting.len());
+            let suspect = state.waiting.iter().take(n).position(|end| end.is_suspect());
+            let n = suspect.map_or(n, |before| before.max(1));
             self.current = state.waiting.drain(..n).collect();
         }
         if self.current.is_empty() {
@@ -156,7 +190,7 @@ impl Drop for Runner {
             lock(&self.pool.batches[self.index].state).runner = None;
         }
         for shared in std::mem::take(&mut self.current) {
-            shared.complete_part(Outcome::Aborted);
+            shared.complete_part(Outcome::Aborted, None);
         }
     }
 }

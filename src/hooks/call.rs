@@ -15,7 +15,8 @@ use crate::{
 
 /// A hook that returned an error, panicked, or exceeded the hook timeout.
 ///
-/// The event counts as delivered and is not delivered again.
+/// With a [`registry`](crate::ActiveSessionsBuilder::registry) the end is delivered to it again. Without one, the event counts
+/// as delivered.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -87,31 +88,37 @@ pub(super) fn call_one<E: HookEvent>(
     expires: Option<Instant>,
     on_first_pending: impl FnOnce(),
 ) -> impl Future<Output = Option<HookError>> {
-    let mut call = [Call::new(hook, event)];
+    let mut call = [Call::new(hook, 0, event)];
     async move {
         run_all(&mut call, expires, on_first_pending).await;
         call[0].take_error()
     }
 }
 
-/// Calls every hook with the event, concurrently. Resolves to the names and errors of those that failed.
+/// Calls every hook with the event, concurrently; with `only`, those with these numbers. Resolves to the numbers and errors
+/// of those that failed.
 ///
 /// An `async fn` would store the event twice in its future, and each busy worker holds one of these futures.
 pub(super) fn call_all<E: HookEvent + Clone>(
     hooks: &Hooks<E>,
+    only: Option<&[usize]>,
     event: E,
     expires: Option<Instant>,
     on_first_pending: impl FnOnce(),
-) -> impl Future<Output = Vec<(String, HookError)>> {
-    let mut calls = match hooks.as_slice() {
+) -> impl Future<Output = Vec<(usize, HookError)>> {
+    let mut calls = match (hooks.as_slice(), only) {
         // The usual case, without an allocation.
-        [hook] => Calls::One([Call::new(hook, event)]),
-        hooks => Calls::Many(hooks.iter().map(|hook| Call::new(hook, event.clone())).collect()),
+        ([hook], None) => Calls::One([Call::new(hook, 0, event)]),
+        (hooks, only) => {
+            let is_called = |number: &usize| only.is_none_or(|only| only.contains(number));
+            let numbers = (0..hooks.len()).filter(is_called);
+            Calls::Many(numbers.map(|number| Call::new(&hooks[number], number, event.clone())).collect())
+        }
     };
     async move {
         run_all(calls.as_mut(), expires, on_first_pending).await;
         let calls = calls.as_mut().iter_mut();
-        calls.filter_map(|call| Some((call.name.to_owned(), call.take_error()?))).collect()
+        calls.filter_map(|call| Some((call.number, call.take_error()?))).collect()
     }
 }
 
@@ -157,8 +164,9 @@ async fn run_all(calls: &mut [Call<'_>], expires: Option<Instant>, on_first_pend
 }
 
 /// A running or completed hook. Panics of its call, its polls and its drop are caught.
-pub(super) struct Call<'a> {
-    name: &'a str,
+struct Call<'a> {
+    /// The number of the hook.
+    number: usize,
     meter: &'a HookMeter,
     began: Stopwatch,
     span: HookSpan,
@@ -171,7 +179,7 @@ enum State<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new<E: HookEvent>(hook: &'a Named<dyn Hook<E>>, event: E) -> Self {
+    fn new<E: HookEvent>(hook: &'a Named<dyn Hook<E>>, number: usize, event: E) -> Self {
         let Named { name, meter, hook } = hook;
         let began = Stopwatch::start();
         let call = || {
@@ -188,7 +196,7 @@ impl<'a> Call<'a> {
                 (HookSpan::NONE, State::Done(Some(panic.into())))
             }
         };
-        Self { name, meter, began, span, state }
+        Self { number, meter, began, span, state }
     }
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {

@@ -18,7 +18,7 @@ use std::{
 use tower_service::Service;
 
 pub use self::call::{HookError, HookFailure};
-pub(crate) use self::pool::{Persistence, Pool, PoolConfig};
+pub(crate) use self::pool::{FailedDelivery, Persistence, Pool, PoolConfig};
 use crate::{
     error::BoxError,
     observability::HookMeter,
@@ -87,7 +87,8 @@ pub trait SessionHook: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error counts as a failed delivery. It is logged and reported, and the end is not delivered again.
+    /// An error counts as a failed delivery. It is logged and reported. With a registry the end is delivered to this hook
+    /// again; see [`redeliver_failed`](crate::ActiveSessionsBuilder::redeliver_failed).
     fn session_end(&self, end: SessionEnd) -> impl Future<Output = Result<(), BoxError>> + Send;
 
     /// The name of this hook in logs, metrics and reports. The default is the type's name.

@@ -17,7 +17,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{sync::oneshot, task::AbortHandle, time::Instant};
 
 use super::{
     HookSet,
@@ -32,7 +32,7 @@ use crate::{
     sync::{Mutex, lock},
     tasks::Tasks,
     tracker::{
-        Generation, PendingEnd, Tracker,
+        Generation, Outcome, PendingEnd, Tracker,
         clock::{Clock, NEVER, Nanos, nanos},
         queue::{Pace, RunLimits},
     },
@@ -55,10 +55,39 @@ pub(crate) struct PoolConfig {
 /// The pool's view of the registry, implemented by `Persister`.
 pub(crate) trait Persistence: Send + Sync {
     /// Whether this end may be delivered now. If not, the implementation has deferred or released it.
-    fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool;
+    fn may_deliver(self: Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> bool;
+
+    /// As [`on_call`](Self::on_call). The caller waits, if there is something to wait for.
+    fn count_call(&self, generation: &Arc<Generation>, end: &PendingEnd) -> Option<oneshot::Receiver<()>>;
+
+    /// Must be called before a hook is called for this end.
+    fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd);
+
+    /// Must be called before an end whose hooks have failed leaves the tracker.
+    fn on_failing(&self, generation: &Arc<Generation>);
+
+    /// The end is over, and hooks have failed.
+    fn on_failure(
+        self: Arc<Self>,
+        pool: &Arc<Pool>,
+        generation: &Arc<Generation>,
+        end: &PendingEnd,
+        failure: FailedDelivery,
+    );
+
+    /// Hooks that had failed before have succeeded.
+    fn on_redelivered(&self, generation: &Arc<Generation>);
 
     /// Writes queued changes. Hooks that their answers queue run in `pool`.
     fn wake(self: Arc<Self>, pool: &Arc<Pool>);
+}
+
+/// The hooks of an end that have failed.
+pub(crate) struct FailedDelivery {
+    /// Their numbers: hooks for one end, then batch hooks.
+    pub(crate) hooks: Vec<usize>,
+    /// The last error.
+    pub(crate) error: String,
 }
 
 /// The time limits of one call of a hook.
@@ -111,8 +140,54 @@ impl Pool {
         })
     }
 
-    pub(super) fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
-        self.persistence.as_ref().is_none_or(|persistence| persistence.may_deliver(generation, end))
+    pub(super) fn may_deliver(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
+        let persistence = self.persistence.as_ref();
+        persistence.is_none_or(|persistence| Arc::clone(persistence).may_deliver(self, generation, end))
+    }
+
+    /// Whether the calls for this end are counted. Those of most ends are not.
+    pub(super) fn is_counted(&self, generation: &Generation, end: &PendingEnd) -> bool {
+        self.persistence.is_some() && (end.redelivery.is_some() || generation.recovered_attempts().is_some())
+    }
+
+    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is.
+    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) {
+        let Some(persistence) = &self.persistence else { return };
+        if let Some(counted) = persistence.count_call(generation, end) {
+            Arc::clone(persistence).wake(self);
+            // The sender may be dropped, with its writer.
+            let _ = counted.await;
+        }
+    }
+
+    /// Must be called before a hook is called for this end.
+    pub(super) fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
+        if let Some(persistence) = &self.persistence {
+            persistence.on_call(generation, end);
+        }
+    }
+
+    /// Must be called once for every end whose hooks were called. Returns true if that may have queued a job, or a change for
+    /// the registry.
+    pub(super) fn on_end_done(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        end: &PendingEnd,
+        outcome: Outcome,
+        failure: Option<FailedDelivery>,
+    ) -> bool {
+        let is_first = end.redelivery.is_none();
+        if let (Outcome::Failed, Some(persistence)) = (outcome, &self.persistence) {
+            persistence.on_failing(generation);
+        }
+        let may_have_queued = is_first && self.tracker.on_end_done(generation, outcome);
+        let Some(persistence) = &self.persistence else { return may_have_queued };
+        match (outcome, failure) {
+            (Outcome::Failed, Some(failure)) => Arc::clone(persistence).on_failure(self, generation, end, failure),
+            (Outcome::Ended, _) if !is_first => persistence.on_redelivered(generation),
+            _ => {}
+        }
+        true
     }
 
     /// Spawns workers for queued jobs, and the writer for queued changes. Must be called after every step of the
@@ -165,7 +240,12 @@ impl Pool {
 
     /// Queues an end for every batch hook.
     pub(super) fn push_to_batches(self: &Arc<Self>, end: &Arc<SharedEnd>) {
-        self.batches.iter().for_each(|batch| batch.push(end));
+        for (index, batch) in self.batches.iter().enumerate() {
+            match end.is_for(index) {
+                true => batch.push(end),
+                false => end.complete_part(Outcome::Ended, None),
+            }
+        }
         self.wake_batches();
     }
 
@@ -249,6 +329,29 @@ impl Pool {
             error = %escape_controls(error_chain(&error)),
             "a session hook failed",
         );
+    }
+
+    /// Whether all hooks with these numbers are batch hooks.
+    pub(super) fn are_batches(&self, hooks: &[usize]) -> bool {
+        hooks.iter().all(|number| *number >= self.hooks.end.len())
+    }
+
+    /// Records the failures of hooks with these numbers, for one end.
+    pub(super) fn record_failures(
+        &self,
+        generation: &Generation,
+        failed: Vec<(usize, HookError)>,
+    ) -> Option<FailedDelivery> {
+        let error = failed.last().map(|(_, error)| catch(|| error_chain(error).to_string()).unwrap_or_default())?;
+        let hooks = failed.iter().map(|(number, _)| *number).collect();
+        for (number, error) in failed {
+            let name = match number.checked_sub(self.hooks.end.len()) {
+                None => &self.hooks.end[number].name,
+                Some(batch) => &self.hooks.batch[batch].hook.name,
+            };
+            self.record_failure(self.failure(generation, name, error));
+        }
+        Some(FailedDelivery { hooks, error })
     }
 
     pub(super) fn failure(&self, generation: &Generation, hook: &str, error: HookError) -> HookFailure {

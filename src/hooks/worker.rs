@@ -91,7 +91,7 @@ pub(super) struct Worker {
 enum Current {
     Start(Arc<Generation>),
     /// A shared end is completed by the last of its parts.
-    End(Arc<Generation>, Option<Arc<SharedEnd>>),
+    End(Arc<Generation>, PendingEnd, Option<Arc<SharedEnd>>),
 }
 
 impl Worker {
@@ -170,9 +170,9 @@ impl Worker {
         };
         self.current = Some(Current::Start(Arc::clone(&generation)));
         let pool = &self.pool;
-        let failed = call_all(&pool.hooks.start, event, call_limits.expires, || ensure_watchdog(pool)).await;
-        for (hook, error) in failed {
-            pool.record_failure(pool.failure(&generation, &hook, error));
+        let failed = call_all(&pool.hooks.start, None, event, call_limits.expires, || ensure_watchdog(pool)).await;
+        for (number, error) in failed {
+            pool.record_failure(pool.failure(&generation, &pool.hooks.start[number].name, error));
         }
         self.current = None;
         self.pool.tracker.on_start_done(&generation)
@@ -184,26 +184,31 @@ impl Worker {
         if let Some(shared) = &shared {
             pool.push_to_batches(shared);
         }
-        let failed = if pool.hooks.end.is_empty() {
+        let redelivery = end.redelivery.clone();
+        let only = redelivery.as_ref().map(|redelivery| redelivery.hooks.as_slice());
+        let failed = if pool.hooks.end.is_empty() || only.is_some_and(|only| pool.are_batches(only)) {
             Vec::new()
         } else {
-            generation.set_end_running();
-            self.current = Some(Current::End(Arc::clone(&generation), shared.clone()));
-            let event = pool.end_event(&generation, end, call_limits);
-            let failed = call_all(&pool.hooks.end, event, call_limits.expires, || ensure_watchdog(&pool)).await;
+            self.current = Some(Current::End(Arc::clone(&generation), end.clone(), shared.clone()));
+            if pool.is_counted(&generation, &end) {
+                pool.count_call(&generation, &end).await;
+            }
+            if end.redelivery.is_none() {
+                generation.set_end_running();
+            }
+            let event = pool.end_event(&generation, end.clone(), call_limits);
+            let failed = call_all(&pool.hooks.end, only, event, call_limits.expires, || ensure_watchdog(&pool)).await;
             self.current = None;
             failed
         };
         let outcome = if failed.is_empty() { Outcome::Ended } else { Outcome::Failed };
-        for (hook, error) in failed {
-            pool.record_failure(pool.failure(&generation, &hook, error));
-        }
+        let failure = pool.record_failures(&generation, failed);
         match shared {
             Some(shared) => {
-                shared.complete_part(outcome);
+                shared.complete_part(outcome, failure);
                 false
             }
-            None => pool.tracker.on_end_done(&generation, outcome),
+            None => pool.on_end_done(&generation, &end, outcome, failure),
         }
     }
 }
@@ -222,8 +227,10 @@ impl Drop for Worker {
         let Some(current) = self.current.take() else { return };
         match current {
             Current::Start(generation) => drop(self.pool.tracker.on_start_done(&generation)),
-            Current::End(_, Some(shared)) => shared.complete_part(Outcome::Aborted),
-            Current::End(generation, None) => drop(self.pool.tracker.on_end_done(&generation, Outcome::Aborted)),
+            Current::End(_, _, Some(shared)) => shared.complete_part(Outcome::Aborted, None),
+            Current::End(generation, end, None) => {
+                self.pool.on_end_done(&generation, &end, Outcome::Aborted, None);
+            }
         }
         self.pool.wake();
     }

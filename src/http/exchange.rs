@@ -13,7 +13,7 @@ use crate::{
     handle::ActiveSessions,
     protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
-    tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Scope},
+    tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Origin, Scope},
 };
 
 /// Lasts from the request's head to the response body's end. Its session has an activity for that time.
@@ -129,13 +129,17 @@ impl Exchange {
                     ended.retain(|id| *id != session.id);
                 }
             }
-            starts.extend(self.apply_change(change, NoteSource::Update)?);
+            let source = NoteSource::Update(origin_of(&change, carried.as_ref()));
+            starts.extend(self.apply_change(change, source)?);
         }
         for change in from_protocol.changes {
             starts.extend(match change {
                 SessionChange::Started(session) if ended.contains(&session.id) => None,
                 SessionChange::Started(session) => self.note_from_header(carried.as_ref(), session)?,
-                change => self.apply_change(change, NoteSource::ResponseHead(self.began))?,
+                change => {
+                    let source = NoteSource::ResponseHead(self.began, origin_of(&change, carried.as_ref()));
+                    self.apply_change(change, source)?
+                }
             });
         }
         Ok((!starts.is_empty()).then(|| self.record_wait(starts)))
@@ -168,7 +172,7 @@ impl Exchange {
         new: Session,
     ) -> Result<Option<RecordWait>, HandleClosed> {
         let sessions = &self.shared.sessions;
-        let (source, activity) = (NoteSource::ResponseHead(self.began), Some(self.activity));
+        let (source, activity) = (NoteSource::ResponseHead(self.began, Origin::Made), Some(self.activity));
         let old = self.generation.clone().filter(|_| !self.shared.is_tracked(&new.id));
         let noted = match (policy, &old) {
             (OnNewId::Compact, Some(old)) => {
@@ -259,7 +263,8 @@ impl Exchange {
             }
         }
         let activity = self.initial_activity();
-        let noted = sessions.note_session(session, NoteSource::ResponseHead(self.began), activity);
+        let source = NoteSource::ResponseHead(self.began, origin(&session, carried));
+        let noted = sessions.note_session(session, source, activity);
         self.attach(noted, activity)
     }
 
@@ -316,6 +321,19 @@ impl Drop for Exchange {
             self.end_activity(generation);
         }
         self.shared.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Where the id of a response comes from, if the request carried this one.
+fn origin(session: &Session, carried: Option<&SessionId>) -> Origin {
+    if carried == Some(&session.id) { Origin::Carried } else { Origin::Made }
+}
+
+/// As [`origin`], of the session that a change starts.
+fn origin_of(change: &SessionChange, carried: Option<&SessionId>) -> Origin {
+    match change {
+        SessionChange::Started(session) | SessionChange::Compacted(_, session) => origin(session, carried),
+        SessionChange::Ended(..) | SessionChange::Doubted(_) | SessionChange::InvalidId => Origin::Noted,
     }
 }
 

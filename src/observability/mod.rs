@@ -32,11 +32,12 @@
 //! | `session-shutdown-forced` | `WARN` | | a second signal came: the shutdown no longer waits |
 //! | `session-end-drain` | `INFO`, `WARN` | `reason`, `active`, `already_ending`, `late_starts`, `ended`, `failed`, `kept`, `forgotten`, `held_elsewhere`, `ended_elsewhere`, `handed_over`, `at_work`, `unfinished`, `timed_out`, `elapsed_ms` | a drain is over; a warning unless it is [clean](crate::DrainReport::is_clean); once more at the end if only what came after it was not |
 //! | `session-finish` | `INFO`, `WARN` | `signalled`, `forced`, `ended`, `failed`, `unfinished`, `timed_out`, `open_responses`, `elapsed_ms` | a shutdown is over; a warning if the connection drain timed out |
-//! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `given_up`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
+//! | `session-recovery` | `INFO`, `WARN` | `found`, `ended`, `failed`, `unfinished`, `dead_letters`, `error?` | [`recover`](crate::ActiveSessions::recover) is over; a warning unless it is [clean](crate::RecoveryReport::is_clean) |
 //! | `session-recovered` | `INFO` | `found` | a heartbeat found pending ends of dead processes |
-//! | `session-end-given-up` | `ERROR` | `session`, `generation`, `reason` | an end was claimed five times, and its process died each time |
-//! | `session-registry-degraded` | `WARN` | `error` | the registry does not answer in time: sessions are kept in memory |
-//! | `session-registry-restored` | `INFO` | `missed`, `dropped` | it answers again; the numbers of changes that are replayed, and that are lost |
+//! | `session-end-dead-letter` | `ERROR` | `session`, `generation`, `reason`, `error` | the hooks of an end have failed five times, or the process has ended in each of five calls: the registry keeps the end for an operator |
+//! | `session-registry-slow` | `WARN` | | the registry takes longer than 250 ms: starts do not wait for their records |
+//! | `session-registry-degraded` | `WARN` | `error` | the registry does not answer: sessions are kept in memory |
+//! | `session-registry-restored` | `INFO` | `missed` | it answers in time again; the number of changes that waited for it |
 //! | `session-registry-fenced` | `WARN` | | the lease expired, and other processes have ended the sessions of this one |
 //! | `session-registry-data-lost` | `WARN` | | the registry has lost its records |
 //! | `session-registry-undriven` | `WARN` | | there is a registry, and no driver is polled; logged once |
@@ -74,13 +75,13 @@
 //! | `session_ends_total` | counter | `reason` | sessions whose `session_end` this process delivers; an eviction has the reason `evicted`, an expiry `idle` or `expired`, a doubt `unknown` |
 //! | `session_releases_total` | counter | `cause` | sessions that left without one: `forgotten`, `kept`, `held_elsewhere`, `ended_elsewhere`, `handed_over` |
 //! | `session_recovered_total` | counter | | ends that were recovered from dead processes; `session_ends_total` counts them too |
-//! | `session_given_up_total` | counter | | ends that were claimed five times, and are given up |
+//! | `session_dead_letters` | gauge | | ends in the registry whose hooks have failed too often, of all processes, at the last heartbeat |
 //! | `session_ignored_ids_total` | counter | | ids that are not valid |
 //! | `session_hook_duration_seconds` | histogram | `kind`, `hook` | calls of a hook, `kind` being `start`, `end` or `batch`; a call that is unfinished when `finish` returns is not counted |
 //! | `session_hook_failures_total` | counter | `kind`, `hook` | the calls that returned an error, panicked, or took too long |
 //! | `session_drain_duration_seconds` | histogram | | drains |
 //! | `session_unfinished_ends` | gauge | | ends that the last report of a shutdown lists as unfinished |
-//! | `session_registry_degraded` | gauge | | handles that keep sessions in memory because their registry does not answer |
+//! | `session_registry_degraded` | gauge | | handles whose registry is slow or does not answer |
 //! | `session_registry_degradations_total` | counter | | how often that began |
 //!
 //! Invariant when idle: starts + recovered = active + ends + releases. (An end whose lease expired before its hooks

@@ -4,11 +4,11 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{CALL_TIMEOUT, Calls, Persister, call};
+use super::{CALL_TIMEOUT, Calls, Persister, call, redelivery::MAX_ATTEMPTS, translate::apply_notice};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
-    registry::{Orphan, RegistryError},
+    registry::{Heartbeat, Orphan, RegistryError},
     session::Phase,
     sync::{Ordering, wait_for},
     tracker::{
@@ -32,8 +32,8 @@ const UNDRIVEN_AFTER: Duration = Duration::from_secs(30);
 /// After this many answers `Fenced` or `DataLost` in a row, the registry counts as unavailable.
 pub(super) const MAX_LEASE_RETRIES: u32 = 10;
 
-/// An orphan is given up when its attempts exceed this.
-const MAX_DELIVERY_ATTEMPTS: u32 = 5;
+/// After this many answers `Conflict` in a row, the registry counts as unavailable.
+pub(super) const MAX_CONFLICTS: u32 = 10;
 
 /// The outcome of [`Persister::recover`].
 pub(crate) struct Recovered {
@@ -55,7 +55,11 @@ impl Persister {
     /// Claims all orphans and waits until their ends are delivered, at most until `deadline`.
     pub(crate) async fn recover(&self, pool: &Arc<Pool>, deadline: Option<Instant>) -> Recovered {
         let recovery = Arc::new(Recovery::default());
-        let claimed = self.claim_orphans(pool, &recovery, || true);
+        let may_continue = || match self.is_draining() {
+            true => Err(RegistryError::unavailable("a drain has begun")),
+            false => Ok(true),
+        };
+        let claimed = self.claim_orphans(pool, &recovery, may_continue);
         let in_a_year = || Instant::now() + Duration::from_secs(86_400 * 365);
         let deadline = deadline.unwrap_or_else(in_a_year);
         let claimed = timeout_at(deadline, claimed)
@@ -106,31 +110,59 @@ impl Persister {
         self.heartbeat_round(pool, 1).await;
     }
 
+    /// There are more notices than one heartbeat returns, and the writer has acknowledged these.
+    pub(super) async fn heartbeat_if_expected(&self, pool: &Arc<Pool>) {
+        if self.expects_notices.load(Ordering::SeqCst) && self.tracker.phase() < Phase::Closing {
+            self.heartbeat_round(pool, 1).await;
+        }
+    }
+
     /// Sends a heartbeat to a registry whose breaker is open. On success the caller
     /// [replays](Self::replay_backlog) the backlog.
     pub(super) async fn reconnect(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let limit = self.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
-        match call(limit, self.registry.heartbeat()).await {
-            Ok(()) => {}
+        match self.send_heartbeat(limit).await {
+            Ok(answer) => self.on_heartbeat(answer),
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
             Err(error) => return Err(self.trip(calls, error)),
         }
         calls.breaker.retry_at = None;
-        calls.backlog.replayed = calls.backlog.len();
+        calls.missed = self.backlog().len();
         self.tracker.rehold_unrecorded();
         // With changes to write, the registry counts as restored once it has applied them.
-        if calls.backlog.len() == 0 && self.outbox.is_empty() {
+        if self.backlog().is_empty() && self.outbox.is_empty() {
             self.restore(calls);
         }
         Ok(())
+    }
+
+    /// One heartbeat. A conflict is tried again at once.
+    async fn send_heartbeat(&self, limit: Duration) -> Result<Heartbeat, RegistryError> {
+        let mut conflicts = 0;
+        loop {
+            match call(limit, self.registry.heartbeat()).await {
+                Err(RegistryError::Conflict) if conflicts < MAX_CONFLICTS => conflicts += 1,
+                answer => return answer,
+            }
+        }
+    }
+
+    fn on_heartbeat(&self, answer: Heartbeat) {
+        let Heartbeat { notices, has_more, dead_letters } = answer;
+        self.dead_letters.store(dead_letters, Ordering::SeqCst);
+        self.meter.dead_letters(dead_letters);
+        notices.into_iter().for_each(|notice| apply_notice(self, notice));
+        if has_more {
+            self.expect_notices();
+        }
     }
 
     /// Renews the lease, and recovers up to this many batches of orphans.
     async fn heartbeat_round(&self, pool: &Arc<Pool>, batches: usize) {
         let recovery = Arc::new(Recovery::default());
         let mut batches = 0..batches;
-        let may_continue = || batches.next().is_some() && self.tracker.phase() < Phase::Closing;
+        let may_continue = || Ok(batches.next().is_some() && self.tracker.phase() < Phase::Closing);
         // The error has been logged, and the next heartbeat retries.
         let _ = self.claim_orphans(pool, &recovery, may_continue).await;
         let found = recovery.found.load(Ordering::SeqCst);
@@ -146,7 +178,7 @@ impl Persister {
         &self,
         pool: &Arc<Pool>,
         recovery: &Arc<Recovery>,
-        mut may_continue: impl FnMut() -> bool,
+        mut may_continue: impl FnMut() -> Result<bool, RegistryError>,
     ) -> Result<(), RegistryError> {
         let mut is_first = true;
         loop {
@@ -154,7 +186,15 @@ impl Persister {
             if std::mem::take(&mut is_first) || self.is_heartbeat_due() {
                 self.heartbeat(&mut calls).await?;
             }
-            if !may_continue() || self.claim_batch(&mut calls, recovery).await? == 0 {
+            // After the first batch: the writer may have tripped it, or `finish` has released the lease.
+            if calls.breaker.retry_at.is_some() {
+                return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
+            }
+            if !may_continue()? {
+                return Ok(());
+            }
+            // After an empty answer there may be more, as the last heartbeat has said or the next one says.
+            if self.claim_batch(&mut calls, recovery).await? == 0 && !self.expects_notices.load(Ordering::SeqCst) {
                 return Ok(());
             }
             drop(calls);
@@ -166,19 +206,26 @@ impl Persister {
     async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let now = self.tracker.clock.now();
         self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
+        self.expects_notices.store(false, Ordering::SeqCst);
         if calls.breaker.is_open(now) {
             return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
         }
         if calls.breaker.retry_at.is_some() {
             self.reconnect(calls).await?;
-            self.replay_backlog(calls);
+            self.reclaim_deferred();
+            self.replay_backlog();
             return Ok(());
         }
         let limit = self.call_timeout_in_drain();
-        match call(limit.unwrap_or(CALL_TIMEOUT), self.registry.heartbeat()).await {
-            Ok(()) => {}
+        let began = Instant::now();
+        match self.send_heartbeat(limit.unwrap_or(CALL_TIMEOUT)).await {
+            Ok(answer) => {
+                self.on_call(began.elapsed());
+                self.on_heartbeat(answer);
+            }
             Err(RegistryError::Fenced) => self.on_fenced(),
             Err(RegistryError::DataLost) => self.on_data_lost(),
+            Err(error @ RegistryError::Conflict) => return Err(error),
             // In a drain the writer decides, after several attempts.
             Err(error) if limit.is_some() => return Err(error),
             Err(error) => return Err(self.trip(calls, error)),
@@ -193,7 +240,9 @@ impl Persister {
     /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
     fn is_heartbeat_due(&self) -> bool {
         let last = self.last_heartbeat.load(Ordering::SeqCst);
-        last == 0 || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
+        last == 0
+            || self.expects_notices.load(Ordering::SeqCst)
+            || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
     fn heartbeat_nanos(&self) -> Nanos {
@@ -204,19 +253,25 @@ impl Persister {
     async fn claim_batch(&self, calls: &mut Calls, recovery: &Arc<Recovery>) -> Result<usize, RegistryError> {
         let mut retries = 0;
         let orphans = loop {
-            match call(RECOVERY_CALL_TIMEOUT, self.registry.claim_orphans(RECOVERY_BATCH)).await {
+            let limit = self.call_timeout_in_drain().unwrap_or(RECOVERY_CALL_TIMEOUT);
+            match self.until_drain(call(limit, self.registry.claim_orphans(RECOVERY_BATCH))).await {
                 Ok(orphans) => break orphans,
+                Err(RegistryError::Conflict) if retries < MAX_CONFLICTS => {}
                 Err(RegistryError::Fenced) if retries < MAX_LEASE_RETRIES => self.on_fenced(),
                 Err(RegistryError::DataLost) if retries < MAX_LEASE_RETRIES => self.on_data_lost(),
+                // In a drain the writer decides, after several attempts.
+                Err(error) if self.is_draining() => return Err(error),
                 Err(error) => return Err(self.trip(calls, error)),
             }
             retries += 1;
         };
         let n = orphans.len();
         for orphan in orphans {
-            if orphan.attempts > MAX_DELIVERY_ATTEMPTS {
-                recovery.given_up.fetch_add(1, Ordering::SeqCst);
-                self.give_up(&orphan);
+            if orphan.attempts >= MAX_ATTEMPTS {
+                recovery.dead_letters.fetch_add(1, Ordering::SeqCst);
+                let Orphan { record, end, attempts } = orphan;
+                let error = format!("the process ended during each of {attempts} calls of a hook");
+                self.bury(record.session.id, record.generation, end.reason, error);
             } else {
                 self.tracker.take_over(orphan, recovery);
             }
@@ -224,16 +279,16 @@ impl Persister {
         Ok(n)
     }
 
-    fn give_up(&self, orphan: &Orphan) {
-        self.meter.given_up();
-        tracing::error!(
-            name: "session-end-given-up",
-            session = %orphan.record.session.id.redacted(),
-            generation = %orphan.record.generation,
-            reason = %orphan.end.reason,
-            "this session_end was claimed {MAX_DELIVERY_ATTEMPTS} times and never delivered; it is given up",
-        );
-        self.tracker.abandon(orphan);
+    /// Drops a long call of the registry once a drain begins, which has no time for it.
+    async fn until_drain<T>(&self, call: impl Future<Output = Result<T, RegistryError>>) -> Result<T, RegistryError> {
+        let is_long = !self.is_draining();
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = wait_for(&self.drain_began, None, || self.is_draining()), if is_long => {
+                Err(RegistryError::unavailable("a drain has begun"))
+            }
+        }
     }
 
     fn trip(&self, calls: &mut Calls, error: RegistryError) -> RegistryError {

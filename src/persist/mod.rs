@@ -3,12 +3,18 @@
 //!
 //! * **One call at a time**: every call of the registry is made under one lock, so the consequences of an error are
 //!   applied before the next call.
-//! * **Circuit breaker**: a registry that is down or slow is not called for 250 ms, doubling to 5 s. Meanwhile the
-//!   process goes on in memory: starts do not wait, ends are delivered, and missed changes are replayed later.
-//! * **Lease**: the `session_end` of a recorded session is delivered only while the lease is certainly valid.
+//! * **Circuit breaker**: a registry that is down is not called for 250 ms, doubling to 1 s. Meanwhile the process goes on
+//!   in memory. A session that the host has just made starts. Whatever another process may hold waits for the registry.
+//! * **One owner**: the `session_end` of a recorded session is delivered only after the registry has answered that this
+//!   process owns it, and only while the lease is certainly valid.
 
+mod backlog;
 mod breaker;
+mod health;
 mod heartbeat;
+mod redelivery;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 mod translate;
 mod writer;
 
@@ -18,21 +24,23 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     task::AbortHandle,
     time::{Instant, timeout},
 };
 
 pub(crate) use self::heartbeat::Recovered;
 use self::{
-    breaker::{Backlog, CircuitBreaker, MAX_ATTEMPTS_IN_DRAIN, MAX_BACKLOG},
+    backlog::Backlog,
+    breaker::{CircuitBreaker, MAX_ATTEMPTS_IN_DRAIN},
+    redelivery::Redeliveries,
     writer::Writer,
 };
 use crate::{
-    hooks::{Persistence, Pool},
-    observability::{RegistryMeter, ReleaseCause, escape_controls},
+    hooks::{FailedDelivery, Persistence, Pool},
+    observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
-    sync::{AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
+    sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
     tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
 };
@@ -49,7 +57,12 @@ pub(crate) struct PersistConfig {
     pub(crate) durability: Durability,
     /// In a drain without a registry, the ends of recorded sessions are left to the next process.
     pub(crate) hand_over_on_outage: bool,
+    /// A hook's error is delivered again.
+    pub(crate) redeliver: bool,
 }
+
+/// The most ends that wait for a certain lease.
+const MAX_DEFERRED: usize = 65_536;
 
 pub(crate) struct Persister {
     tracker: Arc<Tracker>,
@@ -59,18 +72,28 @@ pub(crate) struct Persister {
     heartbeat_interval: Duration,
     durability: Durability,
     hand_over_on_outage: bool,
+    redeliver: bool,
     /// Held during each call of the registry.
     calls: tokio::sync::Mutex<Calls>,
     writer: Mutex<Option<Arc<OnceLock<AbortHandle>>>>,
-    /// Starts do not wait for their records.
-    degraded: AtomicU8,
+    backlog: Mutex<Backlog>,
+    redeliveries: Redeliveries,
+    /// The `Health`.
+    health: AtomicU8,
+    /// Starts do not wait for their records until then.
+    slow_until: AtomicU64,
     degradations: AtomicU64,
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
+    /// The next heartbeat comes at once.
+    expects_notices: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
+    /// The dead letters in the store, at the last heartbeat.
+    dead_letters: AtomicU64,
+    drain_began: Notify,
     /// Notified when the outbox is empty and no writer runs.
     written: Notify,
 }
@@ -78,7 +101,8 @@ pub(crate) struct Persister {
 /// The state that the lock of the calls guards.
 struct Calls {
     breaker: CircuitBreaker,
-    backlog: Backlog,
+    /// The changes that were missed in the present outage.
+    missed: usize,
 }
 
 impl Persister {
@@ -88,7 +112,7 @@ impl Persister {
         outbox: Arc<Outbox>,
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
-        let PersistConfig { registry, durability, hand_over_on_outage } = config;
+        let PersistConfig { registry, durability, hand_over_on_outage, redeliver } = config;
         // Called once, here: the panics of this method are not caught.
         let heartbeat_interval = registry.heartbeat_interval().max(Duration::from_millis(10));
         Arc::new(Self {
@@ -99,31 +123,28 @@ impl Persister {
             heartbeat_interval,
             durability,
             hand_over_on_outage,
-            calls: tokio::sync::Mutex::new(Calls { breaker: CircuitBreaker::new(), backlog: Backlog::default() }),
+            redeliver,
+            calls: tokio::sync::Mutex::new(Calls { breaker: CircuitBreaker::new(), missed: 0 }),
             writer: Mutex::default(),
-            degraded: AtomicU8::new(0),
+            backlog: Mutex::default(),
+            redeliveries: Redeliveries::default(),
+            health: AtomicU8::new(0),
+            slow_until: AtomicU64::new(0),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
+            expects_notices: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
+            dead_letters: AtomicU64::new(0),
+            drain_began: Notify::new(),
             written: Notify::new(),
         })
     }
 
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.degraded.load(Ordering::SeqCst) != 0
-    }
-
-    pub(crate) fn degradations(&self) -> u64 {
-        self.degradations.load(Ordering::Relaxed)
-    }
-
     /// Whether a response that starts this session waits for its record.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict
-            && generation.record_state() == RecordState::Pending
-            && !self.is_degraded()
+        self.durability == Durability::Strict && generation.waits_for_record() && !self.is_degraded()
     }
 
     /// Waits for the records of starts, at most [`MAX_START_WAIT`].
@@ -134,7 +155,15 @@ impl Persister {
             }
         };
         if timeout(MAX_START_WAIT, recorded).await.is_err() {
-            self.degrade(&format_args!("a session was not recorded within {MAX_START_WAIT:?}"));
+            self.on_late_record();
+        }
+    }
+
+    /// While the registry does not answer, nothing else ends a wait for this record: it is tried once more.
+    pub(crate) fn retry_record(self: &Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>) {
+        if self.is_down() && generation.waits_for_record() {
+            self.outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
+            self.wake_writer(pool);
         }
     }
 
@@ -150,51 +179,30 @@ impl Persister {
         wait_for(&self.written, deadline, is_written).await;
     }
 
-    pub(crate) fn abort_writer(&self) {
+    /// Aborts the tasks.
+    pub(crate) fn abort(&self) {
+        self.redeliveries.close();
+        self.abort_writer();
+    }
+
+    fn abort_writer(&self) {
         if let Some(abort) = lock(&self.writer).as_ref().and_then(|writer| writer.get()) {
             abort.abort();
         }
         self.written.notify_waiters();
     }
 
-    /// Queues the deferred ends in the outbox again.
-    pub(crate) fn reclaim_deferred(&self) {
-        let deferred = std::mem::take(&mut *lock(&self.deferred));
-        self.outbox.put_back(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
-    }
-
-    /// Starts no longer wait for the registry, until it answers again.
-    fn degrade(&self, error: &dyn std::fmt::Display) {
-        if self.degraded.swap(1, Ordering::SeqCst) == 0 {
-            self.degradations.fetch_add(1, Ordering::Relaxed);
-            self.meter.degraded();
-            tracing::warn!(
-                name: "session-registry-degraded",
-                error = %escape_controls(error),
-                "the session registry is unavailable; sessions are kept in memory until it answers again",
-            );
-        }
-    }
-
-    fn restore(&self, calls: &mut Calls) {
-        calls.breaker.reset();
-        if self.degraded.swap(0, Ordering::SeqCst) != 0 {
-            self.meter.restored();
-            let missed = std::mem::take(&mut calls.backlog.replayed);
-            let dropped = std::mem::take(&mut calls.backlog.dropped);
-            tracing::info!(
-                name: "session-registry-restored",
-                missed,
-                dropped,
-                "the session registry answers again; missed changes were replayed",
-            );
-        }
-    }
-
-    /// Queues the changes that the registry has missed before everything else, in their order.
-    fn replay_backlog(&self, calls: &mut Calls) {
+    /// Must be called when a drain begins. What has waited for the registry is written now, or handed over.
+    pub(crate) fn begin_drain(&self) {
         self.reclaim_deferred();
-        self.outbox.put_back(calls.backlog.take());
+        self.replay_backlog();
+        self.drain_began.notify_waiters();
+    }
+
+    /// Queues the deferred ends in the outbox again.
+    fn reclaim_deferred(&self) {
+        let deferred = std::mem::take(&mut *lock(&self.deferred));
+        self.outbox.push_first(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }
 
     /// Spawns the writer, if the outbox has entries and no writer exists.
@@ -224,8 +232,18 @@ impl Persister {
         match generation.record_state() {
             RecordState::TakenOver => false,
             RecordState::Held => self.registry.lease_is_valid(),
-            RecordState::None | RecordState::Pending | RecordState::Uncertain | RecordState::Detached => true,
+            RecordState::None | RecordState::Unsent | RecordState::Sent => true,
         }
+    }
+
+    /// The next heartbeat comes at once.
+    fn expect_notices(&self) {
+        self.expects_notices.store(true, Ordering::SeqCst);
+    }
+
+    /// The dead letters in the store, at the last heartbeat.
+    pub(crate) fn dead_letters(&self) -> u64 {
+        self.dead_letters.load(Ordering::SeqCst)
     }
 
     /// Whether an open circuit breaker allows a call now. A drain may call a few times without waiting for the backoff.
@@ -260,6 +278,9 @@ impl Persister {
              held; active sessions go on as new generations",
         );
         self.tracker.restart_all();
+        // Others have recovered the ends that this process was to deliver. After the tracker: an end that fails now is marked
+        // there, or is among the failed ones already.
+        self.redeliveries.leave_recorded();
     }
 
     /// The registry has lost its records.
@@ -268,21 +289,25 @@ impl Persister {
             name: "session-registry-data-lost",
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
-        self.tracker.mark_records_uncertain();
-        self.last_heartbeat.store(0, Ordering::SeqCst);
+        self.tracker.mark_records_lost();
+        self.record_scheduled_again();
+        self.expect_notices();
     }
 }
 
 impl Persistence for Persister {
     /// While the lease is uncertain, an end is deferred until the next heartbeat. A drain has no time for that: the end
     /// is handed over to the next process.
-    fn may_deliver(&self, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
+    fn may_deliver(self: Arc<Self>, pool: &Arc<Pool>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
+        if end.redelivery.is_some() {
+            return self.may_redeliver(pool, generation, end);
+        }
         if self.lease_allows_delivery(generation) {
             return true;
         }
         {
             let mut deferred = lock(&self.deferred);
-            let may_wait = generation.record_state() == RecordState::Held && deferred.len() < MAX_BACKLOG;
+            let may_wait = generation.record_state() == RecordState::Held && deferred.len() < MAX_DEFERRED;
             // Read under the lock: a drain sets `draining` first and empties the list then.
             if may_wait && !self.is_draining() {
                 deferred.push((Arc::clone(generation), end.clone()));
@@ -291,6 +316,32 @@ impl Persistence for Persister {
         }
         self.tracker.resolve_released(generation, ReleaseCause::HandedOver);
         false
+    }
+
+    fn count_call(&self, generation: &Arc<Generation>, end: &PendingEnd) -> Option<oneshot::Receiver<()>> {
+        self.count_attempt(generation, end)
+    }
+
+    fn on_failing(&self, generation: &Arc<Generation>) {
+        self.redeliveries.add(generation);
+    }
+
+    fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
+        self.record_attempt(generation, end);
+    }
+
+    fn on_failure(
+        self: Arc<Self>,
+        pool: &Arc<Pool>,
+        generation: &Arc<Generation>,
+        end: &PendingEnd,
+        failure: FailedDelivery,
+    ) {
+        self.redeliver_or_bury(pool, generation, end, failure);
+    }
+
+    fn on_redelivered(&self, generation: &Arc<Generation>) {
+        self.record_redelivered(generation);
     }
 
     /// If the remembered runtime has shut down, the writer is spawned on the caller's.
@@ -302,14 +353,7 @@ impl Persistence for Persister {
                 self.wake_writer(pool);
             }
         }
-    }
-}
-
-impl Drop for Persister {
-    fn drop(&mut self) {
-        if self.is_degraded() {
-            self.meter.restored();
-        }
+        self.resume_redeliveries(pool);
     }
 }
 

@@ -1,178 +1,237 @@
 //! Translates outbox entries to changes of the registry, and applies the answers to the tracker.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::Duration};
 
-use super::{Persister, breaker::Backlog};
+use super::{Persister, backlog::Withheld};
 use crate::{
     observability::ReleaseCause,
-    registry::{Applied, Change, EndRecord, Orphan, Record},
-    session::EndReason,
-    tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Recovery, Scope, Tracker},
+    registry::{Applied, Change, Notice},
+    tracker::{Generation, Origin, OutboxEntry, PendingEnd, Queued, RecordState, Scope, Stage, Tracker},
 };
 
-/// Appends the changes of one entry: none, one or two.
-pub(super) fn changes_of(tracker: &Tracker, entry: &OutboxEntry, changes: &mut Vec<Change>) {
-    match entry {
-        OutboxEntry::Hold(generation) => changes.push(Change::Hold(tracker.record_of(generation))),
+/// The change that an entry stands for now, and that the caller sends. Without one, the entry is applied without an answer.
+/// An end whose record may not exist holds it first.
+pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change> {
+    let ids = |generation: &Generation| (generation.id.clone(), tracker.generation_id(generation));
+    Some(match entry {
+        OutboxEntry::Hold(generation) => return hold_of(tracker, generation),
         OutboxEntry::Update(generation) => {
-            if generation.record_state() == RecordState::Held && generation.is_active() {
-                changes.push(Change::Update(tracker.record_of(generation)));
+            generation.take_queued_update();
+            if generation.record_state() != RecordState::Held || !generation.is_active() {
+                return None;
             }
+            Change::Update(tracker.record_of(generation))
         }
-        OutboxEntry::End(generation, end) => changes_of_end(tracker, generation, end, changes),
+        OutboxEntry::End(generation, end) => match generation.record_state() {
+            RecordState::None | RecordState::TakenOver => return None,
+            RecordState::Unsent | RecordState::Sent => return hold_of(tracker, generation),
+            RecordState::Held => {
+                let (scope, (id, generation_id)) = (end.scope, ids(generation));
+                let end = tracker.end_record_of(generation, end);
+                match scope {
+                    Scope::Here => Change::Release { id, generation: generation_id, end },
+                    Scope::Everywhere => Change::End { id, generation: generation_id, end },
+                }
+            }
+        },
         OutboxEntry::EndDeliveredOffline(ended, end) => {
-            let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
-            changes.push(Change::End { id, generation, end: tracker.end_record_of(ended, end) });
+            let (id, generation) = ids(ended);
+            Change::End { id, generation, end: tracker.end_record_of(ended, end) }
         }
         OutboxEntry::Release(released, cause) => {
-            let (id, generation) = (released.id.clone(), tracker.generation_id(released));
-            if released.record_state().is_on_record() {
-                let is_kept = *cause == ReleaseCause::Kept;
-                changes.push(if is_kept { Change::Keep { id, generation } } else { Change::Forget { id, generation } });
+            let (id, generation) = ids(released);
+            match released.record_state() {
+                // It may have joined another generation's record.
+                RecordState::Sent if released.waits_for_record() => return hold_of(tracker, released),
+                state if !state.is_on_record() => return None,
+                _ if *cause == ReleaseCause::Kept => Change::Keep { id, generation },
+                _ => Change::Forget { id, generation },
             }
         }
-        OutboxEntry::Delivered(generation) => {
-            if generation.record_state().is_on_record() {
-                changes.push(Change::Delivered { generation: tracker.generation_id(generation) });
-            }
+        OutboxEntry::Attempted(generation, attempts, _) => {
+            Change::Attempted { generation: tracker.generation_id(generation), attempts: *attempts }
         }
-        OutboxEntry::Abandon(_, generation) => changes.push(Change::Delivered { generation: *generation }),
-        OutboxEntry::LeaveForeign(record) => {
-            let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), 0);
-            changes.push(Change::Release { id: record.session.id.clone(), generation: record.generation, end });
+        OutboxEntry::Delivered(generation) => Change::Delivered { generation: tracker.generation_id(generation) },
+        OutboxEntry::DeadLetter(_, generation, error) => {
+            Change::DeadLetter { generation: *generation, error: error.clone() }
         }
-    }
+        OutboxEntry::Acknowledge(id, generation) => Change::Acknowledge { id: id.clone(), generation: *generation },
+    })
 }
 
-fn changes_of_end(tracker: &Tracker, ended: &Arc<Generation>, end: &PendingEnd, changes: &mut Vec<Change>) {
-    match ended.record_state() {
-        RecordState::None | RecordState::Detached | RecordState::TakenOver => return,
-        // A record that the registry has lost, or never had, would be answered `NotFound`.
-        RecordState::Uncertain => changes.push(Change::Hold(tracker.record_of(ended))),
-        RecordState::Pending | RecordState::Held => {}
-    }
-    let (id, generation) = (ended.id.clone(), tracker.generation_id(ended));
-    let scope = end.scope;
-    let end = tracker.end_record_of(ended, end);
-    changes.push(match scope {
-        Scope::Here => Change::Release { id, generation, end },
-        Scope::Everywhere => Change::End { id, generation, end },
-    });
+fn hold_of(tracker: &Tracker, generation: &Arc<Generation>) -> Option<Change> {
+    // A start that does not wait for the record has been told: it cannot become that of another generation.
+    let may_join = generation.waits_for_record();
+    generation.send_record().then(|| Change::Hold { record: tracker.record_of(generation), may_join })
 }
 
-/// Applies the answers to the changes of one entry, one answer for each change.
-pub(super) fn apply_answers(tracker: &Tracker, outbox: &Outbox, entry: OutboxEntry, answers: &[Applied]) {
+/// Applies an entry without a change.
+pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
     match entry {
-        OutboxEntry::Hold(generation) => apply_hold_answer(tracker, outbox, &generation, &answers[0]),
-        OutboxEntry::End(generation, end) => apply_end_answer(tracker, outbox, &generation, end, answers),
-        OutboxEntry::LeaveForeign(record) => {
-            if let Applied::Owned { requests } = answers[0] {
-                end_foreign_record(tracker, *record, requests);
-            }
+        OutboxEntry::End(generation, end) => match generation.record_state() {
+            RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
+            _ => tracker.resolve_owned(&generation, end),
+        },
+        // Its record was never written, and the next generation of its id waits for it.
+        OutboxEntry::Release(generation, _) => tracker.skip_start(&generation),
+        _ => {}
+    }
+}
+
+/// Applies the answer to an entry.
+pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) {
+    let tracker = &persister.tracker;
+    let Queued { entry, place } = queued;
+    match entry {
+        OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
+        OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
+            apply_hold_answer(tracker, &generation, answer);
+            persister.outbox.put_back([Queued { entry: OutboxEntry::End(generation, end), place }]);
         }
+        OutboxEntry::End(generation, end) => apply_end_answer(tracker, &generation, end, answer),
+        OutboxEntry::Release(generation, cause)
+            if generation.record_state() == RecordState::Sent && generation.waits_for_record() =>
+        {
+            tracker.skip_start(&generation);
+            apply_hold_answer(tracker, &generation, answer);
+            persister.outbox.put_back([Queued { entry: OutboxEntry::Release(generation, cause), place }]);
+        }
+        OutboxEntry::Attempted(_, _, Some(counted)) => {
+            let _ = counted.send(());
+        }
+        // The next heartbeat says when it ended.
+        OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
         OutboxEntry::Update(_)
         | OutboxEntry::EndDeliveredOffline(..)
         | OutboxEntry::Release(..)
+        | OutboxEntry::Attempted(..)
         | OutboxEntry::Delivered(_)
-        | OutboxEntry::Abandon(..) => {}
+        | OutboxEntry::DeadLetter(..)
+        | OutboxEntry::Acknowledge(..) => {}
     }
 }
 
-fn apply_hold_answer(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, answer: &Applied) {
+fn apply_hold_answer(tracker: &Tracker, generation: &Arc<Generation>, answer: &Applied) {
     match answer {
         Applied::Joined(record) if record.generation != tracker.generation_id(generation) => {
-            if generation.record_state() == RecordState::Pending {
-                tracker.on_hold_recorded(generation, RecordState::Held, Some(record));
-            } else {
-                // Its start was delivered with its own generation id, and so is its end.
-                detach_from(tracker, outbox, generation, record);
-            }
+            tracker.on_held(generation, Some(record));
         }
-        _ => tracker.on_hold_recorded(generation, RecordState::Held, None),
+        Applied::Gone => tracker.on_gone(&generation.id, tracker.generation_id(generation), None),
+        _ => tracker.on_held(generation, None),
     }
 }
 
-/// The generation goes on without a record, and this process leaves the record that it has joined.
-fn detach_from(tracker: &Tracker, outbox: &Outbox, generation: &Arc<Generation>, record: &Record) {
-    tracker.on_hold_recorded(generation, RecordState::Detached, None);
-    // The record may be that of a later generation of this process.
-    if !tracker.has_generation(&record.session.id, record.generation) {
-        outbox.put_back([OutboxEntry::LeaveForeign(Box::new(record.clone()))]);
-    }
-}
-
-fn apply_end_answer(
-    tracker: &Tracker,
-    outbox: &Outbox,
-    generation: &Arc<Generation>,
-    end: PendingEnd,
-    answers: &[Applied],
-) {
-    if let [Applied::Joined(record), _] = answers
-        && record.generation != tracker.generation_id(generation)
-    {
-        detach_from(tracker, outbox, generation, record);
-        return tracker.resolve_owned(generation, end);
-    }
-    match answers.last() {
-        // The entry had no changes.
-        None if generation.record_state() == RecordState::TakenOver => {
+fn apply_end_answer(tracker: &Tracker, generation: &Arc<Generation>, end: PendingEnd, answer: &Applied) {
+    match answer {
+        Applied::HeldElsewhere => tracker.resolve_released(generation, ReleaseCause::HeldElsewhere),
+        Applied::Gone => {
+            generation.set_record_state(RecordState::TakenOver);
             tracker.resolve_released(generation, ReleaseCause::EndedElsewhere);
         }
-        None => tracker.resolve_owned(generation, end),
-        Some(Applied::HeldElsewhere) => tracker.resolve_released(generation, ReleaseCause::HeldElsewhere),
-        Some(Applied::NotFound) => tracker.resolve_released(generation, ReleaseCause::EndedElsewhere),
-        Some(answer) => {
+        answer => {
             if let Applied::Owned { requests } = answer {
-                let record = tracker.record_of(generation);
-                generation.set_requests(*requests, &record);
+                generation.set_requests(*requests, &tracker.record_of(generation));
             }
-            generation.set_record_state(RecordState::Held);
             tracker.resolve_owned(generation, end);
         }
     }
 }
 
-/// This process was the last holder of a record that it has left again: it delivers the end.
-fn end_foreign_record(tracker: &Tracker, record: Record, requests: u64) {
-    let end = EndRecord::new(EndReason::Unknown, None, SystemTime::now(), requests);
-    tracker.take_over(Orphan::new(record, end, 1), &Arc::new(Recovery::default()));
+/// Another process has ended a session that this one may still have.
+pub(super) fn apply_notice(persister: &Persister, notice: Notice) {
+    let Notice { id, generation, age } = notice;
+    // One more millisecond: the store may round the time of the end down.
+    persister.tracker.on_gone(&id, generation, Some(age + Duration::from_millis(1)));
+    persister.outbox.push(OutboxEntry::Acknowledge(id, generation));
 }
 
-/// Applies an entry while the registry is unavailable. `tried`: the registry may have applied some of its changes.
-pub(super) fn apply_degraded(persister: &Persister, backlog: &mut Backlog, entry: OutboxEntry, tried: bool) {
+/// Applies an entry while the registry is unavailable.
+///
+/// A session that the host has just made starts. The end of a session that is on record, or may be, is withheld: another
+/// process may hold the session. In a drain it is handed over.
+pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
     let tracker = &persister.tracker;
+    let Queued { entry, place } = queued;
+    let keep = |entry| persister.backlog().push(Queued { entry, place });
     match entry {
         OutboxEntry::Hold(generation) => {
-            let state = match generation.record_state() {
-                RecordState::Pending | RecordState::None if tried => RecordState::Uncertain,
-                RecordState::Pending => RecordState::None,
-                state => state,
-            };
-            tracker.on_hold_recorded(&generation, state, None);
+            if persister.may_start_unrecorded(&generation) {
+                tracker.start_unrecorded(&generation);
+            }
+            // Once the registry answers, it is held anew if it is active. Until then no head waits for it.
+            generation.notify_recorded();
+            // An end that has failed, and was not on record.
+            if generation.stage() == Stage::Done {
+                keep(OutboxEntry::Hold(generation));
+            }
         }
-        OutboxEntry::End(generation, end) => match generation.record_state() {
-            RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
-            RecordState::Held
-                if persister.hand_over_on_outage && end.scope == Scope::Here && persister.is_draining() =>
-            {
-                tracker.resolve_released(&generation, ReleaseCause::HandedOver);
+        // Once the registry answers, its record is written with the present details. Until then no other update is queued.
+        OutboxEntry::Update(ref generation) => {
+            if generation.record_state() == RecordState::Held && generation.is_active() {
+                keep(entry);
+            } else {
+                generation.take_queued_update();
             }
-            state => {
-                if state.is_on_record() {
-                    backlog.push(OutboxEntry::EndDeliveredOffline(Arc::clone(&generation), end.clone()));
-                }
-                tracker.resolve_owned(&generation, end);
-            }
-        },
-        OutboxEntry::Update(ref generation)
-        | OutboxEntry::EndDeliveredOffline(ref generation, _)
-        | OutboxEntry::Release(ref generation, _)
-        | OutboxEntry::Delivered(ref generation) => {
+        }
+        OutboxEntry::End(generation, end) => end_degraded(persister, generation, end, place),
+        OutboxEntry::Release(ref generation, _) => {
+            // It was claimed before it started, and no hook is called.
+            tracker.skip_start(generation);
             if generation.record_state().is_on_record() {
-                backlog.push(entry);
+                keep(entry);
             }
         }
-        OutboxEntry::LeaveForeign(_) | OutboxEntry::Abandon(..) => backlog.push(entry),
+        OutboxEntry::Attempted(generation, attempts, counted) => {
+            if let Some(counted) = counted {
+                let _ = counted.send(());
+            }
+            keep(OutboxEntry::Attempted(generation, attempts, None));
+        }
+        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) | OutboxEntry::DeadLetter(..) => keep(entry),
+        // The heartbeats return the notice again.
+        OutboxEntry::Acknowledge(..) => {}
+    }
+}
+
+fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: PendingEnd, place: u64) {
+    let tracker = &persister.tracker;
+    if persister.may_start_unrecorded(&generation) {
+        tracker.start_unrecorded(&generation);
+    }
+    if generation.cancel_record() {
+        return tracker.resolve_owned(&generation, end);
+    }
+    match generation.record_state() {
+        RecordState::TakenOver => return tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
+        RecordState::None => return tracker.resolve_owned(&generation, end),
+        RecordState::Unsent | RecordState::Sent | RecordState::Held => {}
+    }
+    let (generation, end) = match persister.withhold(generation, end, place) {
+        Withheld::Yes => return,
+        Withheld::No(generation, end) => (generation, end),
+    };
+    // Its end would be lost with this process if the record does not exist.
+    let may_be_unrecorded = generation.record_state() == RecordState::Sent && !generation.waits_for_record();
+    if generation.waits_for_record() || (persister.hand_over_on_outage && !may_be_unrecorded) {
+        tracker.resolve_released(&generation, ReleaseCause::HandedOver);
+    } else {
+        let entry = OutboxEntry::EndDeliveredOffline(Arc::clone(&generation), end.clone());
+        persister.backlog().push(Queued { entry, place });
+        tracker.resolve_owned(&generation, end);
+    }
+}
+
+impl Persister {
+    /// Whether a session that waits for its record starts while the registry is unavailable. What was noted waits until the
+    /// drain. So does a session whose record was sent: it may be on record by now, and another process may end it.
+    /// With no replicas, each starts.
+    fn may_start_unrecorded(&self, generation: &Generation) -> bool {
+        let state = generation.record_state();
+        let may_start = match generation.origin() {
+            Origin::Made => state == RecordState::Unsent || self.is_draining(),
+            Origin::Noted => self.is_draining(),
+            Origin::Carried => false,
+        };
+        generation.waits_for_record() && state != RecordState::TakenOver && (may_start || !self.hand_over_on_outage)
     }
 }

@@ -6,15 +6,17 @@ use super::{
     CALL_TIMEOUT, Calls, Persister,
     breaker::MAX_ATTEMPTS_IN_DRAIN,
     call,
-    heartbeat::MAX_LEASE_RETRIES,
-    translate::{apply_answers, apply_degraded, changes_of},
+    heartbeat::{MAX_CONFLICTS, MAX_LEASE_RETRIES},
+    translate::{apply_answer, apply_degraded, apply_skipped, change_of},
 };
+use tokio::time::Instant;
+
 use crate::{
     hooks::Pool,
     observability::error_chain,
     registry::{Applied, Change, RegistryError},
     sync::lock,
-    tracker::OutboxEntry,
+    tracker::Queued,
 };
 
 /// The most outbox entries that one call writes.
@@ -24,7 +26,7 @@ pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
     /// The entries of the running call. The writer's drop puts them back.
-    group: Vec<OutboxEntry>,
+    group: Vec<Queued>,
     exited: bool,
     /// It has not been polled yet.
     is_starting: bool,
@@ -39,10 +41,18 @@ impl Writer {
     pub(super) async fn run(mut self) {
         self.is_starting = false;
         let persister = Arc::clone(&self.persister);
-        while self.take() {
+        loop {
             persister.heartbeat_if_undriven(&self.pool).await;
-            self.write(&mut *persister.calls.lock().await).await;
+            {
+                let mut calls = persister.calls.lock().await;
+                // Under the lock: another call may put back what comes before.
+                if !self.take() {
+                    return;
+                }
+                self.write(&mut calls).await;
+            }
             self.pool.wake_workers();
+            persister.heartbeat_if_expected(&self.pool).await;
         }
     }
 
@@ -64,27 +74,31 @@ impl Writer {
         if calls.breaker.retry_at.is_some() {
             let restored = persister.may_call(calls) && persister.reconnect(calls).await.is_ok();
             if !restored {
-                return self.apply_degraded(calls, false);
+                return self.apply_degraded();
             }
             // Missed changes are written first.
             persister.outbox.put_back(std::mem::take(&mut self.group));
-            return persister.replay_backlog(calls);
+            return persister.replay_backlog();
         }
         let mut attempts = 0;
         loop {
-            let (changes, counts) = self.changes();
-            let is_asked = !changes.is_empty();
+            let changes = self.group.iter().map(|queued| change_of(&persister.tracker, &queued.entry));
+            let changes: Vec<_> = changes.collect();
+            let is_asked: Vec<_> = changes.iter().map(Option::is_some).collect();
+            let changes: Vec<_> = changes.into_iter().flatten().collect();
+            if changes.is_empty() {
+                return self.apply_answers(&[], &is_asked);
+            }
             let error = match self.apply(changes).await {
                 Ok(answers) => {
-                    if is_asked {
-                        persister.restore(calls);
-                    }
-                    return self.apply_answers(&answers, &counts);
+                    persister.restore(calls);
+                    return self.apply_answers(&answers, &is_asked);
                 }
                 Err(error) => error,
             };
             attempts += 1;
             match error {
+                RegistryError::Conflict if attempts < MAX_CONFLICTS => {}
                 RegistryError::Fenced if attempts < MAX_LEASE_RETRIES => persister.on_fenced(),
                 RegistryError::DataLost if attempts < MAX_LEASE_RETRIES => persister.on_data_lost(),
                 RegistryError::Unavailable(_)
@@ -95,31 +109,18 @@ impl Writer {
                 error => {
                     persister.degrade(&error_chain(&error));
                     calls.breaker.trip(persister.tracker.clock.now());
-                    return self.apply_degraded(calls, true);
+                    return self.apply_degraded();
                 }
             }
         }
     }
 
-    /// The changes of the group, and the number of changes of each entry.
-    fn changes(&self) -> (Vec<Change>, Vec<usize>) {
-        let mut changes = Vec::with_capacity(self.group.len());
-        let mut counts = Vec::with_capacity(self.group.len());
-        for entry in &self.group {
-            let before = changes.len();
-            changes_of(&self.persister.tracker, entry, &mut changes);
-            counts.push(changes.len() - before);
-        }
-        (changes, counts)
-    }
-
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
-        if changes.is_empty() {
-            return Ok(Vec::new());
-        }
         let n = changes.len();
         let limit = self.persister.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        let began = Instant::now();
         let answers = call(limit, self.persister.registry.apply(changes)).await?;
+        self.persister.on_call(began.elapsed());
         if answers.len() == n {
             Ok(answers)
         } else {
@@ -127,18 +128,20 @@ impl Writer {
         }
     }
 
-    fn apply_answers(&mut self, answers: &[Applied], counts: &[usize]) {
-        let mut answers = answers;
-        for (entry, count) in std::mem::take(&mut self.group).into_iter().zip(counts) {
-            let (own, rest) = answers.split_at(*count);
-            apply_answers(&self.persister.tracker, &self.persister.outbox, entry, own);
-            answers = rest;
+    /// Applies one answer to each entry that was asked about.
+    fn apply_answers(&mut self, answers: &[Applied], is_asked: &[bool]) {
+        let mut answers = answers.iter();
+        for (queued, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
+            match is_asked.then(|| answers.next()).flatten() {
+                Some(answer) => apply_answer(&self.persister, queued, answer),
+                None => apply_skipped(&self.persister.tracker, queued.entry),
+            }
         }
     }
 
-    fn apply_degraded(&mut self, calls: &mut Calls, tried: bool) {
-        for entry in std::mem::take(&mut self.group) {
-            apply_degraded(&self.persister, &mut calls.backlog, entry, tried);
+    fn apply_degraded(&mut self) {
+        for queued in std::mem::take(&mut self.group) {
+            apply_degraded(&self.persister, queued);
         }
     }
 }

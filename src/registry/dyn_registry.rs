@@ -2,7 +2,7 @@
 
 use std::{future::ready, pin::Pin, time::Duration};
 
-use super::{Applied, Change, Orphan, Registry, RegistryError};
+use super::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 use crate::panic::{CatchPanic, Panic, catch};
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Send + 'a>>;
@@ -10,7 +10,7 @@ type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Sen
 /// As [`Registry`], dyn-compatible. A panic is an error like any other.
 pub(crate) trait DynRegistry: Send + Sync + 'static {
     fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>>;
-    fn heartbeat(&self) -> Answer<'_, ()>;
+    fn heartbeat(&self) -> Answer<'_, Heartbeat>;
     fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
     fn release_lease(&self) -> Answer<'_, ()>;
     fn lease_is_valid(&self) -> bool;
@@ -22,7 +22,7 @@ impl<R: Registry> DynRegistry for R {
         guarded(|| Box::pin(Registry::apply(self, changes)))
     }
 
-    fn heartbeat(&self) -> Answer<'_, ()> {
+    fn heartbeat(&self) -> Answer<'_, Heartbeat> {
         guarded(|| Box::pin(Registry::heartbeat(self)))
     }
 

@@ -10,6 +10,9 @@ use crate::error::BoxError;
 pub enum RegistryError {
     /// The store could not be reached, was too slow, or refused to write. A later call may succeed.
     Unavailable(BoxError),
+    /// The call met a concurrent one (a deadlock, a serialization failure), and nothing was applied. The caller repeats it at
+    /// once.
+    Conflict,
     /// This holder lost its lease, and other holders have recovered its sessions. It already has a new lease. The
     /// caller must hold the sessions that are still active again, as new generations.
     Fenced,
@@ -37,6 +40,7 @@ impl fmt::Display for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(error) => write!(f, "the session registry is not available: {error}"),
+            Self::Conflict => f.write_str("the session registry had a conflict between two calls"),
             Self::Fenced => {
                 f.write_str("the lease in the session registry expired, and other processes recovered its sessions")
             }
@@ -51,7 +55,7 @@ impl std::error::Error for RegistryError {
         match self {
             // The display text already contains the text of the cause.
             Self::Unavailable(error) | Self::Invalid(error) => error.source(),
-            Self::Fenced | Self::DataLost => None,
+            Self::Conflict | Self::Fenced | Self::DataLost => None,
         }
     }
 }

@@ -31,40 +31,61 @@ use crate::session::{EndReason, GenerationId, Session, SessionId};
 /// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait
 /// for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
 ///
+/// # Records
+///
+/// There is one record for each generation, from its first [`Hold`](Change::Hold) until its end is
+/// [`Delivered`](Change::Delivered). A record is **active**, or it has **ended**: then it has a reason, and one holder has
+/// claimed the end. Nothing deletes an ended record but `Delivered`, by the holder that has claimed it.
+///
+/// # Holders
+///
 /// Each instance is one **holder** (one process lifetime) and owns a **lease**. The lease must expire if, and only if,
 /// the process dies: an exclusive file lock, for example, or an expiry time that [`heartbeat`](Self::heartbeat) renews.
 /// Other holders recover the sessions and claimed ends of a holder without a lease, with
-/// [`claim_orphans`](Self::claim_orphans).
+/// [`claim_orphans`](Self::claim_orphans). One living holder **adopts** a dead one with all that it held and had claimed. From
+/// then on the dead holder holds nothing: an active record that only adopted holders hold is an orphan of the adopter, and its
+/// session is lost.
+///
+/// # Notices
+///
+/// When a holder ends or forgets a session for all, each other living holder of it gets a **notice**. Its heartbeats return the
+/// notice until it has [acknowledged](Change::Acknowledge) it. The notice also answers a repeated change of a generation that
+/// has no record any more: [`Applied::Gone`].
+///
+/// # Calls
 ///
 /// Every call may be repeated after an error, because the caller cannot know which part of it was applied. Each change,
 /// and each sequence of changes, must be idempotent for the same holder and the same generation. A call is dropped
 /// after one second (earlier in a drain). A dropped call, and a call that panics, counts as
-/// [`Unavailable`](RegistryError::Unavailable).
+/// [`Unavailable`](RegistryError::Unavailable). No call should occupy the store for more than 50 ms.
 pub trait Registry: Send + Sync + 'static {
-    /// Applies all changes in order, or none of them. Returns one answer per change, in the same order.
+    /// Applies all changes, or none of them. Returns one answer per change, in the same order.
     ///
-    /// One call is in flight at a time. Changes that arrive meanwhile are batched into the next call.
+    /// There are at most 1,000 changes, and no session id and no generation occurs in two of them, so they can be applied in
+    /// any order, or at once. One call is in flight at a time. Changes that arrive meanwhile are batched into the next call.
     ///
     /// # Errors
     ///
     /// [`RegistryError`]. The caller cannot assume that any change was applied, or that none was.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
 
-    /// Renews the lease. Called every [`heartbeat_interval`](Self::heartbeat_interval).
+    /// Renews the lease, and returns what this holder has to know. Called every
+    /// [`heartbeat_interval`](Self::heartbeat_interval).
     ///
     /// # Errors
     ///
     /// [`RegistryError`]. After [`Fenced`](RegistryError::Fenced) the holder already has a new lease.
-    fn heartbeat(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    fn heartbeat(&self) -> impl Future<Output = Result<Heartbeat, RegistryError>> + Send;
 
-    /// Claims up to `max` orphaned ends for this holder, and adds one to the attempts of each:
+    /// Claims up to `max` orphaned ends for this holder:
     ///
     /// * sessions whose holders have all lost their leases, with the reason [`Lost`](EndReason::Lost);
-    /// * undelivered ends that were claimed by a holder without a lease, with their recorded reason.
+    /// * undelivered ends that were claimed by a holder without a lease, with their recorded reason;
+    /// * dead letters that an operator has asked to deliver again, with their recorded reason.
     ///
-    /// A claim is durable: if this holder dies too, another holder finds it again. Two holders never claim the same
-    /// end. An empty answer means that there are no orphans at the moment. If the answer of a call does not arrive (an
-    /// error, a dropped future), the next call returns the same orphans again.
+    /// [Dead letters](Change::DeadLetter) are not claimed. A claim is durable: if this holder dies too, another holder finds it
+    /// again. Two holders never claim the same end. An empty answer means that there are no orphans at the moment, or that
+    /// the call has read enough: then the next heartbeat [says so](Heartbeat::has_more). If the answer of a call does not arrive (an error, a dropped future), a later call returns the same orphans again.
     ///
     /// # Errors
     ///
@@ -92,6 +113,47 @@ pub trait Registry: Send + Sync + 'static {
     /// 2 s.
     fn heartbeat_interval(&self) -> Duration {
         Duration::from_secs(2)
+    }
+}
+
+/// The answer to [`Registry::heartbeat`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// The oldest notices of this holder, 1,000 at most. The caller [acknowledges](Change::Acknowledge) each.
+    pub notices: Vec<Notice>,
+    /// Whether there are more notices, or there may be orphans although the last [`claim_orphans`](Registry::claim_orphans)
+    /// returned none. The caller then claims orphans, and sends the next heartbeat once it has acknowledged the notices.
+    pub has_more: bool,
+    /// The number of [dead letters](Change::DeadLetter) in the store, of all holders.
+    pub dead_letters: u64,
+}
+
+impl Heartbeat {
+    /// Creates an answer, for implementations and their tests.
+    #[must_use]
+    pub const fn new(notices: Vec<Notice>, has_more: bool, dead_letters: u64) -> Self {
+        Self { notices, has_more, dead_letters }
+    }
+}
+
+/// A session that this holder held was ended or forgotten by another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Notice {
+    /// The session.
+    pub id: SessionId,
+    /// Its generation.
+    pub generation: GenerationId,
+    /// How long ago it ended, by the clock of the store.
+    pub age: Duration,
+}
+
+impl Notice {
+    /// Creates a notice, for implementations and their tests.
+    #[must_use]
+    pub const fn new(id: SessionId, generation: GenerationId, age: Duration) -> Self {
+        Self { id, generation, age }
     }
 }
 
@@ -144,20 +206,32 @@ impl EndRecord {
 pub enum Change {
     /// This holder holds the session from now on.
     ///
-    /// [`Applied::Created`] if the id has no active record, or if its active record has this generation. Otherwise this
-    /// holder is added to the existing record, which [`Applied::Joined`] returns.
-    Hold(Record),
+    /// * A record with this generation is active: this holder is added to it, and the details are replaced.
+    ///   [`Applied::Created`].
+    /// * This holder has claimed the end of this generation: [`Applied::Created`]. Nothing changes.
+    /// * There is a notice of this generation for this holder, or its record has ended otherwise: [`Applied::Gone`].
+    /// * With `may_join`, the id has an active record that a holder which is not adopted holds: this holder is added to it.
+    ///   [`Applied::Joined`] returns it. If there are several, the oldest one.
+    /// * Otherwise a record is created: [`Applied::Created`]. An active record of the id that only adopted holders hold ends
+    ///   first, with the reason [`Lost`](EndReason::Lost), as an orphan of their adopter.
+    Hold {
+        /// The record.
+        record: Record,
+        /// Whether an active record of another generation of the id continues instead. If not, the start hooks of this
+        /// generation have been called, and it gets a record of its own beside the other one.
+        may_join: bool,
+    },
     /// The details of a session that this holder holds have changed.
     ///
-    /// [`Applied::Ok`], also if there is no such record.
+    /// [`Applied::Ok`]; [`Applied::Gone`] if this holder holds no active record with this generation.
     Update(Record),
     /// This holder releases the session.
     ///
-    /// [`Applied::HeldElsewhere`] if the session has other holders, with or without a lease. Otherwise the end is
-    /// recorded and claimed by this holder: [`Applied::Owned`].
+    /// [`Applied::HeldElsewhere`] if the session has other holders that have not released it, with or without a lease, or if
+    /// this holder has released it before. Otherwise the end is recorded and claimed by this holder: [`Applied::Owned`].
     ///
     /// If this holder holds no active record with this id and generation: [`Applied::Owned`] if it has claimed this end
-    /// before, else [`Applied::NotFound`].
+    /// before, else [`Applied::Gone`].
     Release {
         /// The session.
         id: SessionId,
@@ -166,10 +240,10 @@ pub enum Change {
         /// The end to record if this is the last holder.
         end: EndRecord,
     },
-    /// The session ends for all holders.
+    /// The session ends for all holders. Each other living holder gets a notice.
     ///
     /// The end is recorded and claimed by this holder: [`Applied::Owned`]. If there is no active record with this id
-    /// and generation: [`Applied::Owned`] if this holder has claimed this end before, else [`Applied::NotFound`].
+    /// and generation: [`Applied::Owned`] if this holder has claimed this end before, else [`Applied::Gone`].
     End {
         /// The session.
         id: SessionId,
@@ -178,14 +252,34 @@ pub enum Change {
         /// The end.
         end: EndRecord,
     },
-    /// An end that this holder has claimed was delivered or given up: remove it.
+    /// A hook is called for an end that this holder has claimed.
+    ///
+    /// [`Applied::Ok`], also if there is no such end.
+    Attempted {
+        /// The generation.
+        generation: GenerationId,
+        /// The number of such calls so far, including this one. It is stored, and [`Orphan::attempts`] returns it.
+        attempts: u32,
+    },
+    /// An end that this holder has claimed was delivered: remove its record.
     ///
     /// [`Applied::Ok`], also if there is no such end.
     Delivered {
         /// The generation.
         generation: GenerationId,
     },
-    /// This holder releases the session without an end. The last holder removes the record, and no end is pending.
+    /// The hooks of an end that this holder has claimed have failed too often. The record is kept for an operator, and no
+    /// holder claims it until the operator asks for it.
+    ///
+    /// [`Applied::Ok`], also if there is no such end.
+    DeadLetter {
+        /// The generation.
+        generation: GenerationId,
+        /// The last error of a hook.
+        error: String,
+    },
+    /// This holder releases the session without an end. If no other holder has a hold that it has not released, the record is
+    /// removed, and no end is pending.
     ///
     /// [`Applied::Ok`].
     Keep {
@@ -194,10 +288,20 @@ pub enum Change {
         /// Its generation.
         generation: GenerationId,
     },
-    /// The host has finalised the session itself. The record is removed for all holders, and no end is pending.
+    /// The host has finalised the session itself. The active record is removed for all holders, and no end is pending. Each
+    /// other living holder gets a notice.
     ///
     /// [`Applied::Ok`].
     Forget {
+        /// The session.
+        id: SessionId,
+        /// Its generation.
+        generation: GenerationId,
+    },
+    /// This holder has learned that the generation has ended: remove its notice.
+    ///
+    /// [`Applied::Ok`].
+    Acknowledge {
         /// The session.
         id: SessionId,
         /// Its generation.
@@ -221,8 +325,8 @@ pub enum Applied {
     },
     /// Other holders still hold the session.
     HeldElsewhere,
-    /// There is no such record. For a session that this holder held: another holder has ended it.
-    NotFound,
+    /// There is no such active record. For a session that this holder held: another holder has ended it, or has recovered it.
+    Gone,
     /// The change was applied.
     Ok,
 }
@@ -235,7 +339,7 @@ pub struct Orphan {
     pub record: Record,
     /// The end: [`Lost`](EndReason::Lost) at the time of this recovery, or the recorded end.
     pub end: EndRecord,
-    /// The number of recoveries that have claimed it, including this one.
+    /// The [`attempts`](Change::Attempted) so far. A claim is no attempt.
     pub attempts: u32,
 }
 
@@ -244,6 +348,28 @@ impl Orphan {
     #[must_use]
     pub const fn new(record: Record, end: EndRecord, attempts: u32) -> Self {
         Self { record, end, attempts }
+    }
+}
+
+/// An end whose hooks have failed too often. It stays in the store until an operator asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The generation.
+    pub record: Record,
+    /// The end.
+    pub end: EndRecord,
+    /// The calls of hooks.
+    pub attempts: u32,
+    /// The last error of a hook.
+    pub error: String,
+}
+
+impl DeadLetter {
+    /// Creates a dead letter, for implementations and their tests.
+    #[must_use]
+    pub const fn new(record: Record, end: EndRecord, attempts: u32, error: String) -> Self {
+        Self { record, end, attempts, error }
     }
 }
 

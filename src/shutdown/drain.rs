@@ -72,7 +72,7 @@ impl Shutdown {
             self.tasks.remember_runtime();
             self.pool.begin_drain(now, deadline);
             if let Some(persister) = &self.persister {
-                persister.reclaim_deferred();
+                persister.begin_drain();
             }
             self.pool.wake();
             self.pool.wake_batches();

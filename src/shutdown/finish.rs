@@ -94,10 +94,13 @@ impl Shutdown {
         }
         if is_last {
             // An end that is delivered and not recorded as such would be delivered again by the next process.
+            if let Some(persister) = &shutdown.persister {
+                persister.replay_backlog();
+            }
             shutdown.until_written(Some(Instant::now() + shutdown.registry_time_left(started_at))).await;
             shutdown.pool.close();
             if let Some(persister) = &shutdown.persister {
-                persister.abort_writer();
+                persister.abort();
             }
             shutdown.tasks.wait(shutdown.remaining_grace(started_at)).await;
             if let Some(persister) = &shutdown.persister {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{
     Tracker,
+    clock::Nanos,
     generation::{Generation, ParentLink, PendingEnd, Scope},
     order::AfterUnlock,
     shard::Shard,
@@ -75,6 +76,25 @@ impl Tracker {
                     parent.add_successor(&child);
                 }
                 after_unlock.children.push(ChildStep::End(child, end.scope));
+            }
+        }
+    }
+
+    /// As [`end_children`](Self::end_children), of those that started before this moment: their parent ended then in another
+    /// process, and goes on as a new generation.
+    pub(super) fn end_earlier_children(
+        &self,
+        shard: &mut Shard,
+        parent: &Generation,
+        at: Nanos,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        if let Some(children) = shard.children.get_mut(&parent.id) {
+            let earlier = children.extract_if(|_, child| child.started_at <= at).map(|(_, child)| child);
+            let active = earlier.filter(|child| child.is_active());
+            after_unlock.children.extend(active.map(|child| ChildStep::End(child, Scope::Here)));
+            if children.is_empty() {
+                shard.children.remove(&parent.id);
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::{observability::ReleaseCause, session::EndReason};
 impl Tracker {
     #[inline]
     pub(super) fn pending_end(&self, reason: EndReason, scope: Scope) -> PendingEnd {
-        PendingEnd { reason, next: None, at: self.clock.now(), scope }
+        PendingEnd { reason, next: None, at: self.clock.now(), scope, redelivery: None }
     }
 
     /// Ends exactly this generation. Returns false if it has been claimed already.

@@ -72,6 +72,9 @@ impl Tracker {
                     // As a note: its host knows it.
                     generation.touch(Clock::tick(end.at));
                     generation.trust();
+                    if self.outbox.is_some() {
+                        generation.note_again(end.at);
+                    }
                     Noted::AlreadyActive(generation)
                 }
                 None if source
@@ -124,6 +127,7 @@ impl Tracker {
                     new_hash,
                     generation,
                     generation.has_predecessors(),
+                    source.origin(),
                     &mut after_unlock,
                 );
             }

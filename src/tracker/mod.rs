@@ -28,7 +28,7 @@ pub(crate) mod queue;
 mod recovery;
 mod shard;
 #[cfg(all(test, shuttle))]
-mod shuttle_tests;
+pub(crate) mod shuttle_tests;
 mod snapshot;
 mod sweep;
 mod tombstones;
@@ -48,10 +48,10 @@ use self::{
 };
 pub(crate) use self::{
     compact::Compacted,
-    generation::{Activity, Generation, PendingEnd, RecordState, Scope, Stage},
-    note::{NoteSource, Noted},
+    generation::{Activity, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
+    note::{NoteSource, Noted, Origin},
     order::Outcome,
-    outbox::{Outbox, OutboxEntry},
+    outbox::{Outbox, OutboxEntry, Queued},
     queue::{Job, Queue},
     recovery::Recovery,
     shard::Counts,

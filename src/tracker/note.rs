@@ -20,17 +20,36 @@ pub(crate) enum NoteSource {
     /// A call of `note`: replaces the details, also by none.
     Handle,
     /// A `SessionUpdate` or a guard: a bare session leaves the details as they are.
-    Update,
+    Update(Origin),
     /// A response head: as `Update`, but it starts nothing if a generation of the id was claimed after the request
     /// began. So many claims had been made then.
-    ResponseHead(ClaimNumber),
+    ResponseHead(ClaimNumber, Origin),
+}
+
+/// Where an id comes from. It decides whether a session may start while the registry does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The host has just made it: it is in the response and not in the request. No other process can hold it, so the
+    /// session starts.
+    Made,
+    /// The host has named it, not in an answer. It waits for the registry, or for the drain, which ends it.
+    Noted,
+    /// The request carried it. Another process may hold it, so it waits for the registry. A drain releases it.
+    Carried,
 }
 
 impl NoteSource {
     pub(super) const fn request_began(self) -> Option<ClaimNumber> {
         match self {
-            Self::ResponseHead(began) => Some(began),
-            Self::Handle | Self::Update => None,
+            Self::ResponseHead(began, _) => Some(began),
+            Self::Handle | Self::Update(_) => None,
+        }
+    }
+
+    pub(super) const fn origin(self) -> Origin {
+        match self {
+            Self::Handle => Origin::Noted,
+            Self::Update(origin) | Self::ResponseHead(_, origin) => origin,
         }
     }
 }
@@ -65,8 +84,12 @@ impl Tracker {
                 }
                 busy(generation);
                 // A host may note as a heartbeat.
-                generation.touch(Clock::tick(self.clock.now()));
+                let now = self.clock.now();
+                generation.touch(Clock::tick(now));
                 generation.trust();
+                if self.outbox.is_some() {
+                    generation.note_again(now);
+                }
                 return Noted::AlreadyActive(Arc::clone(generation));
             }
             // Read under the lock: a sweep that has passed this shard stored the phase before.
@@ -80,7 +103,7 @@ impl Tracker {
             let generation = self.new_generation(session, now, None, parent, &mut after_unlock);
             busy(&generation);
             let has_predecessor = shard.insert(hash, &generation, |generation| self.hash_of(generation));
-            self.after_insert(&mut shard, hash, &generation, has_predecessor, &mut after_unlock);
+            self.after_insert(&mut shard, hash, &generation, has_predecessor, source.origin(), &mut after_unlock);
             Noted::Started(generation)
         };
         self.apply_after_unlock(after_unlock);
@@ -157,10 +180,11 @@ impl Tracker {
         hash: u64,
         generation: &Arc<Generation>,
         has_predecessor: bool,
+        origin: Origin,
         after_unlock: &mut AfterUnlock,
     ) {
         after_unlock.effects.started(generation);
-        self.record_start(generation);
+        self.record_start(generation, origin);
         if !has_predecessor && self.outbox.is_none() {
             self.start(shard, generation, after_unlock);
         }

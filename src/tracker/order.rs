@@ -73,8 +73,13 @@ impl Tracker {
     ) {
         let is_compaction = end.reason == EndReason::Compaction;
         let claim = if is_compaction { ClaimState::Compacted } else { ClaimState::EndPending };
+        // Without a record that others may have seen, the session ends here.
+        let outbox = self.outbox.as_ref().filter(|outbox| {
+            !(generation.cancel_record()
+                || outbox.is_overloaded() && self.cancel_waiting(shard, generation, after_unlock))
+        });
         // The registry decides whether the session ends, or goes on elsewhere.
-        let is_undecided = self.outbox.is_some() && end.scope == Scope::Here;
+        let is_undecided = outbox.is_some() && end.scope == Scope::Here;
         let is_done = self.remove_active(shard, hash, generation, claim, !is_undecided, after_unlock);
         if !is_compaction && !is_undecided && !shard.children.is_empty() {
             self.end_children(shard, generation, &end, is_done, after_unlock);
@@ -89,7 +94,7 @@ impl Tracker {
         if !generation.is_given_up() {
             self.awaited.fetch_add(1, Ordering::SeqCst);
         }
-        match &self.outbox {
+        match outbox {
             // The registry decides whether this process delivers the end.
             Some(outbox) => outbox.push(OutboxEntry::End(Arc::clone(generation), end)),
             None => {
@@ -97,6 +102,20 @@ impl Tracker {
                 self.complete_or_defer(shard, generation, AfterStart::RunEnd(end), after_unlock);
             }
         }
+    }
+
+    /// Under overload, a session that no other process can hold and whose record was never sent starts and ends without it.
+    /// Returns false if another process may hold it.
+    #[cold]
+    fn cancel_waiting(&self, shard: &mut Shard, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) -> bool {
+        let is_cancelled = generation.cancel_waiting_record();
+        if is_cancelled {
+            if generation.release_predecessor() {
+                self.start(shard, generation, after_unlock);
+            }
+            generation.notify_recorded();
+        }
+        is_cancelled
     }
 
     /// Claims an active generation silently.
@@ -111,7 +130,7 @@ impl Tracker {
         shard.counts.release(cause);
         after_unlock.effects.released(generation, cause);
         let is_done = self.remove_active(shard, hash, generation, ClaimState::Forgotten, false, after_unlock);
-        if let Some(outbox) = &self.outbox {
+        if let Some(outbox) = self.outbox.as_ref().filter(|_| !generation.cancel_record()) {
             outbox.push(OutboxEntry::Release(Arc::clone(generation), cause));
         }
         if !is_done {
@@ -254,6 +273,8 @@ impl Tracker {
         // Claimed while its start ran: the claim deferred what comes next.
         if !generation.is_active() {
             self.run_deferred(shard, generation, after_unlock);
+        } else {
+            self.renew_if_taken_over(shard, generation, after_unlock);
         }
     }
 

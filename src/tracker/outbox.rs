@@ -8,10 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use super::generation::{Generation, PendingEnd};
+use tokio::sync::oneshot;
+
+use super::generation::{Generation, PendingEnd, RecordState};
 use crate::{
     observability::ReleaseCause,
-    registry::Record,
     session::{GenerationId, SessionId},
     sync::{AtomicUsize, Mutex, Ordering, lock},
 };
@@ -29,15 +30,22 @@ pub(crate) enum OutboxEntry {
     EndDeliveredOffline(Arc<Generation>, PendingEnd),
     /// It was claimed silently.
     Release(Arc<Generation>, ReleaseCause),
+    /// The hooks of its end are called. So many calls are made now. The sender is for hooks that wait for the answer.
+    Attempted(Arc<Generation>, u32, Option<oneshot::Sender<()>>),
     /// Its end is delivered.
     Delivered(Arc<Generation>),
-    /// This process has joined the record of a generation that it does not have.
-    LeaveForeign(Box<Record>),
-    /// The delivery of this end was attempted too often.
-    Abandon(SessionId, GenerationId),
+    /// The hooks of this end have failed too often. The last error of a hook.
+    DeadLetter(SessionId, GenerationId, String),
+    /// Another process has ended this generation, and this one has released it.
+    Acknowledge(SessionId, GenerationId),
 }
 
 impl OutboxEntry {
+    /// Whether it is a record that a claim has cancelled.
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Hold(generation) if generation.record_state() == RecordState::None)
+    }
+
     fn id(&self) -> &SessionId {
         match self {
             Self::Hold(generation)
@@ -45,58 +53,103 @@ impl OutboxEntry {
             | Self::End(generation, _)
             | Self::EndDeliveredOffline(generation, _)
             | Self::Release(generation, _)
+            | Self::Attempted(generation, ..)
             | Self::Delivered(generation) => &generation.id,
-            Self::LeaveForeign(record) => &record.session.id,
-            Self::Abandon(id, _) => id,
+            Self::DeadLetter(id, ..) | Self::Acknowledge(id, _) => id,
         }
     }
 }
 
+/// With more entries than this, the records of sessions that end before they were written are cancelled.
+const OVERLOAD: usize = if cfg!(shuttle) { 3 } else { 16_384 };
+
+/// The most entries that one call leaves for a later one because of their ids.
+const MAX_PASSED: usize = 8192;
+
+/// An entry, and its place in the order. It keeps its place when it is put back.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) entry: OutboxEntry,
+    pub(crate) place: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    entries: Mutex<VecDeque<OutboxEntry>>,
+    state: Mutex<State>,
     /// A copy of the length, so an empty outbox is not locked.
     len: AtomicUsize,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// By their places.
+    entries: VecDeque<Queued>,
+    /// The entries that were pushed so far.
+    pushed: u64,
+}
+
 impl Outbox {
-    pub(super) fn push(&self, entry: OutboxEntry) {
-        let mut entries = lock(&self.entries);
-        entries.push_back(entry);
-        self.len.store(entries.len(), Ordering::SeqCst);
+    pub(crate) fn push(&self, entry: OutboxEntry) {
+        let mut state = lock(&self.state);
+        state.pushed += 1;
+        let place = state.pushed;
+        state.entries.push_back(Queued { entry, place });
+        self.len.store(state.entries.len(), Ordering::SeqCst);
+    }
+
+    /// Whether sessions come and go faster than the registry takes them.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.len.load(Ordering::SeqCst) > OVERLOAD
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len.load(Ordering::SeqCst) == 0
     }
 
-    /// Queues `first` before everything else, in its order.
-    pub(crate) fn put_back(&self, first: impl IntoIterator<Item = OutboxEntry, IntoIter: DoubleEndedIterator>) {
-        let mut entries = lock(&self.entries);
-        first.into_iter().rev().for_each(|entry| entries.push_front(entry));
-        self.len.store(entries.len(), Ordering::SeqCst);
+    /// Queues entries before everything else, in their order.
+    pub(crate) fn push_first(&self, entries: impl IntoIterator<Item = OutboxEntry>) {
+        self.put_back(entries.into_iter().map(|entry| Queued { entry, place: 0 }));
     }
 
-    /// Takes up to `max` entries that one call can write. The answer to a hold, or to an end that holds first, decides
-    /// how later entries of the same id are written, so these stay in the outbox. Entries of different ids may pass
-    /// each other.
-    pub(crate) fn take(&self, max: usize) -> Vec<OutboxEntry> {
-        let mut entries = lock(&self.entries);
-        let n = max.min(entries.len());
-        let mut blocked_ids = HashSet::new();
+    /// Queues entries again, each at its place.
+    pub(crate) fn put_back(&self, entries: impl IntoIterator<Item = Queued>) {
+        let mut state = lock(&self.state);
+        let first = state.entries.front().map_or(u64::MAX, |queued| queued.place);
+        let (mut before, after): (Vec<_>, Vec<_>) = entries.into_iter().partition(|queued| queued.place < first);
+        before.sort_by_key(|queued| queued.place);
+        before.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
+        if !after.is_empty() {
+            state.entries.extend(after);
+            // Stable, and cheap for runs that are sorted.
+            state.entries.make_contiguous().sort_by_key(|queued| queued.place);
+        }
+        self.len.store(state.entries.len(), Ordering::SeqCst);
+    }
+
+    /// Takes up to `max` entries that one call can write: no two of the same id, because the answer to the first decides how
+    /// the second is written. Entries of different ids may pass each other.
+    ///
+    /// No other call may be under way: an entry of the same id may be put back by it.
+    pub(crate) fn take(&self, max: usize) -> Vec<Queued> {
+        let mut state = lock(&self.state);
+        let n = max.min(state.entries.len());
+        let mut ids = HashSet::with_capacity(n);
         let (mut taken, mut later) = (Vec::with_capacity(n), Vec::new());
-        for entry in entries.drain(..n) {
-            if blocked_ids.contains(entry.id()) {
-                later.push(entry);
+        while taken.len() < n
+            && later.len() < MAX_PASSED
+            && let Some(queued) = state.entries.pop_front()
+        {
+            if queued.entry.is_cancelled() {
                 continue;
             }
-            if matches!(entry, OutboxEntry::Hold(_) | OutboxEntry::LeaveForeign(_) | OutboxEntry::End(..)) {
-                blocked_ids.insert(entry.id().clone());
+            if ids.insert(queued.entry.id().clone()) {
+                taken.push(queued);
+            } else {
+                later.push(queued);
             }
-            taken.push(entry);
         }
-        later.into_iter().rev().for_each(|entry| entries.push_front(entry));
-        self.len.store(entries.len(), Ordering::SeqCst);
+        later.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
+        self.len.store(state.entries.len(), Ordering::SeqCst);
         taken
     }
 }

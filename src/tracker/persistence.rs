@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Tracker,
-    effects::Effects,
+    Origin, Tracker,
+    clock::nanos,
     generation::{AfterStart, ClaimState, Generation, PendingEnd, RecordState, Scope, Stage},
     order::{AfterUnlock, Outcome},
     outbox::OutboxEntry,
@@ -17,27 +17,95 @@ use super::{
 use crate::{
     observability::ReleaseCause,
     registry::{EndRecord, Record},
-    session::{EndReason, GenerationId},
-    sync::lock,
+    session::{EndReason, GenerationId, Phase, SessionId},
+    sync::{Ordering, lock},
 };
 
 impl Tracker {
-    /// A hold was answered, or the wait for it was given up. `joined` is the record of the id, if another process had
-    /// started the session.
-    pub(crate) fn on_hold_recorded(&self, generation: &Arc<Generation>, state: RecordState, joined: Option<&Record>) {
-        let mut after_unlock = AfterUnlock::default();
-        {
-            let mut shard = self.shard(self.hash_of(generation));
-            let waited = generation.set_record_state(state) == RecordState::Pending;
+    /// This process holds the record of the generation. `joined` is the record, if another process had started the
+    /// session.
+    pub(crate) fn on_held(&self, generation: &Arc<Generation>, joined: Option<&Record>) {
+        self.open_start(generation, |generation| {
+            generation.set_record_state(RecordState::Held);
             if let Some(record) = joined {
                 generation.join_record(record);
             }
-            if waited && generation.release_predecessor() {
-                self.start(&mut shard, generation, &mut after_unlock);
-            }
+        });
+    }
+
+    /// The generation starts without its record.
+    pub(crate) fn start_unrecorded(&self, generation: &Arc<Generation>) {
+        self.open_start(generation, |_| {});
+    }
+
+    /// Changes the record's state under the shard's lock. A start that has waited for the record runs.
+    fn open_start(&self, generation: &Arc<Generation>, change: impl FnOnce(&Generation)) {
+        let mut after_unlock = AfterUnlock::default();
+        {
+            let mut shard = self.shard(self.hash_of(generation));
+            change(generation);
+            self.run_waiting_start(&mut shard, generation, &mut after_unlock);
+        }
+        self.apply_after_unlock(after_unlock);
+    }
+
+    pub(super) fn run_waiting_start(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        if generation.stop_waiting_for_record() && generation.release_predecessor() {
+            self.start(shard, generation, after_unlock);
         }
         generation.notify_recorded();
+    }
+
+    /// Another process has ended this generation, or forgotten it, `age` ago. Here it is released, and its streams and its
+    /// children end. If the host has noted it again since, it goes on as a new generation.
+    pub(crate) fn on_gone(&self, id: &SessionId, generation_id: GenerationId, age: Option<Duration>) {
+        let hash = self.hash(id.as_bytes());
+        let mut after_unlock = AfterUnlock::default();
+        {
+            let mut shard = self.shard(hash);
+            let is_meant = |generation: &&Arc<Generation>| self.generation_id(generation) == generation_id;
+            let Some(generation) = shard.generations(hash, id).find(is_meant).cloned() else { return };
+            let now = self.clock.now();
+            let ended_at = age.map(|age| now.saturating_sub(nanos(age)));
+            if !generation.is_active() {
+                // The answer to its end will say so.
+                generation.set_record_state(RecordState::TakenOver);
+            } else if let Some(at) = ended_at
+                && generation.is_noted_since(at)
+                && self.phase() < Phase::Closing
+            {
+                self.end_earlier_children(&mut shard, &generation, at, &mut after_unlock);
+                after_unlock.listeners.append(&mut generation.take_listeners());
+                self.renew(&mut shard, &generation, self.clock.wall(now), &mut after_unlock);
+            } else {
+                self.claim_gone(&mut shard, hash, &generation, &mut after_unlock);
+            }
+        }
         self.apply_after_unlock(after_unlock);
+    }
+
+    /// Claims an active generation that another process has ended.
+    fn claim_gone(&self, shard: &mut Shard, hash: u64, generation: &Arc<Generation>, after_unlock: &mut AfterUnlock) {
+        generation.set_record_state(RecordState::TakenOver);
+        self.remove_active(shard, hash, generation, ClaimState::EndPending, true, after_unlock);
+        shard.counts.pending_ends += 1;
+        if !generation.is_given_up() {
+            self.awaited.fetch_add(1, Ordering::SeqCst);
+        }
+        if !shard.children.is_empty() {
+            let end = self.pending_end(EndReason::Unknown, Scope::Here);
+            self.end_children(shard, generation, &end, false, after_unlock);
+        }
+        self.complete_or_defer(shard, generation, AfterStart::Release(ReleaseCause::EndedElsewhere), after_unlock);
+        if generation.waits_for_record() {
+            generation.skip_start(&self.record_of(generation));
+            self.run_waiting_start(shard, generation, after_unlock);
+        }
     }
 
     /// This process delivers the end of a claimed generation.
@@ -45,37 +113,49 @@ impl Tracker {
         self.resolve(generation, AfterStart::RunEnd(end));
     }
 
-    /// This process does not deliver the end of a claimed generation. A running start is awaited first.
+    /// This process does not deliver the end of a claimed generation. A running start is awaited first. If the start still
+    /// waits for the record, no hook is called.
     pub(crate) fn resolve_released(&self, generation: &Arc<Generation>, cause: ReleaseCause) {
         self.resolve(generation, AfterStart::Release(cause));
+        self.skip_start(generation);
+    }
+
+    /// A claimed generation that waits for its record goes on without a start.
+    pub(crate) fn skip_start(&self, generation: &Arc<Generation>) {
+        if generation.waits_for_record() {
+            let record = self.record_of(generation);
+            self.open_start(generation, |generation| generation.skip_start(&record));
+        }
     }
 
     /// The lease has expired, and other processes have ended every generation with a record. Active ones go on as new
-    /// generations. A generation whose record is uncertain keeps its id: no other process may have seen it.
+    /// generations. A generation that has started and whose record may not exist keeps its id: no other process may have
+    /// seen it, and its end would be lost.
     pub(crate) fn restart_all(&self) {
         let now = self.clock.wall(self.clock.now());
-        let mut effects = Effects::default();
+        let is_recovered = |generation: &&Arc<Generation>| match generation.record_state() {
+            RecordState::Held => true,
+            RecordState::Sent => generation.waits_for_record(),
+            RecordState::None | RecordState::Unsent | RecordState::TakenOver => false,
+        };
         for shard in &self.shards {
-            let mut shard = lock(shard);
-            shard.pending_ends().filter(|generation| generation.record_state() == RecordState::Held).for_each(
-                |generation| {
+            let mut after_unlock = AfterUnlock::default();
+            {
+                let mut shard = lock(shard);
+                shard.pending_ends().filter(is_recovered).for_each(|generation| {
                     generation.set_record_state(RecordState::TakenOver);
-                },
-            );
-            let active: Vec<_> =
-                shard.active().filter(|generation| generation.record_state() == RecordState::Held).cloned().collect();
-            for generation in &active {
-                shard.counts.starts += 1;
-                shard.counts.ended_elsewhere += 1;
-                effects.restarted();
-                self.restart(generation, now);
+                });
+                let active: Vec<_> = shard.active().filter(is_recovered).cloned().collect();
+                for generation in &active {
+                    self.renew(&mut shard, generation, now, &mut after_unlock);
+                }
             }
+            self.apply_after_unlock(after_unlock);
         }
-        self.emit(&effects);
     }
 
     /// The registry has lost its records: each generation is held again before an answer about it counts.
-    pub(crate) fn mark_records_uncertain(&self) {
+    pub(crate) fn mark_records_lost(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
             for generation in shard
@@ -83,18 +163,18 @@ impl Tracker {
                 .chain(shard.pending_ends())
                 .filter(|generation| generation.record_state() == RecordState::Held)
             {
-                generation.set_record_state(RecordState::Uncertain);
+                generation.set_record_state(RecordState::Sent);
             }
         }
         self.rehold_unrecorded();
     }
 
-    /// Queues a hold for every active generation that has no record, or an uncertain one.
+    /// Queues a hold for every active generation whose record may not exist.
     pub(crate) fn rehold_unrecorded(&self) {
         for shard in &self.shards {
             let shard = lock(shard);
             let missing = |generation: &&Arc<Generation>| {
-                matches!(generation.record_state(), RecordState::None | RecordState::Uncertain)
+                matches!(generation.record_state(), RecordState::Unsent | RecordState::Sent)
             };
             shard.active().filter(missing).for_each(|generation| self.rehold(generation));
         }
@@ -133,16 +213,18 @@ impl Tracker {
     }
 
     /// Queues the record of a new generation, whose start waits for it. Must be called under the shard's lock.
-    pub(super) fn record_start(&self, generation: &Arc<Generation>) {
+    pub(super) fn record_start(&self, generation: &Arc<Generation>, origin: Origin) {
         if let Some(outbox) = &self.outbox {
-            generation.wait_for_record();
+            generation.wait_for_record(origin);
             outbox.push(OutboxEntry::Hold(Arc::clone(generation)));
         }
     }
 
     /// Must be called under the shard's lock.
     pub(super) fn record_details(&self, generation: &Arc<Generation>) {
-        if let Some(outbox) = &self.outbox {
+        if let Some(outbox) = &self.outbox
+            && generation.queue_update()
+        {
             outbox.push(OutboxEntry::Update(Arc::clone(generation)));
         }
     }
@@ -152,8 +234,8 @@ impl Tracker {
             if let Some(recovery) = generation.recovery() {
                 recovery.on_outcome(outcome);
             }
-            // The record of an aborted end stays, so the next process delivers it.
-            if outcome != Outcome::Aborted {
+            // Otherwise the record stays: the end is delivered again, by this process or by the next one.
+            if outcome == Outcome::Ended && generation.record_state().is_on_record() {
                 outbox.push(OutboxEntry::Delivered(Arc::clone(generation)));
             }
         }
@@ -202,16 +284,36 @@ impl Tracker {
         self.apply_after_unlock(after_unlock);
     }
 
-    fn restart(&self, generation: &Arc<Generation>, now: SystemTime) {
+    /// Others have ended an active generation: it goes on as a new one, whose start waits for the registry.
+    fn renew(&self, shard: &mut Shard, generation: &Arc<Generation>, now: SystemTime, after_unlock: &mut AfterUnlock) {
+        let owes_start = generation.stage() == Stage::Waiting && !generation.waits_for_record();
+        if owes_start || generation.stage() == Stage::Starting {
+            // The start belongs to the old generation. The end of the start renews it.
+            generation.set_record_state(RecordState::TakenOver);
+            return;
+        }
+        shard.counts.starts += 1;
+        shard.counts.ended_elsewhere += 1;
+        after_unlock.effects.restarted();
         let number = self.next_number();
         generation.restart_as(GenerationId::new(self.instance, number), now);
-        if generation.stage() == Stage::Starting {
-            // The running start counts as the start of the new generation.
-            generation.set_record_state(RecordState::None);
-            self.rehold(generation);
-        } else {
-            generation.set_stage(Stage::Waiting);
-            self.record_start(generation);
+        if generation.waits_for_record() {
+            generation.set_record_state(RecordState::Unsent);
+            return self.rehold(generation);
+        }
+        generation.set_stage(Stage::Waiting);
+        self.record_start(generation, Origin::Carried);
+    }
+
+    /// Must be called when a start has completed. Another process may have ended the generation meanwhile.
+    pub(super) fn renew_if_taken_over(
+        &self,
+        shard: &mut Shard,
+        generation: &Arc<Generation>,
+        after_unlock: &mut AfterUnlock,
+    ) {
+        if self.outbox.is_some() && generation.is_active() && generation.record_state() == RecordState::TakenOver {
+            self.renew(shard, generation, self.clock.wall(self.clock.now()), after_unlock);
         }
     }
 

@@ -80,7 +80,7 @@ impl Queue {
         self.len.store(state.jobs.len(), Ordering::SeqCst);
     }
 
-    pub(super) fn push_all(&self, jobs: Vec<Job>) {
+    pub(crate) fn push_all(&self, jobs: Vec<Job>) {
         let mut state = self.state();
         state.jobs.extend(jobs);
         self.len.store(state.jobs.len(), Ordering::SeqCst);

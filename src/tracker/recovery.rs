@@ -8,12 +8,11 @@ use super::{
     Tracker,
     generation::{AfterStart, ClaimState, Generation, PendingEnd, RecordState, Scope, Stage},
     order::{AfterUnlock, Outcome},
-    outbox::OutboxEntry,
     shard::Shard,
 };
 use crate::{
     registry::Orphan,
-    session::{GenerationId, Phase, SessionId},
+    session::Phase,
     sync::{AtomicUsize, Ordering},
 };
 
@@ -23,8 +22,8 @@ pub(crate) struct Recovery {
     pub(crate) found: AtomicUsize,
     pub(crate) ended: AtomicUsize,
     pub(crate) failed: AtomicUsize,
-    /// Orphans whose delivery was attempted too often.
-    pub(crate) given_up: AtomicUsize,
+    /// Orphans that have become dead letters: each of their attempts has ended the process.
+    pub(crate) dead_letters: AtomicUsize,
     /// Ends that another process delivers, because the hooks were aborted or the lease was lost.
     released: AtomicUsize,
     /// Notified after each outcome.
@@ -61,11 +60,16 @@ impl Recovery {
 impl Tracker {
     /// Delivers an end that a dead process has not delivered.
     pub(crate) fn take_over(&self, orphan: Orphan, recovery: &Arc<Recovery>) {
-        let Orphan { record, end, .. } = orphan;
+        let Orphan { record, end, attempts } = orphan;
         let hash = self.hash(record.session.id.as_bytes());
         let now = self.clock.now();
-        let pending_end =
-            PendingEnd { reason: end.reason, next: end.next.clone().map(Box::new), at: now, scope: Scope::Everywhere };
+        let pending_end = PendingEnd {
+            reason: end.reason,
+            next: end.next.clone().map(Box::new),
+            at: now,
+            scope: Scope::Everywhere,
+            redelivery: None,
+        };
         let mut after_unlock = AfterUnlock::default();
         {
             let mut shard = self.shard(hash);
@@ -97,7 +101,7 @@ impl Tracker {
                     (generation, true)
                 }
             };
-            generation.set_ended_elsewhere(&record, &end, started_elsewhere, Arc::clone(recovery));
+            generation.set_ended_elsewhere(&record, &end, started_elsewhere, Arc::clone(recovery), attempts);
             recovery.found.fetch_add(1, Ordering::SeqCst);
             if !generation.is_given_up() {
                 self.awaited.fetch_add(1, Ordering::SeqCst);
@@ -105,21 +109,10 @@ impl Tracker {
             after_unlock.effects.recovered();
             after_unlock.effects.ended(&generation, &pending_end);
             self.complete_or_defer(&mut shard, &generation, AfterStart::RunEnd(pending_end), &mut after_unlock);
+            // Its own hold is queued no more.
+            self.run_waiting_start(&mut shard, &generation, &mut after_unlock);
         }
         self.apply_after_unlock(after_unlock);
-    }
-
-    /// Whether this process has the generation and its hooks have not completed.
-    pub(crate) fn has_generation(&self, id: &SessionId, generation_id: GenerationId) -> bool {
-        let hash = self.hash(id.as_bytes());
-        self.shard(hash).generations(hash, id).any(|generation| self.generation_id(generation) == generation_id)
-    }
-
-    /// Queues the removal of an orphan whose delivery was attempted too often.
-    pub(crate) fn abandon(&self, orphan: &Orphan) {
-        if let Some(outbox) = &self.outbox {
-            outbox.push(OutboxEntry::Abandon(orphan.record.session.id.clone(), orphan.record.generation));
-        }
     }
 }
 

@@ -3,8 +3,6 @@
 //! Invariants of every schedule: each generation has one start and one end, in this order; generations of one id do not
 //! overlap; no generation stays active, no end pending, no job queued, and no child linked.
 
-mod registry;
-
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shuttle::{sync::Mutex, thread};
@@ -21,7 +19,7 @@ fn schedules() -> usize {
 }
 
 /// Explores random schedules, and as many PCT schedules with at most three preemptions.
-fn explore(scenario: fn()) {
+pub(crate) fn explore(scenario: fn()) {
     shuttle::check_random(scenario, schedules());
     shuttle::check_pct(scenario, schedules(), 3);
 }
@@ -44,16 +42,7 @@ struct Harness {
 
 impl Harness {
     fn new() -> Arc<Self> {
-        Self::with_registry(false)
-    }
-
-    /// With an outbox. The caller writes it and applies the answers.
-    fn with_outbox() -> Arc<Self> {
-        Self::with_registry(true)
-    }
-
-    fn with_registry(has_registry: bool) -> Arc<Self> {
-        let tracker = Tracker::new(true, true, true, has_registry.then(Arc::default));
+        let tracker = Tracker::new(true, true, true, None);
         Arc::new(Self { tracker, log: Mutex::default(), reasons: Mutex::default(), running: AtomicUsize::new(0) })
     }
 
@@ -576,4 +565,20 @@ fn compactions_in_both_directions_neither_deadlock_nor_lose_an_end() {
         let starts = harness.tracker.collect_unfinished(false).0.starts;
         harness.check(starts);
     });
+}
+
+/// No hook of any generation is left to run, and no generation waits for one.
+pub(crate) fn assert_nothing_is_left(tracker: &Tracker) {
+    let (counts, unfinished) = tracker.collect_unfinished(false);
+    assert_eq!((counts.active, counts.pending_ends, tracker.len(), tracker.awaited()), (0, 0, 0, 0), "{unfinished:?}");
+    assert!(unfinished.is_empty(), "{unfinished:?}");
+    assert!(tracker.queue.is_empty());
+    for shard in &tracker.shards {
+        let shard = lock(shard);
+        assert!(!shard.has_claimed(), "a claimed generation is left");
+        assert!(shard.children.is_empty(), "a child is still linked");
+    }
+    let ended = counts.ended + counts.failed + counts.forgotten + counts.kept + counts.aborted;
+    let released = counts.held_elsewhere + counts.ended_elsewhere + counts.handed_over;
+    assert_eq!(counts.starts, ended + released, "{counts:?}");
 }

@@ -70,7 +70,7 @@ impl Tracker {
     /// work are not ended.
     pub(crate) fn sweep(&self, shard: usize, reason: EndReason, spare_work: bool) -> usize {
         let at = self.clock.now();
-        let end = || PendingEnd { reason, next: None, at, scope: Scope::Here };
+        let end = || PendingEnd { reason, next: None, at, scope: Scope::Here, redelivery: None };
         if spare_work || !self.has_end {
             return self.claim_each(shard..shard + 1, |tracker, shard, generation, after_unlock| {
                 if !(spare_work && generation.keeps_drain_waiting()) {

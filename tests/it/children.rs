@@ -354,6 +354,8 @@ async fn g22_an_end_that_is_recovered_ends_the_children_too() {
     tokio::time::sleep(60 * SECOND).await;
     assert!(survivor.sessions.is_empty());
     driver.abort();
-    let reasons: Vec<_> = survivor.ends().into_iter().map(|(id, reason)| format!("{id} {reason}")).collect();
-    assert_eq!(reasons, ["parent deleted", "child parent"]);
+    let mut reasons: Vec<_> = survivor.ends().into_iter().map(|(id, reason)| format!("{id} {reason}")).collect();
+    // The notice of the end comes before the death of the process that was to deliver it.
+    reasons.sort();
+    assert_eq!(reasons, ["child parent", "parent deleted"]);
 }

@@ -108,7 +108,7 @@ async fn round(seed: u64, with_trouble: bool) {
             Event::End(end) => told.entry(end.generation).or_default().1 += 1,
         }
     }
-    for event in store.history().born.keys() {
+    for event in store.history().recorded.keys() {
         assert!(told.get(event).is_some_and(|(_, ends)| *ends > 0), "{about}: {event} was on record, and has no end");
     }
     for (event, (starts, ends)) in &told {

@@ -45,11 +45,16 @@ impl RedisServer {
         panic!("no redis-server could be started; the last one said:\n{}", server.log());
     }
 
-    /// One node that is a whole cluster.
-    pub(crate) fn cluster() -> Self {
+    /// A node of a cluster, with no slots.
+    pub(crate) fn cluster_node() -> Self {
         // A node talks to others on a second port, which is out of range for some of the free ones by default.
         let bus = free_port().to_string();
-        let server = Self::with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+        Self::with(&["--cluster-enabled", "yes", "--cluster-port", &bus])
+    }
+
+    /// One node that is a whole cluster.
+    pub(crate) fn cluster() -> Self {
+        let server = Self::cluster_node();
         server.ask("CLUSTER ADDSLOTSRANGE 0 16383");
         server.wait_until("CLUSTER INFO", "cluster_state:ok");
         server
@@ -57,6 +62,12 @@ impl RedisServer {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The second port of a node of a cluster.
+    pub(crate) fn bus_port(&self) -> &str {
+        let at = self.args.iter().position(|arg| arg == "--cluster-port").expect("a node of a cluster");
+        &self.args[at + 1]
     }
 
     /// For the `redis` crate, with the password if there is one.
@@ -133,7 +144,9 @@ impl RedisServer {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if answer.as_deref() == Ok("PONG") {
+            // Another server may have taken the port, and answer instead.
+            let is_this = |info: String| info.contains(&format!("process_id:{}\r", child.id()));
+            if answer.as_deref() == Ok("PONG") && self.try_ask("INFO server").is_ok_and(is_this) {
                 self.child = Some(child);
                 return true;
             }

@@ -1,7 +1,10 @@
-//! A registry in memory, that can be made to fail: what a user's own implementation may look like.
+//! A registry in memory that can be made to fail: an example of a user's own implementation.
+//!
+//! It also checks the duties of its caller: at most 1,000 changes a call, no id and no generation in two of them, one call of
+//! `apply` at a time. A violation panics, in the call and in every later use of the store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -10,10 +13,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::time::Instant;
 use tower_session_end::{
-    EndReason, GenerationId,
-    registry::{Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError},
+    EndReason, GenerationId, SessionId,
+    registry::{Applied, Change, DeadLetter, EndRecord, Heartbeat, Notice, Orphan, Record, Registry, RegistryError},
 };
+
+/// The most notices in one heartbeat, and the most changes in one call.
+const MAX: usize = 1000;
+
+/// The claimer of a dead letter, and of what the next recovery claims: no holder.
+const NONE: u64 = 0;
 
 /// The store that several holders share.
 #[derive(Clone, Default)]
@@ -21,27 +31,32 @@ pub(crate) struct Store(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    active: HashMap<String, Active>,
-    ended: HashMap<GenerationId, Ended>,
+    /// By id, the oldest first.
+    active: HashMap<String, Vec<Active>>,
+    ended: BTreeMap<GenerationId, Ended>,
+    notices: Vec<(u64, SessionId, GenerationId, Instant)>,
     alive: BTreeSet<u64>,
+    /// Without a lease, and not adopted yet.
+    dead: BTreeSet<u64>,
     holders: u64,
     /// How often it was emptied.
     incarnation: u64,
     history: History,
+    /// What a caller did wrong first.
+    violation: Option<String>,
 }
 
 /// What has ever been in the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    pub(crate) born: BTreeMap<GenerationId, String>,
-    /// Removed by a host's word: no end is owed.
+    /// Each generation that was ever on record, with its id.
+    pub(crate) recorded: BTreeMap<GenerationId, String>,
+    /// Removed by `Keep` or `Forget`: no end is owed.
     pub(crate) forgotten: BTreeSet<GenerationId>,
-    /// Was there when the store was emptied.
+    /// On record when the store was emptied.
     pub(crate) wiped: BTreeSet<GenerationId>,
-    /// Those of them that had ended, and waited for somebody to deliver it.
+    /// Those of them that had ended.
     pub(crate) wiped_ends: BTreeSet<GenerationId>,
-    /// Claimed by more than five take-overs.
-    pub(crate) given_up: BTreeSet<GenerationId>,
     /// None of the above.
     is_off: bool,
 }
@@ -49,15 +64,21 @@ pub(crate) struct History {
 struct Active {
     record: Record,
     holders: BTreeSet<u64>,
+    /// Holders that have released it.
+    released: BTreeSet<u64>,
     requests: u64,
 }
 
-#[derive(Clone)]
 struct Ended {
     record: Record,
     end: EndRecord,
+    /// Of an adopted holder: its adopter.
     claimer: u64,
-    tries: u32,
+    attempts: u32,
+    /// The claimer knows of it.
+    is_known: bool,
+    /// A dead letter, with the last error.
+    error: Option<String>,
 }
 
 /// What is wrong with a holder's way to the store.
@@ -67,11 +88,11 @@ pub(crate) enum Fault {
     None,
     /// It answers with an error, and does nothing.
     Down,
-    /// It does what it is told, and the answer is lost.
+    /// It does what it is asked, and the answer is lost.
     Deaf,
     /// It never answers.
     Hangs,
-    /// It takes 400 ms for each call, and does nothing if nobody waits for so long.
+    /// It takes 400 ms for each call, and does nothing if the call is dropped before.
     Slow,
     /// It panics.
     Panics,
@@ -81,6 +102,9 @@ pub(crate) enum Fault {
     ReadOnly,
     /// Its lease is lost again at every call.
     Fenced,
+    /// A call meets a concurrent one, and nothing is applied: twice before the first call that succeeds, once before the
+    /// second, and so on.
+    Conflict,
 }
 
 /// One holder; clones are the same one.
@@ -91,6 +115,8 @@ pub(crate) struct Holder {
     incarnation: Arc<AtomicU64>,
     fault: Arc<Mutex<Fault>>,
     doubts: Arc<AtomicBool>,
+    conflicts: Arc<AtomicU64>,
+    is_applying: Arc<AtomicBool>,
     /// Calls of `apply`, and the changes in them.
     pub(crate) calls: Arc<AtomicU64>,
     pub(crate) changes: Arc<AtomicU64>,
@@ -99,7 +125,21 @@ pub(crate) struct Holder {
 
 impl Store {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        let state = self.0.lock().unwrap();
+        if let Some(violation) = state.violation.clone() {
+            drop(state);
+            panic!("{violation}");
+        }
+        state
+    }
+
+    /// A violation of the trait's contract by its caller. The caller catches panics of the store, so that it is kept.
+    fn violated(&self, text: &str) -> ! {
+        let mut state = self.state();
+        state.violation = Some(format!("the caller of the registry has violated its contract: {text}"));
+        drop(state);
+        drop(self.state());
+        unreachable!()
     }
 
     pub(crate) fn holder(&self) -> Holder {
@@ -111,31 +151,68 @@ impl Store {
             incarnation: Arc::new(AtomicU64::new(state.incarnation)),
             fault: Arc::default(),
             doubts: Arc::default(),
+            conflicts: Arc::default(),
+            is_applying: Arc::default(),
             calls: Arc::default(),
             changes: Arc::default(),
             beats: Arc::default(),
         }
     }
 
-    /// The ids on record as active.
+    /// The ids on record as active, once for each generation.
     pub(crate) fn active(&self) -> Vec<String> {
-        let mut ids: Vec<_> = self.state().active.keys().cloned().collect();
+        let state = self.state();
+        let active = state.active.values().flatten();
+        let mut ids: Vec<_> = active.map(|active| active.record.session.id.to_string()).collect();
         ids.sort();
         ids
     }
 
-    /// The reasons of the ends that are recorded and not delivered.
+    /// The reasons of the ends that are recorded and not delivered, except of dead letters.
     pub(crate) fn owed(&self) -> Vec<EndReason> {
-        self.state().ended.values().map(|ended| ended.end.reason).collect()
+        let state = self.state();
+        state.ended.values().filter(|ended| ended.error.is_none()).map(|ended| ended.end.reason).collect()
+    }
+
+    pub(crate) fn dead_letters(&self) -> Vec<DeadLetter> {
+        let letter = |ended: &Ended| {
+            let error = ended.error.clone()?;
+            Some(DeadLetter::new(ended.record.clone(), ended.end.clone(), ended.attempts, error))
+        };
+        self.state().ended.values().filter_map(letter).collect()
+    }
+
+    /// As an operator who asks for a delivery of this dead letter. False if there is none.
+    pub(crate) fn redeliver(&self, generation: GenerationId) -> bool {
+        let mut state = self.state();
+        let letter = state.ended.get_mut(&generation).filter(|ended| ended.error.is_some());
+        letter.is_some_and(|ended| {
+            (ended.error, ended.attempts) = (None, 0);
+            true
+        })
+    }
+
+    /// The ids and generations of all notices.
+    pub(crate) fn notices(&self) -> Vec<(String, GenerationId)> {
+        self.state().notices.iter().map(|(_, id, generation, _)| (id.to_string(), *generation)).collect()
+    }
+
+    /// Who can record each generation again if it is lost: its holders, or the claimer of its end.
+    pub(crate) fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
+        let state = self.state();
+        let active = state.active.values().flatten();
+        let held = active.map(|active| (active.record.generation, active.holders.clone()));
+        let claimed = state.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
+        held.chain(claimed).collect()
     }
 
     /// Forgets everything.
     pub(crate) fn flush(&self) {
         let mut state = self.state();
+        // Of holders that do not know yet that their leases are over, too.
+        state.adopt(NONE);
         let (holders, incarnation) = (state.holders, state.incarnation + 1);
         let mut history = std::mem::take(&mut state.history);
-        // Of a holder who has not heard yet that its lease is over, too.
-        state.reap();
         history.wiped.extend(state.events());
         history.wiped_ends.extend(state.ended.keys());
         *state = State { holders, incarnation, history, ..State::default() };
@@ -152,23 +229,53 @@ impl Store {
         self.state().history.clone()
     }
 
-    /// The generations that are on record, active or ended.
+    /// The generations that are on record: active, ended, or dead letters.
     pub(crate) fn events(&self) -> BTreeSet<GenerationId> {
         self.state().events()
     }
 }
 
-impl History {
-    fn forget(&mut self, event: GenerationId) {
-        if !self.is_off {
-            self.forgotten.insert(event);
+impl Drop for Store {
+    fn drop(&mut self) {
+        if !std::thread::panicking()
+            && let Some(violation) = self.0.lock().ok().and_then(|state| state.violation.clone())
+        {
+            panic!("{violation}");
         }
+    }
+}
+
+impl History {
+    fn record(&mut self, record: &Record) {
+        if !self.is_off {
+            self.recorded.insert(record.generation, record.session.id.to_string());
+        }
+    }
+
+    fn forget(&mut self, generation: GenerationId) {
+        if !self.is_off {
+            self.forgotten.insert(generation);
+        }
+    }
+}
+
+/// One call of `apply`.
+struct Applying<'a>(&'a AtomicBool);
+
+impl Drop for Applying<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
 impl Holder {
     pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = fault;
+    }
+
+    /// As in [`Store::owners`]. Another one after each lost lease.
+    pub(crate) fn number(&self) -> u64 {
+        self.me.load(Ordering::SeqCst)
     }
 
     /// It cannot say whether its lease runs.
@@ -178,7 +285,20 @@ impl Holder {
 
     /// Its lease is over, as if its process had died, or had been away for too long.
     pub(crate) fn kill(&self) {
-        self.store.state().alive.remove(&self.me.load(Ordering::SeqCst));
+        self.store.state().leave(self.me.load(Ordering::SeqCst));
+    }
+
+    fn check_duties(&self, changes: &[Change]) {
+        if changes.len() > MAX {
+            self.store.violated(&format!("{} changes in one call", changes.len()));
+        }
+        let (mut ids, mut generations) = (HashSet::new(), HashSet::new());
+        for change in changes {
+            let (id, generation) = subject(change);
+            if !generations.insert(generation) || id.is_some_and(|id| !ids.insert(id)) {
+                self.store.violated(&format!("an id or a generation twice in one call: {change:?}, in {changes:#?}"));
+            }
+        }
     }
 
     async fn call<T>(&self, call: impl FnOnce(&mut State, u64) -> T) -> Result<T, RegistryError> {
@@ -187,7 +307,12 @@ impl Holder {
             Fault::Hangs => return pending().await,
             Fault::Down => return Err(RegistryError::unavailable("down")),
             Fault::Panics => panic!("a registry that panics"),
-            Fault::Fenced => return Err(RegistryError::Fenced),
+            Fault::Fenced => self.kill(),
+            Fault::Conflict => {
+                if ![2, 4].contains(&(self.conflicts.fetch_add(1, Ordering::SeqCst) % 5)) {
+                    return Err(RegistryError::Conflict);
+                }
+            }
             Fault::Slow => {
                 tokio::time::sleep(Duration::from_millis(400)).await;
                 // Dead in the meantime?
@@ -204,12 +329,29 @@ impl Holder {
         }
         let me = self.me.load(Ordering::SeqCst);
         if !state.alive.contains(&me) {
-            state.reap();
+            // Others have recovered it by now, or a holder that has died since.
+            state.adopt(NONE);
             self.me.store(state.enter(), Ordering::SeqCst);
             return Err(RegistryError::Fenced);
         }
         let answer = call(&mut state, me);
         if fault == Fault::Deaf { Err(RegistryError::unavailable("deaf")) } else { Ok(answer) }
+    }
+}
+
+/// The id, where the change has one, and the generation.
+fn subject(change: &Change) -> (Option<&SessionId>, GenerationId) {
+    match change {
+        Change::Hold { record, .. } | Change::Update(record) => (Some(&record.session.id), record.generation),
+        Change::Release { id, generation, .. }
+        | Change::End { id, generation, .. }
+        | Change::Keep { id, generation }
+        | Change::Forget { id, generation }
+        | Change::Acknowledge { id, generation } => (Some(id), *generation),
+        Change::Attempted { generation, .. }
+        | Change::Delivered { generation }
+        | Change::DeadLetter { generation, .. } => (None, *generation),
+        change => panic!("an unknown change: {change:?}"),
     }
 }
 
@@ -220,115 +362,218 @@ impl State {
         self.holders
     }
 
-    fn events(&self) -> BTreeSet<GenerationId> {
-        self.active.values().map(|active| active.record.generation).chain(self.ended.keys().copied()).collect()
+    fn leave(&mut self, holder: u64) {
+        if self.alive.remove(&holder) {
+            self.dead.insert(holder);
+        }
     }
 
-    /// Sessions that only the dead hold have ended.
-    fn reap(&mut self) {
-        for active in self.active.values_mut() {
-            active.holders.retain(|holder| self.alive.contains(holder));
+    fn events(&self) -> BTreeSet<GenerationId> {
+        let active = self.active.values().flatten().map(|active| active.record.generation);
+        active.chain(self.ended.keys().copied()).collect()
+    }
+
+    /// Everything of the dead is this holder's: what they held alone has ended, and what they had claimed is claimed by it.
+    fn adopt(&mut self, me: u64) {
+        let dead = std::mem::take(&mut self.dead);
+        for ended in self.ended.values_mut().filter(|ended| ended.error.is_none()) {
+            if ended.claimer == NONE || dead.contains(&ended.claimer) {
+                (ended.claimer, ended.is_known) = (me, false);
+            }
         }
-        let lost: Vec<_> = self.active.extract_if(|_, active| active.holders.is_empty()).collect();
-        for (_, Active { record, requests, .. }) in lost {
+        if dead.is_empty() {
+            return;
+        }
+        self.notices.retain(|(holder, ..)| !dead.contains(holder));
+        let mut lost = Vec::new();
+        self.active.retain(|_, all| {
+            for active in &mut *all {
+                active.holders.retain(|holder| !dead.contains(holder));
+                active.released.retain(|holder| !dead.contains(holder));
+            }
+            lost.extend(all.extract_if(.., |active| active.holders.is_empty()));
+            !all.is_empty()
+        });
+        for Active { record, requests, .. } in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
-            self.ended.insert(record.generation, Ended { record, end, claimer: 0, tries: 0 });
+            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: false, error: None };
+            self.ended.insert(ended.record.generation, ended);
         }
+    }
+
+    fn active(&mut self, id: &SessionId, generation: GenerationId) -> Option<&mut Active> {
+        self.active.get_mut(id.as_str())?.iter_mut().find(|active| active.record.generation == generation)
+    }
+
+    fn held(&mut self, id: &SessionId, generation: GenerationId, me: u64) -> Option<&mut Active> {
+        self.active(id, generation).filter(|active| active.holders.contains(&me))
+    }
+
+    fn take(&mut self, id: &SessionId, generation: GenerationId) -> Option<Active> {
+        let all = self.active.get_mut(id.as_str())?;
+        let at = all.iter().position(|active| active.record.generation == generation)?;
+        let active = all.remove(at);
+        if all.is_empty() {
+            self.active.remove(id.as_str());
+        }
+        Some(active)
+    }
+
+    /// The end of this generation, if this holder has claimed it.
+    fn claimed(&mut self, generation: GenerationId, me: u64) -> Option<&mut Ended> {
+        self.ended.get_mut(&generation).filter(|ended| ended.claimer == me)
     }
 
     fn apply(&mut self, change: Change, me: u64) -> Applied {
         match change {
-            Change::Hold(record) => {
-                let id = record.session.id.to_string();
-                let active = self.active.entry(id).or_insert_with(|| Active {
-                    record: record.clone(),
-                    holders: BTreeSet::new(),
-                    requests: 0,
-                });
-                active.holders.insert(me);
-                if active.record.generation == record.generation {
-                    if !self.history.is_off {
-                        self.history.born.insert(record.generation, record.session.id.to_string());
-                    }
-                    Applied::Created
-                } else {
-                    Applied::Joined(active.record.clone())
-                }
-            }
-            Change::Update(record) => {
-                if let Some(active) = self.active.get_mut(record.session.id.as_str())
-                    && active.record.generation == record.generation
-                {
+            Change::Hold { record, may_join } => self.hold(record, may_join, me),
+            Change::Update(record) => match self.held(&record.session.id, record.generation, me) {
+                Some(active) => {
                     active.record.session = record.session;
+                    Applied::Ok
                 }
-                Applied::Ok
-            }
+                None => Applied::Gone,
+            },
             Change::Release { id, generation, end } => {
-                let held =
-                    |active: &&mut Active| active.record.generation == generation && active.holders.contains(&me);
-                let Some(active) = self.active.get_mut(id.as_str()).filter(held) else {
-                    return self.claimed(generation, me);
-                };
-                active.holders.remove(&me);
+                let Some(active) = self.active(&id, generation) else { return self.owned(generation, me) };
+                if !active.holders.remove(&me) {
+                    let has_released = active.released.contains(&me);
+                    return if has_released { Applied::HeldElsewhere } else { Applied::Gone };
+                }
+                active.released.insert(me);
                 if active.holders.is_empty() {
-                    self.end(id.as_str(), end, me)
+                    self.end(&id, generation, end, me)
                 } else {
                     active.requests += end.requests;
                     Applied::HeldElsewhere
                 }
             }
-            Change::End { id, generation, end } => match self.active.get(id.as_str()) {
-                Some(active) if active.record.generation == generation => self.end(id.as_str(), end, me),
-                _ => self.claimed(generation, me),
-            },
+            Change::End { id, generation, end } => {
+                self.notify(&id, generation, me);
+                self.end(&id, generation, end, me)
+            }
+            Change::Attempted { generation, attempts } => {
+                if let Some(ended) = self.claimed(generation, me) {
+                    ended.attempts = attempts;
+                }
+                Applied::Ok
+            }
             Change::Delivered { generation } => {
-                if self.ended.get(&generation).is_some_and(|ended| ended.claimer == me) {
+                // The only place where an ended record is removed.
+                if self.claimed(generation, me).is_some() {
                     self.ended.remove(&generation);
                 }
                 Applied::Ok
             }
+            Change::DeadLetter { generation, error } => {
+                if let Some(ended) = self.claimed(generation, me) {
+                    (ended.error, ended.claimer) = (Some(error), NONE);
+                }
+                Applied::Ok
+            }
             Change::Keep { id, generation } => {
-                if let Some(active) = self.active.get_mut(id.as_str())
-                    && active.record.generation == generation
-                {
+                if let Some(active) = self.held(&id, generation, me) {
                     active.holders.remove(&me);
+                    active.released.insert(me);
                     if active.holders.is_empty() {
-                        self.active.remove(id.as_str());
+                        self.take(&id, generation);
                         self.history.forget(generation);
                     }
                 }
                 Applied::Ok
             }
             Change::Forget { id, generation } => {
-                if self.active.get(id.as_str()).is_some_and(|active| active.record.generation == generation) {
-                    self.active.remove(id.as_str());
+                self.notify(&id, generation, me);
+                if self.take(&id, generation).is_some() {
                     self.history.forget(generation);
                 }
+                Applied::Ok
+            }
+            Change::Acknowledge { generation, .. } => {
+                self.notices.retain(|(holder, _, of, _)| (*holder, *of) != (me, generation));
                 Applied::Ok
             }
             change => panic!("an unknown change: {change:?}"),
         }
     }
 
-    /// Said before, maybe, and the answer was lost.
-    fn claimed(&self, generation: GenerationId, me: u64) -> Applied {
-        match self.ended.get(&generation).filter(|ended| ended.claimer == me) {
-            Some(ended) => Applied::Owned { requests: ended.end.requests },
-            None => Applied::NotFound,
+    fn hold(&mut self, record: Record, may_join: bool, me: u64) -> Applied {
+        let (id, generation) = (record.session.id.clone(), record.generation);
+        if let Some(active) = self.active(&id, generation) {
+            active.record = record;
+            active.add(me);
+            return Applied::Created;
         }
+        if self.claimed(generation, me).is_some() {
+            return Applied::Created;
+        }
+        let has_notice = self.notices.iter().any(|(holder, _, of, _)| (*holder, *of) == (me, generation));
+        if has_notice || self.ended.contains_key(&generation) {
+            return Applied::Gone;
+        }
+        let all = self.active.entry(id.to_string()).or_default();
+        // Each has a holder that is not adopted.
+        if may_join && let Some(active) = all.first_mut() {
+            active.add(me);
+            return Applied::Joined(active.record.clone());
+        }
+        self.history.record(&record);
+        all.push(Active { record, holders: BTreeSet::from([me]), released: BTreeSet::new(), requests: 0 });
+        Applied::Created
     }
 
-    fn end(&mut self, id: &str, mut end: EndRecord, me: u64) -> Applied {
-        let Active { record, requests, .. } = self.active.remove(id).unwrap();
-        end.requests += requests;
-        let requests = end.requests;
-        self.ended.insert(record.generation, Ended { record, end, claimer: me, tries: 0 });
-        Applied::Owned { requests }
+    fn owned(&mut self, generation: GenerationId, me: u64) -> Applied {
+        let claimed = self.claimed(generation, me);
+        claimed.map_or(Applied::Gone, |ended| Applied::Owned { requests: ended.end.requests })
+    }
+
+    fn end(&mut self, id: &SessionId, generation: GenerationId, mut end: EndRecord, me: u64) -> Applied {
+        if let Some(Active { record, requests, .. }) = self.take(id, generation) {
+            end.requests += requests;
+            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: true, error: None };
+            self.ended.insert(generation, ended);
+        }
+        self.owned(generation, me)
+    }
+
+    /// Leaves a notice for each other living holder of the session.
+    fn notify(&mut self, id: &SessionId, generation: GenerationId, me: u64) {
+        let Some(active) = self.active(id, generation) else { return };
+        let others: Vec<_> = active.holders.iter().copied().filter(|holder| *holder != me).collect();
+        let others = others.into_iter().filter(|holder| self.alive.contains(holder));
+        self.notices.extend(others.map(|holder| (holder, id.clone(), generation, Instant::now())));
+    }
+
+    fn heartbeat(&self, me: u64) -> Heartbeat {
+        let mine = || self.notices.iter().filter(|(holder, ..)| *holder == me);
+        let notice = |(_, id, generation, at): &(u64, SessionId, GenerationId, Instant)| {
+            Notice::new(id.clone(), *generation, at.elapsed())
+        };
+        let dead_letters = self.ended.values().filter(|ended| ended.error.is_some()).count() as u64;
+        Heartbeat::new(mine().take(MAX).map(notice).collect(), mine().nth(MAX).is_some(), dead_letters)
+    }
+
+    fn orphans(&mut self, max: usize, me: u64) -> Vec<Orphan> {
+        self.adopt(me);
+        let mine = self.ended.values().filter(|ended| ended.claimer == me && !ended.is_known);
+        mine.take(max).map(|ended| Orphan::new(ended.record.clone(), ended.end.clone(), ended.attempts)).collect()
+    }
+}
+
+impl Active {
+    fn add(&mut self, holder: u64) {
+        self.released.remove(&holder);
+        self.holders.insert(holder);
     }
 }
 
 impl Registry for Holder {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        self.check_duties(&changes);
+        if self.is_applying.swap(true, Ordering::SeqCst) {
+            self.store.violated("a call of `apply` while another one is in flight");
+        }
+        let _applying = Applying(&self.is_applying);
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.changes.fetch_add(changes.len() as u64, Ordering::SeqCst);
         if *self.fault.lock().unwrap() == Fault::ReadOnly {
@@ -342,35 +587,26 @@ impl Registry for Holder {
         Ok(answers)
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.beats.fetch_add(1, Ordering::SeqCst);
-        self.call(|_, _| ()).await
+        self.call(|state, me| state.heartbeat(me)).await
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.call(|state, me| {
-            state.reap();
-            let State { ended, alive, history, .. } = state;
-            let orphans = ended.values_mut().filter(|ended| !alive.contains(&ended.claimer)).take(max);
-            orphans
-                .map(|ended| {
-                    ended.claimer = me;
-                    ended.tries += 1;
-                    if ended.tries > 5 {
-                        history.given_up.insert(ended.record.generation);
-                    }
-                    Orphan::new(ended.record.clone(), ended.end.clone(), ended.tries)
-                })
-                .collect()
-        })
-        .await
+        let (me, orphans) = self.call(|state, me| (me, state.orphans(max, me))).await?;
+        // The answer arrives: until then a later call returns them again.
+        let mut state = self.store.state();
+        for orphan in &orphans {
+            if let Some(ended) = state.claimed(orphan.record.generation, me) {
+                ended.is_known = true;
+            }
+        }
+        drop(state);
+        Ok(orphans)
     }
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
-        self.call(|state, me| {
-            state.alive.remove(&me);
-        })
-        .await
+        self.call(|state, me| state.leave(me)).await
     }
 
     fn lease_is_valid(&self) -> bool {

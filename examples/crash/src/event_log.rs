@@ -5,9 +5,10 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
-use tower_session_end::{SessionEnd, SessionStart};
+use tower_session_end::{IdempotencyKey, SessionEnd, SessionStart};
 
 /// The consumer of the session events. A written line survives SIGKILL of the process.
 #[derive(Clone, Debug)]
@@ -30,6 +31,12 @@ pub struct Entry {
     pub reason: String,
     /// The name of the process that delivered the event.
     pub writer: String,
+    /// The idempotency key of the event.
+    pub key: String,
+    /// When the line was written, in microseconds since 1970.
+    pub at: u64,
+    /// When the session ended; its hook may run later. For a start, the same as `at`.
+    pub ended_at: u64,
 }
 
 /// Start or end.
@@ -58,7 +65,8 @@ impl EventLog {
     ///
     /// The file cannot be written.
     pub fn start(&self, start: &SessionStart) -> io::Result<()> {
-        self.line("start", start.session.id.as_str(), &start.generation.to_string(), "-")
+        let (id, generation) = (start.session.id.as_str(), start.generation.to_string());
+        self.line(["start", id, &generation, "-"], start.idempotency_key(), now())
     }
 
     /// Writes an end.
@@ -67,12 +75,24 @@ impl EventLog {
     ///
     /// The file cannot be written.
     pub fn end(&self, end: &SessionEnd) -> io::Result<()> {
-        self.line("end", end.session.id.as_str(), &end.generation.to_string(), end.reason.as_str())
+        let (id, generation) = (end.session.id.as_str(), end.generation.to_string());
+        let ended_at = micros(end.started_at + end.duration);
+        self.line(["end", id, &generation, end.reason.as_str()], end.idempotency_key(), ended_at)
+    }
+
+    /// Writes whether the registry is degraded from now on: the process, `down` or `up`, and the time.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be written.
+    pub fn health(&self, is_degraded: bool) -> io::Result<()> {
+        let line = format!("{} {} {}\n", self.writer, if is_degraded { "down" } else { "up" }, now());
+        (&*self.file).write_all(line.as_bytes())
     }
 
     /// Writes a line in one call, so that the lines of several processes never mix.
-    fn line(&self, kind: &str, id: &str, event: &str, reason: &str) -> io::Result<()> {
-        let line = format!("{kind} {id} {event} {reason} {}\n", self.writer);
+    fn line(&self, words: [&str; 4], key: IdempotencyKey, ended_at: u64) -> io::Result<()> {
+        let line = format!("{} {} {key} {} {ended_at}\n", words.join(" "), self.writer, now());
         (&*self.file).write_all(line.as_bytes())
     }
 
@@ -86,11 +106,22 @@ impl EventLog {
     }
 }
 
+/// The time of this machine, in microseconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    micros(SystemTime::now())
+}
+
+fn micros(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
 fn parse(line: &str) -> io::Result<Entry> {
     let words: Vec<_> = line.split(' ').collect();
-    let [kind, id, event, reason, writer] = words[..] else {
-        return Err(io::Error::other(format!("not a line of a event_log: {line}")));
-    };
+    let invalid = || io::Error::other(format!("not a line of an event log: {line}"));
+    let [kind, id, event, reason, writer, key, at, ended_at] = words[..] else { return Err(invalid()) };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
-    Ok(Entry { kind, id: id.to_owned(), event: event.to_owned(), reason: reason.to_owned(), writer: writer.to_owned() })
+    let [at, ended_at] = [at, ended_at].map(|time| time.parse().map_err(|_| invalid()));
+    let [id, event, reason, writer, key] = [id, event, reason, writer, key].map(str::to_owned);
+    Ok(Entry { kind, id, event, reason, writer, key, at: at?, ended_at: ended_at? })
 }

@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::RandomState,
     future::pending,
     hash::BuildHasher,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -22,6 +22,9 @@ use tower_session_end::{
 
 use crate::{Error, EventLog};
 
+/// The lease on Redis. Short, so that other processes recover the sessions of one soon after it is killed.
+pub const LEASE: Duration = Duration::from_secs(2);
+
 /// The settings of a gateway: the arguments of its command line, after `serve`.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -31,7 +34,8 @@ pub struct Settings {
     pub registry: String,
     /// The name of the process in the event log.
     pub name: String,
-    /// `-` for none, or the number of milliseconds that each end takes, or `start-hangs`.
+    /// `-` for none, or the number of milliseconds that each end takes, or `start-hangs`, or `small`: few sessions, which
+    /// are soon idle.
     pub fault: String,
 }
 
@@ -70,7 +74,7 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
     let delay = Duration::from_millis(settings.fault.parse().unwrap_or(0));
     let start_hangs = settings.fault == "start-hangs";
     let starts = event_log.clone();
-    let builder = ActiveSessions::builder()
+    let mut builder = ActiveSessions::builder()
         .drain_timeout(Duration::from_secs(10))
         .recovery_timeout(Duration::from_secs(30))
         .on_session_start(move |start: SessionStart| {
@@ -89,7 +93,14 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
                 event_log.end(&end)
             }
         });
+    if settings.fault == "small" {
+        builder = builder.idle_timeout(Duration::from_secs(3)).max_sessions(40);
+    }
     let sessions = with_registry(builder, &settings.registry).await?.build()?;
+    if settings.fault == "small" {
+        let health = EventLog::open(&health_log(&settings.event_log), &settings.name)?;
+        tokio::spawn(watch(sessions.clone(), health));
+    }
 
     // Before serving, delivers the ends that a killed process left behind.
     println!("{}", sessions.recover().await);
@@ -104,13 +115,30 @@ pub async fn serve(settings: Settings) -> Result<(), Error> {
     if report.is_clean() { Ok(()) } else { Err("the shutdown was not clean".into()) }
 }
 
+/// The file to which each process writes when its registry becomes degraded, and when it is restored.
+#[must_use]
+pub fn health_log(event_log: &Path) -> PathBuf {
+    event_log.with_extension("health")
+}
+
+async fn watch(sessions: ActiveSessions, log: EventLog) {
+    let mut is_degraded = false;
+    loop {
+        if is_degraded != sessions.is_degraded() {
+            is_degraded = !is_degraded;
+            let _ = log.health(is_degraded);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result<ActiveSessionsBuilder, Error> {
     if let Some(file) = registry.strip_prefix("sqlite:") {
-        return Ok(builder.registry(SqliteRegistry::open(file)?));
+        let heartbeat_interval = Duration::from_millis(500);
+        return Ok(builder.registry(SqliteRegistry::builder(file).heartbeat_interval(heartbeat_interval).open()?));
     }
     let connection = redis::Client::open(registry)?.get_connection_manager().await?;
-    // Short, so that other processes recover the sessions of this one soon after it is killed.
-    let registry = RedisRegistry::builder(connection).lease(Duration::from_secs(2)).connect().await?;
+    let registry = RedisRegistry::builder(connection).lease(LEASE).connect().await?;
     Ok(builder.registry(registry))
 }
 

@@ -8,8 +8,8 @@ mod server;
 
 pub use self::{
     client::Client,
-    event_log::{Entry, EventLog, Kind},
-    host::{Settings, serve},
+    event_log::{Entry, EventLog, Kind, now},
+    host::{LEASE, Settings, health_log, serve},
     redis_server::RedisServer,
     server::{Gone, PATIENCE, Server, TempDir},
 };

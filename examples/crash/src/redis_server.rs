@@ -29,12 +29,21 @@ impl RedisServer {
     ///
     /// `redis-server` is not installed, or does not start.
     pub async fn start() -> Result<Self, Error> {
+        Self::with(&[]).await
+    }
+
+    /// As [`start`](Self::start), with these options, for example `--enable-debug-command yes`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`start`](Self::start).
+    pub async fn with(options: &[&str]) -> Result<Self, Error> {
         let dir = TempDir::new()?;
         // The port is free now. If another process takes it first, Redis fails to start.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
-        command.arg("--dir").arg(dir.path());
+        command.arg("--dir").arg(dir.path()).args(options);
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn();
         let mut child = started.map_err(|error| {
             format!(
@@ -52,6 +61,12 @@ impl RedisServer {
             sleep(Duration::from_millis(10)).await;
         }
         Ok(Self { _child: child, _dir: dir, port })
+    }
+
+    /// The port of the server.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL of the server.

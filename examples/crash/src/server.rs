@@ -63,6 +63,18 @@ impl Server {
         Ok(Starting(command.spawn()?))
     }
 
+    /// As [`start`](Self::start), with stderr appended to a file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened, or the process does not start, or exits before it listens.
+    pub async fn start_with_log(program: &Path, settings: &Settings, log: &Path) -> Result<Self, Error> {
+        let log = fs::OpenOptions::new().append(true).create(true).open(log)?;
+        let mut command = Command::new(program);
+        command.arg("serve").args(settings.to_args()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        Starting(command.spawn()?).listening().await
+    }
+
     /// A client of the gateway.
     #[must_use]
     pub fn client(&self) -> Client {

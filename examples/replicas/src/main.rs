@@ -122,7 +122,8 @@ fn check(event_log: &EventLog, ids: &[String]) -> Result<(), Error> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_max_level(LevelFilter::ERROR).with_writer(io::stderr).init();
+    let level = env::var("GATEWAY_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::ERROR);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).init();
     let args: Vec<_> = env::args().skip(1).collect();
     let outcome = match args.split_first() {
         Some((command, settings)) if command == "serve" => match Settings::from_args(settings) {

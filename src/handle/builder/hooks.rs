@@ -67,7 +67,8 @@ impl ActiveSessionsBuilder {
 
     /// Registers a closure that is called with every session that ends. Its future returns `()` or a `Result<(), E>`.
     ///
-    /// An error is logged and reported; the end counts as delivered, and is not delivered again. In logs and reports
+    /// An error is logged and reported. With a registry the end is delivered to this hook again; see
+    /// [`redeliver_failed`](Self::redeliver_failed). In logs and reports
     /// the hook's name is its call site.
     ///
     /// ```

@@ -47,6 +47,7 @@ pub struct ActiveSessionsBuilder {
     registry: Option<Box<dyn DynRegistry>>,
     durability: Durability,
     hand_over_on_outage: bool,
+    redeliver_failed: bool,
     settings: Settings,
 }
 
@@ -57,6 +58,7 @@ impl ActiveSessionsBuilder {
             registry: None,
             durability: Durability::default(),
             hand_over_on_outage: true,
+            redeliver_failed: true,
             settings: Settings {
                 lame_duck_timeout: Duration::ZERO,
                 drain_timeout: Duration::from_secs(2),
@@ -429,7 +431,7 @@ impl ActiveSessionsBuilder {
     /// assert!(ActiveSessions::builder().max_sessions(0).build().is_err());
     /// ```
     pub fn build(self) -> Result<ActiveSessions, BuildError> {
-        let Self { hooks, settings, registry, durability, hand_over_on_outage } = self;
+        let Self { hooks, settings, registry, durability, hand_over_on_outage, redeliver_failed } = self;
         if settings.max_concurrent_hooks == Some(0) {
             return Err(BuildError::ZeroValue { setting: "max_concurrent_hooks" });
         }
@@ -466,7 +468,12 @@ impl ActiveSessionsBuilder {
                  `on_session_end`",
             );
         }
-        let registry = registry.map(|registry| PersistConfig { registry, durability, hand_over_on_outage });
+        let registry = registry.map(|registry| PersistConfig {
+            registry,
+            durability,
+            hand_over_on_outage,
+            redeliver: redeliver_failed,
+        });
         Ok(ActiveSessions::new(hooks, settings, registry, tasks))
     }
 }
@@ -508,7 +515,7 @@ pub(super) struct Settings {
 
 impl fmt::Debug for ActiveSessionsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hooks, registry, durability: _, hand_over_on_outage: _, settings: _ } = self;
+        let Self { hooks, registry, durability: _, hand_over_on_outage: _, redeliver_failed: _, settings: _ } = self;
         f.debug_struct("ActiveSessionsBuilder")
             .field("hooks", hooks)
             .field("registry", &registry.is_some())

@@ -11,8 +11,9 @@ impl ActiveSessionsBuilder {
     /// A start is written before its `session_start` runs, and an end before its `session_end` runs. After a crash, the
     /// next process that starts, or another process on the same registry, delivers the pending ends: for a session that
     /// was active, with the reason [`Lost`](crate::EndReason::Lost); for an end that was unfinished, with its own
-    /// reason. After a crash, delivery is at-least-once (at most five attempts), always with the same
-    /// [`generation`](crate::SessionEnd::generation).
+    /// reason. After a crash, delivery is at-least-once, always with the same
+    /// [`generation`](crate::SessionEnd::generation). An end whose hooks fail is delivered again; see
+    /// [`redeliver_failed`](Self::redeliver_failed).
     ///
     /// Several processes on one registry are replicas. If several of them serve a session, a shutdown, an expiry, an
     /// eviction or the drop of a guard ends it on the last of them only. An explicit
@@ -20,8 +21,12 @@ impl ActiveSessionsBuilder {
     ///
     /// Call [`recover`](crate::ActiveSessions::recover) before serving.
     /// [`shutdown_on`](crate::ActiveSessions::shutdown_on) and [`finish`](crate::ActiveSessions::finish) renew the
-    /// lease: one of them has to be polled for as long as sessions are active. While the registry does not answer,
-    /// requests succeed all the same, and sessions are kept in memory.
+    /// lease: one of them has to be polled for as long as sessions are active.
+    ///
+    /// While the registry does not answer, requests succeed all the same, and sessions are kept in memory. A session whose id
+    /// is in the response and not in the request starts. Every other session may be another replica's: no hook is called for
+    /// it until the registry answers. The ends of recorded sessions wait too. A drain without the registry hands them over to
+    /// other processes; see [`hand_over_on_outage`](Self::hand_over_on_outage).
     ///
     /// ```no_run
     /// # #[cfg(feature = "sqlite")]
@@ -51,16 +56,15 @@ impl ActiveSessionsBuilder {
         self
     }
 
-    /// Whether a drain leaves the recorded sessions to other processes while the registry does not answer. `true` by
-    /// default.
+    /// Whether recorded sessions are left to other processes while the registry does not answer. `true` by default.
     ///
-    /// With `true`, other replicas may still serve these sessions, so the drain ends none of them. The next process
-    /// that starts, or another replica, delivers their ends. The report counts them as
-    /// [handed over](crate::DrainReport::handed_over).
+    /// With `true`, other replicas may still serve these sessions. Their ends wait for the registry, and a drain ends none of
+    /// them. The next process that starts, or another replica, delivers their ends. The report counts them as
+    /// [handed over](crate::DrainReport::handed_over). A session that was noted in the outage ends in the drain. One whose id
+    /// came with a request is handed over, and no hook is called for it.
     ///
-    /// With `false` they end here. They may end once more elsewhere, with the same
-    /// [`generation`](crate::SessionEnd::generation). It fits a process without replicas. Sessions that were never
-    /// recorded end here in both cases.
+    /// With `false` all of them start and end here at once. They may end once more after a restart, with the same
+    /// [`generation`](crate::SessionEnd::generation). It fits a process without replicas.
     ///
     /// ```
     /// # use tower_session_end::ActiveSessions;
@@ -69,6 +73,25 @@ impl ActiveSessionsBuilder {
     /// ```
     pub fn hand_over_on_outage(mut self, hand_over: bool) -> Self {
         self.hand_over_on_outage = hand_over;
+        self
+    }
+
+    /// Whether an end whose hooks fail is delivered again, if there is a [`registry`](Self::registry). `true` by default.
+    ///
+    /// The hooks that failed are called again after 1 s. The pause doubles up to 1 min. After five calls the end is a **dead
+    /// letter**: the registry keeps it for an operator, and no process delivers it. `SqliteRegistry` and `RedisRegistry` have
+    /// the methods `dead_letters` and `redeliver`. A drain waits for no redelivery: the next process goes on with it. A report
+    /// counts the end once, as failed.
+    ///
+    /// With `false` a failed end counts as delivered.
+    ///
+    /// ```
+    /// # use tower_session_end::ActiveSessions;
+    /// let builder = ActiveSessions::builder().redeliver_failed(false);
+    /// # let _ = builder;
+    /// ```
+    pub fn redeliver_failed(mut self, redeliver: bool) -> Self {
+        self.redeliver_failed = redeliver;
         self
     }
 

@@ -194,15 +194,15 @@ impl HookMeter {
 pub(crate) struct RegistryMeter {
     degraded: Gauge,
     degradations: Counter,
-    given_up: Counter,
+    dead_letters: Gauge,
 }
 
 impl RegistryMeter {
     pub(crate) fn new() -> Self {
         Self {
-            degraded: gauge("session_registry_degraded", "Handles whose registry does not answer"),
+            degraded: gauge("session_registry_degraded", "Handles whose registry is slow or does not answer"),
             degradations: counter("session_registry_degradations_total", "How often a registry stopped answering", &[]),
-            given_up: counter("session_given_up_total", "Ends that were claimed five times and are given up", &[]),
+            dead_letters: gauge("session_dead_letters", "Ends in the registry whose hooks have failed too often"),
         }
     }
 
@@ -215,7 +215,7 @@ impl RegistryMeter {
         self.degraded.decrement(1.0);
     }
 
-    pub(crate) fn given_up(&self) {
-        self.given_up.increment(1);
+    pub(crate) fn dead_letters(&self, count: u64) {
+        self.dead_letters.set(count as f64);
     }
 }

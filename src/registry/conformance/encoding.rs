@@ -3,8 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    Applied, EndRecord, GenerationId, Kit, Orphan, Record, Session, SessionId, Store, end_as, hold, now, release,
-    same_all,
+    Applied, EndRecord, GenerationId, Kit, Orphan, Record, Session, SessionId, Store, end, end_as, hold, now, same_all,
 };
 use crate::session::EndReason;
 
@@ -35,15 +34,19 @@ pub(super) async fn ids<S: Store>(kit: &Kit<'_, S>) {
     let again = records.iter().map(|record| hold(&kit.next(record))).collect();
     let joined = records.iter().map(|record| Applied::Joined(record.clone())).collect();
     a.expect_all("sessions of all ids are unchanged", again, joined).await;
-    let ends = records.iter().map(|record| release(record, 1)).collect();
+    let c = kit.holder().await;
+    let holds = records.iter().map(hold).collect();
+    c.expect_all("second holders of all ids", holds, vec![Applied::Created; records.len()]).await;
+    let ends = records.iter().map(|record| end(record, 1)).collect();
     a.expect_all("ends of all ids", ends, vec![Applied::Owned { requests: 1 }; records.len()]).await;
+    c.acknowledge("notices of all ids", &records.iter().collect::<Vec<_>>()).await;
     kit.kill(a).await;
     let b = kit.holder().await;
     let orphans = b.claim_all().await;
     let found: Vec<_> = orphans.iter().map(|orphan| orphan.record.clone()).collect();
     same_all("orphans of all ids", &found, &records);
     b.deliver(&orphans).await;
-    kit.nothing_is_pending([b]).await;
+    kit.nothing_is_pending([b, c]).await;
 }
 
 /// Texts that a store could truncate, normalise or reject.
@@ -76,7 +79,7 @@ pub(super) async fn details<S: Store>(kit: &Kit<'_, S>) {
     for session in sessions {
         let next = Session { id: kit.record().session.id, ..session.clone() };
         let end = EndRecord::new(EndReason::Compaction, Some(next), now(), 1);
-        expected.push(Orphan::new(Record::new(session, kit.generation(), now()), end, 1));
+        expected.push(Orphan::new(Record::new(session, kit.generation(), now()), end, 0));
     }
     let records = || expected.iter().map(|orphan| &orphan.record);
     a.expect_all("holds", records().map(hold).collect(), vec![Applied::Created; expected.len()]).await;
@@ -106,7 +109,7 @@ pub(super) async fn numbers<S: Store>(kit: &Kit<'_, S>) {
         let reason = EndReason::ALL[i];
         let end = EndRecord::new(reason, None, time, requests[i]);
         a.expect("an end", end_as(&record, end.clone()), Applied::Owned { requests: requests[i] }).await;
-        expected.push(Orphan::new(record, end, 1));
+        expected.push(Orphan::new(record, end, 0));
     }
     kit.kill(a).await;
     let b = kit.holder().await;

@@ -1,10 +1,11 @@
 //! A holder that renews its lease in the background.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
-use super::{Applied, Change, Orphan, Registry, done, same, same_all};
+use super::{Applied, Change, Heartbeat, Orphan, Record, Registry, acknowledge, done, same, same_all};
+use crate::session::GenerationId;
 
 pub(super) struct Holder<R: Registry> {
     registry: Arc<R>,
@@ -56,6 +57,35 @@ impl<R: Registry> Holder<R> {
     }
 
     /// Makes one call.
+    pub(super) async fn heartbeat(&self) -> Heartbeat {
+        match self.registry.heartbeat().await {
+            Ok(heartbeat) => heartbeat,
+            Err(error) => panic!("`heartbeat` failed: {error}"),
+        }
+    }
+
+    /// Checks the notices of this holder, 1,000 at most. They are sorted by generation.
+    pub(super) async fn expect_notices(&self, what: &str, expected: &[&Record]) {
+        let Heartbeat { notices, has_more, .. } = self.heartbeat().await;
+        assert!(!has_more, "{what}: `has_more` is true");
+        for notice in &notices {
+            assert!(notice.age < Duration::from_secs(300), "{what}: the age of {notice:?}");
+        }
+        let mut found: Vec<_> = notices.iter().map(|notice| (notice.generation, &notice.id)).collect();
+        found.sort();
+        let expected: Vec<_> = expected.iter().map(|record| (record.generation, &record.session.id)).collect();
+        same_all(what, &found, &expected);
+    }
+
+    /// Checks the notices of this holder, acknowledges them, and checks that there is none left.
+    pub(super) async fn acknowledge(&self, what: &str, expected: &[&Record]) {
+        self.expect_notices(what, expected).await;
+        let changes = expected.iter().map(|record| acknowledge(record)).collect();
+        self.expect_all("`Acknowledge`", changes, vec![Applied::Ok; expected.len()]).await;
+        self.expect_notices(&format!("{what}, after `Acknowledge`"), &[]).await;
+    }
+
+    /// Makes one call.
     pub(super) async fn claim_orphans(&self, max: usize) -> Vec<Orphan> {
         match self.registry.claim_orphans(max).await {
             Ok(orphans) => {
@@ -68,14 +98,17 @@ impl<R: Registry> Holder<R> {
 
     /// Claims until the answer is empty. Sorted by generation.
     pub(super) async fn claim_all(&self) -> Vec<Orphan> {
-        let mut all = Vec::new();
+        let mut all: BTreeMap<GenerationId, Orphan> = BTreeMap::new();
         loop {
             let some = self.claim_orphans(7).await;
             if some.is_empty() {
-                all.sort_by_key(|orphan: &Orphan| orphan.record.generation);
-                return all;
+                return all.into_values().collect();
             }
-            all.extend(some);
+            for orphan in some {
+                if let Some(orphan) = all.insert(orphan.record.generation, orphan) {
+                    panic!("`claim_orphans` returned an orphan twice: {orphan:?}");
+                }
+            }
         }
     }
 

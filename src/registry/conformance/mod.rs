@@ -2,18 +2,22 @@
 //! `registry-conformance`, for tests).
 //!
 //! Enable the feature in the dev-dependencies, implement [`Store`], which creates and kills holders, and run [`check`]
-//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about twenty holders and waits for each
+//! on an empty store. The kit needs a tokio runtime with time enabled. It kills about forty holders and waits for each
 //! lease to expire.
 //!
-//! The kit accepts every answer that the contract permits: a repeated release after
-//! [`HeldElsewhere`](super::Applied::HeldElsewhere) may return [`NotFound`](super::Applied::NotFound), and times need a
-//! precision of one millisecond only.
+//! The kit accepts every answer that the contract permits. Times need a precision of one millisecond only.
 
+mod adoption;
+mod attempts;
 mod changes;
 mod concurrency;
+mod dead_letters;
 mod encoding;
+mod generations;
+mod groups;
 mod holder;
 mod idempotency;
+mod notices;
 mod recovery;
 
 use std::{
@@ -25,7 +29,7 @@ use std::{
 };
 
 use self::holder::Holder;
-use super::{Applied, Change, EndRecord, Orphan, Record, Registry};
+use super::{Applied, Change, EndRecord, Heartbeat, Orphan, Record, Registry};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// Creates and kills the holders of an implementation.
@@ -39,6 +43,15 @@ pub trait Store: Sync {
     /// Simulates the death of a holder's process, without [`release_lease`](Registry::release_lease). Returns once its
     /// lease has certainly expired. The kit sends the heartbeats of the other holders meanwhile.
     fn kill(&self, holder: Self::Holder) -> impl Future<Output = ()> + Send;
+
+    /// Asks for a delivery of the [dead letter](Change::DeadLetter) of this generation, as an operator of the implementation
+    /// does. Returns `true`, or `false` if the implementation has no such function. The holder is one that the kit uses.
+    ///
+    /// The default returns `false`: the kit then does not test the redelivery, and leaves nine dead letters in the store.
+    fn redeliver(&self, holder: &Self::Holder, generation: GenerationId) -> impl Future<Output = bool> + Send {
+        let _ = (holder, generation);
+        std::future::ready(false)
+    }
 }
 
 /// Tests the contract of [`Registry`] on the store, which must be empty and not be used by anything else.
@@ -52,13 +65,13 @@ pub trait Store: Sync {
 ///
 /// ```no_run
 /// # use std::time::Duration;
-/// # use tower_session_end::registry::{Applied, Change, Orphan, Registry, RegistryError};
+/// # use tower_session_end::registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 /// use tower_session_end::registry::conformance::{self, Store};
 /// # struct MyRegistry;
 /// # impl MyRegistry { async fn connect(_: &str) -> Self { Self } }
 /// # impl Registry for MyRegistry {
 /// #     async fn apply(&self, _: Vec<Change>) -> Result<Vec<Applied>, RegistryError> { unimplemented!() }
-/// #     async fn heartbeat(&self) -> Result<(), RegistryError> { unimplemented!() }
+/// #     async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> { unimplemented!() }
 /// #     async fn claim_orphans(&self, _: usize) -> Result<Vec<Orphan>, RegistryError> { unimplemented!() }
 /// #     async fn release_lease(&self) -> Result<(), RegistryError> { unimplemented!() }
 /// # }
@@ -90,9 +103,19 @@ pub async fn check<S: Store>(store: &S) {
     changes::releases(&kit).await;
     changes::ends(&kit).await;
     changes::silent_ends(&kit).await;
-    changes::order(&kit).await;
+    generations::joined(&kit).await;
+    generations::beside_each_other(&kit).await;
+    generations::gone(&kit).await;
+    generations::claimed(&kit).await;
+    notices::of_ends_and_forgets(&kit).await;
+    notices::in_pages(&kit).await;
+    attempts::are_stored(&kit).await;
+    attempts::are_no_claims(&kit).await;
+    dead_letters::are_kept(&kit).await;
+    dead_letters::are_delivered_again(&kit).await;
     idempotency::starts_and_ends(&kit).await;
-    idempotency::batches(&kit).await;
+    idempotency::sequences(&kit).await;
+    groups::in_any_order(&kit).await;
     encoding::ids(&kit).await;
     encoding::details(&kit).await;
     encoding::numbers(&kit).await;
@@ -101,9 +124,14 @@ pub async fn check<S: Store>(store: &S) {
     recovery::of_claimed_ends(&kit).await;
     recovery::in_batches(&kit).await;
     recovery::after_a_release(&kit).await;
+    adoption::of_a_half_read_holder(&kit).await;
+    adoption::before_a_hold(&kit).await;
+    adoption::beside_other_holders(&kit).await;
+    adoption::by_two_holders(&kit).await;
     concurrency::dropped_applies(&kit).await;
     concurrency::dropped_recoveries(&kit).await;
     concurrency::concurrent_recoverers(&kit).await;
+    concurrency::two_dead_and_two_recoverers(&kit).await;
     concurrency::big_batches(&kit).await;
 }
 
@@ -129,9 +157,15 @@ impl<S: Store> Kit<'_, S> {
         self.store.kill(holder.into_inner().await).await;
     }
 
-    /// Ends each part: everything was delivered or forgotten, so that there are no orphans.
+    /// Asks for a delivery of a dead letter. False if the implementation cannot.
+    async fn redeliver(&self, holder: &Holder<S::Holder>, record: &Record) -> bool {
+        self.store.redeliver(holder.registry(), record.generation).await
+    }
+
+    /// Ends each part: everything was delivered or forgotten, and acknowledged. There are no orphans and no notices.
     async fn nothing_is_pending(&self, holders: impl IntoIterator<Item = Holder<S::Holder>>) {
         for holder in holders {
+            holder.expect_notices("notices at the end", &[]).await;
             holder.release_lease().await;
         }
         let last = self.holder().await;
@@ -178,7 +212,16 @@ fn ended(reason: EndReason, requests: u64) -> EndRecord {
 }
 
 fn hold(record: &Record) -> Change {
-    Change::Hold(record.clone())
+    Change::Hold { record: record.clone(), may_join: true }
+}
+
+/// Does not join another generation of the id.
+fn hold_beside(record: &Record) -> Change {
+    Change::Hold { record: record.clone(), may_join: false }
+}
+
+fn update(record: &Record) -> Change {
+    Change::Update(record.clone())
 }
 
 fn release(record: &Record, requests: u64) -> Change {
@@ -204,6 +247,18 @@ fn forget(record: &Record) -> Change {
 
 fn done(record: &Record) -> Change {
     Change::Delivered { generation: record.generation }
+}
+
+fn attempted(record: &Record, attempts: u32) -> Change {
+    Change::Attempted { generation: record.generation, attempts }
+}
+
+fn dead_letter(record: &Record, error: &str) -> Change {
+    Change::DeadLetter { generation: record.generation, error: error.to_owned() }
+}
+
+fn acknowledge(record: &Record) -> Change {
+    Change::Acknowledge { id: record.session.id.clone(), generation: record.generation }
 }
 
 #[track_caller]

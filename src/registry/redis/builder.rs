@@ -41,6 +41,7 @@ pub struct RedisRegistryBuilder<C> {
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) prefix: String,
+    pub(super) deployment: Option<String>,
     pub(super) lease: Duration,
     pub(super) command_timeout: Duration,
 }
@@ -52,6 +53,7 @@ where
     pub(super) fn new(connection: C) -> Self {
         let settings = Settings {
             prefix: "tower-session-end".to_owned(),
+            deployment: None,
             lease: Duration::from_secs(10),
             command_timeout: Duration::from_millis(200),
         };
@@ -61,10 +63,33 @@ where
     /// The prefix of all keys of this deployment. The default is `tower-session-end`.
     ///
     /// All processes that share sessions must use the same prefix, and two deployments must not. It must not contain
-    /// braces. The prefix is the hash tag of all keys (`{tower-session-end}:lease`), so that one deployment uses one
+    /// braces. The prefix is the hash tag of all keys (`{tower-session-end}:leases`), so that one deployment uses one
     /// slot of a cluster.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.settings.prefix = prefix.into();
+        self
+    }
+
+    /// The name of this deployment, `production` for example. There is none by default.
+    ///
+    /// The name is stored when the prefix is used for the first time. From then on processes with another name, or with
+    /// none, get the error [`Invalid`](RegistryError::Invalid). Set it where a database may be copied: a staging system
+    /// with a copy of the production database, and with a name of its own, then recovers no session of production and
+    /// calls no hook for it. To use the copy, delete its keys, or set another [`prefix`](Self::prefix).
+    ///
+    /// ```
+    /// use redis::{Client, aio::ConnectionManagerConfig};
+    /// use tower_session_end::registry::RedisRegistry;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
+    /// let registry = RedisRegistry::builder(connection).deployment("staging").lazy();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn deployment(mut self, name: impl Into<String>) -> Self {
+        self.settings.deployment = Some(name.into());
         self
     }
 
@@ -94,8 +119,9 @@ where
     ///
     /// * [`Unavailable`](RegistryError::Unavailable): there was no answer within two seconds, or a transient error.
     /// * [`Invalid`](RegistryError::Invalid): a password is missing or wrong, the user may not run scripts, the server
-    ///   is older than 6.0 or evicts keys without an expiry, the keys under this prefix were written by another
-    ///   application, or a setting of this builder is out of bounds.
+    ///   is older than 6.0 or evicts keys without an expiry (`maxmemory-policy allkeys-*`, with or without a limit), the
+    ///   keys under this prefix were written by another application, another version or another
+    ///   [`deployment`](Self::deployment), or a setting of this builder is out of bounds.
     pub async fn connect(self) -> Result<RedisRegistry, RegistryError> {
         let registry = self.lazy();
         registry.enter_at_start().await?;
@@ -111,15 +137,24 @@ where
 }
 
 impl Settings {
+    /// How all keys begin. The prefix is the hash tag: all keys are in one slot of a cluster, where one script can change
+    /// them together.
+    pub(super) fn root(&self) -> String {
+        format!("{{{}}}:", self.prefix)
+    }
+
     /// The lease is renewed four times per lease.
     pub(super) fn heartbeat_interval(&self) -> Duration {
         self.lease / 4
     }
 
     pub(super) fn check(&self) -> Result<(), RegistryError> {
-        let Self { prefix, lease, command_timeout } = self;
+        let Self { prefix, deployment, lease, command_timeout } = self;
         if prefix.is_empty() || prefix.contains(['{', '}']) {
             return Err(RegistryError::invalid(format!("`prefix`: {prefix:?} is empty or contains a brace")));
+        }
+        if deployment.as_deref() == Some("") {
+            return Err(RegistryError::invalid("`deployment` is empty"));
         }
         if *lease < SHORTEST_LEASE || *lease > LONGEST_LEASE {
             let text = format!("`lease`: {lease:?} is not between {SHORTEST_LEASE:?} and {LONGEST_LEASE:?}");

@@ -1,29 +1,25 @@
-//! Changes as keys and arguments of `apply.lua`, in batches that do not block the server for long.
+//! Changes as arguments of `apply.lua`, in batches that do not block the server for long.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{
-    super::{Change, EndRecord, Record, RegistryError},
-    keys::Keys,
-    scripts::ScriptArgs,
-};
+use super::super::{Change, EndRecord, Record, RegistryError};
 use crate::session::{GenerationId, Session, SessionId};
 
-/// 500 changes block a server for about 9 ms, 2,000 for 40 ms.
+/// 256 changes block a server for about 6 ms.
 const BATCH: usize = 256;
 
 /// About this many bytes of ids and details go into one batch. A single change may have more.
 const BATCH_BYTES: usize = 512 * 1024;
 
-/// Keys and arguments of up to [`BATCH`] changes.
+/// The arguments of up to [`BATCH`] changes.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) call: ScriptArgs,
+    pub(super) args: Vec<String>,
     pub(super) len: usize,
     bytes: usize,
 }
 
-pub(super) fn batches(changes: &[Change], keys: &Keys) -> Result<Vec<Batch>, RegistryError> {
+pub(super) fn batches(changes: &[Change]) -> Result<Vec<Batch>, RegistryError> {
     let mut batches: Vec<Batch> = Vec::with_capacity(changes.len().div_ceil(BATCH));
     for change in changes {
         let mut batch = match batches.pop() {
@@ -34,56 +30,54 @@ pub(super) fn batches(changes: &[Change], keys: &Keys) -> Result<Vec<Batch>, Reg
             }
             None => Batch::default(),
         };
-        batch.push(change, keys)?;
+        batch.push(change)?;
         batches.push(batch);
     }
     Ok(batches)
 }
 
 impl Batch {
-    fn push(&mut self, change: &Change, keys: &Keys) -> Result<(), RegistryError> {
+    /// Adds the name of the change and its fields, in the order of `apply.lua`.
+    fn push(&mut self, change: &Change) -> Result<(), RegistryError> {
         self.len += 1;
         match change {
-            Change::Hold(Record { session, generation, started_at }) => {
-                self.key(keys.session(&session.id));
-                self.key(keys.ending(*generation));
-                self.args([
-                    "h".to_owned(),
-                    generation.to_string(),
-                    session.id.to_string(),
-                    json(session)?,
-                    millis(*started_at),
-                ]);
-            }
+            Change::Hold { record: Record { session, generation, started_at }, may_join } => self.args([
+                "hold".to_owned(),
+                generation.to_string(),
+                session.id.to_string(),
+                json(session)?,
+                millis(*started_at),
+                u8::from(*may_join).to_string(),
+            ]),
             Change::Update(Record { session, generation, .. }) => {
-                self.key(keys.session(&session.id));
-                self.args(["u".to_owned(), generation.to_string(), json(session)?]);
+                self.args(["update".to_owned(), generation.to_string(), json(session)?]);
             }
-            Change::Release { id, generation, end } => self.end("r", id, *generation, end, keys)?,
-            Change::End { id, generation, end } => self.end("e", id, *generation, end, keys)?,
-            Change::Delivered { generation } => {
-                self.key(keys.ending(*generation));
-                self.args(["d".to_owned(), generation.to_string()]);
+            Change::Release { id, generation, end } => self.end("release", id, *generation, end)?,
+            Change::End { id, generation, end } => self.end("end", id, *generation, end)?,
+            Change::Attempted { generation, attempts } => {
+                self.args(["attempted".to_owned(), generation.to_string(), attempts.to_string()]);
             }
-            Change::Keep { id, generation } => self.silent("k", id, *generation, keys),
-            Change::Forget { id, generation } => self.silent("f", id, *generation, keys),
+            Change::Delivered { generation } => self.args(["delivered".to_owned(), generation.to_string()]),
+            Change::DeadLetter { generation, error } => {
+                self.args(["dead_letter".to_owned(), generation.to_string(), error.clone()]);
+            }
+            Change::Keep { id, generation } => self.of_session("keep", id, *generation),
+            Change::Forget { id, generation } => self.of_session("forget", id, *generation),
+            Change::Acknowledge { id, generation } => self.of_session("acknowledge", id, *generation),
         }
         Ok(())
     }
 
     fn end(
         &mut self,
-        letter: &str,
+        name: &str,
         id: &SessionId,
         generation: GenerationId,
         end: &EndRecord,
-        keys: &Keys,
     ) -> Result<(), RegistryError> {
         let EndRecord { reason, next, ended_at, requests } = end;
-        self.key(keys.session(id));
-        self.key(keys.ending(generation));
         self.args([
-            letter.to_owned(),
+            name.to_owned(),
             generation.to_string(),
             id.to_string(),
             reason.as_str().to_owned(),
@@ -94,19 +88,13 @@ impl Batch {
         Ok(())
     }
 
-    fn silent(&mut self, letter: &str, id: &SessionId, generation: GenerationId, keys: &Keys) {
-        self.key(keys.session(id));
-        self.args([letter.to_owned(), generation.to_string(), id.to_string()]);
-    }
-
-    fn key(&mut self, key: String) {
-        self.bytes += key.len();
-        self.call.keys.push(key);
+    fn of_session(&mut self, name: &str, id: &SessionId, generation: GenerationId) {
+        self.args([name.to_owned(), generation.to_string(), id.to_string()]);
     }
 
     fn args<const N: usize>(&mut self, args: [String; N]) {
         self.bytes += args.iter().map(String::len).sum::<usize>();
-        self.call.args.extend(args);
+        self.args.extend(args);
     }
 }
 

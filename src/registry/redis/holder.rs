@@ -12,14 +12,14 @@ use super::{
     super::RegistryError,
     builder::Settings,
     errors::from_redis,
-    keys::Keys,
     lease::{DualClock, Lease},
+    recovery::Recovery,
     reply::{Reply, reply, text},
-    scripts::{ENTER, RELEASE_LEASE, RedisScript, ScriptArgs},
+    scripts::{ENTER, RELEASE_LEASE, RedisScript},
 };
 
 /// The version of the key layout: every incarnation begins with it.
-const LAYOUT: &str = "2-";
+const LAYOUT: &str = "3-";
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
@@ -30,12 +30,14 @@ pub(super) struct Holder {
     /// The number of leases that other holders have recovered; `instance:epoch` is the name of the holder in the keys.
     epoch: u64,
     /// The number of calls, over all epochs.
-    seq: u64,
+    call_number: u64,
     lease_state: LeaseState,
     incarnation: String,
     history: String,
-    /// The last recovery call whose answer has arrived.
-    pub(super) answered: u64,
+    has_warned: bool,
+    pub(super) recovery: Recovery,
+    /// The last recovery call has found nothing and has not read everything.
+    pub(super) recovery_was_cut: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,6 @@ pub(super) enum LeaseLoss {
 /// What a script call needs of the registry.
 pub(super) struct ScriptContext<'a> {
     pub(super) settings: &'a Settings,
-    pub(super) keys: &'a Keys,
     pub(super) lease: &'a Lease,
     /// The number of data losses so far.
     pub(super) data_losses: &'a AtomicU64,
@@ -67,18 +68,14 @@ impl Holder {
             connection,
             instance,
             epoch: 0,
-            seq: 0,
+            call_number: 0,
             lease_state: LeaseState::None(None),
             incarnation: String::new(),
             history: String::new(),
-            answered: 0,
+            has_warned: false,
+            recovery: Recovery::default(),
+            recovery_was_cut: false,
         }
-    }
-
-    /// The number of a new call, higher than all before.
-    pub(super) fn next_seq(&mut self) -> u64 {
-        self.seq += 1;
-        self.seq
     }
 
     /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error,
@@ -87,11 +84,11 @@ impl Holder {
         &mut self,
         context: &ScriptContext<'_>,
         lua: &RedisScript,
-        call: ScriptArgs,
+        args: Vec<String>,
     ) -> Result<Vec<Value>, RegistryError> {
         self.ensure_lease(context, context.settings.command_timeout).await?;
         let asked = DualClock::now();
-        match self.eval(context, lua, call, context.settings.command_timeout).await? {
+        match self.eval(context, lua, args, context.settings.command_timeout).await? {
             Reply::Done(values) => {
                 context.lease.renewed(asked);
                 return Ok(values);
@@ -120,11 +117,12 @@ impl Holder {
             };
             context.settings.check()?;
             let asked = DualClock::now();
-            let call = ScriptArgs {
-                keys: vec![context.keys.old_incarnation()],
-                args: vec![format!("{LAYOUT}{}", random()), LAYOUT.to_owned()],
-            };
-            match self.eval(context, &ENTER, call, timeout).await? {
+            let args = vec![
+                format!("{LAYOUT}{}", random()),
+                LAYOUT.to_owned(),
+                context.settings.deployment.clone().unwrap_or_default(),
+            ];
+            match self.eval(context, &ENTER, args, timeout).await? {
                 Reply::Done(values) => {
                     self.entered(values)?;
                     context.lease.renewed(asked);
@@ -141,6 +139,7 @@ impl Holder {
                 // Other holders have recovered this name and its sessions. That outweighs an earlier data loss.
                 Reply::Fenced => {
                     self.epoch += 1;
+                    self.recovery = Recovery::default();
                     self.lease_state = LeaseState::None(loss.map(|_| LeaseLoss::Fenced));
                 }
                 Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
@@ -159,9 +158,28 @@ impl Holder {
         if never_entered {
             return Ok(());
         }
-        match self.eval(context, &RELEASE_LEASE, ScriptArgs::default(), context.settings.command_timeout).await? {
+        match self.eval(context, &RELEASE_LEASE, Vec::new(), context.settings.command_timeout).await? {
             Reply::Lost => Err(RegistryError::DataLost),
             _ => Ok(()),
+        }
+    }
+
+    /// Runs a script of an operator, which needs no lease and takes none.
+    pub(super) async fn run_as_operator(
+        &mut self,
+        settings: &Settings,
+        lua: &RedisScript,
+        args: impl IntoIterator<Item = String>,
+    ) -> Result<Vec<Value>, RegistryError> {
+        settings.check()?;
+        let common = [settings.root(), LAYOUT.to_owned(), settings.deployment.clone().unwrap_or_default()];
+        let args: Vec<_> = common.into_iter().chain(args).collect();
+        match self.send(lua, &args, settings.command_timeout).await? {
+            Reply::Done(values) => Ok(values),
+            Reply::Invalid(why) => Err(RegistryError::invalid(why)),
+            Reply::Lost | Reply::Stale | Reply::Fenced => {
+                Err(RegistryError::invalid("the server gave an answer that a script without a lease never gives"))
+            }
         }
     }
 
@@ -169,22 +187,24 @@ impl Holder {
         &mut self,
         context: &ScriptContext<'_>,
         lua: &RedisScript,
-        call: ScriptArgs,
+        args: Vec<String>,
         timeout: Duration,
     ) -> Result<Reply, RegistryError> {
-        let rid = format!("{}:{}", self.instance, self.epoch);
-        let mut whole =
-            ScriptArgs { keys: context.keys.common(&rid).into(), args: Vec::with_capacity(5 + call.args.len()) };
-        whole.keys.extend(call.keys);
-        whole.args.extend([
-            rid,
+        self.call_number += 1;
+        let common = [
+            context.settings.root(),
+            format!("{}:{}", self.instance, self.epoch),
             self.incarnation.clone(),
             self.history.clone(),
-            self.next_seq().to_string(),
+            self.call_number.to_string(),
             context.settings.lease.as_millis().to_string(),
-        ]);
-        whole.args.extend(call.args);
-        match tokio::time::timeout(timeout, lua.run(&mut *self.connection, &whole)).await {
+        ];
+        let args: Vec<_> = common.into_iter().chain(args).collect();
+        self.send(lua, &args, timeout).await
+    }
+
+    async fn send(&mut self, lua: &RedisScript, args: &[String], timeout: Duration) -> Result<Reply, RegistryError> {
+        match tokio::time::timeout(timeout, lua.run(&mut *self.connection, args)).await {
             Ok(Ok(value)) => reply(value),
             Ok(Err(error)) => Err(from_redis(error)),
             Err(_) => Err(RegistryError::unavailable(format!("no answer within {timeout:?}"))),
@@ -194,14 +214,15 @@ impl Holder {
     /// Stores the identity of the store.
     fn entered(&mut self, values: Vec<Value>) -> Result<(), RegistryError> {
         let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
-        let [incarnation, history] = &texts[..] else {
+        let [incarnation, history, policy] = &texts[..] else {
             return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
         };
-        if history == "-" && self.history != "-" {
+        if (history == "-" || policy == "-") && !self.has_warned {
+            self.has_warned = true;
             tracing::warn!(
                 name: "session-registry-unwatched",
-                "the session registry may not run INFO, so a failover to a lagging replica will not be detected: \
-                 permit INFO to this user"
+                "the session registry may not run INFO, so neither a failover to a lagging replica nor a \
+                 `maxmemory-policy` that evicts its keys (allkeys-*) is detected: permit INFO to this user"
             );
         }
         self.incarnation.clone_from(incarnation);

@@ -4,18 +4,21 @@ mod builder;
 mod changes;
 mod errors;
 mod holder;
-mod keys;
 mod lease;
+mod recovery;
 mod reply;
 mod scripts;
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use redis::aio::ConnectionLike;
+use redis::{Value, aio::ConnectionLike};
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::builder::RedisRegistryBuilder;
@@ -23,11 +26,11 @@ use self::{
     builder::Settings,
     changes::batches,
     holder::{Connection, Holder, ScriptContext, random},
-    keys::Keys,
     lease::Lease,
-    scripts::{APPLY, HEARTBEAT, RECOVER, ScriptArgs},
+    scripts::{ADOPT, APPLY, DEAD_LETTERS, HEARTBEAT, READ_ORPHANS, REDELIVER, RedisScript},
 };
-use super::{Applied, Change, Orphan, Registry, RegistryError};
+use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
+use crate::session::GenerationId;
 
 /// A [`Registry`] on Redis (6.0 or later) or Valkey, for any number of processes on any number of machines.
 ///
@@ -50,30 +53,33 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// # }
 /// ```
 ///
+/// A clone is a handle of the same holder.
+///
 /// # Scripts
 ///
 /// Every change is part of a script that first checks the identity of the store and this holder's lease. One script
-/// applies up to 256 changes (fewer if they are large) and takes about 3 ms on the server. A larger
+/// applies up to 256 changes (fewer if they are large) and takes about 6 ms on the server. A larger
 /// [`apply`](Registry::apply) runs several scripts, each of them atomic. If one script fails, the call returns an error
 /// and can be repeated. A heartbeat is one script, and so is a [`claim_orphans`](Registry::claim_orphans) call that
 /// finds nothing. The calls of one holder run one after the other.
 ///
-/// Holders are not notified when another holder ends a session. They learn it from [`NotFound`](Applied::NotFound) when
-/// they release it.
+/// A recovery reads records and does not change them, but for sessions that another holder holds too: the hold of the dead
+/// one is removed. One call looks at 8,000 records at most. If they were all such sessions, its answer is empty although there
+/// may be orphans, and the next heartbeat says [`has_more`](Heartbeat::has_more).
 ///
 /// # Failures
 ///
-/// * **A holder is silent for longer than its lease** (by the server's clock): other holders recover its sessions and
+/// * **A holder is silent for longer than its lease** (by the server's clock): another holder adopts its sessions and
 ///   its claimed ends. Its next call returns [`Fenced`](RegistryError::Fenced), and none of its changes
-///   since that recovery is applied. Its own [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
+///   since that adoption is applied. Its own [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
 /// * **The server is down**: calls return [`Unavailable`](RegistryError::Unavailable) within the command timeout. The
 ///   first holder to reconnect detects the gap (no renewal for half a lease) and grants every holder one more full
 ///   lease before any recovery. A single process that starts long after its predecessor died detects the same gap, and
 ///   recovers the predecessor's sessions one lease later.
 /// * **The server comes back empty, or another server replaces it** (a restart, a failover, a flush): the next call
 ///   returns [`DataLost`](RegistryError::DataLost), whether or not records are missing. Sessions that are then held
-///   again keep their event ids. If the answer to such a [`Hold`](Change::Hold) is [`NotFound`](Applied::NotFound), the
-///   record shows that another holder has ended that generation.
+///   again keep their generations. If the answer to such a [`Hold`](Change::Hold) is [`Gone`](Applied::Gone), the
+///   store shows that another holder has ended that generation.
 /// * **A call arrives late**, over a dropped connection: it is not applied if a later call of the same holder was.
 ///
 /// # Limits
@@ -82,36 +88,51 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///   again. Pending ends of dead processes are lost. `appendonly yes` limits the loss to one second, and
 ///   `appendfsync always` avoids it.
 /// * A failover to a replica that lagged revives sessions that ended within the lag. A session that this process had
-///   released is then recorded as held, and ends again, as lost and with the same event id, when this process leaves or
+///   released is then recorded as held, and ends again, as lost and with the same generation, when this process leaves or
 ///   dies. `min-replicas-to-write` and `min-replicas-max-lag` keep the lag small (for scripts from Redis 7.0 on).
 /// * If two servers both act as the primary (a partition), the holders on each side recover the sessions of the other
-///   side. These sessions end twice, with the same event id. The same two settings prevent that.
+///   side. These sessions end twice, with the same generation. The same two settings prevent that.
 /// * The clocks of the primary and its replicas should agree to a fraction of the lease. Setting a clock forward
 ///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
-/// * A server that evicts keys without an expiry (`allkeys-*`) is rejected, because every key is needed.
-/// * A user without permission for `INFO` can use the registry, but a change of servers is then not detected.
+/// * No key has a time to live, so `maxmemory-policy volatile-*` evicts none of them. A server that evicts keys without an
+///   expiry (`allkeys-*`) is rejected at the start, because every key is needed.
+/// * While a cluster moves the slot to another node, calls return [`Unavailable`](RegistryError::Unavailable): some of the keys
+///   are on either node. Afterwards the next call returns [`DataLost`](RegistryError::DataLost), as after a failover.
+/// * A user without permission for `INFO` can use the registry, but a change of servers and that policy are then not
+///   detected. A warning says so.
 ///
 /// # For operators
 ///
-/// All keys begin with `{prefix}:`, in one slot of a cluster. Two keys remain when all sessions have ended and all
-/// holders have left.
+/// [`dead_letters`](Self::dead_letters), [`redeliver`](Self::redeliver) and [`redeliver_all`](Self::redeliver_all) need no
+/// lease and take none. A tool that calls only these, on a registry from [`lazy`](RedisRegistryBuilder::lazy), is no holder.
+///
+/// All keys begin with `{prefix}:`, in one slot of a cluster. `incarnation` and `deployment` remain when all sessions have
+/// ended and all holders have left, and `fenced` until it is empty.
 ///
 /// | key | type | |
 /// |---|---|---|
-/// | `lease` | sorted set | the holders, and when their leases expire (ms) |
-/// | `session:<id>` | hash | an active session: `session` (JSON), `generation`, `started` (ms), `holders` (a number), `holder:<holder>` for each |
-/// | `end:<generation>` | hash | a pending end: the same, and `reason`, `ended` (ms), `requests`, `attempts`, `next` (JSON) |
-/// | `held:<holder>` | set | the sessions of a holder: generation and id |
-/// | `claimed:<holder>` | set | the ends that a holder has claimed |
-/// | `told:<holder>` | sorted set | the ends that its last recovery call returned |
-/// | `reaping` | sorted set | expired holders whose recovery is not complete |
-/// | `seq` | hash | the number of the last call of each holder |
-/// | `fenced` | sorted set | holders whose leases have expired; the key expires after a week |
-/// | `grace` | string | exists while no lease may expire; the key expires after one lease |
-/// | `incarnation` | string | created with the store; shows a flush |
+/// | `session:<generation>` | hash | the record of a generation: `id`, `session` (JSON), `started_at` (ms), `requests`, `holder:<holder>` for each that holds it, `released:<holder>` for each that has released it; after its end `reason`, `next` (JSON), `ended_at` (ms), `claimer`, `attempts`; of a dead letter `error` |
+/// | `id:<id>` | sorted set | the generations of the active records of this id, by their start |
+/// | `held:<holder>` | sorted set | the generations that a holder holds |
+/// | `claimed:<holder>` | sorted set | the generations whose ends a holder has claimed |
+/// | `notices:<holder>` | sorted set | what other holders have ended: generation and id, by the time (ms) |
+/// | `dead_letters` | sorted set | the generations of the dead letters, by their time (ms) |
+/// | `leases` | sorted set | the holders, and when their leases expire (ms) |
+/// | `unadopted` | sorted set | holders that have left something behind, until another one adopts them |
+/// | `adopters` | hash | for each dead holder that has something left: since when (ms), and by whom it is adopted |
+/// | `adopted:<holder>` | set | the dead holders that this one has adopted |
+/// | `fenced` | sorted set | holders whose leases have expired, and when (ms), for a week |
+/// | `grace_until` | string | until then (ms) no lease expires |
+/// | `call_numbers` | hash | the number of the last call of each holder |
+/// | `incarnation` | string | the version of this layout, and a random number by which a flush is detected |
+/// | `deployment` | string | the name of the [`deployment`](RedisRegistryBuilder::deployment), if it has one |
+#[derive(Clone)]
 pub struct RedisRegistry {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     settings: Settings,
-    keys: Keys,
     instance: String,
     lease: Lease,
     data_losses: AtomicU64,
@@ -155,24 +176,138 @@ impl RedisRegistry {
     /// ```
     #[must_use]
     pub fn instance(&self) -> &str {
-        &self.instance
+        &self.shared.instance
+    }
+
+    /// The oldest dead letters in the store, `max` at most: ends whose hooks have failed too often.
+    ///
+    /// Large answers are read in parts, so a letter that is redelivered meanwhile may be missing, and another one with it.
+    /// This call needs no lease and takes none. Dropping it changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](RedisRegistryBuilder::connect).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use redis::{Client, aio::ConnectionManagerConfig};
+    /// use tower_session_end::registry::RedisRegistry;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
+    /// let registry = RedisRegistry::builder(connection).lazy();
+    /// for letter in registry.dead_letters(100).await? {
+    ///     println!("{}: {} calls, {}", letter.record.generation, letter.attempts, letter.error);
+    ///     registry.redeliver(letter.record.generation).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_letters(&self, max: usize) -> Result<Vec<DeadLetter>, RegistryError> {
+        let mut letters = Vec::new();
+        let mut skip = 0;
+        while skip < max {
+            let args = [skip.to_string(), (max - skip).min(DEAD_LETTERS_PER_SCRIPT).to_string()];
+            let mut answers = self.run_as_operator(&DEAD_LETTERS, args).await?.into_iter();
+            let has_more = answers.next().map(reply::text).transpose()?.as_deref() == Some("1");
+            skip += answers.len();
+            for answer in answers {
+                letters.extend(reply::dead_letter(answer)?);
+            }
+            if !has_more {
+                break;
+            }
+        }
+        Ok(letters)
+    }
+
+    /// Asks for the delivery of a dead letter. The next holder that calls [`claim_orphans`](Registry::claim_orphans) gets it
+    /// as an orphan, with no attempts. Returns whether there was such a dead letter.
+    ///
+    /// This call needs no lease and takes none. If it is dropped, the letter may or may not be redelivered; it can be
+    /// repeated.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](RedisRegistryBuilder::connect).
+    ///
+    /// # Examples
+    ///
+    /// See [`dead_letters`](Self::dead_letters).
+    pub async fn redeliver(&self, generation: GenerationId) -> Result<bool, RegistryError> {
+        let args = [random(), generation.to_string(), String::new()];
+        Ok(reply::redelivered(self.run_as_operator(&REDELIVER, args).await?)?.1 > 0)
+    }
+
+    /// Asks for the delivery of all dead letters that exist now. Returns how many there were.
+    ///
+    /// As [`redeliver`](Self::redeliver): it needs no lease, and can be repeated after an error or if it was dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](RedisRegistryBuilder::connect). Some of the letters may be redelivered then.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use redis::{Client, aio::ConnectionManagerConfig};
+    /// use tower_session_end::registry::RedisRegistry;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let connection = Client::open("redis://127.0.0.1/")?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
+    /// let registry = RedisRegistry::builder(connection).lazy();
+    /// println!("{} ends are delivered again", registry.redeliver_all().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn redeliver_all(&self) -> Result<u64, RegistryError> {
+        let mut all = 0;
+        let mut until = String::new();
+        loop {
+            // Letters that fail again meanwhile have a later time.
+            let args = [random(), String::new(), until];
+            let (time, count) = reply::redelivered(self.run_as_operator(&REDELIVER, args).await?)?;
+            if count == 0 {
+                return Ok(all);
+            }
+            all += count;
+            until = time;
+        }
     }
 
     fn new(connection: Connection, settings: Settings) -> Self {
         let instance = random();
-        Self {
-            keys: Keys::new(&settings.prefix),
+        let shared = Shared {
             holder: Mutex::new(Holder::new(connection, instance.clone())),
             lease: Lease::default(),
             data_losses: AtomicU64::new(0),
             instance,
             settings,
-        }
+        };
+        Self { shared: Arc::new(shared) }
     }
 
+    /// Other calls may come between two scripts of an operator.
+    async fn run_as_operator<const N: usize>(
+        &self,
+        lua: &RedisScript,
+        args: [String; N],
+    ) -> Result<Vec<Value>, RegistryError> {
+        self.shared.holder.lock().await.run_as_operator(&self.shared.settings, lua, args).await
+    }
+
+    async fn enter_at_start(&self) -> Result<(), RegistryError> {
+        self.shared.holder.lock().await.ensure_lease(&self.shared.context(), CONNECT_TIMEOUT).await
+    }
+}
+
+impl Shared {
     fn context(&self) -> ScriptContext<'_> {
-        let Self { settings, keys, lease, data_losses, .. } = self;
-        ScriptContext { settings, keys, lease, data_losses }
+        let Self { settings, lease, data_losses, .. } = self;
+        ScriptContext { settings, lease, data_losses }
     }
 
     /// Serialises the scripts. A call that waited while another one detected a data loss was made before the sessions
@@ -183,81 +318,86 @@ impl RedisRegistry {
         // The counter changes under this lock only.
         if self.data_losses.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
     }
-
-    async fn enter_at_start(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.ensure_lease(&self.context(), CONNECT_TIMEOUT).await
-    }
 }
 
 /// The timeout of `connect`: its first call may have to establish the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A recovery call returns after this time with the orphans it has claimed. There may be none if other holders share
-/// the sessions of the expired holder; the next call continues.
-const RECOVERY_TIME: Duration = Duration::from_millis(500);
+/// A recovery call that reads this many pages of 500 records returns the orphans that it has found. There may be none if
+/// other holders share the sessions of the dead one.
+const PAGES_PER_CALL: usize = 16;
+
+/// How many dead letters one script reads.
+const DEAD_LETTERS_PER_SCRIPT: usize = 256;
 
 impl Registry for RedisRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
-        let mut holder = self.lock().await?;
+        let mut holder = self.shared.lock().await?;
         let mut applied = Vec::with_capacity(changes.len());
-        for batch in batches(&changes, &self.keys)? {
-            let answers = holder.run(&self.context(), &APPLY, batch.call).await?;
+        for batch in batches(&changes)? {
+            let answers = holder.run(&self.shared.context(), &APPLY, batch.args).await?;
             if answers.len() != batch.len {
                 return Err(RegistryError::invalid("the server did not answer each change once"));
             }
             for (answer, change) in answers.into_iter().zip(&changes[applied.len()..]) {
-                applied.push(reply::applied(answer, change)?);
+                applied.push(reply::applied(answer, change, &holder.recovery)?);
             }
         }
         Ok(applied)
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.lock().await?.run(&self.context(), &HEARTBEAT, ScriptArgs::default()).await.map(drop)
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
+        let mut holder = self.shared.lock().await?;
+        let mut heartbeat = reply::heartbeat(holder.run(&self.shared.context(), &HEARTBEAT, Vec::new()).await?)?;
+        heartbeat.has_more |= std::mem::take(&mut holder.recovery_was_cut);
+        Ok(heartbeat)
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        let mut holder = self.lock().await?;
-        let (this, started) = (holder.next_seq(), Instant::now());
-        let mut orphans = Vec::new();
-        while orphans.len() < max {
-            let args = vec![
-                self.keys.root().to_owned(),
-                this.to_string(),
-                holder.answered.to_string(),
-                (max - orphans.len()).to_string(),
-            ];
-            let mut answers =
-                holder.run(&self.context(), &RECOVER, ScriptArgs { keys: Vec::new(), args }).await?.into_iter();
-            let more = answers.next().map(reply::text).transpose()?;
-            for answer in answers {
-                orphans.extend(reply::orphan(answer)?);
-            }
-            if more.as_deref() != Some("1") || started.elapsed() > RECOVERY_TIME {
+        let mut holder = self.shared.lock().await?;
+        let mut recovery = holder.recovery.clone();
+        loop {
+            let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new()).await?.into_iter();
+            let has_more = answers.next().map(reply::text).transpose()?;
+            recovery.set_adopted(answers.map(reply::text).collect::<Result<_, _>>()?);
+            // The rest is adopted, by this holder or another one, once this is read.
+            if has_more.as_deref() != Some("1") || recovery.next().is_some() {
                 break;
             }
         }
+        let mut orphans = Vec::new();
+        for _ in 0..PAGES_PER_CALL {
+            let Some((dead, kind, after)) = recovery.next().filter(|_| orphans.len() < max) else { break };
+            let args = vec![dead.clone(), kind.name().to_owned(), after, (max - orphans.len()).to_string()];
+            let mut answers = holder.run(&self.shared.context(), &READ_ORPHANS, args).await?.into_iter();
+            let last = answers.next().map(reply::text).transpose()?.unwrap_or_default();
+            for answer in answers {
+                orphans.extend(reply::orphan(answer)?);
+            }
+            recovery.advance(&dead, kind, last);
+        }
+        holder.recovery_was_cut = orphans.is_empty() && max > 0 && recovery.next().is_some();
         // Set last: if the caller drops this call before, the next one must return the same orphans.
-        holder.answered = this;
+        holder.recovery = recovery;
         Ok(orphans)
     }
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
-        self.holder.lock().await.release_lease(&self.context()).await
+        self.shared.holder.lock().await.release_lease(&self.shared.context()).await
     }
 
     fn lease_is_valid(&self) -> bool {
-        self.lease.lease_is_valid(self.settings.lease)
+        self.shared.lease.lease_is_valid(self.shared.settings.lease)
     }
 
     fn heartbeat_interval(&self) -> Duration {
-        self.settings.heartbeat_interval()
+        self.shared.settings.heartbeat_interval()
     }
 }
 
 impl fmt::Debug for RedisRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { settings, keys: _, instance, lease: _, data_losses: _, holder: _ } = self;
+        let Shared { settings, instance, lease: _, data_losses: _, holder: _ } = &*self.shared;
         f.debug_struct("RedisRegistry").field("settings", settings).field("instance", instance).finish_non_exhaustive()
     }
 }

@@ -4,10 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::Value;
 
-use super::super::{Applied, Change, EndRecord, Orphan, Record, RegistryError};
+use super::{
+    super::{Applied, Change, DeadLetter, EndRecord, Heartbeat, Notice, Orphan, Record, RegistryError},
+    recovery::Recovery,
+};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
 
-/// The outcome of a call.
+/// The outcome of a script.
 #[derive(Debug)]
 pub(super) enum Reply {
     /// It was applied, with this answer.
@@ -64,21 +67,55 @@ fn texts(value: Value) -> Result<Vec<String>, RegistryError> {
 }
 
 /// Parses the answer to this change.
-pub(super) fn applied(value: Value, change: &Change) -> Result<Applied, RegistryError> {
+pub(super) fn applied(value: Value, change: &Change, recovery: &Recovery) -> Result<Applied, RegistryError> {
     let texts = texts(value)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     match (&texts[..], change) {
-        (["B"], _) => Ok(Applied::Created),
-        (&["J", generation, session, started], Change::Hold(own)) => {
+        (["CREATED"], _) => Ok(Applied::Created),
+        (&["JOINED", generation, session, started_at], Change::Hold { record: own, .. }) => {
             let generation = generation.parse().map_err(RegistryError::invalid)?;
-            Ok(Applied::Joined(Record::new(details(session, &own.session, generation), generation, time(started))))
+            let session = details(session, &own.session, generation);
+            Ok(Applied::Joined(Record::new(session, generation, time(started_at))))
         }
-        (&["Y", requests], _) => Ok(Applied::Owned { requests: requests.parse().unwrap_or_default() }),
-        (["O"], _) => Ok(Applied::HeldElsewhere),
-        (["G"], _) => Ok(Applied::NotFound),
-        (["D"], _) => Ok(Applied::Ok),
-        _ => Err(unexpected("with an unknown letter")),
+        (["OWNED", requests], _) => Ok(Applied::Owned { requests: requests.parse().unwrap_or_default() }),
+        (["HELD_ELSEWHERE"], _) => Ok(Applied::HeldElsewhere),
+        (["GONE"], _) => Ok(Applied::Gone),
+        (["OK"], _) => Ok(Applied::Ok),
+        (&["RECOVERED", requests, holder, kind], _) => Ok(recovered(requests, holder, kind, change, recovery)),
+        _ => Err(unexpected("with an unknown word")),
     }
+}
+
+/// The answer for an end that belongs to a holder that this one has adopted. It is claimed once it was returned as an orphan.
+fn recovered(requests: &str, holder: &str, kind: &str, change: &Change, recovery: &Recovery) -> Applied {
+    let (generation, claimed) = match change {
+        Change::Hold { record, .. } => (record.generation, Applied::Created),
+        Change::Release { generation, .. } | Change::End { generation, .. } => {
+            (*generation, Applied::Owned { requests: requests.parse().unwrap_or_default() })
+        }
+        _ => return Applied::Gone,
+    };
+    if recovery.has_read(holder, kind, &generation.to_string()) { claimed } else { Applied::Gone }
+}
+
+/// Parses the answer to a heartbeat.
+pub(super) fn heartbeat(values: Vec<Value>) -> Result<Heartbeat, RegistryError> {
+    let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let [has_more, dead_letters, notices @ ..] = &texts[..] else {
+        return Err(unexpected("a heartbeat with other fields"));
+    };
+    let mut heartbeat = Heartbeat::new(Vec::new(), has_more == "1", dead_letters.parse().unwrap_or_default());
+    for notice in notices.chunks_exact(2) {
+        let (member, age) = (&notice[0], &notice[1]);
+        let parsed = member.split_once(' ').and_then(|(generation, id)| {
+            Some((SessionId::with_max_len(id, usize::MAX).ok()?, generation.parse().ok()?))
+        });
+        if let Some((id, generation)) = parsed {
+            let age = Duration::from_millis(age.parse().unwrap_or_default());
+            heartbeat.notices.push(Notice::new(id, generation, age));
+        }
+    }
+    Ok(heartbeat)
 }
 
 /// The end of a session is pending even if its details cannot be read.
@@ -94,11 +131,30 @@ fn details(json: &str, instead: &Session, generation: GenerationId) -> Session {
     })
 }
 
+/// Parses the answer to a redelivery: the time on the server, and the number of letters.
+pub(super) fn redelivered(values: Vec<Value>) -> Result<(String, u64), RegistryError> {
+    let texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let [time, count] = &texts[..] else {
+        return Err(unexpected("a redelivery with other fields"));
+    };
+    Ok((time.clone(), count.parse().unwrap_or_default()))
+}
+
 /// Parses a recovered end. `None` if its generation or session id cannot be read.
 pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let texts = texts(value)?;
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let [generation, id, session, started, reason, next, ended, requests, attempts] = texts[..] else {
+    Ok(ended(&texts)?.map(|(record, end, attempts)| Orphan::new(record, end, attempts)))
+}
+
+/// Parses a dead letter. `None` if its generation or session id cannot be read.
+pub(super) fn dead_letter(value: Value) -> Result<Option<DeadLetter>, RegistryError> {
+    let mut texts = texts(value)?;
+    let error = texts.pop().unwrap_or_default();
+    Ok(ended(&texts)?.map(|(record, end, attempts)| DeadLetter::new(record, end, attempts, error)))
+}
+
+fn ended(texts: &[String]) -> Result<Option<(Record, EndRecord, u32)>, RegistryError> {
+    let [generation, id, session, started_at, reason, next, ended_at, requests, attempts] = texts else {
         return Err(unexpected("an end with other fields"));
     };
     let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) else {
@@ -112,9 +168,8 @@ pub(super) fn orphan(value: Value) -> Result<Option<Orphan>, RegistryError> {
     let session = details(session, &Session::new(id), generation);
     let reason: EndReason = reason.parse().unwrap_or(EndReason::Unknown);
     let end =
-        EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended), requests.parse().unwrap_or_default());
-    let record = Record::new(session, generation, time(started));
-    Ok(Some(Orphan::new(record, end, attempts.parse().unwrap_or(1))))
+        EndRecord::new(reason, serde_json::from_str(next).ok(), time(ended_at), requests.parse().unwrap_or_default());
+    Ok(Some((Record::new(session, generation, time(started_at)), end, attempts.parse().unwrap_or_default())))
 }
 
 /// From milliseconds since 1970.

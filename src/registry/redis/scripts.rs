@@ -4,19 +4,24 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, RedisResult, Script, ServerErrorKind, Value, aio::ConnectionLike};
 
-/// A script, preceded by `common.lua`.
+/// A script of these parts.
 macro_rules! script {
-    ($file:literal) => {{
-        const CODE: &str = concat!(include_str!("lua/common.lua"), include_str!($file));
+    ($($file:literal),+) => {{
+        const CODE: &str = concat!($(include_str!(concat!("lua/", $file, ".lua"))),+);
         RedisScript { code: CODE, sha1: Script::new(CODE).get_hash().to_owned() }
     }};
 }
 
-pub(super) static ENTER: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/enter.lua"));
-pub(super) static HEARTBEAT: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/heartbeat.lua"));
-pub(super) static APPLY: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/apply.lua"));
-pub(super) static RECOVER: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/recover.lua"));
-pub(super) static RELEASE_LEASE: LazyLock<RedisScript> = LazyLock::new(|| script!("lua/release_lease.lua"));
+type LazyScript = LazyLock<RedisScript>;
+
+pub(super) static ENTER: LazyScript = LazyLock::new(|| script!("keys", "lease", "layout", "enter"));
+pub(super) static HEARTBEAT: LazyScript = LazyLock::new(|| script!("keys", "lease", "heartbeat"));
+pub(super) static APPLY: LazyScript = LazyLock::new(|| script!("keys", "lease", "records", "apply"));
+pub(super) static ADOPT: LazyScript = LazyLock::new(|| script!("keys", "lease", "adopt"));
+pub(super) static READ_ORPHANS: LazyScript = LazyLock::new(|| script!("keys", "lease", "records", "read_orphans"));
+pub(super) static RELEASE_LEASE: LazyScript = LazyLock::new(|| script!("keys", "lease", "release_lease"));
+pub(super) static DEAD_LETTERS: LazyScript = LazyLock::new(|| script!("keys", "layout", "operator", "dead_letters"));
+pub(super) static REDELIVER: LazyScript = LazyLock::new(|| script!("keys", "layout", "operator", "redeliver"));
 
 #[derive(Debug)]
 pub(super) struct RedisScript {
@@ -24,25 +29,18 @@ pub(super) struct RedisScript {
     sha1: String,
 }
 
-/// The keys and arguments of a script, besides the common ones.
-#[derive(Debug, Default)]
-pub(super) struct ScriptArgs {
-    pub(super) keys: Vec<String>,
-    pub(super) args: Vec<String>,
-}
-
 impl RedisScript {
     /// Runs the script by its hash, or by its text if the server does not know it yet. Unlike `SCRIPT LOAD`, `EVAL` is
-    /// routed through a cluster like the call itself.
+    /// routed through a cluster like the call itself. The first argument is how all keys begin.
     pub(super) async fn run<C: ConnectionLike + ?Sized>(
         &self,
         connection: &mut C,
-        call: &ScriptArgs,
+        args: &[String],
     ) -> RedisResult<Value> {
-        let by_hash = command("EVALSHA", &self.sha1, call);
+        let by_hash = command("EVALSHA", &self.sha1, args);
         match connection.req_packed_command(&by_hash).await.and_then(Value::extract_error) {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let by_text = command("EVAL", self.code, call);
+                let by_text = command("EVAL", self.code, args);
                 connection.req_packed_command(&by_text).await.and_then(Value::extract_error)
             }
             answer => answer,
@@ -50,8 +48,11 @@ impl RedisScript {
     }
 }
 
-fn command(name: &str, script: &str, call: &ScriptArgs) -> Cmd {
+/// The scripts make the names of their keys themselves. A cluster finds the slot by the two that are declared. The second one
+/// never exists: so while the slot moves to another node, and the keys are on either of them, both refuse the script.
+fn command(name: &str, script: &str, args: &[String]) -> Cmd {
+    let root = args.first().map(String::as_str).unwrap_or_default();
     let mut command = redis::cmd(name);
-    command.arg(script).arg(call.keys.len()).arg(&call.keys).arg(&call.args);
+    command.arg(script).arg(2).arg(format!("{root}incarnation")).arg(format!("{root}never")).arg(args);
     command
 }

@@ -20,6 +20,15 @@ pub(super) enum Read<T> {
     Unreadable,
 }
 
+impl<T> Read<T> {
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Read<U> {
+        match self {
+            Self::Readable(value) => Read::Readable(f(value)),
+            Self::Unreadable => Read::Unreadable,
+        }
+    }
+}
+
 /// Errors of SQLite are returned; a value that does not decode makes the row unreadable.
 fn read<T>(result: Result<T>) -> Result<Read<T>> {
     match result {
@@ -54,16 +63,23 @@ pub(super) fn record(row: &Row<'_>) -> Result<Read<Record>> {
     read(parse())
 }
 
-/// Decodes the columns [`RECORD`], then `requests, reason, next, ended_at, attempts`.
+/// The columns of an end, in the order that [`ended`] expects.
+pub(super) const END: &str = "id, generation, details, started_at, requests, reason, next, ended_at, attempts";
+
+/// Decodes the columns [`END`]. Without a recorded reason the session was lost, as of now.
 pub(super) fn ended(row: &Row<'_>) -> Result<Read<(Record, EndRecord, u32)>> {
     let Read::Readable(record) = record(row)? else { return Ok(Read::Unreadable) };
     let parse = || {
-        let reason: EndReason = row.get_ref(5)?.as_str()?.parse().unwrap_or(EndReason::Unknown);
+        let requests = unsigned(row.get(4)?);
+        let attempts = row.get::<_, i64>(8)?.try_into().unwrap_or(u32::MAX);
+        let Some(reason) = row.get_ref(5)?.as_str_or_null()? else {
+            return Ok((record, EndRecord::new(EndReason::Lost, None, now(), requests), attempts));
+        };
+        let reason = reason.parse().unwrap_or(EndReason::Unknown);
         // An unreadable successor must not prevent the end.
-        let next = row.get_ref(6)?.as_str_or_null()?.and_then(|next| serde_json::from_str(next).ok());
-        let requests = row.get::<_, i64>(4)?.try_into().unwrap_or(0);
+        let next = row.get_ref(6)?.as_str_or_null().ok().flatten().and_then(|next| serde_json::from_str(next).ok());
         let end = EndRecord::new(reason, next, from_ms(row.get(7)?), requests);
-        Ok((record, end, row.get::<_, i64>(8)?.try_into().unwrap_or(u32::MAX)))
+        Ok((record, end, attempts))
     };
     read(parse())
 }
@@ -79,6 +95,15 @@ pub(super) fn json(session: &Session) -> Result<String> {
 /// SQLite's integers are signed.
 pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(n: i64) -> u64 {
+    n.try_into().unwrap_or(0)
+}
+
+/// The current time, in whole milliseconds, as it will be decoded.
+pub(super) fn now() -> SystemTime {
+    from_ms(to_ms(SystemTime::now()))
 }
 
 /// Milliseconds since 1970.

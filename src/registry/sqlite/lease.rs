@@ -1,8 +1,10 @@
 //! Leases: exclusive locks on small files in one directory beside the database.
 //!
-//! The system releases the lock when the process exits or is killed. Two rules make it safe to probe and remove the
-//! files. A process creates, locks, probes and removes them only while it holds the lock on the file `LOCK`. Their
-//! names are random, because in a container every process may have the process id 1.
+//! The system releases the lock when the process exits or is killed. A lease enters the database once its file is locked, so
+//! whoever finds the name there and the file free or missing knows that the holder is dead. The file names are random: they are
+//! never used again, and in a container every process may have the process id 1.
+//!
+//! The file `LOCK` is for processes that create or replace the database. Nothing else waits for it.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -13,6 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often a new lease may meet a sweep.
+const CREATE_ATTEMPTS: usize = 100;
+
 const LOCK: &str = "LOCK";
 const SUFFIX: &str = ".lease";
 
@@ -22,13 +27,13 @@ pub(super) struct Leases {
     dir: PathBuf,
 }
 
-/// The lock on `LOCK`.
+/// The lock on `LOCK`: no other process creates or replaces the database.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
     lock: File,
 }
 
-/// A locked lease: that of this holder, or that of an expired holder during its recovery.
+/// A locked lease: that of this holder, or that of a dead one until it is adopted.
 #[derive(Debug)]
 pub(super) struct Lease {
     name: String,
@@ -84,17 +89,29 @@ impl Leases {
     }
 
     /// Creates a lease with a random name.
-    pub(super) fn create(&self, _: &DirectoryLock) -> io::Result<Lease> {
-        let half = || RandomState::new().hash_one(std::process::id());
-        let name = format!("{:016x}{:016x}", half(), half());
-        let path = self.path_of(&name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        file.try_lock()?;
-        Ok(Lease { name, path, file })
+    pub(super) fn create(&self) -> io::Result<Lease> {
+        self.create_dir()?;
+        for _ in 0..CREATE_ATTEMPTS {
+            let half = || RandomState::new().hash_one(std::process::id());
+            let name = format!("{:016x}{:016x}", half(), half());
+            let path = self.path_of(&name);
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                // A sweep has taken it for that of a dead process, and removes it.
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            let lease = Lease { name, path, file };
+            if lease.exists() {
+                return Ok(lease);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "other processes remove each new lease"))
     }
 
     /// Checks whether the holder of the lease is alive.
-    pub(super) fn probe(&self, _: &DirectoryLock, name: &str) -> io::Result<LeaseProbe> {
+    pub(super) fn probe(&self, name: &str) -> io::Result<LeaseProbe> {
         // The name comes from the database and must not leave the directory.
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(LeaseProbe::Expired(None));
@@ -112,16 +129,16 @@ impl Leases {
         }
     }
 
-    /// Removes the files of processes that died before they entered the database.
-    pub(super) fn sweep(&self, lock: &DirectoryLock, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
+    /// Removes the files of processes that died before they entered the database, or that have been adopted.
+    pub(super) fn sweep(&self, is_known: impl Fn(&str) -> bool) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let Some(name) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
             if is_known(name) {
                 continue;
             }
-            if let LeaseProbe::Expired(Some(lease)) = self.probe(lock, name)? {
-                lease.remove(lock);
+            if let LeaseProbe::Expired(Some(lease)) = self.probe(name)? {
+                lease.remove();
             }
         }
         Ok(())
@@ -143,7 +160,7 @@ impl Lease {
     }
 
     /// Releases the lock and removes the file.
-    pub(super) fn remove(self, _: &DirectoryLock) {
+    pub(super) fn remove(self) {
         // After an error a later start removes it.
         let _ = fs::remove_file(&self.path);
     }

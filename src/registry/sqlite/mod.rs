@@ -2,12 +2,15 @@
 
 mod changes;
 mod codec;
+mod dead_letters;
 mod error;
 mod holder;
 mod lease;
 mod open;
 mod recovery;
 mod schema;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 use std::{
@@ -21,11 +24,12 @@ use tokio::sync::oneshot;
 
 use self::{
     holder::Holder,
-    open::Settings,
+    open::{OPEN_TIMEOUT, Settings},
     recovery::ClaimedOrphans,
-    worker::{Job, Reply},
+    worker::{Job, Reply, Worker},
 };
-use super::{Applied, Change, Orphan, Registry, RegistryError};
+use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
+use crate::session::GenerationId;
 
 /// A [`Registry`] in one SQLite file (feature `sqlite`), for any number of processes on one machine.
 ///
@@ -40,7 +44,10 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 ///   the lock when the process exits or is killed. No lease has to time out: the next
 ///   [`claim_orphans`](Registry::claim_orphans) of any process finds the pending ends. A paused process keeps its
 ///   lease.
-/// * All blocking work runs on a dedicated thread, which exits when the registry is dropped.
+/// * All blocking work runs on a dedicated thread, which exits when the registry and all its clones are dropped, or when the
+///   lease is released. No call keeps the thread for long: a recovery of any size is read in pages of 1,000 sessions, and starts
+///   and ends are recorded between them.
+/// * A start makes no running process wait, however long its check of the file takes.
 ///
 /// # Requirements
 ///
@@ -66,13 +73,47 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// |---|---|
 /// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `generation`, `details` (JSON) |
 /// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `attempts`, `requests`, `since`, `next`, `generation`, `details` |
+/// | `dead_letters` | `id`, `reason`, `ended_at`, `error`, `attempts`, `requests`, `since`, `next`, `generation`, `details` |
+///
+/// A session that was lost stands in `ending_sessions` from the moment that another process recovers it. `claimed_by` is empty
+/// if any process may claim the end.
+///
+/// # Dead letters
+///
+/// An end whose hooks have failed too often is kept. [`dead_letters`](Self::dead_letters) lists them,
+/// [`redeliver`](Self::redeliver) and [`redeliver_all`](Self::redeliver_all) ask for another delivery. A clone of the registry
+/// is a second handle of the same holder: keep one for that, because the builder of the sessions takes the registry.
+///
+/// ```
+/// # use tower_session_end::{ActiveSessions, registry::{RegistryError, SqliteRegistry}};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = std::env::temp_dir().join(format!("registry-dead-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let file = dir.join("sessions.db");
+/// let registry = SqliteRegistry::open(&file)?;
+/// let sessions = ActiveSessions::builder().registry(registry.clone()).build()?;
+///
+/// for letter in registry.dead_letters(100).await? {
+///     println!("{} failed {} times: {}", letter.record.session.id, letter.attempts, letter.error);
+/// }
+/// println!("{} ends are delivered again", registry.redeliver_all().await?);
+/// # drop((sessions, registry));
+/// # std::fs::remove_dir_all(dir)?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Damaged files
 ///
 /// [`open`](Self::open) checks that the file is a database of this crate, has a known version and all tables, and
 /// passes SQLite's `quick_check` (for up to one second). Otherwise it returns an error that names the file. With
 /// [`set_aside_damaged`](SqliteRegistryBuilder::set_aside_damaged) it renames a damaged file and creates a new one. A
-/// single record that cannot be read does not affect the others: it is logged, and stays in the view for the operator.
+/// single record that cannot be read does not affect the others: it is logged, and stays in the view `dead_letters` for the
+/// operator.
+///
+/// A file of schema 1 or 2 was written by an older version of this crate, and is refused. Start that version once, let it
+/// deliver what is pending, and remove the file.
 ///
 /// While the disk is full, calls return [`Unavailable`](RegistryError::Unavailable).
 ///
@@ -95,6 +136,7 @@ use super::{Applied, Change, Orphan, Registry, RegistryError};
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct SqliteRegistry {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
@@ -105,13 +147,14 @@ impl SqliteRegistry {
     /// Opens the file, or creates it, with the defaults of [`builder`](Self::builder).
     ///
     /// This call blocks: usually for a few milliseconds, up to 1 s if the file is large, and up to 10 s if other
-    /// processes start at the same time. Call it before the server accepts connections.
+    /// processes write or create the file at the same time. Call it before the server accepts connections.
     ///
     /// # Errors
     ///
     /// * [`Unavailable`](RegistryError::Unavailable): the directory is missing, read-only or full, or other processes
     ///   locked it for more than 10 s.
-    /// * [`Invalid`](RegistryError::Invalid): the file is damaged, has another version, or is not a file of this crate.
+    /// * [`Invalid`](RegistryError::Invalid): the file is damaged, has another version, is not a file of this crate, or was made
+    ///   for another [`deployment`](SqliteRegistryBuilder::deployment).
     ///
     /// The text names the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RegistryError> {
@@ -125,7 +168,94 @@ impl SqliteRegistry {
             busy_timeout: Duration::from_millis(750),
             heartbeat_interval: Duration::from_secs(2),
             set_aside_damaged: false,
+            deployment: None,
         }
+    }
+
+    /// Returns up to `max` dead letters, the oldest sessions first.
+    ///
+    /// A record that cannot be read is left out; it stands in the view `dead_letters`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](RegistryError::Unavailable): the file cannot be used at the moment, or the lease was released: then this
+    /// handle is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is changed.
+    ///
+    /// ```
+    /// # use tower_session_end::registry::{RegistryError, SqliteRegistry};
+    /// # async fn example(registry: SqliteRegistry) -> Result<(), RegistryError> {
+    /// for letter in registry.dead_letters(100).await? {
+    ///     println!("{}: {}", letter.record.session.id, letter.error);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_letters(&self, max: usize) -> Result<Vec<DeadLetter>, RegistryError> {
+        let (mut letters, mut next) = (Vec::new(), Some(0));
+        while let Some(after) = next
+            && letters.len() < max
+        {
+            let limit = max - letters.len();
+            let mut page = self.call(|reply| Job::DeadLetters { after, limit, reply }).await?;
+            letters.append(&mut page.items);
+            next = page.next;
+        }
+        Ok(letters)
+    }
+
+    /// Asks for another delivery of a dead letter, with new attempts. Any process that uses the file claims it after its next
+    /// heartbeat. Returns false if there is no such dead letter.
+    ///
+    /// # Errors
+    ///
+    /// As [`dead_letters`](Self::dead_letters).
+    ///
+    /// # Cancel safety
+    ///
+    /// The request may have been recorded. It may be repeated.
+    ///
+    /// ```
+    /// # use tower_session_end::{GenerationId, registry::{RegistryError, SqliteRegistry}};
+    /// # async fn example(registry: SqliteRegistry, generation: GenerationId) -> Result<(), RegistryError> {
+    /// if !registry.redeliver(generation).await? {
+    ///     println!("there is no dead letter of {generation}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn redeliver(&self, generation: GenerationId) -> Result<bool, RegistryError> {
+        self.call(|reply| Job::Redeliver(generation, reply)).await
+    }
+
+    /// As [`redeliver`](Self::redeliver), for all dead letters. Returns their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`dead_letters`](Self::dead_letters). Some may have been asked for; the call may be repeated.
+    ///
+    /// # Cancel safety
+    ///
+    /// As after an error.
+    ///
+    /// ```
+    /// # use tower_session_end::registry::{RegistryError, SqliteRegistry};
+    /// # async fn example(registry: SqliteRegistry) -> Result<(), RegistryError> {
+    /// println!("{} ends are delivered again", registry.redeliver_all().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn redeliver_all(&self) -> Result<u64, RegistryError> {
+        let (mut count, mut next) = (0, Some(0));
+        while let Some(after) = next {
+            let page = self.call(|reply| Job::RedeliverAfter { after, reply }).await?;
+            count += page.items.len() as u64;
+            next = page.next;
+        }
+        Ok(count)
     }
 
     /// The path of the file, with symbolic links resolved.
@@ -135,7 +265,8 @@ impl SqliteRegistry {
     }
 
     async fn call<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, RegistryError> {
-        let gone = || RegistryError::unavailable(format!("{}: this holder has left", self.path.display()));
+        let closed = "the lease was released, and this handle is closed";
+        let gone = || RegistryError::unavailable(format!("{}: {closed}", self.path.display()));
         let (reply, answer) = oneshot::channel();
         self.jobs.send(job(reply)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -148,12 +279,15 @@ impl Registry for SqliteRegistry {
     }
 
     /// Checks that the database file, the lease file and the holder's row still exist.
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    ///
+    /// [`has_more`](Heartbeat::has_more) is also true if the last [`claim_orphans`](Registry::claim_orphans) left pages of a
+    /// recovery unread.
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.call(Job::Heartbeat).await
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.call(|reply| Job::ClaimOrphans(max, reply)).await.map(ClaimedOrphans::take)
+        self.call(|reply| Job::ClaimOrphans(max, 0, reply)).await.map(ClaimedOrphans::take)
     }
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
@@ -183,6 +317,7 @@ pub struct SqliteRegistryBuilder {
     busy_timeout: Duration,
     heartbeat_interval: Duration,
     set_aside_damaged: bool,
+    deployment: Option<String>,
 }
 
 impl SqliteRegistryBuilder {
@@ -231,19 +366,37 @@ impl SqliteRegistryBuilder {
         self
     }
 
+    /// The name of the deployment to which the file belongs, `production` or `staging` for example. By default it has none.
+    ///
+    /// The name is written into a new file. [`open`](Self::open) refuses a file that was made under another name, or under none,
+    /// and a file with a name if none is set here. Set it where a database may be copied from one deployment to another: the
+    /// sessions in the copy are then not ended a second time, in the wrong place. All processes of a deployment have to use the
+    /// same name. It cannot be changed later: use a new file.
+    ///
+    /// ```no_run
+    /// # use tower_session_end::registry::SqliteRegistry;
+    /// let registry = SqliteRegistry::builder("sessions.db").deployment("production").open()?;
+    /// # Ok::<(), tower_session_end::registry::RegistryError>(())
+    /// ```
+    pub fn deployment(mut self, name: impl Into<String>) -> Self {
+        self.deployment = Some(name.into());
+        self
+    }
+
     /// Opens the file, or creates it.
     ///
     /// # Errors
     ///
     /// As [`SqliteRegistry::open`].
     pub fn open(self) -> Result<SqliteRegistry, RegistryError> {
-        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged } = self;
+        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged, deployment } = self;
         let path = open::resolve(&path)?;
-        let holder = Holder::open(Settings { path: path.clone(), busy_timeout, set_aside_damaged })?;
+        let settings = Settings { path: path.clone(), busy_timeout, set_aside_damaged, deployment };
+        let holder = Holder::open(settings, OPEN_TIMEOUT)?;
         let (jobs, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("session-registry".to_owned())
-            .spawn(move || worker::run(holder, &queue))
+            .spawn(move || Worker::new(holder, queue).run())
             .map_err(RegistryError::unavailable)?;
         Ok(SqliteRegistry { jobs, path, heartbeat_interval })
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use super::{
     error::Failure,
@@ -21,6 +21,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a start waits for other processes that start (and may check a large file) or write.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often the file may be replaced while it is opened.
+const REPLACED_ATTEMPTS: usize = 10;
+
 /// SQLite checks the time limit after this number of virtual machine instructions.
 const CHECK_STEPS: i32 = 1000;
 
@@ -30,6 +33,23 @@ pub(super) struct Settings {
     pub(super) path: PathBuf,
     pub(super) busy_timeout: Duration,
     pub(super) set_aside_damaged: bool,
+    pub(super) deployment: Option<String>,
+}
+
+/// Identifies a file, also after it was renamed.
+pub(super) type FileId = (u64, u64);
+
+#[cfg(unix)]
+pub(super) fn file_id(path: &Path) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+
+    fs::metadata(path).ok().map(|there| (there.dev(), there.ino()))
+}
+
+/// Outside Unix an open file cannot be removed.
+#[cfg(not(unix))]
+pub(super) fn file_id(_: &Path) -> Option<FileId> {
+    None
 }
 
 /// Resolves the path, so that all processes find the leases in the same directory.
@@ -56,38 +76,73 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Opens the file, or creates it. The directory lock excludes other processes that do the same.
-pub(super) fn open(settings: &Settings, leases: &Leases, lock: &DirectoryLock) -> Result<Connection, Failure> {
-    match open_once(settings, leases) {
-        Err(Failure::Damaged(why)) if settings.set_aside_damaged => {
-            set_aside(&settings.path, &why, lock)?;
-            open_once(settings, leases)
-        }
-        result => result,
-    }
-}
+/// The connection to the file, and which file it is.
+pub(super) type Opened = (Connection, Option<FileId>);
 
-fn open_once(settings: &Settings, leases: &Leases) -> Result<Connection, Failure> {
+/// Opens the file, or creates it. Only a process that creates or replaces it excludes others that do the same: no process that
+/// already runs waits for a start.
+pub(super) fn open(settings: &Settings, leases: &Leases, timeout: Duration) -> Result<Opened, Failure> {
     let path = &settings.path;
+    match attempt(settings, timeout) {
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => {}
+        Err(Failure::Damaged(_)) if settings.set_aside_damaged => {}
+        Err(error) => return Err(error),
+    }
+    let lock = leases.lock_directory(timeout).map_err(|error| Failure::io(leases.dir(), &error))?;
     // Marks a database that was created before: an empty file is then a damaged one.
     let begun = leases.dir().join("BEGUN");
-    match fs::metadata(path) {
-        Ok(there) if there.len() == 0 && begun.exists() => {
-            return Err(Failure::damaged(path, "it is empty, but had content before"));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let _ = fs::remove_file(&begun);
-            create(path).map_err(|error| Failure::io(path, &error))?;
-        }
-        Err(error) => return Err(Failure::io(path, &error)),
+    // Another process may have been faster.
+    let is_emptied = || fs::metadata(path).is_ok_and(|there| there.len() == 0) && begun.exists();
+    let attempted = match attempt(settings, timeout) {
+        Ok(None) if is_emptied() => Err(Failure::damaged(path, "it is empty, but had content before")),
+        result => result,
+    };
+    match attempted {
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => {}
+        Err(Failure::Damaged(why)) if settings.set_aside_damaged => set_aside(path, &why, &lock)?,
+        Err(error) => return Err(error),
     }
+    let opened = begin(settings, &begun, timeout, &lock)?;
+    OpenOptions::new().create(true).append(true).open(&begun).map_err(|error| Failure::io(&begun, &error))?;
+    Ok(opened)
+}
+
+/// Opens the file, and checks it in a read transaction. None if there is no file, or none with tables.
+fn attempt(settings: &Settings, timeout: Duration) -> Result<Option<Opened>, Failure> {
+    let path = &settings.path;
+    for _ in 0..REPLACED_ATTEMPTS {
+        match fs::metadata(path) {
+            Ok(there) if there.len() == 0 => return Ok(None),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::io(path, &error)),
+        }
+        let file = file_id(path);
+        let mut connection = connect(path, timeout)?;
+        if identify(&mut connection, path)? {
+            return Ok(None);
+        }
+        configure(&connection, path)?;
+        check(&mut connection, settings)?;
+        // Another process may have replaced it meanwhile.
+        if file == file_id(path) {
+            return Ok(Some((connection, file)));
+        }
+    }
+    Err(Failure::Unavailable(format!("{} is replaced again and again", path.display())))
+}
+
+fn connect(path: &Path, timeout: Duration) -> Result<Connection, Failure> {
+    let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
-    let connection = Connection::open_with_flags(path, flags).map_err(|error| Failure::at_start(path, &error))?;
-    prepare(connection, settings).and_then(|connection| {
-        OpenOptions::new().create(true).append(true).open(&begun).map_err(|error| Failure::io(&begun, &error))?;
-        Ok(connection)
-    })
+    let connection = Connection::open_with_flags(path, flags).map_err(at_start)?;
+    connection.busy_timeout(timeout).map_err(at_start)?;
+    if connection.is_readonly("main").map_err(at_start)? {
+        return Err(Failure::Unavailable(format!("{} is read-only", path.display())));
+    }
+    Ok(connection)
 }
 
 /// Creates the file for its owner only, because session ids may be credentials.
@@ -99,15 +154,9 @@ fn create(path: &Path) -> io::Result<()> {
     options.open(path).map(drop)
 }
 
-/// Identifies the file before anything in it is changed, then sets it up or checks it.
-fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection, Failure> {
-    let path = &settings.path;
+/// Called once the file is identified: nothing is changed in a file of another kind.
+fn configure(connection: &Connection, path: &Path) -> Result<(), Failure> {
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    connection.busy_timeout(OPEN_TIMEOUT).map_err(at_start)?;
-    if connection.is_readonly("main").map_err(at_start)? {
-        return Err(Failure::Unavailable(format!("{} is read-only", path.display())));
-    }
-    let is_new = identify(&connection, path)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(at_start)?;
     if mode != "wal" {
         let text = format!("{}: its file system does not support SQLite's log (WAL); use a local one", path.display());
@@ -116,16 +165,14 @@ fn prepare(mut connection: Connection, settings: &Settings) -> Result<Connection
     let settings = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 16777216;";
     connection.execute_batch(settings).map_err(at_start)?;
     connection.set_prepared_statement_cache_capacity(64);
-    if is_new {
-        begin(&mut connection).map_err(at_start)?;
-    } else {
-        check(&mut connection, path)?;
-    }
-    Ok(connection)
+    Ok(())
 }
 
 /// True if the database is empty. An error if it is not a database of this crate and version.
-fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
+fn identify(connection: &mut Connection, path: &Path) -> Result<bool, Failure> {
+    let connection = connection
+        .transaction_with_behavior(TransactionBehavior::Deferred)
+        .map_err(|error| Failure::at_start(path, &error))?;
     let number = |sql| connection.query_row(sql, (), |row| row.get(0)).map_err(|error| Failure::at_start(path, &error));
     let objects: i32 = number("SELECT count(*) FROM sqlite_schema")?;
     let application: i32 = number("PRAGMA application_id")?;
@@ -134,13 +181,15 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
         (0, 0) if objects == 0 => Ok(true),
         (schema::APPLICATION_ID, schema::VERSION) => Ok(false),
         (schema::APPLICATION_ID, newer) if newer > schema::VERSION => Err(Failure::Invalid(format!(
-            "{} was written by a newer version of this crate: it has schema {newer}, and this version knows up to {}",
+            "{} was written by a newer version of this crate: it has schema {newer}, and this version knows up to {}; \
+             start the newer version, or use another file",
             path.display(),
             schema::VERSION
         ))),
         (schema::APPLICATION_ID, older) if older > 0 => Err(Failure::Invalid(format!(
             "{} was written by an older version of this crate: it has schema {older}, and this version needs {}; \
-             deliver its ends with that version, or move the file away",
+             start the older version once, let it deliver what the views `active_sessions` and `ending_sessions` show, \
+             and remove the file",
             path.display(),
             schema::VERSION
         ))),
@@ -149,21 +198,42 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Failure> {
     }
 }
 
-fn begin(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Creates the tables, in a file that is new or empty.
+fn begin(settings: &Settings, begun: &Path, timeout: Duration, _: &DirectoryLock) -> Result<Opened, Failure> {
+    let path = &settings.path;
+    let _ = fs::remove_file(begun);
+    match create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Failure::io(path, &error)),
+        _ => {}
+    }
+    let file = file_id(path);
+    let mut connection = connect(path, timeout)?;
+    configure(&connection, path)?;
+    create_tables(&mut connection, settings).map_err(|error| Failure::at_start(path, &error))?;
+    Ok((connection, file))
+}
+
+fn create_tables(connection: &mut Connection, settings: &Settings) -> rusqlite::Result<()> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
     tx.execute_batch(schema::CREATE)?;
+    if let Some(deployment) = &settings.deployment {
+        tx.execute("INSERT INTO settings (name, value) VALUES ('deployment', ?1)", [deployment])?;
+    }
     tx.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
     tx.pragma_update(None, "user_version", schema::VERSION)?;
     tx.commit()
 }
 
-/// Checks the file, for up to [`CHECK_TIMEOUT`].
-fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
+/// Checks the file, for up to [`CHECK_TIMEOUT`]. Processes that write do not wait for it.
+fn check(connection: &mut Connection, settings: &Settings) -> Result<(), Failure> {
+    let path = &settings.path;
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    let there = names(connection).map_err(|error| damage(path, &error))?;
+    let connection = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(at_start)?;
+    let there = names(&connection).map_err(|error| damage(path, &error))?;
     if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
+    check_deployment(&connection, settings)?;
     let started = Instant::now();
     connection.progress_handler(CHECK_STEPS, Some(move || started.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
     let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
@@ -181,6 +251,27 @@ fn check(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
         }
         Err(error) => Err(damage(path, &error)),
     }
+}
+
+/// A file that was made for another deployment is refused: it may be a copy.
+fn check_deployment(connection: &Connection, settings: &Settings) -> Result<(), Failure> {
+    let path = &settings.path;
+    let sql = "SELECT value FROM settings WHERE name = 'deployment'";
+    let recorded = connection.query_row(sql, (), |row| row.get::<_, String>(0)).optional();
+    let recorded = recorded.map_err(|error| damage(path, &error))?;
+    if recorded == settings.deployment {
+        return Ok(());
+    }
+    let name = |deployment: &Option<String>| match deployment {
+        Some(name) => format!("the deployment {name:?}"),
+        None => "no deployment".to_owned(),
+    };
+    Err(Failure::Invalid(format!(
+        "{} was made for {}, and this process is set up for {}; if it is a copy, remove it",
+        path.display(),
+        name(&recorded),
+        name(&settings.deployment)
+    )))
 }
 
 fn names(connection: &Connection) -> rusqlite::Result<Vec<String>> {

@@ -61,6 +61,8 @@ pub(super) struct Extra {
     pub(super) successor: Option<Arc<Generation>>,
     /// Cancelled when the record is written, or the wait for it is given up.
     recorded_signal: Option<CancellationToken>,
+    /// When the host noted it again, with a registry.
+    noted_at: Nanos,
     registry_view: Option<Box<RegistryView>>,
 }
 
@@ -511,6 +513,17 @@ pub(crate) struct PendingEnd {
     pub(crate) next: Option<Box<Session>>,
     pub(crate) at: Nanos,
     pub(crate) scope: Scope,
+    /// `Some` if its hooks have failed, and it is delivered again.
+    pub(crate) redelivery: Option<Arc<Redelivery>>,
+}
+
+/// An end whose hooks have failed. Its generation has left the tracker.
+#[derive(Debug)]
+pub(crate) struct Redelivery {
+    /// The calls of its hooks so far.
+    pub(crate) attempts: u32,
+    /// The hooks that failed.
+    pub(crate) hooks: Vec<usize>,
 }
 
 /// The reach of an end where several replicas hold the session.

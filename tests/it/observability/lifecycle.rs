@@ -34,9 +34,9 @@ pub(crate) fn secret(name: &str) -> String {
 }
 
 /// Every name that is used below: some of them are told to nobody.
-pub(crate) const NAMES: [&str; 23] = [
+pub(crate) const NAMES: [&str; 24] = [
     "header", "reset", "old", "new", "signal", "forgot", "kept", "panics", "fails", "batch", "hangs", "guarded",
-    "evicted", "late", "idle", "lost", "given-up", "record", "shared", "again", "fenced", "dropped", "untimed",
+    "evicted", "late", "idle", "lost", "letter", "record", "shared", "again", "fenced", "dropped", "untimed", "slow",
 ];
 
 /// An error with no text.
@@ -59,7 +59,7 @@ pub(crate) async fn live() {
     misuse().await;
     registry().await;
     replicas().await;
-    given_up().await;
+    dead_letter().await;
 }
 
 async fn births_and_ends() {
@@ -224,6 +224,10 @@ async fn registry() {
         sleep(10 * SECOND).await;
         assert!(sessions.note(secret(&format!("again{n}"))).recorded().await);
     }
+    holder.set(Fault::Slow);
+    assert!(sessions.note(secret("slow")).recorded().await);
+    assert!(sessions.is_degraded());
+    holder.set(Fault::None);
     store.flush();
     assert!(sessions.note(secret("late")).recorded().await);
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
@@ -262,17 +266,17 @@ async fn replicas() {
 }
 
 /// An end on which one process after the other dies.
-async fn given_up() {
+async fn dead_letter() {
     let store = Store::default();
     for n in 0..7 {
         let holder = store.holder();
         let sessions = recorded(&holder, |_| true).recovery_timeout(SECOND).build().unwrap();
         if n == 0 {
-            assert!(sessions.note(secret("given-up")).recorded().await);
+            assert!(sessions.note(secret("letter")).recorded().await);
         }
         let _ = sessions.recover().await;
         let _ = sessions.drain(EndReason::Shutdown).await;
         holder.kill();
     }
-    assert!(store.owed().is_empty());
+    assert_eq!(store.dead_letters().len(), 1);
 }

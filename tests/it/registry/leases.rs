@@ -12,15 +12,22 @@ use crate::support::store::{Fault, Store};
 use tokio::time::{Instant, sleep, timeout};
 use tower_session_end::{ActiveSessions, EndReason, SessionEnd};
 
+use super::support::birth;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn g15_a_session_that_may_never_have_been_recorded_keeps_its_name_over_a_lost_lease() {
+async fn g15_a_session_that_was_never_recorded_keeps_its_generation_over_a_lost_lease() {
     let store = Store::default();
     let replica = Replica::new(&store);
     replica.note("before").await;
     replica.holder.set(Fault::Down);
-    replica.note("a").await;
+    // The record of the first one is sent, so its start waits.
+    birth(&replica.sessions, "sent").await;
+    sleep(Duration::from_millis(10)).await;
+    birth(&replica.sessions, "a").await;
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(replica.recorder.started(), ["a", "before"]);
     let start = replica.recorder.starts().pop().unwrap();
     replica.holder.kill();
     replica.holder.set(Fault::None);

@@ -98,50 +98,6 @@ async fn g15_an_end_that_a_drain_could_not_finish_is_delivered_later_with_its_fi
 }
 
 #[tokio::test(start_paused = true)]
-async fn g15_an_end_whose_hook_errs_is_delivered_and_failed_and_one_that_never_ends_is_tried_five_times() {
-    let store = Store::default();
-    let failing = ActiveSessions::builder()
-        .registry(store.holder())
-        .on_session_end(|_: SessionEnd| ready(Err::<(), _>("no")))
-        .build()
-        .unwrap();
-    failing.note("fails");
-    assert_eq!(failing.drain(EndReason::Shutdown).await.failed, 1);
-    assert!(store.owed().is_empty());
-
-    let calls = Arc::new(Mutex::new(Vec::new()));
-    let hanging = || {
-        let (holder, calls) = (store.holder(), calls.clone());
-        let sessions = ActiveSessions::builder()
-            .registry(holder.clone())
-            .recovery_timeout(Duration::from_millis(100))
-            .on_session_end(move |end: SessionEnd| {
-                calls.lock().unwrap().push(end.generation);
-                pending::<()>()
-            })
-            .build()
-            .unwrap();
-        (sessions, holder)
-    };
-    let (sessions, holder) = hanging();
-    sessions.note("hangs").recorded().await;
-    let _ = sessions.drain(EndReason::Shutdown).await;
-    holder.kill();
-    let mut given_up = 0;
-    for _ in 0..8 {
-        let (sessions, holder) = hanging();
-        given_up += sessions.recover().await.given_up;
-        let _ = sessions.drain(EndReason::Shutdown).await;
-        holder.kill();
-    }
-    assert_eq!(given_up, 1);
-    let calls = calls.lock().unwrap();
-    assert_eq!(calls.len(), 1 + 5);
-    assert!(calls.iter().all(|event| *event == calls[0]));
-    assert!(store.owed().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
 async fn g15_a_lost_end_comes_before_the_next_start_of_its_session() {
     let store = Store::default();
     let killed = Replica::new(&store);

@@ -22,6 +22,17 @@ pub(crate) async fn birth(sessions: &ActiveSessions, id: &str) -> Duration {
     begun.elapsed()
 }
 
+/// One request of this session to a host that knows it.
+pub(crate) async fn request(sessions: &ActiveSessions, id: &str) {
+    let header = id.to_owned();
+    let host = service_fn(move |_: Request<()>| {
+        let response = Response::builder().header("x-session-id", &header).body(Empty::<Bytes>::new());
+        ready(Ok::<_, Infallible>(response.unwrap()))
+    });
+    let request = Request::post("/").header("x-session-id", id).body(()).unwrap();
+    assert_eq!(sessions.layer().layer(host).oneshot(request).await.unwrap().status(), 200);
+}
+
 pub(crate) fn ended(id: &str, reason: EndReason) -> (String, EndReason) {
     (id.to_owned(), reason)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tower_session_end::{
     ActiveSessions, EndReason,
-    registry::{Applied, Change, Orphan, Registry, RegistryError, SqliteRegistry},
+    registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError, SqliteRegistry},
 };
 
 use super::support::{Dir, handle, redis, request};
@@ -28,7 +28,7 @@ impl Registry for Counted {
         self.0.apply(changes).await
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         self.0.heartbeat().await
     }
 

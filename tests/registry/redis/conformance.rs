@@ -1,16 +1,20 @@
 //! The conformance kit, over each kind of connection.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{aio::ConnectionLike, cluster::ClusterClient};
-use tower_session_end::registry::{
-    RedisRegistry, Registry,
-    conformance::{self, Store},
+use tower_session_end::{
+    GenerationId,
+    registry::{
+        RedisRegistry, Registry,
+        conformance::{self, Store},
+    },
 };
 
 use super::support::{RedisServer, lazy_manager};
 
-const LEASE: Duration = Duration::from_secs(1);
+/// Longer than a busy machine stands still.
+const LEASE: Duration = Duration::from_millis(1500);
 
 /// Holders over clones of one connection.
 struct Holders<'a, C> {
@@ -24,14 +28,21 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Store for Holders<'_, C>
 
     async fn holder(&self) -> RedisRegistry {
         let builder = RedisRegistry::builder(self.connection.clone()).prefix(self.prefix);
-        builder.lease(LEASE).command_timeout(LEASE / 2).connect().await.unwrap()
+        builder.lease(LEASE).command_timeout(LEASE * 9 / 10).connect().await.unwrap()
     }
 
     async fn kill(&self, holder: RedisRegistry) {
         drop(holder);
         tokio::time::sleep(LEASE * 3 / 2).await;
-        // On a machine that stood still for a moment nobody was heard, and leases are taken a little later.
-        self.server.wait_until(&format!("EXISTS {{{}}}:grace", self.prefix), "0");
+        // On a machine that stood still for a moment no holder was heard, and leases expire a little later.
+        let grace: f64 = self.server.ask(&format!("GET {{{}}}:grace_until", self.prefix)).parse().unwrap_or_default();
+        let left = grace - SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() * 1000.0;
+        tokio::time::sleep(Duration::from_secs_f64(left.max(0.0) / 1000.0)).await;
+    }
+
+    async fn redeliver(&self, holder: &RedisRegistry, generation: GenerationId) -> bool {
+        assert!(holder.redeliver(generation).await.unwrap());
+        true
     }
 }
 
@@ -54,7 +65,12 @@ async fn check<C: ConnectionLike + Clone + Send + Sync + 'static>(
         () = beats => {}
     }
     witness.release_lease().await.unwrap();
-    assert_eq!(server.keys(), [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:incarnation")]);
+    let mut keys = server.keys();
+    for key in &keys {
+        assert_eq!(server.ask(&format!("TTL {key}")), "-1", "{key} can be evicted");
+    }
+    keys.retain(|key| !key.ends_with(":grace_until"));
+    assert_eq!(keys, [format!("{{{prefix}}}:fenced"), format!("{{{prefix}}}:incarnation")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

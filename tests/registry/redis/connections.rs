@@ -6,7 +6,13 @@ use redis::{Client, cluster::ClusterClient};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tower_session_end::registry::{Applied, RedisRegistry, Registry, RegistryError};
 
-use super::support::{LONG, RedisServer, YOURS, builder, hold, holder, lazy_manager, one, reach, record, release};
+use super::support::{
+    LONG, RedisServer, YOURS, builder, claim_orphans, hold, holder, lazy_manager, one, reach, record, records, release,
+};
+use crate::support::logging::Warnings;
+
+/// A timeout for a busy machine, where a call may well wait that long for its error.
+const ENOUGH: Duration = Duration::from_secs(2);
 
 /// The text of an error that waiting does not help.
 fn unusable<T>(answer: Result<T, RegistryError>) -> String {
@@ -70,7 +76,11 @@ async fn a_user_that_may_not_ask_about_the_server_can_use_it() {
     let server = RedisServer::start();
     server.ask("ACL SETUSER bob reset on >secret +@all -@dangerous ~{tower-session-end}:*");
     let url = format!("redis://bob:secret@127.0.0.1:{}/", server.port());
+    let warnings = Warnings::default();
+    let listening = warnings.listen();
     let holder = builder(&url).connect().await.unwrap();
+    drop(listening);
+    assert_eq!(warnings.all(), ["session-registry-unwatched"]);
     let record = record("a");
     assert_eq!(one(&holder, hold(&record)).await, Applied::Created);
     assert_eq!(one(&holder, release(&record, 0)).await, YOURS);
@@ -79,9 +89,18 @@ async fn a_user_that_may_not_ask_about_the_server_can_use_it() {
 }
 
 #[tokio::test]
-async fn a_server_that_evicts_our_keys_is_refused() {
-    let server = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
-    says(&unusable(builder(&server.url()).connect().await), "allkeys-lru");
+async fn a_server_that_may_evict_our_keys_is_refused() {
+    let server = RedisServer::start();
+    for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
+        server.ask(&format!("CONFIG SET maxmemory-policy {policy}"));
+        // A limit can be set later.
+        for limit in ["0", "100mb"] {
+            server.ask(&format!("CONFIG SET maxmemory {limit}"));
+            says(&unusable(builder(&server.url()).connect().await), policy);
+            says(&unusable(builder(&server.url()).lazy().heartbeat().await), policy);
+        }
+    }
+    assert!(server.keys().is_empty());
     server.ask("CONFIG SET maxmemory-policy volatile-lru");
     holder(&server).await.release_lease().await.unwrap();
 }
@@ -89,15 +108,63 @@ async fn a_server_that_evicts_our_keys_is_refused() {
 #[tokio::test]
 async fn keys_of_something_else_are_left_alone() {
     let server = RedisServer::start();
-    server.ask("SET {tower-session-end}:lease mine");
+    server.ask("SET {tower-session-end}:leases mine");
     says(&unusable(builder(&server.url()).connect().await), "WRONGTYPE");
     server.ask("FLUSHALL");
     server.ask("SET {tower-session-end}:inc 1-0");
-    says(&unusable(builder(&server.url()).connect().await), "an older version of this crate");
+    says(&unusable(builder(&server.url()).connect().await), "have the layout 1 of another version");
     server.ask("DEL {tower-session-end}:inc");
-    server.ask("SET {tower-session-end}:incarnation 3-0");
-    says(&unusable(builder(&server.url()).connect().await), "another version");
-    assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
+    for (incarnation, layout) in [("2-0", "2"), ("4-0", "4"), ("x", "?")] {
+        server.ask(&format!("SET {{tower-session-end}}:incarnation {incarnation}"));
+        let registry = builder(&server.url()).lazy();
+        for text in [
+            unusable(builder(&server.url()).connect().await),
+            unusable(registry.heartbeat().await),
+            unusable(registry.claim_orphans(1).await),
+            unusable(registry.dead_letters(1).await),
+            unusable(registry.redeliver_all().await),
+        ] {
+            says(
+                &text,
+                &format!("have the layout {layout} of another version of tower-session-end, and this one uses 3"),
+            );
+            says(&text, "delete these keys, or set another `prefix`");
+        }
+        assert_eq!(server.keys(), ["{tower-session-end}:incarnation"]);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_of_another_deployments_database_is_refused() {
+    for (first, second) in [(Some("production"), Some("staging")), (Some("production"), None), (None, Some("staging"))]
+    {
+        let server = RedisServer::start();
+        let registry = |name: Option<&str>| match name {
+            Some(name) => builder(&server.url()).deployment(name),
+            None => builder(&server.url()),
+        };
+        let dead = registry(first).connect().await.unwrap();
+        let held = record("a");
+        one(&dead, hold(&held)).await;
+        dead.release_lease().await.unwrap();
+        let keys = server.keys();
+        let name =
+            |name: Option<&str>| name.map_or("no deployment".to_owned(), |name| format!("the deployment \"{name}\""));
+        let lazy = registry(second).lazy();
+        for text in [
+            unusable(registry(second).connect().await),
+            unusable(lazy.claim_orphans(10).await),
+            unusable(lazy.apply(vec![hold(&held)]).await),
+            unusable(lazy.dead_letters(10).await),
+            unusable(lazy.redeliver(held.generation).await),
+        ] {
+            says(&text, &format!("belong to {}, and this process to {}", name(first), name(second)));
+        }
+        assert_eq!(server.keys(), keys);
+        let orphans = claim_orphans(&registry(first).connect().await.unwrap()).await;
+        assert_eq!(orphans.len(), 1);
+        assert_eq!(orphans[0].record, held);
+    }
 }
 
 #[tokio::test]
@@ -120,6 +187,7 @@ async fn settings_out_of_bounds_are_named() {
     let url = server.url();
     says(&unusable(builder(&url).prefix("a{b").connect().await), "a{b");
     says(&unusable(builder(&url).prefix("").connect().await), "empty");
+    says(&unusable(builder(&url).deployment("").connect().await), "`deployment` is empty");
     says(&unusable(builder(&url).lease(Duration::from_millis(99)).connect().await), "99ms");
     says(&unusable(builder(&url).lease(Duration::MAX).connect().await), "lease");
     says(&unusable(builder(&url).command_timeout(Duration::ZERO).connect().await), "timeout");
@@ -142,14 +210,54 @@ async fn a_replica_is_not_available() {
 async fn a_deployment_lives_in_one_slot_of_a_cluster() {
     let server = RedisServer::cluster();
     let connection = ClusterClient::new([server.url()]).unwrap().get_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).prefix("a-deployment").lease(LONG).connect().await.unwrap();
+    let holder = RedisRegistry::builder(connection)
+        .prefix("a-deployment")
+        .lease(LONG)
+        .command_timeout(ENOUGH)
+        .connect()
+        .await
+        .unwrap();
     let (held, ended) = (record("{another}slot"), record("{}"));
     assert_eq!(holder.apply(vec![hold(&held), hold(&ended)]).await.unwrap(), [Applied::Created, Applied::Created]);
     assert_eq!(one(&holder, release(&ended, 0)).await, YOURS);
     let keys = server.keys();
-    assert_eq!(keys.len(), 7, "{keys:?}");
+    assert_eq!(keys.len(), 8, "{keys:?}");
     let slots: Vec<_> = keys.iter().map(|key| server.ask(&format!("CLUSTER KEYSLOT {key}"))).collect();
     assert!(slots.iter().all(|slot| *slot == slots[0]), "{keys:?} are in {slots:?}");
+}
+
+#[tokio::test]
+async fn g15_a_slot_that_moves_to_another_node_is_unavailable_and_never_half_read() {
+    let (from, to) = (RedisServer::cluster(), RedisServer::cluster_node());
+    let connection = ClusterClient::new([from.url()]).unwrap().get_async_connection().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).command_timeout(ENOUGH).connect().await.unwrap();
+    let records = records(10);
+    holder.apply(records.iter().map(hold).collect()).await.unwrap();
+    from.ask(&format!("CLUSTER MEET 127.0.0.1 {} {}", to.port(), to.bus_port()));
+    from.wait_until("CLUSTER NODES", &to.ask("CLUSTER MYID"));
+    to.wait_until("CLUSTER INFO", "cluster_state:ok");
+    let slot = from.ask("CLUSTER KEYSLOT {tower-session-end}");
+    to.ask(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", from.ask("CLUSTER MYID")));
+    from.ask(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", to.ask("CLUSTER MYID")));
+    let moving = from.keys();
+    let (first, rest) = moving.split_at(moving.len() / 2);
+    for keys in [&[][..], first, rest] {
+        for key in keys {
+            assert_eq!(from.ask(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port())), "OK", "{key}");
+        }
+        let answer = holder.apply(records.iter().map(|record| release(record, 0)).collect()).await;
+        assert!(matches!(answer, Err(RegistryError::Unavailable(_))), "{answer:?}");
+    }
+    for server in [&to, &from] {
+        server.ask(&format!("CLUSTER SETSLOT {slot} NODE {}", to.ask("CLUSTER MYID")));
+    }
+    // All of it has moved. It is another server, so it is asked again before it is believed.
+    let answer = reach(&holder, &[release(&records[0], 0)]).await;
+    assert!(matches!(answer, Err(RegistryError::DataLost)), "{answer:?}");
+    let held = holder.apply(records.iter().map(hold).collect()).await.unwrap();
+    assert!(held.iter().all(|answer| *answer == Applied::Created));
+    let ended = holder.apply(records.iter().map(|record| release(record, 0)).collect()).await.unwrap();
+    assert!(ended.iter().all(|answer| *answer == YOURS));
 }
 
 #[tokio::test]
@@ -157,7 +265,7 @@ async fn a_multiplexed_connection_with_the_third_protocol_serves_too() {
     let server = RedisServer::start();
     let client = Client::open(format!("{}?protocol=resp3", server.url())).unwrap();
     let connection = client.get_multiplexed_async_connection().await.unwrap();
-    let holder = RedisRegistry::builder(connection).lease(LONG).connect().await.unwrap();
+    let holder = RedisRegistry::builder(connection).lease(LONG).command_timeout(ENOUGH).connect().await.unwrap();
     let held = record("a");
     assert_eq!(one(&holder, hold(&held)).await, Applied::Created);
     assert_eq!(one(&holder, hold(&record("a"))).await, Applied::Joined(held));

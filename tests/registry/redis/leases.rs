@@ -28,18 +28,18 @@ async fn g16_a_holder_that_misses_its_beats_is_fenced() {
     assert!(!slow.lease_is_valid());
     orphans.sort_by_key(|orphan| orphan.record.generation);
     let ends: Vec<_> = orphans.iter().map(|orphan| (&orphan.record, orphan.end.reason, orphan.attempts)).collect();
-    assert_eq!(ends, [(&held, EndReason::Lost, 1), (&claimed, EndReason::Deleted, 1)]);
+    assert_eq!(ends, [(&held, EndReason::Lost, 0), (&claimed, EndReason::Deleted, 0)]);
 
     // None of its changes is carried out.
     let born = record("born");
     let answer = slow.apply(vec![release(&held, 0), done(&claimed), hold(&born)]).await;
     assert!(matches!(answer, Err(RegistryError::Fenced)), "{answer:?}");
     assert!(slow.lease_is_valid(), "it has a lease again");
-    assert_eq!(one(&slow, release(&born, 0)).await, Applied::NotFound);
-    assert_eq!(one(&slow, release(&held, 0)).await, Applied::NotFound);
+    assert_eq!(one(&slow, release(&born, 0)).await, Applied::Gone);
+    assert_eq!(one(&slow, release(&held, 0)).await, Applied::Gone);
     // What it says about the claim that it had does not touch the one that the other has.
     assert_eq!(one(&slow, done(&claimed)).await, Applied::Ok);
-    assert_eq!(server.ask(&format!("EXISTS {{tower-session-end}}:end:{}", claimed.generation)), "1");
+    assert_eq!(server.ask(&format!("EXISTS {{tower-session-end}}:session:{}", claimed.generation)), "1");
     // What is alive there goes on as a new generation.
     let next = record("held");
     assert_eq!(one(&slow, hold(&next)).await, Applied::Created);
@@ -73,9 +73,10 @@ async fn g16_survivors_that_race_to_take_over_claim_each_end_once() {
     drop(dead);
     tokio::time::sleep(lease * 2).await;
     let (mut all, of_b) = tokio::join!(claim_orphans(&a), claim_orphans(&b));
-    assert!(!all.is_empty() && !of_b.is_empty(), "one was alone: {} and {}", all.len(), of_b.len());
+    // One of them has adopted it, with all that it had.
+    assert!(all.is_empty() != of_b.is_empty(), "{} and {}", all.len(), of_b.len());
     all.extend(of_b);
-    all.extend(claim_orphans(&a).await);
+    assert!(claim_orphans(&a).await.is_empty() && claim_orphans(&b).await.is_empty());
     assert_eq!(all.len(), 2000);
     assert_eq!(ids(&all), records.iter().map(|record| record.generation).collect());
 }
@@ -88,7 +89,8 @@ fn ids(orphans: &[Orphan]) -> BTreeSet<tower_session_end::GenerationId> {
 async fn g16_a_call_that_was_given_up_changes_nothing_when_it_arrives_late() {
     let server = RedisServer::start();
     let way = Way::to(server.port()).await;
-    let holder = RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).connect().await.unwrap();
+    let holder =
+        RedisRegistry::builder(lazy_manager(&way.url())).lease(LONG).command_timeout(SHORT).connect().await.unwrap();
     let (first, second) = (record("a"), record("b"));
     // So that the server knows the script, and the late call is one that counts.
     assert_eq!(one(&holder, hold(&first)).await, Applied::Created);
@@ -105,7 +107,7 @@ async fn g16_a_call_that_was_given_up_changes_nothing_when_it_arrives_late() {
     while server.calls("evalsha") == before {
         tokio::task::yield_now().await;
     }
-    assert!(!server.keys().contains(&"{tower-session-end}:session:b".to_owned()), "it lives again");
+    assert!(!server.keys().contains(&format!("{{tower-session-end}}:session:{}", second.generation)), "it lives again");
     holder.heartbeat().await.unwrap();
 }
 
@@ -115,7 +117,7 @@ async fn what_cannot_be_read_is_still_ended() {
     let dead = holder(&server).await;
     let damaged = record("damaged");
     dead.apply(vec![hold(&damaged)]).await.unwrap();
-    server.ask("HSET {tower-session-end}:session:damaged session {damaged");
+    server.ask(&format!("HSET {{tower-session-end}}:session:{} session {{damaged", damaged.generation));
     let other = holder(&server).await;
     let Applied::Joined(joined) = one(&other, hold(&record("damaged"))).await else { panic!("not joined") };
     assert_eq!((&joined.session.id, joined.generation), (&damaged.session.id, damaged.generation));

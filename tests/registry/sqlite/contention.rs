@@ -12,10 +12,12 @@ use std::{
 use rusqlite::TransactionBehavior;
 use tower_session_end::{
     EndReason,
-    registry::{Applied, Change, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
+    registry::{Applied, EndRecord, Orphan, Registry, RegistryError, SqliteRegistry},
 };
 
-use super::support::{Commits, Dir, end, holds, is_locked, record, records, take_over_all, until};
+use super::support::{
+    Commits, Dir, count, delivered, die, end, forget, holds, ids, is_locked, record, records, take_over_all, until,
+};
 
 #[tokio::test]
 async fn one_call_is_one_commit_and_a_look_for_orphans_is_none() {
@@ -93,18 +95,29 @@ async fn a_file_that_somebody_keeps_locked_is_unavailable_for_so_long() {
 }
 
 #[tokio::test]
-async fn leases_that_somebody_keeps_locked_are_unavailable_for_so_long() {
+async fn g17_a_lock_that_another_process_keeps_on_the_directory_concerns_no_running_process() {
     let dir = Dir::new();
     let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_millis(50)).open().unwrap();
-    let _other = dir.open();
-    let lock = fs::File::open(dir.leases().join("LOCK")).unwrap();
+    let dead = dir.open();
+    dead.apply(holds(&[record("lost")])).await.unwrap();
+    let files = dir.lease_files();
+    drop(dead);
+    until("the lease is free", || files.iter().filter(|lease| is_locked(lease)).count() == 1);
+    let lock = fs::File::options().create(true).write(true).truncate(false).open(dir.leases().join("LOCK")).unwrap();
     lock.lock().unwrap();
-    let error = registry.claim_orphans(10).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
-    assert!(error.to_string().contains("does not release `LOCK`"), "{error}");
+    assert_eq!(registry.claim_orphans(10).await.unwrap().len(), 1);
     assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap(), [Applied::Created]);
-    lock.unlock().unwrap();
-    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    registry.heartbeat().await.unwrap();
+    // Its lease is replaced; and it is adopted, and becomes a new holder.
+    for lease in dir.lease_files() {
+        fs::remove_file(lease).unwrap();
+    }
+    registry.heartbeat().await.unwrap();
+    dir.look().execute_batch("UPDATE holders SET adopted_by = number").unwrap();
+    assert!(matches!(registry.heartbeat().await, Err(RegistryError::Fenced)));
+    assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
+    // A start on the same file needs it as little.
+    assert_eq!(dir.open().apply(holds(&[record("c")])).await.unwrap(), [Applied::Created]);
 }
 
 #[tokio::test]
@@ -146,10 +159,40 @@ async fn of_many_that_died_at_once_nothing_is_left_behind() {
     }
     assert_eq!(dir.lease_files().len(), 50);
     let registry = dir.open();
-    assert_eq!(take_over_all(&registry).await.len(), 49);
+    let orphans = take_over_all(&registry).await;
+    assert_eq!(orphans.len(), 49);
     assert_eq!(dir.lease_files().len(), 1);
-    let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
-    assert_eq!(holders, 1);
+    registry.heartbeat().await.unwrap();
+    assert_eq!(count(&dir, "SELECT count(*) FROM holders"), 34, "those that held nothing are gone");
+    registry.apply(orphans.iter().map(|orphan| delivered(&orphan.record)).collect()).await.unwrap();
+    registry.heartbeat().await.unwrap();
+    assert_eq!(count(&dir, "SELECT count(*) FROM holders"), 1);
+}
+
+#[tokio::test]
+async fn an_empty_answer_means_that_no_holder_is_left_to_recover() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let shared = records("shared", 3);
+    registry.apply(holds(&shared)).await.unwrap();
+    let mut dead = Vec::new();
+    for n in 0..30 {
+        let holder = dir.open();
+        holder.apply(holds(&shared)).await.unwrap();
+        if n == 29 {
+            holder.apply(holds(&[record("alone")])).await.unwrap();
+        }
+        dead.push(holder);
+    }
+    // The first ones are adopted, with orphans; the others die during that.
+    let late = dead.split_off(15);
+    dead[0].apply(holds(&[record("first")])).await.unwrap();
+    dead.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(1).await.unwrap()), ["first"]);
+    late.into_iter().for_each(|dead| die(&dir, dead));
+    assert_eq!(ids(&registry.claim_orphans(10).await.unwrap()), ["alone"]);
+    assert_eq!(registry.claim_orphans(10).await.unwrap(), []);
+    assert_eq!(count(&dir, "SELECT count(*) FROM holds"), 5);
 }
 
 #[tokio::test]
@@ -170,6 +213,24 @@ async fn who_was_taken_for_dead_is_told_so_and_goes_on_as_somebody_new() {
     registry.heartbeat().await.unwrap();
 }
 
+#[tokio::test]
+async fn g16_a_holder_learns_that_it_was_adopted_though_the_first_answer_was_lost() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    for round in 0..3 {
+        let mut operator = dir.look();
+        let lock = operator.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let call = registry.apply(holds(&[record("lost")]));
+        // The thread is at it when its caller goes away.
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        lock.execute_batch("UPDATE holders SET adopted_by = number").unwrap();
+        lock.commit().unwrap();
+        assert!(matches!(registry.apply(holds(&[record("a")])).await, Err(RegistryError::Fenced)), "{round}");
+        assert_eq!(registry.apply(holds(&[record("a")])).await.unwrap().len(), 1);
+        registry.heartbeat().await.unwrap();
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn who_has_lost_the_file_records_everything_anew() {
@@ -188,7 +249,7 @@ async fn who_has_lost_the_file_records_everything_anew() {
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
+async fn a_record_that_cannot_be_read_blocks_no_other() {
     let dir = Dir::new();
     let registry = dir.open();
     let held = records("a", 6);
@@ -200,9 +261,9 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
         .execute_batch(
             "UPDATE sessions SET details = '{\"sessionId\":' WHERE id = 'a0';
              UPDATE sessions SET generation = 'nonsense' WHERE id = 'a1';
-             UPDATE ends SET details = x'ff', next = 'nonsense', reason = 'nonsense' WHERE id = 'a3';
-             UPDATE ends SET id = 'two words', attempts = -3 WHERE id = 'a4';
-             UPDATE ends SET attempts = 99999999999 WHERE id = 'a5';",
+             UPDATE sessions SET details = x'ff', next = x'fe', reason = 'nonsense' WHERE id = 'a3';
+             UPDATE sessions SET id = 'two words', attempts = -3 WHERE id = 'a4';
+             UPDATE sessions SET attempts = 99999999999 WHERE id = 'a5';",
         )
         .unwrap();
     let registry = dir.open();
@@ -214,29 +275,48 @@ async fn a_record_that_cannot_be_read_stands_in_nobodys_way() {
     assert_eq!(found, expected);
     assert_eq!(orphans[0].record.session.key, None, "its details are lost");
     assert_eq!(orphans[3].attempts, u32::MAX);
-    let sql = "SELECT count(*) FROM ending_sessions WHERE claimed_by = 'nobody: unreadable'";
-    let left: i32 = dir.look().query_row(sql, (), |row| row.get(0)).unwrap();
-    assert_eq!(left, 2);
+    assert_eq!(count(&dir, "SELECT count(*) FROM dead_letters WHERE error = 'this record cannot be read'"), 2);
+    assert_eq!(registry.heartbeat().await.unwrap().dead_letters, 2);
+    assert_eq!(registry.dead_letters(10).await.unwrap(), []);
     assert_eq!(take_over_all(&registry).await, [] as [Orphan; 0]);
-    // One that is active and in the way of a new one.
+    // To try again changes nothing.
+    assert_eq!(registry.redeliver_all().await.unwrap(), 2);
+    assert_eq!(take_over_all(&registry).await, [] as [Orphan; 0]);
+    assert_eq!(registry.heartbeat().await.unwrap().dead_letters, 2);
+    // One that is active when its id starts again.
     registry.apply(holds(&[record("b")])).await.unwrap();
-    dir.look().execute_batch("UPDATE sessions SET generation = 'nonsense' WHERE id = 'b'").unwrap();
+    dir.look().execute_batch("UPDATE sessions SET generation = 'nonsense as well' WHERE id = 'b'").unwrap();
     assert_eq!(registry.apply(holds(&[record("b")])).await.unwrap(), [Applied::Created]);
+    assert_eq!(registry.heartbeat().await.unwrap().dead_letters, 3);
+    // One with another id than its generation's.
+    let renamed = record("c");
+    registry.apply(holds(std::slice::from_ref(&renamed))).await.unwrap();
+    dir.look().execute_batch("UPDATE sessions SET id = 'two words' WHERE id = 'c'").unwrap();
+    registry.apply(holds(&[renamed, record("d")])).await.unwrap();
 }
 
 #[tokio::test]
-async fn after_a_leave_there_is_nobody_to_call() {
+async fn after_the_lease_is_released_every_handle_is_closed() {
     let dir = Dir::new();
     let registry = dir.open();
     let ended = record("a");
     registry.apply(holds(std::slice::from_ref(&ended))).await.unwrap();
-    registry.apply(vec![Change::Forget { id: ended.session.id.clone(), generation: ended.generation }]).await.unwrap();
+    registry.apply(vec![forget(&ended)]).await.unwrap();
+    let clone = registry.clone();
     registry.release_lease().await.unwrap();
     assert_eq!(dir.lease_files(), [] as [std::path::PathBuf; 0]);
     let holders: i32 = dir.look().query_row("SELECT count(*) FROM holders", (), |row| row.get(0)).unwrap();
     assert_eq!(holders, 0, "it owed nothing, and nothing of it is left");
-    let error = registry.heartbeat().await.unwrap_err();
-    assert!(error.to_string().contains("has left"), "{error}");
+    let closed = [
+        registry.heartbeat().await.unwrap_err(),
+        clone.dead_letters(1).await.unwrap_err(),
+        clone.redeliver(ended.generation).await.unwrap_err(),
+        clone.redeliver_all().await.unwrap_err(),
+    ];
+    for error in closed {
+        assert!(matches!(error, RegistryError::Unavailable(_)), "{error:?}");
+        assert!(error.to_string().contains("the lease was released, and this handle is closed"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -248,7 +328,10 @@ async fn the_thread_ends_when_the_registry_is_dropped() {
         let mut call = call;
         assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
+    let clone = registry.clone();
     drop(registry);
+    clone.dead_letters(1).await.unwrap();
+    drop(clone);
     until("the lease of the dropped one is free", || dir.lease_files().iter().all(|lease| !is_locked(lease)));
     // All of the call or nothing, and no trace of a lock.
     let found = take_over_all(&dir.open()).await.len();

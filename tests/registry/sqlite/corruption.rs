@@ -58,25 +58,50 @@ fn a_database_of_another_application_is_refused_and_left_as_it_is() {
     }
 }
 
-#[tokio::test]
-async fn an_older_version_is_refused_and_left_as_it_is() {
-    let dir = Dir::new();
-    filled(&dir, 1).await;
-    dir.look().execute_batch("PRAGMA user_version = 1").unwrap();
-    unusable(&dir.file(), "older version of this crate: it has schema 1, and this version needs 2");
-    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
-    assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
+/// The tables of schema 2, with a session and an end.
+const SCHEMA_2: &str = "
+PRAGMA journal_mode = DELETE;
+CREATE TABLE holders (number INTEGER PRIMARY KEY AUTOINCREMENT, lease TEXT NOT NULL UNIQUE, process TEXT NOT NULL,
+    since INTEGER NOT NULL);
+CREATE TABLE sessions (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, generation TEXT NOT NULL,
+    details TEXT NOT NULL, started_at INTEGER NOT NULL, requests INTEGER NOT NULL);
+CREATE TABLE holds (session INTEGER NOT NULL REFERENCES sessions (number) ON DELETE CASCADE, holder INTEGER NOT NULL,
+    released INTEGER NOT NULL, PRIMARY KEY (session, holder)) WITHOUT ROWID;
+CREATE TABLE ends (generation TEXT NOT NULL PRIMARY KEY, id TEXT NOT NULL, details TEXT NOT NULL,
+    started_at INTEGER NOT NULL, requests INTEGER NOT NULL, reason TEXT NOT NULL, next TEXT, ended_at INTEGER NOT NULL,
+    holder INTEGER NOT NULL, attempts INTEGER NOT NULL);
+INSERT INTO sessions VALUES (1, 'a', '00000000000000000000000000000001-1', '{}', 1, 0);
+INSERT INTO holds VALUES (1, 1, 0);
+INSERT INTO ends VALUES ('00000000000000000000000000000001-2', 'b', '{}', 1, 0, 'idle', NULL, 2, 1, 0);
+PRAGMA application_id = 0x74536573;
+";
+
+#[test]
+fn an_older_schema_is_refused_and_left_as_it_is() {
+    for version in [1, 2] {
+        let dir = Dir::new();
+        dir.look().execute_batch(&format!("{SCHEMA_2} PRAGMA user_version = {version};")).unwrap();
+        let before = fs::read(dir.file()).unwrap();
+        unusable(
+            &dir.file(),
+            &format!("older version of this crate: it has schema {version}, and this version needs 3; start the older"),
+        );
+        unusable(&dir.file(), "`ending_sessions` show, and remove the file");
+        let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
+        assert!(error.to_string().contains("older version"), "{error}");
+        assert!(before == fs::read(dir.file()).unwrap());
+    }
 }
 
 #[tokio::test]
 async fn a_newer_version_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
-    unusable(&dir.file(), "newer version of this crate: it has schema 3, and this version knows up to 2");
+    dir.look().execute_batch("PRAGMA user_version = 4").unwrap();
+    unusable(&dir.file(), "newer version of this crate: it has schema 4, and this version knows up to 3");
     let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
-    dir.look().execute_batch("PRAGMA user_version = 2").unwrap();
+    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
     assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 
@@ -84,8 +109,12 @@ async fn a_newer_version_is_refused_and_left_as_it_is() {
 async fn a_missing_table_is_damage() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP TABLE ends").unwrap();
-    unusable(&dir.file(), "is damaged: `ends` is missing");
+    dir.look()
+        .execute_batch(
+            "DROP VIEW ending_sessions; DROP VIEW active_sessions; DROP VIEW dead_letters; DROP TABLE notices",
+        )
+        .unwrap();
+    unusable(&dir.file(), "is damaged: `notices` is missing");
 }
 
 #[test]
@@ -179,7 +208,7 @@ async fn a_truncated_or_damaged_file_is_refused_or_does_no_harm() {
 /// What comes of it may be an error, and is an answer in any case.
 async fn use_it(round: u64, registry: &SqliteRegistry) {
     let sane = |error: RegistryError| {
-        assert!(!error.to_string().contains("has left"), "{round}: the thread is gone: {error:?}");
+        assert!(!error.to_string().contains("handle is closed"), "{round}: the thread is gone: {error:?}");
     };
     let new = record("new");
     let _ = registry.apply(holds(std::slice::from_ref(&new))).await.map_err(sane);

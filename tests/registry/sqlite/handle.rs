@@ -1,11 +1,17 @@
 //! A handle with this registry: drains, locks, restarts.
 
-use std::time::Duration;
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
 use rusqlite::TransactionBehavior;
-use tower_session_end::{ActiveSessions, EndReason};
+use tower_session_end::{ActiveSessions, EndReason, registry::SqliteRegistry};
 
-use super::support::{Commits, Dir};
+use super::{
+    process::Process,
+    support::{Commits, Dir, until},
+};
 use crate::support::recorder::Recorder;
 
 fn replica(dir: &Dir) -> (Recorder, ActiveSessions) {
@@ -32,7 +38,7 @@ async fn g15_10_000_births_and_a_drain_are_a_few_commits() {
     assert_eq!((report.ended, recorder.ends().len()), (SESSIONS as u64, SESSIONS));
     let (births, ends) = (born - before, commits.count() - born);
     assert!(births < 100 && ends < 200, "{births} commits for the births, {ends} for the drain");
-    let left: i64 = dir.look().query_row("SELECT count(*) FROM sessions, ends", (), |row| row.get(0)).unwrap();
+    let left: i64 = dir.look().query_row("SELECT count(*) FROM sessions", (), |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 
@@ -74,4 +80,33 @@ async fn g16_an_overlapping_restart_ends_nothing_that_goes_on() {
     assert_eq!(report.ended, 1, "{report}");
     let ends: Vec<_> = of_new.ends().iter().map(|end| (end.session.id.to_string(), end.reason)).collect();
     assert_eq!(ends, [("a".to_owned(), EndReason::Shutdown)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g17_150_starts_are_recorded_while_another_process_keeps_the_directory_locked_for_6_s() {
+    let dir = Dir::new();
+    let often = Duration::from_millis(50);
+    let registry = SqliteRegistry::builder(dir.file()).heartbeat_interval(often).open().unwrap();
+    let recorder = Recorder::default();
+    let sessions = recorder.builder().drain_timeout(Duration::from_secs(10)).registry(registry).build().unwrap();
+    let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
+    // The heartbeats look at the lease of a living holder, and recover what a dead one held.
+    let mut living = Process::start("hold", &dir.file());
+    living.expect("holds");
+    let mut locking = Process::start("lock the directory", &dir.file());
+    locking.expect("locked");
+    let started = Instant::now();
+    for n in 0..150 {
+        assert!(sessions.note(format!("s{n}")).recorded().await, "start {n}, after {:?}", started.elapsed());
+        assert!(!sessions.is_degraded());
+        if n == 75 {
+            living.kill();
+        }
+        tokio::time::sleep_until((started + Duration::from_millis(40) * (n + 1)).into()).await;
+    }
+    locking.kill();
+    until("the dead holder's sessions have ended", || recorder.ends().len() >= 15);
+    driver.abort();
+    let report = sessions.drain(EndReason::Shutdown).await;
+    assert_eq!((report.ended, recorder.ends().len()), (150, 165), "{report}");
 }

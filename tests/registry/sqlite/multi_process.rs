@@ -42,6 +42,13 @@ pub(crate) async fn play(role: &str, file: &Path) {
         "recover" => recover(&open(file)).await,
         "share" => share(&open(file)).await,
         "grow" => drop(grow(&open(file)).await),
+        "lock the directory" => {
+            let directory = file.with_file_name("sessions.db-leases");
+            let lock = std::fs::File::options().create(true).write(true).truncate(false).open(directory.join("LOCK"));
+            lock.unwrap().lock().unwrap();
+            say("locked");
+            wait();
+        }
         "fill" => fill(file).await,
         "serve on a full disk" => serve_on_a_full_disk(file).await,
         _ => panic!("there is no role {role}"),
@@ -176,11 +183,12 @@ async fn fill(file: &Path) {
 async fn serve_on_a_full_disk(file: &Path) {
     let filler = file.with_file_name("filler");
     std::fs::write(&filler, vec![1; 512 * 1024]).unwrap();
-    let filling = open(file);
+    // On a full disk there is no room for the row of another holder.
+    let (filling, registry) = (open(file), open(file));
     grow(&filling).await;
     let sessions = ActiveSessions::builder()
         .on_session_end(async |end: SessionEnd| say(format!("{} {}", end.session.id, end.reason)))
-        .registry(open(file))
+        .registry(registry)
         .build()
         .unwrap();
     let driver = tokio::spawn(sessions.shutdown_on(std::future::pending::<()>()));

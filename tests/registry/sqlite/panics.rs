@@ -9,42 +9,66 @@ use std::{
 use tower_session_end::{
     EndReason, GenerationId,
     registry::{
-        Applied, Change, Orphan, Registry, RegistryError,
+        Applied, Change, Heartbeat, Orphan, Registry, RegistryError,
         conformance::{Store, check},
     },
 };
 
-use super::support::{Dir, Held};
+use super::{conformance::Held, support::Dir};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     ClaimsTwice,
     ClaimsDieWithTheClaimer,
-    LosesUntoldClaims,
+    LosesUnreturnedClaims,
     LosesTheFirstReason,
     IgnoresMax,
     RepeatsAreGone,
     AnswersInReverse,
     OneByOne,
     CutsDetails,
+    JoinsAlways,
+    CountsClaims,
+    LosesAttempts,
+    DeliversDeadLetters,
+    LosesNotices,
+    KeepsNotices,
+    ForgetsSilently,
 }
 
 /// A good registry behind a bad layer.
 struct Broken {
     inner: Held,
     fault: Fault,
-    /// What somebody was told before.
-    told: Arc<Mutex<Vec<Orphan>>>,
+    /// The orphans of an earlier answer.
+    returned: Arc<Mutex<Vec<Orphan>>>,
     ended: Mutex<BTreeSet<GenerationId>>,
 }
 
 impl Broken {
     fn bend(&self, change: &mut Change) {
         match (self.fault, change) {
-            (Fault::CutsDetails, Change::Hold(record)) => {
+            (Fault::CutsDetails, Change::Hold { record, .. }) => {
                 record.session.key = record.session.key.take().map(|key| key.replace('\0', ""));
             }
             (Fault::LosesTheFirstReason, Change::End { end, .. }) => end.reason = EndReason::Unknown,
+            (Fault::JoinsAlways, Change::Hold { may_join, .. }) => *may_join = true,
+            (Fault::LosesAttempts, Change::Attempted { attempts, .. }) => *attempts = 0,
+            (Fault::DeliversDeadLetters, change) => {
+                if let Change::DeadLetter { generation, .. } = *change {
+                    *change = Change::Delivered { generation };
+                }
+            }
+            (Fault::KeepsNotices, change) => {
+                if let Change::Acknowledge { generation, .. } = *change {
+                    *change = Change::Attempted { generation, attempts: 0 };
+                }
+            }
+            (Fault::ForgetsSilently, change) => {
+                if let Change::Forget { id, generation } = change.clone() {
+                    *change = Change::Keep { id, generation };
+                }
+            }
             _ => {}
         }
     }
@@ -74,25 +98,29 @@ impl Registry for Broken {
                 && matches!(answer, Applied::Owned { .. })
                 && !self.ended.lock().unwrap().insert(*generation)
             {
-                *answer = Applied::NotFound;
+                *answer = Applied::Gone;
             }
         }
         Ok(answers)
     }
 
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.inner.heartbeat().await
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
+        let mut heartbeat = self.inner.heartbeat().await?;
+        if self.fault == Fault::LosesNotices {
+            heartbeat.notices.clear();
+        }
+        Ok(heartbeat)
     }
 
     async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
         let orphans = self.inner.claim_orphans(if self.fault == Fault::IgnoresMax { 1000 } else { max }).await?;
         match self.fault {
             Fault::ClaimsTwice => {
-                let mut told = self.told.lock().unwrap();
+                let mut returned = self.returned.lock().unwrap();
                 return Ok(if orphans.is_empty() {
-                    std::mem::take(&mut told)
+                    std::mem::take(&mut returned)
                 } else {
-                    told.clone_from(&orphans);
+                    returned.clone_from(&orphans);
                     orphans
                 });
             }
@@ -100,7 +128,11 @@ impl Registry for Broken {
                 let done = orphans.iter().map(|orphan| Change::Delivered { generation: orphan.record.generation });
                 self.inner.apply(done.collect()).await?;
             }
-            Fault::LosesUntoldClaims => tokio::time::sleep(Duration::from_millis(5)).await,
+            Fault::CountsClaims => {
+                let counted = |orphan: Orphan| Orphan::new(orphan.record, orphan.end, orphan.attempts + 1);
+                return Ok(orphans.into_iter().map(counted).collect());
+            }
+            Fault::LosesUnreturnedClaims => tokio::time::sleep(Duration::from_millis(5)).await,
             _ => {}
         }
         Ok(orphans)
@@ -118,7 +150,7 @@ impl Registry for Broken {
 struct BrokenStore {
     dir: Dir,
     fault: Fault,
-    told: Arc<Mutex<Vec<Orphan>>>,
+    returned: Arc<Mutex<Vec<Orphan>>>,
 }
 
 impl Store for BrokenStore {
@@ -126,7 +158,7 @@ impl Store for BrokenStore {
 
     async fn holder(&self) -> Broken {
         let inner = self.dir.holder().await;
-        Broken { inner, fault: self.fault, told: Arc::clone(&self.told), ended: Mutex::default() }
+        Broken { inner, fault: self.fault, returned: Arc::clone(&self.returned), ended: Mutex::default() }
     }
 
     async fn kill(&self, holder: Broken) {
@@ -134,25 +166,51 @@ impl Store for BrokenStore {
     }
 }
 
-#[tokio::test]
-async fn the_kit_finds_what_is_broken() {
-    let faults = [
-        (Fault::ClaimsTwice, "claims after another holder's `Delivered`"),
-        (Fault::ClaimsDieWithTheClaimer, "a claim of a dead recoverer"),
-        (Fault::LosesUntoldClaims, "each orphan once, after dropped `claim_orphans` calls"),
-        (Fault::LosesTheFirstReason, "details of claims"),
-        (Fault::IgnoresMax, "`claim_orphans(7)` returned"),
-        (Fault::RepeatsAreGone, "the same release by the last again"),
-        (Fault::AnswersInReverse, "a compaction"),
-        (Fault::OneByOne, "changes were applied"),
-        (Fault::CutsDetails, "unchanged details"),
-    ];
-    for (fault, complaint) in faults {
-        let store = BrokenStore { dir: Dir::new(), fault, told: Arc::default() };
+/// The kit panics, and its message contains this.
+async fn finds(faults: &[(Fault, &str)]) {
+    for &(fault, complaint) in faults {
+        let store = BrokenStore { dir: Dir::new(), fault, returned: Arc::default() };
         let checked = tokio::spawn(async move { check(&store).await }).await;
-        let Err(panicked) = checked else { panic!("{fault:?}: the kit is content") };
+        let Err(panicked) = checked else { panic!("{fault:?}: the kit finds nothing") };
         let panic = panicked.into_panic();
         let panic = panic.downcast::<String>().expect("a message");
         assert!(panic.contains(complaint), "{fault:?}: {panic}");
     }
+}
+
+#[tokio::test]
+async fn the_kit_finds_wrong_answers_to_changes() {
+    finds(&[
+        (Fault::LosesTheFirstReason, "the reason:"),
+        (Fault::RepeatsAreGone, "an end of the first, again"),
+        (Fault::AnswersInReverse, "ended beside a hold"),
+        (Fault::CutsDetails, "unchanged details"),
+        (Fault::JoinsAlways, "a second active record of the id"),
+        (Fault::LosesNotices, "the notice of another holder's end"),
+        (Fault::KeepsNotices, "after `Acknowledge`"),
+        (Fault::ForgetsSilently, "an update of a forgotten session"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn the_kit_finds_wrong_claims() {
+    finds(&[
+        (Fault::ClaimsTwice, "`claim_orphans` returned an orphan twice"),
+        (Fault::ClaimsDieWithTheClaimer, "a hold of a claim of its own, from a recovery"),
+        (Fault::IgnoresMax, "`claim_orphans(7)` returned"),
+        (Fault::CountsClaims, "attempts: none, two, and none of lost sessions"),
+        (Fault::LosesAttempts, "attempts: none, two, and none of lost sessions"),
+        (Fault::DeliversDeadLetters, "dead letters:"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn the_kit_finds_what_dropped_calls_leave() {
+    finds(&[
+        (Fault::LosesUnreturnedClaims, "each orphan once, after dropped `claim_orphans` calls"),
+        (Fault::OneByOne, "a part of a dropped call was applied"),
+    ])
+    .await;
 }

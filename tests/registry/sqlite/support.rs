@@ -10,9 +10,7 @@ use std::{
 
 use tower_session_end::{
     GenerationId, Session,
-    registry::{
-        Applied, Change, EndRecord, Orphan, Record, Registry, RegistryError, SqliteRegistry, conformance::Store,
-    },
+    registry::{Change, EndRecord, Orphan, Record, Registry, SqliteRegistry},
 };
 
 /// Nothing in these tests takes that long unless it is stuck.
@@ -107,7 +105,7 @@ pub(crate) fn is_locked(path: &Path) -> bool {
     }
 }
 
-/// A generation that nobody has noted yet.
+/// A generation that was not used before.
 pub(crate) fn record(id: &str) -> Record {
     static GENERATION: AtomicU64 = AtomicU64::new(1);
     let number = GENERATION.fetch_add(1, Ordering::Relaxed);
@@ -120,63 +118,46 @@ pub(crate) fn records(prefix: &str, count: usize) -> Vec<Record> {
     (0..count).map(|i| record(&format!("{prefix}{i}"))).collect()
 }
 
+/// A start. It continues an active session of another holder.
+pub(crate) fn hold(record: &Record) -> Change {
+    Change::Hold { record: record.clone(), may_join: true }
+}
+
 pub(crate) fn holds(records: &[Record]) -> Vec<Change> {
-    records.iter().cloned().map(Change::Hold).collect()
+    records.iter().map(hold).collect()
 }
 
 pub(crate) fn end(record: &Record, end: EndRecord) -> Change {
     Change::End { id: record.session.id.clone(), generation: record.generation, end }
 }
 
-/// A holder whose lease is known.
-pub(crate) struct Held {
-    registry: SqliteRegistry,
-    lease: PathBuf,
+pub(crate) fn forget(record: &Record) -> Change {
+    Change::Forget { id: record.session.id.clone(), generation: record.generation }
 }
 
-impl Registry for Held {
-    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
-        self.registry.apply(changes).await
-    }
-
-    async fn heartbeat(&self) -> Result<(), RegistryError> {
-        self.registry.heartbeat().await
-    }
-
-    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
-        self.registry.claim_orphans(max).await
-    }
-
-    async fn release_lease(&self) -> Result<(), RegistryError> {
-        self.registry.release_lease().await
-    }
-
-    fn heartbeat_interval(&self) -> Duration {
-        // Much more often than anybody would.
-        Duration::from_millis(20)
-    }
+pub(crate) fn acknowledge(record: &Record) -> Change {
+    Change::Acknowledge { id: record.session.id.clone(), generation: record.generation }
 }
 
-impl Store for Dir {
-    type Holder = Held;
-
-    async fn holder(&self) -> Held {
-        let before = if self.leases().exists() { self.lease_files() } else { Vec::new() };
-        let registry = self.open();
-        let lease = self.lease_files().into_iter().find(|lease| !before.contains(lease)).unwrap();
-        Held { registry, lease }
-    }
-
-    /// As SIGKILL would: the lock goes, and nothing else is done.
-    async fn kill(&self, Held { registry, lease }: Held) {
-        drop(registry);
-        until("the lease of a dead holder is lost", || !is_locked(&lease));
-    }
+pub(crate) fn delivered(record: &Record) -> Change {
+    Change::Delivered { generation: record.generation }
 }
 
 pub(crate) fn release(record: &Record, requests: u64) -> Change {
     let end = EndRecord::new(tower_session_end::EndReason::Shutdown, None, std::time::SystemTime::now(), requests);
     Change::Release { id: record.session.id.clone(), generation: record.generation, end }
+}
+
+/// As SIGKILL would: the lock on the lease is gone, and nothing else is done.
+pub(crate) fn die(dir: &Dir, registry: SqliteRegistry) {
+    let locked = || dir.lease_files().iter().filter(|lease| is_locked(lease)).count();
+    let before = locked();
+    drop(registry);
+    until("the lease of a dead holder is free", || locked() < before);
+}
+
+pub(crate) fn ids(orphans: &[Orphan]) -> Vec<&str> {
+    orphans.iter().map(|orphan| orphan.record.session.id.as_str()).collect()
 }
 
 pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
@@ -190,7 +171,12 @@ pub(crate) async fn take_over_all(registry: &SqliteRegistry) -> Vec<Orphan> {
     }
 }
 
-/// A registry with so many sessions, which nobody holds.
+/// The answer to a query for one number.
+pub(crate) fn count(dir: &Dir, sql: &str) -> i64 {
+    dir.look().query_row(sql, (), |row| row.get(0)).unwrap()
+}
+
+/// A registry with so many sessions, whose holder has released its lease.
 pub(crate) async fn filled(dir: &Dir, count: usize) {
     let registry = dir.open();
     registry.apply(holds(&records("filled-", count))).await.unwrap();

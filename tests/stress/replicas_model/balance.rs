@@ -25,31 +25,28 @@ impl World {
         };
         let in_peace = steps.iter().all(|(_, step)| !step.is_trouble());
         let about = |event: &GenerationId| format!("{event}: {:?}\n{history:?}\n{log:#?}", told.get(event));
-        for event in told.keys().chain(history.born.keys()) {
-            let excused = history.forgotten.contains(event)
-                || history.given_up.contains(event)
+        for event in told.keys().chain(history.recorded.keys()) {
+            let is_recorded = history.recorded.contains_key(event);
+            let is_excused = history.forgotten.contains(event)
                 || self.lost.contains(event)
-                || history.wiped_ends.contains(event)
-                // Never on record, or no longer: its process has forgotten it, or died before it was recorded again.
-                || (!history.born.contains_key(event) && is_forgotten(event))
+                || (!is_recorded && is_forgotten(event))
                 || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
-            assert!(!ends.is_empty() || excused, "no end for {}", about(event));
-            // One whose own process was away, or did not know what had become of its record, may be recorded again.
-            let was_away = starts.iter().any(|life| self.away.contains(life)) || self.unheard.contains(event);
-            let unexplained = ends.iter().filter(|life| !self.troubled.contains(life)).count();
-            assert!(
-                (unexplained <= 1 || was_away) && (!in_peace || ends.len() <= 1),
-                "{} ends for {}",
-                ends.len(),
-                about(event)
-            );
+            assert!(!ends.is_empty() || is_excused, "no end for {}", about(event));
+            let is_split = self.split.contains(event);
+            let unexcused = ends.iter().filter(|life| !self.repeating.contains(life)).count();
+            assert!(unexcused <= 1 || is_split, "{} ends for {}", ends.len(), about(event));
+            for life in &ends {
+                let of_life = ends.iter().filter(|other| *other == life).count();
+                let may_repeat = self.fenced.contains(life) || is_split;
+                assert!(of_life == 1 || may_repeat, "{of_life} ends in life {life} for {}", about(event));
+            }
             assert!(starts.len() <= 1, "{} starts for {}", starts.len(), about(event));
             let may_be_silent = !in_peace || is_forgotten(event) || history.forgotten.contains(event);
             assert!(may_be_silent || starts.len() == 1, "no start for {}", about(event));
         }
-        if in_peace {
-            assert!(self.lost.is_empty());
+        if steps.iter().all(|(_, step)| step.loses_nothing()) {
+            assert!(self.lost.is_empty(), "{:?}", self.lost);
         }
         let only_crashes = steps.iter().all(|(_, step)| !step.is_trouble() || matches!(step, Step::Crash));
         let forgets = |id: &str| {
@@ -57,7 +54,6 @@ impl World {
             steps.iter().any(is_forgotten)
         };
         if only_crashes {
-            assert!(self.lost.is_empty(), "{:?}", self.lost);
             for (id, from) in self.seen.iter().filter(|(id, _)| !forgets(id)) {
                 let has_end = log[*from..].iter().any(|told| told.id == *id && told.end.is_some());
                 assert!(has_end, "a client saw {id}, and it has no end: {log:#?}");

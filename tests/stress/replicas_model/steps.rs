@@ -47,7 +47,17 @@ pub(crate) enum Step {
 
 impl Step {
     pub(crate) const fn is_trouble(&self) -> bool {
-        matches!(self, Self::Crash | Self::Stall | Self::Fault(_) | Self::Doubt(_) | Self::Flush)
+        match self {
+            // A conflict excuses nothing.
+            Self::Fault(fault) => !matches!(fault, Fault::None | Fault::Conflict),
+            Self::Crash | Self::Stall | Self::Doubt(_) | Self::Flush => true,
+            _ => false,
+        }
+    }
+
+    /// Trouble in which everything is on record: it excuses no generation that has a start and no end.
+    pub(crate) const fn loses_nothing(&self) -> bool {
+        !self.is_trouble() || matches!(self, Self::Crash | Self::Stall | Self::Doubt(_))
     }
 }
 
@@ -72,6 +82,11 @@ pub(crate) fn peace() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Calls that meet a concurrent one, and then none.
+pub(crate) fn conflicts() -> impl Strategy<Value = Step> {
+    prop_oneof![3 => Just(Fault::Conflict), 1 => Just(Fault::None)].prop_map(Step::Fault)
+}
+
 pub(crate) fn trouble() -> impl Strategy<Value = Step> {
     let fault = prop_oneof![
         4 => Just(Fault::None),
@@ -81,6 +96,9 @@ pub(crate) fn trouble() -> impl Strategy<Value = Step> {
         1 => Just(Fault::Slow),
         1 => Just(Fault::Short),
         1 => Just(Fault::Panics),
+        1 => Just(Fault::ReadOnly),
+        1 => Just(Fault::Fenced),
+        1 => Just(Fault::Conflict),
     ];
     prop_oneof![
         3 => Just(Step::Crash),

@@ -16,7 +16,7 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use tokio::{task::JoinHandle, time::Instant};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_session_end::{ActiveSessions, DrainReport, EndReason, GenerationId, SessionEnd, SessionGuard, SessionStart};
+use tower_session_end::{ActiveSessions, EndReason, GenerationId, SessionEnd, SessionGuard, SessionStart};
 
 use super::steps::{CONNECTIONS, DRAIN, IDLE, REPLICAS, Step, name};
 use crate::support::recorder::assert_sum;
@@ -51,14 +51,22 @@ pub(crate) struct World {
     pub(crate) log: Log,
     pub(crate) max_sessions: usize,
     pub(crate) lives: Vec<Life>,
-    /// Lives in which something went wrong that explains an end too many.
+    /// Lives in which something went wrong: their reports need not be clean.
     pub(crate) troubled: BTreeSet<usize>,
-    /// Those of them that went on.
-    pub(crate) away: BTreeSet<usize>,
-    /// Generations that died with a process that could not record them, or that the store forgot before.
+    /// Those of them whose ends may come again: they have crashed, or lost their lease, or their registry.
+    pub(crate) repeating: BTreeSet<usize>,
+    /// Those of them that may not have recorded what has started: without the registry, or when it was emptied.
+    pub(crate) unrecording: BTreeSet<usize>,
+    /// Those of them that have missed answers of the registry: they may hold a record and not know of it.
+    pub(crate) unheard: BTreeSet<usize>,
+    /// Those that may deliver an end twice themselves: they have lost their lease, and recovered it again.
+    pub(crate) fenced: BTreeSet<usize>,
+    /// Generations that were lost with the only process that knew of them, as the registry did not.
     pub(crate) lost: BTreeSet<GenerationId>,
-    /// Generations whose end one that holds them was too far away to hear of, when the store forgot it.
-    pub(crate) unheard: BTreeSet<GenerationId>,
+    /// Generations that had several holders when the registry was emptied, or a notice: each holder may record and end them.
+    pub(crate) split: BTreeSet<GenerationId>,
+    /// Generations on record when the registry was emptied, and the lives that can record them again.
+    pub(crate) emptied: Vec<(GenerationId, BTreeSet<usize>)>,
     /// Ids that a head of a new session carried to a client, and how long the log was before.
     pub(crate) seen: Vec<(String, usize)>,
     pub(crate) number: usize,
@@ -74,9 +82,13 @@ impl World {
             max_sessions,
             lives: Vec::new(),
             troubled: BTreeSet::new(),
-            away: BTreeSet::new(),
-            lost: BTreeSet::new(),
+            repeating: BTreeSet::new(),
+            unrecording: BTreeSet::new(),
             unheard: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            split: BTreeSet::new(),
+            emptied: Vec::new(),
             seen: Vec::new(),
             number: 0,
             forgotten: BTreeSet::new(),
@@ -121,9 +133,17 @@ impl World {
 
     pub(crate) async fn step(&mut self, slot: usize, step: Step) {
         let life = &mut self.lives[slot];
-        if matches!(step, Step::Stall | Step::Fault(_) | Step::Doubt(_)) {
+        if matches!(step, Step::Stall | Step::Fault(_) | Step::Doubt(_)) && step.is_trouble() {
             self.troubled.insert(life.number);
-            self.away.insert(life.number);
+        }
+        if matches!(step, Step::Stall | Step::Fault(Fault::Fenced)) {
+            self.repeating.insert(life.number);
+            self.fenced.insert(life.number);
+        }
+        if matches!(step, Step::Fault(_)) && step.is_trouble() {
+            self.repeating.insert(life.number);
+            self.unrecording.insert(life.number);
+            self.unheard.insert(life.number);
         }
         match step {
             Step::Note(id) => drop(life.sessions.note(name(id))),
@@ -168,31 +188,42 @@ impl World {
                 life.fault = fault;
                 life.holder.set(fault);
             }
-            Step::Flush => {
-                let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
-                let on_record = self.store.events();
-                // Of the dead nobody is left to record it again; and after a fault, whoever had joined may not know.
-                let goes_on = |event: &GenerationId, id: &String| {
-                    let log = self.log.lock().unwrap();
-                    let starter = log.iter().find(|told| told.event == *event && told.end.is_none());
-                    let starter = starter.and_then(|told| self.lives.iter().find(|life| life.number == told.life));
-                    self.away.is_empty()
-                        && starter.is_some_and(|life| self.troubled.is_empty() || life.sessions.contains(id))
-                };
-                let born = self.store.history().born;
-                let gone: Vec<_> =
-                    born.iter().filter(|(event, id)| !goes_on(event, id)).map(|(event, _)| *event).collect();
-                self.lost.extend(gone.into_iter().filter(|event| on_record.contains(event)));
-                self.troubled.extend(living);
-                for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
-                    let holds = |life: &Life| self.away.contains(&life.number) && life.sessions.contains(&told.id);
-                    if self.lives.iter().any(holds) {
-                        self.unheard.insert(told.event);
-                    }
-                }
-                self.store.flush();
-            }
+            Step::Flush => self.flush(),
         }
+    }
+
+    fn flush(&mut self) {
+        let notices: BTreeSet<_> = self.store.notices().into_iter().map(|(_, generation)| generation).collect();
+        for (generation, owners) in self.store.owners() {
+            let lives = self.lives.iter().filter(|life| owners.contains(&life.holder.number()));
+            let lives: BTreeSet<_> = lives.map(|life| life.number).collect();
+            if lives.len() > 1 {
+                self.split.insert(generation);
+            }
+            self.emptied.push((generation, lives.difference(&self.unheard).copied().collect()));
+        }
+        self.split.extend(notices);
+        // One that has lost its lease and does not know it, so that it records again what others have recovered.
+        let unaware = |id: &String| {
+            self.lives.iter().any(|life| self.fenced.contains(&life.number) && life.sessions.contains(id))
+        };
+        let recorded = self.store.history().recorded;
+        self.split.extend(recorded.iter().filter(|(_, id)| unaware(id)).map(|(generation, _)| *generation));
+        let living: Vec<_> = self.lives.iter().map(|life| life.number).collect();
+        self.troubled.extend(&living);
+        self.unrecording.extend(living);
+        self.store.flush();
+        self.bury();
+    }
+
+    /// Generations that the registry has forgotten, and that no living process can record again, are lost.
+    fn bury(&mut self) {
+        let on_record = self.store.events();
+        let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
+        let is_lost = |(generation, lives): &&(GenerationId, BTreeSet<usize>)| {
+            lives.is_disjoint(&living) && !on_record.contains(generation)
+        };
+        self.lost.extend(self.emptied.iter().filter(is_lost).map(|(generation, _)| *generation));
     }
 
     async fn head(&mut self, slot: usize, id: u8) {
@@ -214,30 +245,26 @@ impl World {
     fn crash(&mut self, slot: usize) {
         let next = self.life();
         let life = std::mem::replace(&mut self.lives[slot], next);
-        let is_first_trouble = self.troubled.insert(life.number);
+        self.troubled.insert(life.number);
+        self.repeating.insert(life.number);
         life.is_dead.store(true, Ordering::SeqCst);
         life.driver.iter().for_each(JoinHandle::abort);
         life.holder.kill();
         life.holder.set(Fault::Hangs);
-        let (on_record, history) = (self.store.events(), self.store.history());
-        let forgotten = &history.forgotten;
-        let log = self.log.lock().unwrap();
-        let ended = |event: GenerationId| log.iter().any(|told| told.event == event && told.end.is_some());
-        for told in log.iter().filter(|told| told.end.is_none()) {
-            let is_forgotten =
-                forgotten.contains(&told.event) || self.forgotten.contains(&(told.life, told.id.clone()));
-            if told.life == life.number && !on_record.contains(&told.event) && !ended(told.event) && !is_forgotten {
-                self.lost.insert(told.event);
-            }
+        if self.unrecording.contains(&life.number) {
+            self.lose_unrecorded(life.number);
         }
-        // It had joined, and the store has been emptied since; or its end had just been claimed, and nobody else has it.
-        let had = |(event, id): &(&GenerationId, &String)| {
-            let nobody_has_it = || !self.lives.iter().any(|life| life.sessions.contains(id));
-            history.wiped.contains(event)
-                && !on_record.contains(event)
-                && (life.sessions.contains(id) || (!is_first_trouble && nobody_has_it()))
-        };
-        self.lost.extend(history.born.iter().filter(had).map(|(event, _)| *event));
+    }
+
+    /// What a process has started without the registry, and not recorded later, is lost with it.
+    fn lose_unrecorded(&mut self, life: usize) {
+        let on_record = self.store.events();
+        let log = self.log.lock().unwrap();
+        let ended: BTreeSet<_> = log.iter().filter(|told| told.end.is_some()).map(|told| told.event).collect();
+        let started = log.iter().filter(|told| told.life == life && told.end.is_none()).map(|told| told.event);
+        self.lost.extend(started.filter(|event| !on_record.contains(event) && !ended.contains(event)));
+        drop(log);
+        self.bury();
     }
 
     /// Stops a life in good order, and what is left of it is everybody's.
@@ -255,24 +282,20 @@ impl World {
         }
         assert!(life.sessions.is_empty());
         if self.troubled.contains(&life.number) {
-            self.mourn(&report.sessions);
-        } else {
+            // The report lists them.
+            let on_record = self.store.events();
+            let unfinished = report.sessions.unfinished.iter().map(|end| end.generation);
+            self.lost.extend(unfinished.filter(|generation| !on_record.contains(generation)));
+        }
+        if !self.troubled.contains(&life.number) {
             assert!(report.is_clean(), "{report}");
+        } else if self.unrecording.contains(&life.number) && !report.is_clean() {
+            // It has said so.
+            self.bury();
         }
         life.is_dead.store(true, Ordering::SeqCst);
         life.holder.kill();
         life.holder.set(Fault::Hangs);
-    }
-
-    /// What a stop could not deliver, and could not write down either: it has said so.
-    fn mourn(&mut self, report: &DrainReport) {
-        let on_record = self.store.events();
-        self.lost.extend(report.unfinished.iter().map(|end| end.generation).filter(|event| !on_record.contains(event)));
-        if report.handed_over > 0 {
-            // To nobody, where the store has been emptied and could not be filled again.
-            let wiped = self.store.history().wiped;
-            self.lost.extend(wiped.into_iter().filter(|event| !on_record.contains(event)));
-        }
     }
 
     async fn restart(&mut self, slot: usize) {
@@ -284,9 +307,9 @@ impl World {
     /// Everybody stops, and somebody comes after them until there is nothing left.
     pub(crate) async fn settle(&mut self) {
         for mut life in std::mem::take(&mut self.lives) {
+            life.holder.set(Fault::None);
             // A registry that is there again is used again.
             if self.troubled.contains(&life.number) {
-                life.holder.set(Fault::None);
                 life.holder.doubt(false);
                 life.driver = Some(tokio::spawn(life.sessions.shutdown_on(pending::<()>())));
                 tokio::time::sleep(Duration::from_secs(10)).await;
@@ -300,6 +323,7 @@ impl World {
             assert!(report.error.is_none() && report.unfinished == 0, "{report}");
             self.stop(life).await;
             if self.store.events().is_empty() {
+                assert!(self.store.notices().is_empty(), "{:?}", self.store.notices());
                 return;
             }
         }

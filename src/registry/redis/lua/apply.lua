@@ -1,142 +1,220 @@
--- Applies changes. KEYS from 10 on: the keys of each change. ARGV from 6 on: the letter and the fields of each change.
+-- Applies changes. ARGV from 7 on: the name and the fields of each change.
 local refused = refuse()
 if refused then
   return refused
 end
 
-local key, arg = 9, 5
-local function next_key()
-  key = key + 1
-  return KEYS[key]
-end
+local position = 6
 local function next_arg()
-  arg = arg + 1
-  return ARGV[arg]
+  position = position + 1
+  return ARGV[position]
 end
-local holder = 'holder:' .. rid
+local my_holder, my_release = 'holder:' .. rid, 'released:' .. rid
+local my_held, my_claimed, my_notices = held_key(rid), claimed_key(rid), notices_key(rid)
 
-local function join(session, generation, id)
-  if redis.call('HSETNX', session, holder, 1) == 1 then
-    redis.call('HINCRBY', session, 'holders', 1)
+-- The member of a set of notices. Neither a generation nor a session id contains a space.
+local function notice(generation, id)
+  return generation .. ' ' .. id
+end
+
+local function add_me(record, generation)
+  redis.call('HSET', record, my_holder, 1)
+  redis.call('HDEL', record, my_release)
+  redis.call('ZADD', my_held, 0, generation)
+end
+
+-- The answer for a record that is not active.
+local function claimed_or_gone(record, answer_if_mine)
+  local claimer, kind = claim_of(record)
+  if claimer == rid then
+    return answer_if_mine
+  elseif claimer then
+    -- Recovered. The client knows whether it has returned this orphan.
+    return {'RECOVERED', redis.call('HGET', record, 'requests') or '0', claimer, kind}
   end
-  redis.call('SADD', HELD, member(generation, id))
+  return {'GONE'}
 end
 
--- True if this holder held the session. The second value is the number of remaining holders.
-local function release(session, generation, id)
-  redis.call('SREM', HELD, member(generation, id))
-  if redis.call('HGET', session, 'generation') ~= generation or redis.call('HDEL', session, holder) == 0 then
-    return false
+-- Removes all holds of a record, and the record too unless its end is pending. Tells the other living holders.
+local function remove_holds(record, generation, id, living, dead, end_is_pending, with_notices)
+  local fields = {}
+  for _, list in ipairs({living, dead}) do
+    for _, holder in ipairs(list) do
+      fields[#fields + 1] = 'holder:' .. holder
+      redis.call('ZREM', held_key(holder), generation)
+      if with_notices and list == living and holder ~= rid and redis.call('ZSCORE', LEASES, holder) then
+        redis.call('ZADD', notices_key(holder), integer(now), notice(generation, id))
+      end
+    end
   end
-  return true, redis.call('HINCRBY', session, 'holders', -1)
-end
-
--- True if this holder has recorded this end, so that the call is a repeat. An end with attempts was recovered.
-local function ended_by_holder(ending, generation)
-  return redis.call('SISMEMBER', CLAIMED, generation) == 1 and redis.call('HGET', ending, 'attempts') == '0'
+  if not end_is_pending then
+    redis.call('DEL', record)
+  elseif #fields > 0 then
+    redis.call('HDEL', record, unpack(fields))
+  end
+  redis.call('ZREM', id_key(id), generation)
 end
 
 local function hold()
-  local session, ending = next_key(), next_key()
-  local generation, id, details, started = next_arg(), next_arg(), next_arg(), next_arg()
-  local present = redis.call('HGET', session, 'generation')
-  if present == generation then
-    redis.call('HSET', session, 'session', details)
-    join(session, generation, id)
-    return {'B'}
+  local generation, id, details, started_at, may_join = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
+  if redis.call('ZSCORE', my_notices, notice(generation, id)) then
+    return {'GONE'}
   end
-  if ended_by_holder(ending, generation) then
-    return {'B'}
+  local record = record_key(generation)
+  if redis.call('EXISTS', record) == 1 then
+    if #holders_of(record) == 0 then
+      return claimed_or_gone(record, {'CREATED'})
+    end
+    redis.call('HSET', record, 'session', details)
+    add_me(record, generation)
+    return {'CREATED'}
   end
-  if present then
-    join(session, present, id)
-    local record = redis.call('HMGET', session, 'session', 'started')
-    return {'J', present, record[1], record[2]}
+  if may_join == '1' then
+    for _, other in ipairs(redis.call('ZRANGE', id_key(id), 0, -1)) do
+      local active = record_key(other)
+      if #holders_of(active) > 0 then
+        add_me(active, other)
+        local fields = redis.call('HMGET', active, 'session', 'started_at')
+        return {'JOINED', other, fields[1] or '', fields[2] or ''}
+      end
+      -- Lost: it has ended.
+      redis.call('ZREM', id_key(id), other)
+    end
   end
-  if redis.call('SISMEMBER', HELD, member(generation, id)) == 1 then
-    -- This holder holds the session but the record is missing: another holder has ended it.
-    return {'G'}
-  end
-  redis.call('HSET', session, 'generation', generation, 'id', id, 'session', details, 'started', started, 'requests', 0, 'holders', 0)
-  join(session, generation, id)
-  return {'B'}
+  redis.call('HSET', record, 'id', id, 'session', details, 'started_at', started_at, 'requests', 0, my_holder, 1)
+  redis.call('ZADD', my_held, 0, generation)
+  redis.call('ZADD', id_key(id), started_at, generation)
+  return {'CREATED'}
 end
 
 local function update()
-  local session = next_key()
   local generation, details = next_arg(), next_arg()
-  local record = redis.call('HMGET', session, 'generation', holder)
-  if record[1] == generation and record[2] then
-    redis.call('HSET', session, 'session', details)
+  local record = record_key(generation)
+  if redis.call('HEXISTS', record, my_holder) == 0 then
+    return {'GONE'}
   end
-  return {'D'}
+  redis.call('HSET', record, 'session', details)
+  return {'OK'}
 end
 
 -- A release, or an end for all holders.
 local function finish(for_all)
-  local session, ending = next_key(), next_key()
-  local generation, id, reason, successor, ended = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
+  local generation, id, reason, successor, ended_at = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
   local requests = tonumber(next_arg())
-  local held, others = release(session, generation, id)
-  if for_all then
-    held, others = redis.call('HGET', session, 'generation') == generation, 0
+  local record = record_key(generation)
+  local fields = redis.call('HMGET', record, 'id', 'requests', my_holder, my_release)
+  if fields[1] ~= id then
+    return {'GONE'}
   end
-  if not held then
-    if ended_by_holder(ending, generation) then
-      return {'Y', redis.call('HGET', ending, 'requests')}
+  local living, dead = holders_of(record)
+  if #living == 0 then
+    return claimed_or_gone(record, {'OWNED', fields[2] or '0'})
+  end
+  local total = integer((tonumber(fields[2]) or 0) + requests)
+  if not for_all then
+    if not fields[3] then
+      return {fields[4] and 'HELD_ELSEWHERE' or 'GONE'}
     end
-    return {'G'}
+    if #living > 1 then
+      redis.call('HSET', record, 'requests', total, my_release, 1)
+      redis.call('HDEL', record, my_holder)
+      redis.call('ZREM', my_held, generation)
+      return {'HELD_ELSEWHERE'}
+    end
   end
-  local total = integer(tonumber(redis.call('HGET', session, 'requests')) + requests)
-  redis.call('HSET', session, 'requests', total)
-  if others > 0 then
-    return {'O'}
-  end
-  redis.call('RENAME', session, ending)
-  redis.call('HSET', ending, 'reason', reason, 'next', successor, 'ended', ended, 'attempts', 0)
-  redis.call('SADD', CLAIMED, generation)
-  return {'Y', total}
+  remove_holds(record, generation, id, living, dead, true, for_all)
+  redis.call('HSET', record, 'requests', total, 'reason', reason, 'next', successor, 'ended_at', ended_at, 'attempts', 0,
+    'claimer', rid)
+  redis.call('ZADD', my_claimed, 0, generation)
+  return {'OWNED', total}
 end
 
-local function done()
-  local ending, generation = next_key(), next_arg()
-  if redis.call('SREM', CLAIMED, generation) == 1 then
-    redis.call('DEL', ending)
-    redis.call('ZREM', TOLD, generation)
+local function attempted()
+  local generation, attempts = next_arg(), next_arg()
+  local record = record_key(generation)
+  if claim_of(record) then
+    redis.call('HSET', record, 'attempts', attempts)
   end
-  return {'D'}
+  return {'OK'}
+end
+
+local function delivered()
+  local generation = next_arg()
+  local record = record_key(generation)
+  local claimer, kind = claim_of(record)
+  if kind == 'claimed' then
+    redis.call('ZREM', claimed_key(claimer), generation)
+    redis.call('DEL', record)
+  elseif kind == 'held' then
+    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, false, false)
+  end
+  return {'OK'}
+end
+
+local function dead_letter()
+  local generation, text = next_arg(), next_arg()
+  local record = record_key(generation)
+  local claimer, kind = claim_of(record)
+  if not claimer then
+    return {'OK'}
+  end
+  if kind == 'claimed' then
+    redis.call('ZREM', claimed_key(claimer), generation)
+    redis.call('HDEL', record, 'claimer')
+  else
+    local _, since = adopter_of(claimer)
+    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, true, false)
+    redis.call('HSET', record, 'reason', 'lost', 'next', '', 'ended_at', since)
+  end
+  redis.call('HSET', record, 'error', text)
+  redis.call('ZADD', DEAD_LETTERS, integer(now), generation)
+  return {'OK'}
 end
 
 local function keep()
-  local session = next_key()
-  local held, others = release(session, next_arg(), next_arg())
-  if held and others <= 0 then
-    redis.call('DEL', session)
+  local generation, id = next_arg(), next_arg()
+  local record = record_key(generation)
+  if redis.call('HGET', record, 'id') == id and redis.call('HDEL', record, my_holder) == 1 then
+    redis.call('ZREM', my_held, generation)
+    local living, dead = holders_of(record)
+    if #living == 0 then
+      remove_holds(record, generation, id, living, dead, false, false)
+    end
   end
-  return {'D'}
+  return {'OK'}
 end
 
 local function forget()
-  local session = next_key()
   local generation, id = next_arg(), next_arg()
-  redis.call('SREM', HELD, member(generation, id))
-  if redis.call('HGET', session, 'generation') == generation then
-    redis.call('DEL', session)
+  local record = record_key(generation)
+  if redis.call('HGET', record, 'id') == id then
+    local living, dead = holders_of(record)
+    if #living > 0 then
+      remove_holds(record, generation, id, living, dead, false, true)
+    end
   end
-  return {'D'}
+  return {'OK'}
+end
+
+local function acknowledge()
+  redis.call('ZREM', my_notices, notice(next_arg(), next_arg()))
+  return {'OK'}
 end
 
 local changes = {
-  h = hold,
-  u = update,
-  r = function() return finish(false) end,
-  e = function() return finish(true) end,
-  d = done,
-  k = keep,
-  f = forget,
+  hold = hold,
+  update = update,
+  release = function() return finish(false) end,
+  ['end'] = function() return finish(true) end,
+  attempted = attempted,
+  delivered = delivered,
+  dead_letter = dead_letter,
+  keep = keep,
+  forget = forget,
+  acknowledge = acknowledge,
 }
 local answers = {'OK'}
-while arg < #ARGV do
+while position < #ARGV do
   answers[#answers + 1] = changes[next_arg()]()
 end
 return answers

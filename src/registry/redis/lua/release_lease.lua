@@ -1,12 +1,13 @@
--- Releases the lease. The other holders recover the remaining sessions and ends at once.
+-- Releases the lease. Another holder adopts this one at once, if anything is left.
 if redis.call('GET', INCARNATION) ~= incarnation then
   return {'LOST'}
 end
-if redis.call('ZREM', LEASE, rid) == 1 then
-  if redis.call('EXISTS', HELD, CLAIMED) > 0 then
-    redis.call('ZADD', REAPING, integer(now), rid)
+if redis.call('ZREM', LEASES, rid) == 1 then
+  adopted_with_rest()
+  if redis.call('EXISTS', held_key(rid), claimed_key(rid), adopted_key(rid)) > 0 then
+    redis.call('ZADD', UNADOPTED, integer(now), rid)
   end
-  redis.call('HDEL', SEQ, rid)
-  redis.call('DEL', TOLD)
+  redis.call('HDEL', CALL_NUMBERS, rid)
+  redis.call('UNLINK', notices_key(rid))
 end
 return {'OK'}

@@ -1,18 +1,6 @@
--- The common beginning of every script.
-local INCARNATION, LEASE, REAPING, FENCED, GRACE, SEQ = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local HELD, CLAIMED, TOLD = KEYS[7], KEYS[8], KEYS[9]
-local rid, incarnation, history = ARGV[1], ARGV[2], ARGV[3]
-local seq, lease = tonumber(ARGV[4]), tonumber(ARGV[5])
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-
--- The greatest integer that a Lua number represents exactly.
-local MOST = 9007199254740992
-
-local function integer(number)
-  return string.format('%.0f', math.min(number, MOST))
-end
+-- The second part of the scripts of a holder.
+local rid, incarnation, history = ARGV[2], ARGV[3], ARGV[4]
+local call_number, lease = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 -- The id of the server's replication history, which changes with a restart or a failover. '-' if INFO is not permitted.
 local function present_history()
@@ -29,12 +17,12 @@ end
 -- left. If it has less, the server or the network was down: no lease may then expire for one more full lease, so that
 -- every holder has time to renew.
 local function renew()
-  local newest = redis.call('ZREVRANGE', LEASE, 0, 0, 'WITHSCORES')[2]
+  local newest = redis.call('ZREVRANGE', LEASES, 0, 0, 'WITHSCORES')[2]
   if newest and tonumber(newest) < now + lease / 2 then
-    redis.call('SET', GRACE, integer(now), 'PX', integer(lease))
+    redis.call('SET', GRACE_UNTIL, integer(now + lease))
   end
-  redis.call('ZADD', LEASE, integer(now + lease), rid)
-  redis.call('HSET', SEQ, rid, ARGV[4])
+  redis.call('ZADD', LEASES, integer(now + lease), rid)
+  redis.call('HSET', CALL_NUMBERS, rid, ARGV[5])
 end
 
 -- Renews the lease and returns nil if this holder may make changes; else returns the answer. LOST: the store is not the
@@ -42,17 +30,26 @@ end
 local function refuse()
   if redis.call('GET', INCARNATION) ~= incarnation
     or history ~= '-' and present_history() ~= history
-    or not redis.call('ZSCORE', LEASE, rid) then
+    or not redis.call('ZSCORE', LEASES, rid) then
     return {'LOST'}
   end
   -- A dropped call may arrive after later ones, over a dropped connection.
-  if seq <= tonumber(redis.call('HGET', SEQ, rid) or 0) then
+  if call_number <= tonumber(redis.call('HGET', CALL_NUMBERS, rid) or 0) then
     return {'STALE'}
   end
   renew()
 end
 
--- The member of a holder's set for a session. Neither a generation nor a session id contains a space.
-local function member(generation, id)
-  return generation .. ' ' .. id
+-- Removes the adoption of each holder that has nothing left. Returns the others.
+local function adopted_with_rest()
+  local rest = {}
+  for _, dead in ipairs(redis.call('SMEMBERS', adopted_key(rid))) do
+    if redis.call('EXISTS', held_key(dead), claimed_key(dead)) > 0 then
+      rest[#rest + 1] = dead
+    else
+      redis.call('HDEL', ADOPTERS, dead)
+      redis.call('SREM', adopted_key(rid), dead)
+    end
+  end
+  return rest
 end

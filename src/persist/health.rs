@@ -1,0 +1,103 @@
+//! How the registry answers: in time, slowly, or not at all.
+//!
+//! Slow is not down. While calls take longer than a start may wait, starts do not wait, and everything is written later.
+
+use std::{fmt, time::Duration};
+
+use super::{Calls, MAX_START_WAIT, Persister};
+use crate::{observability::escape_controls, sync::Ordering, tracker::clock::Clock};
+
+/// After a slow call, starts do not wait for this time, so that a registry that is slow now and then does not flap.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Health {
+    InTime = 0,
+    Slow = 1,
+    Down = 2,
+}
+
+impl Persister {
+    /// Whether starts do not wait for the registry.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.health.load(Ordering::SeqCst) != Health::InTime as u8
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.health.load(Ordering::SeqCst) == Health::Down as u8
+    }
+
+    pub(crate) fn degradations(&self) -> u64 {
+        self.degradations.load(Ordering::Relaxed)
+    }
+
+    /// A start has waited in vain.
+    pub(super) fn on_late_record(&self) {
+        self.on_call(MAX_START_WAIT + Duration::from_nanos(1));
+    }
+
+    /// A call was answered after this time.
+    pub(super) fn on_call(&self, took: Duration) {
+        if took <= MAX_START_WAIT {
+            return;
+        }
+        self.slow_until.store(Clock::add(self.tracker.clock.now(), SLOW_FOR), Ordering::SeqCst);
+        if self.worsen(Health::Slow) == Health::InTime as u8 {
+            tracing::warn!(
+                name: "session-registry-slow",
+                "the session registry takes longer than {MAX_START_WAIT:?}; starts do not wait for their records until \
+                 it has been fast for {SLOW_FOR:?}",
+            );
+        }
+    }
+
+    /// The registry does not answer.
+    pub(super) fn degrade(&self, error: &dyn fmt::Display) {
+        if self.worsen(Health::Down) != Health::Down as u8 {
+            tracing::warn!(
+                name: "session-registry-degraded",
+                error = %escape_controls(error),
+                "the session registry is unavailable; sessions are kept in memory until it answers again",
+            );
+        }
+    }
+
+    /// Returns the health before.
+    fn worsen(&self, health: Health) -> u8 {
+        let before = self.health.fetch_max(health as u8, Ordering::SeqCst);
+        if before == Health::InTime as u8 {
+            self.degradations.fetch_add(1, Ordering::Relaxed);
+            self.meter.degraded();
+        }
+        before
+    }
+
+    /// A call was answered, and no change waits for the registry.
+    pub(super) fn restore(&self, calls: &mut Calls) {
+        calls.breaker.reset();
+        if !self.is_degraded() {
+            return;
+        }
+        let is_slow = self.tracker.clock.now() < self.slow_until.load(Ordering::SeqCst);
+        let health = if is_slow { Health::Slow } else { Health::InTime };
+        let before = self.health.swap(health as u8, Ordering::SeqCst);
+        if before != Health::InTime as u8 && health == Health::InTime {
+            self.meter.restored();
+            let missed = std::mem::take(&mut calls.missed);
+            tracing::info!(
+                name: "session-registry-restored",
+                missed,
+                "the session registry answers again in time; missed changes were written",
+            );
+        }
+    }
+}
+
+impl Drop for Persister {
+    fn drop(&mut self) {
+        if self.is_degraded() {
+            self.meter.restored();
+        }
+    }
+}

@@ -1,0 +1,44 @@
+-- The state of a record. It has a field `holder:<holder>` for each holder that has not released it. Without any, it has
+-- ended. If all of them are adopted, it is lost: the one that adopted the only one claims the end.
+local adopter_cache = {}
+
+-- The holder that has adopted this one, and when. Nil if it is not adopted.
+local function adopter_of(holder)
+  local found = adopter_cache[holder]
+  if found == nil then
+    local value = redis.call('HGET', ADOPTERS, holder)
+    found = value and {string.match(value, '^(%S+) (%S+)$')} or false
+    adopter_cache[holder] = found
+  end
+  if found then
+    return found[2], found[1]
+  end
+end
+
+-- The holders that hold the record, and the adopted ones, which hold nothing.
+local function holders_of(record)
+  local living, dead = {}, {}
+  for _, field in ipairs(redis.call('HKEYS', record)) do
+    local holder = string.match(field, '^holder:(.+)$')
+    if holder then
+      local list = adopter_of(holder) and dead or living
+      list[#list + 1] = holder
+    end
+  end
+  return living, dead
+end
+
+-- The holder in whose set the claimed end is, this one or one that it has adopted, and the kind of the set.
+local function claim_of(record)
+  local claimer = redis.call('HGET', record, 'claimer')
+  if claimer then
+    if claimer == rid or adopter_of(claimer) == rid then
+      return claimer, 'claimed'
+    end
+    return nil
+  end
+  local living, dead = holders_of(record)
+  if #living == 0 and #dead == 1 and adopter_of(dead[1]) == rid then
+    return dead[1], 'held'
+  end
+end
