@@ -337,7 +337,7 @@ impl Persistence for Persister {
         end: &PendingEnd,
         failure: FailedDelivery,
     ) {
-        self.redeliver_or_bury(pool, generation, end, failure);
+        self.on_failed_delivery(pool, generation, end, failure);
     }
 
     fn on_redelivered(&self, generation: &Arc<Generation>) {

@@ -137,7 +137,7 @@ impl Persister {
     }
 
     /// The hooks of an end have failed: it is delivered again later, unless that was the last attempt.
-    pub(super) fn redeliver_or_bury(
+    pub(super) fn on_failed_delivery(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         generation: &Arc<Generation>,
@@ -159,7 +159,12 @@ impl Persister {
         }
         if attempts >= MAX_ATTEMPTS {
             self.redeliveries.remove(generation);
-            return self.bury(generation.id.clone(), self.tracker.generation_id(generation), end.reason, error);
+            return self.make_dead_letter(
+                generation.id.clone(),
+                self.tracker.generation_id(generation),
+                end.reason,
+                error,
+            );
         }
         if before.is_none() {
             self.outbox.push(OutboxEntry::Attempted(Arc::clone(generation), attempts, None));
@@ -170,7 +175,7 @@ impl Persister {
     }
 
     /// The record is kept for an operator, and no process delivers it until the operator asks for it.
-    pub(super) fn bury(&self, id: SessionId, generation: GenerationId, reason: EndReason, error: String) {
+    pub(super) fn make_dead_letter(&self, id: SessionId, generation: GenerationId, reason: EndReason, error: String) {
         tracing::error!(
             name: "session-end-dead-letter",
             session = %id.redacted(),

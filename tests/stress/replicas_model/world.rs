@@ -213,11 +213,11 @@ impl World {
         self.troubled.extend(&living);
         self.unrecording.extend(living);
         self.store.flush();
-        self.bury();
+        self.lose_wiped();
     }
 
     /// Generations that the registry has forgotten, and that no living process can record again, are lost.
-    fn bury(&mut self) {
+    fn lose_wiped(&mut self) {
         let on_record = self.store.events();
         let living: BTreeSet<_> = self.lives.iter().map(|life| life.number).collect();
         let is_lost = |(generation, lives): &&(GenerationId, BTreeSet<usize>)| {
@@ -264,7 +264,7 @@ impl World {
         let started = log.iter().filter(|told| told.life == life && told.end.is_none()).map(|told| told.event);
         self.lost.extend(started.filter(|event| !on_record.contains(event) && !ended.contains(event)));
         drop(log);
-        self.bury();
+        self.lose_wiped();
     }
 
     /// Stops a life in good order, and what is left of it is everybody's.
@@ -291,7 +291,7 @@ impl World {
             assert!(report.is_clean(), "{report}");
         } else if self.unrecording.contains(&life.number) && !report.is_clean() {
             // It has said so.
-            self.bury();
+            self.lose_wiped();
         }
         life.is_dead.store(true, Ordering::SeqCst);
         life.holder.kill();

@@ -1,7 +1,7 @@
 //! Three gateways on one registry under load, while a random schedule of faults pauses, kills and replaces them, and stops
 //! the registry.
 //!
-//! `CHAOS_SECONDS` is the length of the load, 15 by default. `CHAOS_SEED` repeats a schedule. `CHAOS_FAULTS` chooses some
+//! `CHAOS_SECONDS` is the length of the load, 10 by default. `CHAOS_SEED` repeats a schedule. `CHAOS_FAULTS` chooses some
 //! faults, for example `kill,store`; the names are those of [`faults::Fault`]. A run that fails leaves its files, and says
 //! where.
 
@@ -60,7 +60,7 @@ static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(())
 async fn chaos(kind: Kind) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let seed = number("CHAOS_SEED").unwrap_or_else(|| now() % 1_000_000_007);
-    let length = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(15));
+    let length = Duration::from_secs(number("CHAOS_SECONDS").unwrap_or(10));
     let chosen = env::var("CHAOS_FAULTS").unwrap_or_default();
     println!("{kind:?}: CHAOS_SEED={seed} CHAOS_SECONDS={} CHAOS_FAULTS={chosen}", length.as_secs());
 
