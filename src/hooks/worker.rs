@@ -190,9 +190,7 @@ impl Worker {
             Vec::new()
         } else {
             self.current = Some(Current::End(Arc::clone(&generation), end.clone(), shared.clone()));
-            if pool.is_counted(&generation, &end) {
-                pool.count_call(&generation, &end).await;
-            }
+            pool.count_call(&generation, &end).await;
             if end.redelivery.is_none() {
                 generation.set_end_running();
             }

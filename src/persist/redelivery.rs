@@ -98,8 +98,8 @@ impl Persister {
         }
     }
 
-    /// As [`record_attempt`](Self::record_attempt). The caller waits until the call is counted, so that a hook which ends the
-    /// process is not called for ever. In a drain there is no time for that.
+    /// As [`record_attempt`](Self::record_attempt). The caller waits until the call is counted, so a hook that ends the process
+    /// is called five times at most. A drain has no time for that.
     pub(super) fn count_attempt(
         &self,
         generation: &Arc<Generation>,

@@ -24,7 +24,7 @@ impl Random {
         self.below(n) == 0
     }
 
-    /// Another one, for somebody else.
+    /// A generator for another task.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.below(u64::MAX))
     }

@@ -293,7 +293,7 @@ fn ended_before(found: Option<&Found>) -> Applied {
     }
 }
 
-/// Makes a row that cannot be read a dead letter, so that it is in nobody's way and an operator sees it.
+/// Makes a row that cannot be read a dead letter: it blocks no other row, and an operator sees it.
 pub(super) fn set_aside_unreadable(tx: &Transaction<'_>, n: i64) -> Result<()> {
     tracing::error!(
         name: "session-registry-unreadable",

@@ -426,14 +426,16 @@ async fn g15_an_end_whose_hook_ends_the_process_at_once_is_a_dead_letter() {
     assert_eq!(store.dead_letters().len(), 1);
 }
 
+/// A handle whose hook fails for each end.
+fn always_failing(holder: Holder) -> ActiveSessions {
+    let builder = ActiveSessions::builder().registry(holder);
+    builder.on_session_end(|_: SessionEnd| ready(Err::<(), _>("no"))).build().unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn g15_an_end_that_is_to_be_delivered_again_is_recorded_again_after_a_loss_of_data() {
     let store = Store::default();
-    let sessions = ActiveSessions::builder()
-        .registry(store.holder())
-        .on_session_end(|_: SessionEnd| ready(Err::<(), _>("no")))
-        .build()
-        .unwrap();
+    let sessions = always_failing(store.holder());
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
     assert!(sessions.note("a").recorded().await);
     sessions.end("a", EndReason::Deleted);
@@ -448,11 +450,7 @@ async fn g15_an_end_that_is_to_be_delivered_again_is_recorded_again_after_a_loss
 async fn g15_an_unrecorded_end_whose_hooks_fail_too_often_is_a_dead_letter_too() {
     let store = Store::default();
     let holder = store.holder();
-    let sessions = ActiveSessions::builder()
-        .registry(holder.clone())
-        .on_session_end(|_: SessionEnd| ready(Err::<(), _>("no")))
-        .build()
-        .unwrap();
+    let sessions = always_failing(holder.clone());
     sessions.note("before").recorded().await;
     holder.set(Fault::Down);
     birth(&sessions, "sent").await;

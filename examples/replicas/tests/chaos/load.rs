@@ -76,7 +76,7 @@ impl Load {
             match random.below(16) {
                 // Abandoned: idle, or evicted.
                 0 => return Some(()),
-                // Deleted; perhaps used once more, by somebody who does not know.
+                // Deleted. Another client may use the id once more.
                 1 | 2 => {
                     self.ask(site, "end", Some(&id)).await;
                     if random.one_in(3) {

@@ -8,6 +8,9 @@
 mod balance;
 mod faults;
 mod load;
+#[path = "../../../../tests/support/random.rs"]
+#[allow(dead_code, reason = "the tests of the crate use more of it")]
+mod random;
 mod site;
 mod store;
 
@@ -17,36 +20,13 @@ use crash::now;
 use site::Site;
 use store::{Kind, Store};
 
+pub(crate) use crate::random::Random;
 use crate::{balance::Balance, faults::Faults, load::Load};
 
-/// A small generator, so that a seed repeats a schedule.
-pub(crate) struct Random(u64);
-
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self((mixed ^ (mixed >> 32)) | 1)
-    }
-
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
     /// From `from` to `to` milliseconds.
     pub(crate) fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(from + self.below(to - from + 1))
-    }
-
-    /// A generator for somebody else.
-    pub(crate) fn fork(&mut self) -> Self {
-        Self::new(self.below(u64::MAX))
     }
 }
 
