@@ -56,7 +56,8 @@ impl Persister {
         let mut backlog = self.backlog();
         let is_unstarted = generation.waits_for_record();
         let is_full = is_unstarted && backlog.unstarted == MAX_UNSTARTED;
-        let ends_here = !self.hand_over_on_outage && !is_unstarted;
+        // A transaction hook can wait: it is called with the registry only.
+        let ends_here = !self.hand_over_on_outage && !is_unstarted && self.transaction_hook.is_none();
         // Read under the lock: a drain begins first, and empties the backlog then.
         if is_full || ends_here || self.is_draining() {
             return Withheld::No(generation, end);

@@ -271,7 +271,7 @@ impl Persister {
                 recovery.dead_letters.fetch_add(1, Ordering::SeqCst);
                 let Orphan { record, end, attempts } = orphan;
                 let error = format!("the process ended during each of {attempts} calls of a hook");
-                self.make_dead_letter(record.session.id, record.generation, end.reason, error);
+                self.make_dead_letter(record.session.id, record.generation, Some(end.reason), error);
             } else {
                 self.tracker.take_over(orphan, recovery);
             }

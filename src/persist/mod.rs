@@ -37,12 +37,14 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    hooks::{FailedDelivery, Persistence, Pool},
+    hooks::{Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
     sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
-    tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
+    tracker::{
+        CalledEnd, FailedDelivery, Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER,
+    },
 };
 
 /// How long a start waits for its record.
@@ -61,6 +63,12 @@ pub(crate) struct PersistConfig {
     pub(crate) redeliver: bool,
 }
 
+impl PersistConfig {
+    pub(crate) fn has_transaction_hook(&self) -> bool {
+        self.registry.transaction_hook().is_some()
+    }
+}
+
 /// The most ends that wait for a certain lease.
 const MAX_DEFERRED: usize = 65_536;
 
@@ -70,6 +78,8 @@ pub(crate) struct Persister {
     tasks: Arc<Tasks>,
     registry: Box<dyn DynRegistry>,
     heartbeat_interval: Duration,
+    /// The name of the registry's transaction hook.
+    transaction_hook: Option<String>,
     durability: Durability,
     hand_over_on_outage: bool,
     redeliver: bool,
@@ -113,7 +123,8 @@ impl Persister {
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let PersistConfig { registry, durability, hand_over_on_outage, redeliver } = config;
-        // Called once, here: the panics of this method are not caught.
+        // Called once, here: the panics of these methods are not caught.
+        let transaction_hook = registry.transaction_hook().map(str::to_owned);
         let heartbeat_interval = registry.heartbeat_interval().max(Duration::from_millis(10));
         Arc::new(Self {
             tracker,
@@ -121,6 +132,7 @@ impl Persister {
             tasks,
             registry,
             heartbeat_interval,
+            transaction_hook,
             durability,
             hand_over_on_outage,
             redeliver,
@@ -328,6 +340,19 @@ impl Persistence for Persister {
 
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         self.record_attempt(generation, end);
+    }
+
+    fn commits(&self, generation: &Generation) -> bool {
+        // Without a record there is nothing to commit with.
+        self.transaction_hook.is_some() && generation.record_state() == RecordState::Held
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        self.transaction_hook.as_deref()
+    }
+
+    fn commit(&self, called: CalledEnd) {
+        self.outbox.push(OutboxEntry::Commit(Box::new(called)));
     }
 
     fn on_failure(

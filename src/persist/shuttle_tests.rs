@@ -17,7 +17,7 @@ use shuttle::thread;
 
 use super::{
     PersistConfig, Persister,
-    translate::{apply_answer, apply_degraded, apply_notice, apply_skipped, change_of},
+    translate::{Next, apply_answer, apply_degraded, apply_notice, apply_skipped, change_of},
 };
 use crate::{
     observability::ReleaseCause,
@@ -277,11 +277,11 @@ impl Model {
         }
         for (queued, answer) in group.drain(..).zip(answers) {
             match answer {
-                Some(answer) => {
-                    let later = apply_answer(&self.persister, queued, &answer);
-                    later.into_iter().for_each(|generation| self.persister.outbox.push(OutboxEntry::Hold(generation)));
-                }
-                None => apply_skipped(&self.tracker, queued.entry),
+                Some(answer) => match apply_answer(&self.persister, queued, &answer) {
+                    Next::HoldLater(generation) => self.persister.outbox.push(OutboxEntry::Hold(generation)),
+                    Next::Nothing | Next::Committed(..) => {}
+                },
+                None => drop(apply_skipped(&self.tracker, queued.entry)),
             }
         }
         true

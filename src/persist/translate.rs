@@ -6,7 +6,9 @@ use super::{Persister, backlog::Withheld};
 use crate::{
     observability::ReleaseCause,
     registry::{Applied, Change, Notice},
-    tracker::{Generation, Origin, OutboxEntry, PendingEnd, Queued, RecordState, Scope, Stage, Tracker},
+    tracker::{
+        CalledEnd, Generation, Origin, OutboxEntry, Outcome, PendingEnd, Queued, RecordState, Scope, Stage, Tracker,
+    },
 };
 
 /// The change that an entry stands for now, and that the caller sends. Without one, the entry is applied without an answer.
@@ -53,6 +55,14 @@ pub(super) fn change_of(persister: &Persister, entry: &OutboxEntry) -> Option<Ch
             Change::Attempted { generation: tracker.generation_id(generation), attempts: *attempts }
         }
         OutboxEntry::Delivered(generation) => Change::Delivered { generation: tracker.generation_id(generation) },
+        OutboxEntry::Commit(called) => match (called.generation.record_state(), called.outcome) {
+            (RecordState::Held, Outcome::Ended) => {
+                Change::Delivered { generation: tracker.generation_id(&called.generation) }
+            }
+            // The other hooks are called again, so the record stays.
+            (RecordState::Held, _) => Change::Commit { generation: tracker.generation_id(&called.generation) },
+            _ => return None,
+        },
         OutboxEntry::DeadLetter(_, generation, error) => {
             Change::DeadLetter { generation: *generation, error: error.clone() }
         }
@@ -67,8 +77,10 @@ fn hold_of(persister: &Persister, generation: &Arc<Generation>) -> Option<Change
 }
 
 /// Applies an entry without a change.
-pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
+pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) -> Next {
     match entry {
+        // Another process has taken the record over.
+        OutboxEntry::Commit(called) => return Next::Committed(called, None),
         OutboxEntry::End(generation, end) => match generation.record_state() {
             RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
             _ => tracker.resolve_owned(&generation, end),
@@ -77,11 +89,21 @@ pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
         OutboxEntry::Release(generation, _) => tracker.skip_start(&generation),
         _ => {}
     }
+    Next::Nothing
 }
 
-/// Applies the answer to an entry. Returns a generation whose hold is to be repeated later.
+/// What the writer does after an answer.
 #[must_use]
-pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) -> Option<Arc<Generation>> {
+pub(super) enum Next {
+    Nothing,
+    /// The hold of this generation is repeated later.
+    HoldLater(Arc<Generation>),
+    /// The transaction hook has returned, with this error.
+    Committed(Box<CalledEnd>, Option<String>),
+}
+
+/// Applies the answer to an entry.
+pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) -> Next {
     let tracker = &persister.tracker;
     let Queued { entry, place } = queued;
     match entry {
@@ -89,7 +111,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
             generation.set_not_found();
             // No head waits for it.
             generation.notify_recorded();
-            return Some(generation);
+            return Next::HoldLater(generation);
         }
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
         OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
@@ -107,6 +129,24 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         OutboxEntry::Attempted(_, _, Some(counted)) => {
             let _ = counted.send(());
         }
+        OutboxEntry::Commit(called) => {
+            let error = match answer {
+                Applied::Failed(error) => Some(error.clone()),
+                _ => None,
+            };
+            if error.is_none() && called.outcome == Outcome::Ended {
+                // The record was removed.
+                called.generation.set_record_state(RecordState::None);
+            }
+            return Next::Committed(called, error);
+        }
+        // The hook has failed when nothing waited for it. It is not called for this record until an operator asks for it.
+        OutboxEntry::Delivered(generation) if matches!(answer, Applied::Failed(_)) => {
+            if let Applied::Failed(error) = answer {
+                let (id, generation_id) = (generation.id.clone(), tracker.generation_id(&generation));
+                persister.make_dead_letter(id, generation_id, None, error.clone());
+            }
+        }
         // The next heartbeat says when it ended.
         OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
         OutboxEntry::Update(_)
@@ -117,7 +157,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         | OutboxEntry::DeadLetter(..)
         | OutboxEntry::Acknowledge(..) => {}
     }
-    None
+    Next::Nothing
 }
 
 fn apply_hold_answer(tracker: &Tracker, generation: &Arc<Generation>, answer: &Applied) {
@@ -196,7 +236,16 @@ pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
             }
             keep(OutboxEntry::Attempted(generation, attempts, None));
         }
-        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) | OutboxEntry::DeadLetter(..) => keep(entry),
+        OutboxEntry::Commit(called) if persister.is_draining() => {
+            // The next process calls its hooks again.
+            if called.end.redelivery.is_none() {
+                tracker.on_end_done(&called.generation, Outcome::Aborted);
+            }
+        }
+        OutboxEntry::EndDeliveredOffline(..)
+        | OutboxEntry::Delivered(_)
+        | OutboxEntry::Commit(_)
+        | OutboxEntry::DeadLetter(..) => keep(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}
     }
@@ -207,7 +256,8 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
     if persister.may_start_unrecorded(&generation) {
         tracker.start_unrecorded(&generation);
     }
-    if generation.cancel_record() {
+    // A transaction hook sees each session, unless the process stops without the registry.
+    if (persister.transaction_hook.is_none() || persister.is_draining()) && generation.cancel_record() {
         return tracker.resolve_owned(&generation, end);
     }
     match generation.record_state() {
@@ -220,7 +270,7 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
         Withheld::No(generation, end) => (generation, end),
     };
     // Its end would be lost with this process if the record does not exist.
-    let may_be_unrecorded = generation.record_state() == RecordState::Sent && !generation.waits_for_record();
+    let may_be_unrecorded = generation.record_state() != RecordState::Held && !generation.waits_for_record();
     if generation.waits_for_record() || (persister.hand_over_on_outage && !may_be_unrecorded) {
         tracker.resolve_released(&generation, ReleaseCause::HandedOver);
     } else {

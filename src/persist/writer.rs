@@ -7,7 +7,7 @@ use super::{
     breaker::MAX_ATTEMPTS_IN_DRAIN,
     call,
     heartbeat::{MAX_CONFLICTS, MAX_LEASE_RETRIES},
-    translate::{apply_answer, apply_degraded, apply_skipped, change_of},
+    translate::{Next, apply_answer, apply_degraded, apply_skipped, change_of},
 };
 use tokio::time::Instant;
 
@@ -132,13 +132,14 @@ impl Writer {
     fn apply_answers(&mut self, answers: &[Applied], is_asked: &[bool]) {
         let mut answers = answers.iter();
         for (queued, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
-            match is_asked.then(|| answers.next()).flatten() {
-                Some(answer) => {
-                    if let Some(generation) = apply_answer(&self.persister, queued, answer) {
-                        self.persister.hold_later(&self.pool, generation);
-                    }
-                }
+            let next = match is_asked.then(|| answers.next()).flatten() {
+                Some(answer) => apply_answer(&self.persister, queued, answer),
                 None => apply_skipped(&self.persister.tracker, queued.entry),
+            };
+            match next {
+                Next::Nothing => {}
+                Next::HoldLater(generation) => self.persister.hold_later(&self.pool, generation),
+                Next::Committed(called, error) => self.pool.on_committed(*called, error),
             }
         }
     }

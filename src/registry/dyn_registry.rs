@@ -13,6 +13,7 @@ pub(crate) trait DynRegistry: Send + Sync + 'static {
     fn heartbeat(&self) -> Answer<'_, Heartbeat>;
     fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
     fn release_lease(&self) -> Answer<'_, ()>;
+    fn transaction_hook(&self) -> Option<&str>;
     fn lease_is_valid(&self) -> bool;
     fn heartbeat_interval(&self) -> Duration;
 }
@@ -32,6 +33,10 @@ impl<R: Registry> DynRegistry for R {
 
     fn release_lease(&self) -> Answer<'_, ()> {
         guarded(|| Box::pin(Registry::release_lease(self)))
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        Registry::transaction_hook(self)
     }
 
     fn lease_is_valid(&self) -> bool {

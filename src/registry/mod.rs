@@ -23,8 +23,11 @@ pub use self::error::RegistryError;
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder, SqliteTransactionHook};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
+/// The version of `rusqlite` whose types a [`SqliteTransactionHook`] gets.
+#[cfg(feature = "sqlite")]
+pub use rusqlite;
 
 /// A durable record of active sessions, their holders and their pending ends.
 ///

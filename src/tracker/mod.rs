@@ -48,7 +48,7 @@ use self::{
 };
 pub(crate) use self::{
     compact::Compacted,
-    generation::{Activity, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
+    generation::{Activity, CalledEnd, FailedDelivery, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
     note::{NoteSource, Noted, Origin},
     order::Outcome,
     outbox::{Outbox, OutboxEntry, Queued},

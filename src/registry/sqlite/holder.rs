@@ -1,6 +1,7 @@
 //! One holder: its connection, its lease, its row.
 
 use std::{
+    cell::{Cell, RefCell},
     mem, thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -14,6 +15,7 @@ use super::{
     lease::{Lease, Leases},
     open::{FileId, Settings, file_id, open},
     recovery::{delete_notices, remove_holder},
+    transaction::ClosedTransaction,
 };
 use crate::{
     registry::{Applied, Change, Heartbeat, Notice},
@@ -53,11 +55,26 @@ impl Holder {
 
     /// Applies the changes of several calls in one transaction.
     pub(super) fn apply(&mut self, group: &[Vec<Change>]) -> Result<Vec<Vec<Applied>>, Failure> {
-        let me = self.me;
-        self.in_transaction(|tx| {
-            let changes = Changes { tx, me };
-            group.iter().map(|call| call.iter().map(|change| changes.apply(change)).collect()).collect()
-        })
+        let (me, hook) = (self.me, self.settings.hook.clone());
+        let mut is_closed = false;
+        loop {
+            let closed = Cell::new(false);
+            let applied = self.in_transaction(|tx| {
+                let (hook, calls_hook) = (hook.as_deref(), !is_closed);
+                let changes = Changes { tx, me, hook, calls_hook, commits: RefCell::default() };
+                changes.apply_all(group).inspect_err(|error| closed.set(ClosedTransaction::is(error)))
+            });
+            if is_closed || !closed.get() {
+                return applied;
+            }
+            // What it has left of this transaction is applied again, without the hook.
+            is_closed = true;
+            tracing::error!(
+                name: "session-hook-closed-transaction",
+                hook = hook.as_ref().map(|hook| hook.name.as_str()),
+                "a transaction hook has ended the transaction of the session registry; its ends count as failed",
+            );
+        }
     }
 
     /// The lease needs no renewal, but its file or row may have been removed by hand.

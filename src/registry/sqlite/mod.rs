@@ -11,21 +11,24 @@ mod recovery;
 mod schema;
 #[cfg(test)]
 mod testing;
+mod transaction;
 mod worker;
 
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
 use tokio::sync::oneshot;
 
+pub use self::transaction::SqliteTransactionHook;
 use self::{
     holder::Holder,
     open::{OPEN_TIMEOUT, Settings},
     recovery::ClaimedOrphans,
+    transaction::TransactionHook,
     worker::{Job, Reply, Worker},
 };
 use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
@@ -112,7 +115,7 @@ use crate::session::GenerationId;
 /// single record that cannot be read does not affect the others: it is logged, and stays in the view `dead_letters` for the
 /// operator.
 ///
-/// A file of schema 1 or 2 was written by an older version of this crate, and is refused. Start that version once, let it
+/// A file of schema 1, 2 or 3 was written by an older version of this crate, and is refused. Start that version once, let it
 /// deliver what is pending, and remove the file.
 ///
 /// While the disk is full, calls return [`Unavailable`](RegistryError::Unavailable).
@@ -141,6 +144,7 @@ pub struct SqliteRegistry {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
     heartbeat_interval: Duration,
+    hook: Option<Arc<TransactionHook>>,
 }
 
 impl SqliteRegistry {
@@ -169,6 +173,7 @@ impl SqliteRegistry {
             heartbeat_interval: Duration::from_secs(2),
             set_aside_damaged: false,
             deployment: None,
+            hook: None,
         }
     }
 
@@ -294,6 +299,10 @@ impl Registry for SqliteRegistry {
         self.call(Job::ReleaseLease).await
     }
 
+    fn transaction_hook(&self) -> Option<&str> {
+        self.hook.as_ref().map(|hook| hook.name.as_str())
+    }
+
     fn heartbeat_interval(&self) -> Duration {
         self.heartbeat_interval
     }
@@ -301,10 +310,11 @@ impl Registry for SqliteRegistry {
 
 impl fmt::Debug for SqliteRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { jobs: _, path, heartbeat_interval } = self;
+        let Self { jobs: _, path, heartbeat_interval, hook } = self;
         f.debug_struct("SqliteRegistry")
             .field("path", path)
             .field("heartbeat_interval", heartbeat_interval)
+            .field("hook", hook)
             .finish_non_exhaustive()
     }
 }
@@ -318,6 +328,7 @@ pub struct SqliteRegistryBuilder {
     heartbeat_interval: Duration,
     set_aside_damaged: bool,
     deployment: Option<String>,
+    hook: Option<Arc<TransactionHook>>,
 }
 
 impl SqliteRegistryBuilder {
@@ -383,21 +394,31 @@ impl SqliteRegistryBuilder {
         self
     }
 
+    /// A hook that writes in the transactions of the registry, with a name for logs and reports. By default there is none.
+    ///
+    /// All processes that use the file should set it: an end is delivered by any of them. A second call replaces the hook.
+    ///
+    /// See [`SqliteTransactionHook`] for an example.
+    pub fn transaction_hook(mut self, name: impl Into<String>, hook: impl SqliteTransactionHook) -> Self {
+        self.hook = Some(Arc::new(TransactionHook { name: name.into(), hook: Box::new(hook) }));
+        self
+    }
+
     /// Opens the file, or creates it.
     ///
     /// # Errors
     ///
     /// As [`SqliteRegistry::open`].
     pub fn open(self) -> Result<SqliteRegistry, RegistryError> {
-        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged, deployment } = self;
+        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged, deployment, hook } = self;
         let path = open::resolve(&path)?;
-        let settings = Settings { path: path.clone(), busy_timeout, set_aside_damaged, deployment };
+        let settings = Settings { path: path.clone(), busy_timeout, set_aside_damaged, deployment, hook: hook.clone() };
         let holder = Holder::open(settings, OPEN_TIMEOUT)?;
         let (jobs, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("session-registry".to_owned())
             .spawn(move || Worker::new(holder, queue).run())
             .map_err(RegistryError::unavailable)?;
-        Ok(SqliteRegistry { jobs, path, heartbeat_interval })
+        Ok(SqliteRegistry { jobs, path, heartbeat_interval, hook })
     }
 }

@@ -4,6 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use super::{
     error::Failure,
     lease::{DirectoryLock, Leases},
     schema,
+    transaction::TransactionHook,
 };
 
 /// The time limit of the check at the start. Only a part of a larger file is checked.
@@ -34,6 +36,7 @@ pub(super) struct Settings {
     pub(super) busy_timeout: Duration,
     pub(super) set_aside_damaged: bool,
     pub(super) deployment: Option<String>,
+    pub(super) hook: Option<Arc<TransactionHook>>,
 }
 
 /// Identifies a file, also after it was renamed.
