@@ -33,7 +33,7 @@ use crate::{
 /// * [`session_start`](Self::session_start) is called when a record is created. An error rolls back what this call has written,
 ///   and is logged (`session-hook-failed`). The session continues.
 /// * [`session_end`](Self::session_end) gets up to 1,000 ends. If it returns an error or panics, what it has written is rolled
-///   back, and it is called for each end alone. An end whose call fails again counts as failed, like that of any hook: it is in
+///   back, and it is called for each half, down to single ends. An end whose own call fails counts as failed, like that of any hook: it is in
 ///   the drain's report, is delivered again after 1, 2, 4 and 8 s, and then becomes a dead letter.
 /// * Other hooks run before it. If one of them fails, the transaction is committed all the same, and only the others are called
 ///   again. If the process dies between them and the commit, they are called again, and this hook is called for the first time.
@@ -141,9 +141,12 @@ impl TransactionHook {
         match self.call(tx, |hook| hook.session_end(tx, ends))? {
             None => Ok(vec![None; ends.len()]),
             error if ends.len() == 1 => Ok(vec![error]),
-            // One bad end holds up no other.
+            // One bad end holds up no other: it is found by halves.
             Some(_) => {
-                ends.iter().map(|end| self.call(tx, |hook| hook.session_end(tx, std::slice::from_ref(end)))).collect()
+                let (first, second) = ends.split_at(ends.len() / 2);
+                let mut errors = self.session_end(tx, first)?;
+                errors.extend(self.session_end(tx, second)?);
+                Ok(errors)
             }
         }
     }

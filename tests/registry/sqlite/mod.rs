@@ -15,3 +15,4 @@ mod panics;
 mod process;
 mod recovery;
 mod support;
+mod transaction;
