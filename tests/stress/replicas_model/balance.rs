@@ -10,6 +10,15 @@ use super::{
 };
 
 impl World {
+    /// How many ends each generation has had.
+    pub(crate) fn ends(&self) -> BTreeMap<GenerationId, usize> {
+        let mut ends = BTreeMap::new();
+        for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
+            *ends.entry(told.event).or_default() += 1;
+        }
+        ends
+    }
+
     pub(crate) fn check(&self, steps: &[(usize, Step)]) {
         let log = self.log.lock().unwrap();
         let history = self.store.history();
