@@ -68,6 +68,10 @@ impl World {
                 assert!(has_end, "a client saw {id}, and it has no end: {log:#?}");
             }
         }
+        // Who has missed answers may not know what it has claimed.
+        let hasty = self.hasty.lock().unwrap();
+        let hasty: Vec<_> = hasty.iter().filter(|(life, _)| !self.unheard.contains(life)).collect();
+        assert!(hasty.is_empty(), "delivered while the lease was uncertain: {hasty:?}");
         // In one life, no end comes before its start.
         for (at, end) in log.iter().enumerate().filter(|(_, told)| told.end.is_some()) {
             let late = log[at..].iter().any(|told| (told.life, told.event, told.end) == (end.life, end.event, None));
