@@ -147,14 +147,15 @@ impl Pool {
         persistence.is_none_or(|persistence| Arc::clone(persistence).may_deliver(self, generation, end))
     }
 
-    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is.
-    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) {
-        let Some(persistence) = &self.persistence else { return };
-        if let Some(counted) = persistence.count_call(generation, end) {
-            Arc::clone(persistence).wake(self);
-            // The sender may be dropped, with its writer.
-            let _ = counted.await;
-        }
+    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is. Returns whether the hook may be called: the
+    /// lease may have been lost meanwhile.
+    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
+        let Some(persistence) = &self.persistence else { return true };
+        let Some(counted) = persistence.count_call(generation, end) else { return true };
+        Arc::clone(persistence).wake(self);
+        // The sender may be dropped, with its writer.
+        let _ = counted.await;
+        self.may_deliver(generation, end)
     }
 
     /// Must be called before a hook is called for this end.

@@ -212,7 +212,7 @@ impl Persister {
         }
         if calls.breaker.retry_at.is_some() {
             self.reconnect(calls).await?;
-            self.reclaim_deferred();
+            self.reclaim_deliverable();
             self.replay_backlog();
             return Ok(());
         }
@@ -230,7 +230,7 @@ impl Persister {
             Err(error) if limit.is_some() => return Err(error),
             Err(error) => return Err(self.trip(calls, error)),
         }
-        self.reclaim_deferred();
+        self.reclaim_deliverable();
         if self.outbox.is_empty() {
             self.restore(calls);
         }

@@ -211,6 +211,17 @@ impl Persister {
         self.drain_began.notify_waiters();
     }
 
+    /// As [`reclaim_deferred`](Self::reclaim_deferred), for the ends that can be delivered now, or are no longer this process's.
+    /// The others would be deferred again, and their calls would hold up the starts behind them.
+    fn reclaim_deliverable(&self) {
+        if self.registry.lease_is_valid() {
+            return self.reclaim_deferred();
+        }
+        let is_decided = |(generation, _): &mut (Arc<Generation>, _)| generation.record_state() != RecordState::Held;
+        let decided: Vec<_> = lock(&self.deferred).extract_if(.., is_decided).collect();
+        self.outbox.push_first(decided.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
+    }
+
     /// Queues the deferred ends in the outbox again.
     fn reclaim_deferred(&self) {
         let deferred = std::mem::take(&mut *lock(&self.deferred));

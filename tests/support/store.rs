@@ -59,6 +59,10 @@ pub(crate) struct History {
     pub(crate) wiped: BTreeSet<GenerationId>,
     /// Those of them that had ended.
     pub(crate) wiped_ends: BTreeSet<GenerationId>,
+    /// What each holder that has lost its lease held or had claimed then.
+    pub(crate) left: BTreeMap<u64, BTreeSet<GenerationId>>,
+    /// What each holder has changed without an answer: it may not know that it has released it.
+    pub(crate) unanswered: BTreeMap<u64, BTreeSet<GenerationId>>,
     /// None of the above.
     is_off: bool,
 }
@@ -114,6 +118,8 @@ pub(crate) enum Fault {
 pub(crate) struct Holder {
     store: Store,
     me: Arc<AtomicU64>,
+    /// The numbers that it had before.
+    former: Arc<Mutex<Vec<u64>>>,
     incarnation: Arc<AtomicU64>,
     fault: Arc<Mutex<Fault>>,
     doubts: Arc<AtomicBool>,
@@ -150,6 +156,7 @@ impl Store {
         Holder {
             store: self.clone(),
             me: Arc::new(AtomicU64::new(me)),
+            former: Arc::default(),
             incarnation: Arc::new(AtomicU64::new(state.incarnation)),
             fault: Arc::default(),
             doubts: Arc::default(),
@@ -201,11 +208,7 @@ impl Store {
 
     /// Who can record each generation again if it is lost: its holders, or the claimer of its end.
     pub(crate) fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
-        let state = self.state();
-        let active = state.active.values().flatten();
-        let held = active.map(|active| (active.record.generation, active.holders.clone()));
-        let claimed = state.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
-        held.chain(claimed).collect()
+        self.state().owners()
     }
 
     /// Forgets everything.
@@ -254,6 +257,17 @@ impl History {
         }
     }
 
+    fn answer(&mut self, holder: u64, generations: BTreeSet<GenerationId>, is_answered: bool) {
+        if !self.is_off {
+            let unanswered = self.unanswered.entry(holder).or_default();
+            if is_answered {
+                unanswered.retain(|generation| !generations.contains(generation));
+            } else {
+                unanswered.extend(generations);
+            }
+        }
+    }
+
     fn forget(&mut self, generation: GenerationId) {
         if !self.is_off {
             self.forgotten.insert(generation);
@@ -278,6 +292,30 @@ impl Holder {
     /// As in [`Store::owners`]. Another one after each lost lease.
     pub(crate) fn number(&self) -> u64 {
         self.me.load(Ordering::SeqCst)
+    }
+
+    /// The numbers that it had before it lost a lease, or its records.
+    pub(crate) fn former_numbers(&self) -> Vec<u64> {
+        self.former.lock().unwrap().clone()
+    }
+
+    fn enter(&self, state: &mut State) {
+        let before = self.me.swap(state.enter(), Ordering::SeqCst);
+        self.former.lock().unwrap().push(before);
+    }
+
+    /// Whether it holds an active record of this id, or a notice about one waits for it.
+    pub(crate) fn holds(&self, id: &str) -> bool {
+        let (state, me) = (self.store.state(), self.number());
+        let is_held = |active: &Active| active.holders.contains(&me);
+        state.active.get(id).is_some_and(|all| all.iter().any(is_held))
+            || state.notices.iter().any(|(holder, of, ..)| *holder == me && of.as_str() == id)
+    }
+
+    /// Whether it has claimed this end and cannot say that its lease runs.
+    pub(crate) fn doubts_claim(&self, generation: GenerationId) -> bool {
+        let is_valid = self.lease_is_valid();
+        !is_valid && self.store.state().claimed(generation, self.number()).is_some()
     }
 
     /// It cannot say whether its lease runs.
@@ -326,14 +364,14 @@ impl Holder {
         }
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
-            self.me.store(state.enter(), Ordering::SeqCst);
+            self.enter(&mut state);
             return Err(RegistryError::DataLost);
         }
         let me = self.me.load(Ordering::SeqCst);
         if !state.alive.contains(&me) {
             // Others have recovered it by now, or a holder that has died since.
             state.adopt(NONE);
-            self.me.store(state.enter(), Ordering::SeqCst);
+            self.enter(&mut state);
             return Err(RegistryError::Fenced);
         }
         let answer = call(&mut state, me);
@@ -367,7 +405,19 @@ impl State {
     fn leave(&mut self, holder: u64) {
         if self.alive.remove(&holder) {
             self.dead.insert(holder);
+            if !self.history.is_off {
+                let owned = self.owners().into_iter().filter(|(_, owners)| owners.contains(&holder));
+                let owned = owned.map(|(generation, _)| generation).collect();
+                self.history.left.insert(holder, owned);
+            }
         }
+    }
+
+    fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
+        let active = self.active.values().flatten();
+        let held = active.map(|active| (active.record.generation, active.holders.clone()));
+        let claimed = self.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
+        held.chain(claimed).collect()
     }
 
     fn events(&self) -> BTreeSet<GenerationId> {
@@ -586,8 +636,13 @@ impl Registry for Holder {
         if *self.fault.lock().unwrap() == Fault::ReadOnly {
             return Err(RegistryError::unavailable("read-only"));
         }
-        let mut answers: Vec<_> =
-            self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await?;
+        let generations: BTreeSet<_> = changes.iter().map(|change| subject(change).1).collect();
+        let is_answered = ![Fault::Deaf, Fault::Short].contains(&*self.fault.lock().unwrap());
+        let apply = |state: &mut State, me| {
+            state.history.answer(me, generations, is_answered);
+            changes.into_iter().map(|change| state.apply(change, me)).collect()
+        };
+        let mut answers: Vec<_> = self.call(apply).await?;
         if *self.fault.lock().unwrap() == Fault::Short {
             answers.pop();
         }

@@ -105,6 +105,37 @@ async fn g16_an_end_that_came_due_while_the_lease_was_in_doubt_is_delivered_once
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_ends_that_wait_for_a_certain_lease_hold_up_no_start() {
+    let store = Store::default();
+    let holder = store.holder();
+    let dead = ActiveSessions::builder().registry(holder.clone()).on_session_end(|_: SessionEnd| pending::<()>());
+    let dead = dead.build().unwrap();
+    for _ in 0..4 {
+        assert!(dead.note("a").recorded().await);
+        dead.end("a", EndReason::Deleted);
+        sleep(SECOND / 100).await;
+    }
+    assert_eq!(store.owed().len(), 4);
+    holder.kill();
+    holder.set(Fault::Hangs);
+
+    // Four ends of one id take four calls, and these are longer than a heartbeat interval.
+    let replica = Replica::new(&store);
+    replica.holder.doubt(true);
+    replica.holder.set(Fault::Slow);
+    let driver = replica.drive();
+    sleep(5 * SECOND).await;
+    let recorded = timeout(10 * SECOND, replica.note("a")).await;
+    assert_eq!(recorded, Ok(true), "the start is recorded");
+    assert!(replica.recorder.ends().is_empty(), "the lease may be over");
+    replica.holder.doubt(false);
+    sleep(10 * SECOND).await;
+    assert_eq!(replica.recorder.ended(), ["a deleted"; 4]);
+    assert_eq!(replica.recorder.order("a"), "----+");
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn g16_a_holder_that_dies_over_an_end_for_all_has_it_delivered_once_by_one_that_goes_on() {
     let store = Store::default();
     let goes_on = Replica::new(&store);

@@ -10,6 +10,15 @@ use super::{
 };
 
 impl World {
+    /// How many ends each generation has had.
+    pub(crate) fn ends(&self) -> BTreeMap<GenerationId, usize> {
+        let mut ends = BTreeMap::new();
+        for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
+            *ends.entry(told.event).or_default() += 1;
+        }
+        ends
+    }
+
     pub(crate) fn check(&self, steps: &[(usize, Step)]) {
         let log = self.log.lock().unwrap();
         let history = self.store.history();
@@ -59,6 +68,10 @@ impl World {
                 assert!(has_end, "a client saw {id}, and it has no end: {log:#?}");
             }
         }
+        // Who has missed answers may not know what it has claimed.
+        let hasty = self.hasty.lock().unwrap();
+        let hasty: Vec<_> = hasty.iter().filter(|(life, _)| !self.unheard.contains(life)).collect();
+        assert!(hasty.is_empty(), "delivered while the lease was uncertain: {hasty:?}");
         // In one life, no end comes before its start.
         for (at, end) in log.iter().enumerate().filter(|(_, told)| told.end.is_some()) {
             let late = log[at..].iter().any(|told| (told.life, told.event, told.end) == (end.life, end.event, None));
