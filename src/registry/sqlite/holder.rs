@@ -51,12 +51,21 @@ impl Holder {
         Ok(Self { settings, conn, leases, me, file, lease })
     }
 
-    /// Applies the changes of several calls in one transaction.
-    pub(super) fn apply(&mut self, group: &[Vec<Change>]) -> Result<Vec<Vec<Applied>>, Failure> {
+    /// Applies the changes of several calls in one transaction. A call that was given up while it waited for the lock is left
+    /// out: its caller may go on as if nothing was changed.
+    pub(super) fn apply(
+        &mut self,
+        group: &[Vec<Change>],
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Vec<Applied>>, Failure> {
         let me = self.me;
         self.in_transaction(|tx| {
             let changes = Changes { tx, me };
-            group.iter().map(|call| call.iter().map(|change| changes.apply(change)).collect()).collect()
+            let apply = |(n, call): (usize, &Vec<Change>)| {
+                let wanted = if is_wanted(n) { &call[..] } else { &[] };
+                wanted.iter().map(|change| changes.apply(change)).collect()
+            };
+            group.iter().enumerate().map(apply).collect()
         })
     }
 

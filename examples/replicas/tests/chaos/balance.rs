@@ -135,6 +135,8 @@ impl Balance {
                 self.add("ended again, excused: SIGKILL between hook and record");
             } else if self.has_lost_its_record(first, What::Paused) {
                 self.add("ended again, excused: paused for longer than its lease, between hook and record");
+            } else if self.may_be_recorded_without_an_answer(first) {
+                self.add("ended again, excused: stopped in an outage that began when its record was written");
             } else {
                 let text =
                     format!("{name}: {} by {}, {} by {}", first.reason, first.writer, second.reason, second.writer);
@@ -248,6 +250,16 @@ impl Balance {
         let is_long = |deed: &Deed| what != What::Paused || deed.until - deed.from > crash::LEASE.as_micros() as u64;
         let is_it = |deed: &&Deed| deed.what == what && deed.process == end.writer && is_long(deed);
         self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
+    }
+
+    /// Whether the session started before an outage in which its process was stopped: then the record may have been written, and
+    /// the answer was lost. One that started while the registry was blocked, and ended so, was never written.
+    fn may_be_recorded_without_an_answer(&self, end: &Entry) -> bool {
+        let is_stop = |deed: &&Deed| deed.what == What::Stopped && deed.process == end.writer;
+        let is_stopped = self.deeds.iter().filter(is_stop).any(|stop| stop.from <= end.at);
+        let is_never_written = |deed: &Deed| deed.from + CLOCKS <= end.started_at && end.at <= deed.until;
+        let mut blocked = self.deeds.iter().filter(|deed| deed.what == What::Blocked);
+        is_stopped && self.outage(&end.writer, end.at).is_some() && !blocked.any(is_never_written)
     }
 
     /// Whether the process noted this id while the registry did not answer: what it had sent is carried out later.
