@@ -279,7 +279,10 @@ impl Model {
             match answer {
                 Some(answer) => {
                     let later = apply_answer(&self.persister, queued, &answer);
-                    later.into_iter().for_each(|generation| self.persister.outbox.push(OutboxEntry::Hold(generation)));
+                    for generation in later {
+                        generation.stop_finding();
+                        self.persister.outbox.push(OutboxEntry::Hold(generation));
+                    }
                 }
                 None => apply_skipped(&self.tracker, queued.entry),
             }
