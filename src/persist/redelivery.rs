@@ -316,7 +316,10 @@ impl Runner {
             for later in due.into_values() {
                 match later {
                     Later::End(generation, end) => jobs.push(Job::End(generation, end)),
-                    Later::Hold(generation) => self.persister.outbox.push(OutboxEntry::Hold(generation)),
+                    Later::Hold(generation) => {
+                        generation.stop_finding();
+                        self.persister.outbox.push(OutboxEntry::Hold(generation));
+                    }
                 }
             }
             self.persister.tracker.queue.push_all(jobs);

@@ -278,7 +278,10 @@ impl Model {
         for (queued, answer) in group.drain(..).zip(answers) {
             match answer {
                 Some(answer) => match apply_answer(&self.persister, queued, &answer) {
-                    Next::HoldLater(generation) => self.persister.outbox.push(OutboxEntry::Hold(generation)),
+                    Next::HoldLater(generation) => {
+                        generation.stop_finding();
+                        self.persister.outbox.push(OutboxEntry::Hold(generation));
+                    }
                     Next::Nothing | Next::Committed(..) => {}
                 },
                 None => drop(apply_skipped(&self.tracker, queued.entry)),

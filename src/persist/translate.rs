@@ -108,7 +108,8 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
     let Queued { entry, place } = queued;
     match entry {
         OutboxEntry::Hold(generation) if *answer == Applied::NotFound => {
-            generation.set_not_found();
+            // It is not on record. Another entry of the same generation asks again, and creates none either.
+            generation.set_record_state(RecordState::Unsent);
             // No head waits for it.
             generation.notify_recorded();
             return Next::HoldLater(generation);

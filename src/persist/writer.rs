@@ -118,8 +118,10 @@ impl Writer {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let n = changes.len();
         let limit = self.persister.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        // Before the limit of `call` begins: what is given up there is past its deadline.
+        let deadline = std::time::Instant::now() + limit;
         let began = Instant::now();
-        let answers = call(limit, self.persister.registry.apply(changes)).await?;
+        let answers = call(limit, self.persister.registry.apply_before(changes, deadline)).await?;
         self.persister.on_call(began.elapsed());
         if answers.len() == n {
             Ok(answers)

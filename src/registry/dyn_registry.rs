@@ -1,6 +1,10 @@
 //! A [`Registry`] of any type behind one pointer. It may be user code, so the panics of every call are caught.
 
-use std::{future::ready, pin::Pin, time::Duration};
+use std::{
+    future::ready,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use super::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 use crate::panic::{CatchPanic, Panic, catch};
@@ -9,7 +13,7 @@ type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Sen
 
 /// As [`Registry`], dyn-compatible. A panic is an error like any other.
 pub(crate) trait DynRegistry: Send + Sync + 'static {
-    fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>>;
+    fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Answer<'_, Vec<Applied>>;
     fn heartbeat(&self) -> Answer<'_, Heartbeat>;
     fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
     fn release_lease(&self) -> Answer<'_, ()>;
@@ -19,8 +23,8 @@ pub(crate) trait DynRegistry: Send + Sync + 'static {
 }
 
 impl<R: Registry> DynRegistry for R {
-    fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>> {
-        guarded(|| Box::pin(Registry::apply(self, changes)))
+    fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Answer<'_, Vec<Applied>> {
+        guarded(|| Box::pin(Registry::apply_before(self, changes, deadline)))
     }
 
     fn heartbeat(&self) -> Answer<'_, Heartbeat> {

@@ -15,7 +15,7 @@ mod sqlite;
 
 use std::{
     future::Future,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub(crate) use self::dyn_registry::DynRegistry;
@@ -71,6 +71,25 @@ pub trait Registry: Send + Sync + 'static {
     ///
     /// [`RegistryError`]. The caller cannot assume that any change was applied, or that none was.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
+
+    /// As [`apply`](Self::apply), for a caller that drops the call at `deadline`. This crate calls `apply` through this method
+    /// only. By default it calls `apply`.
+    ///
+    /// Implement it if the store may apply a change after its call was dropped: a command that has left the process, a thread
+    /// that waits for a lock. Nothing should be applied after `deadline`. A drain that gets no answer about a record may have
+    /// to deliver the end of the session, and a record that is written afterwards leads to a second end.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply).
+    fn apply_before(
+        &self,
+        changes: Vec<Change>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send {
+        let _ = deadline;
+        self.apply(changes)
+    }
 
     /// Renews the lease, and returns what this holder has to know. Called every
     /// [`heartbeat_interval`](Self::heartbeat_interval).

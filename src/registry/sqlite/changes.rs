@@ -69,7 +69,7 @@ pub(super) struct Commit {
 
 impl<'a> Changes<'a> {
     /// Applies the changes of several calls.
-    pub(super) fn apply_all(&self, calls: &[Vec<Change>]) -> Result<Vec<Vec<Applied>>> {
+    pub(super) fn apply_all(&self, calls: &[&[Change]]) -> Result<Vec<Vec<Applied>>> {
         let mut answers = Vec::with_capacity(calls.len());
         for (i, call) in calls.iter().enumerate() {
             let apply = |(j, change)| self.apply(change, (i, j));

@@ -53,16 +53,23 @@ impl Holder {
         Ok(Self { settings, conn, leases, me, file, lease })
     }
 
-    /// Applies the changes of several calls in one transaction.
-    pub(super) fn apply(&mut self, group: &[Vec<Change>]) -> Result<Vec<Vec<Applied>>, Failure> {
+    /// Applies the changes of several calls in one transaction. A call that was given up while it waited for the lock is left
+    /// out: its caller may go on as if nothing was changed.
+    pub(super) fn apply(
+        &mut self,
+        group: &[Vec<Change>],
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Vec<Applied>>, Failure> {
         let (me, hook) = (self.me, self.settings.hook.clone());
         let mut is_closed = false;
         loop {
             let closed = Cell::new(false);
             let applied = self.in_transaction(|tx| {
+                let calls = group.iter().enumerate();
+                let calls: Vec<_> = calls.map(|(n, call)| if is_wanted(n) { &call[..] } else { &[] }).collect();
                 let (hook, calls_hook) = (hook.as_deref(), !is_closed);
                 let changes = Changes { tx, me, hook, calls_hook, commits: RefCell::default() };
-                changes.apply_all(group).inspect_err(|error| closed.set(ClosedTransaction::is(error)))
+                changes.apply_all(&calls).inspect_err(|error| closed.set(ClosedTransaction::is(error)))
             });
             if is_closed || !closed.get() {
                 return applied;

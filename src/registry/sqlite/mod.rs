@@ -50,6 +50,7 @@ use crate::session::GenerationId;
 /// * All blocking work runs on a dedicated thread, which exits when the registry and all its clones are dropped, or when the
 ///   lease is released. No call keeps the thread for long: a recovery of any size is read in pages of 1,000 sessions, and starts
 ///   and ends are recorded between them.
+/// * A call that was dropped while it waited for another process is not applied.
 /// * A start makes no running process wait, however long its check of the file takes.
 ///
 /// # Requirements

@@ -205,6 +205,33 @@ async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_an_id_that_came_with_several_requests_of_an_outage_waits_for_the_replica_that_has_made_it() {
+    let store = Store::default();
+    let (one, two) = (Replica::new(&store), Replica::new(&store));
+    for replica in [&one, &two] {
+        replica.holder.set(Fault::Down);
+        birth(&replica.sessions, "before").await;
+    }
+    let drivers = [one.drive(), two.drive()];
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    birth(&one.sessions, "x").await;
+    // Each request asks for the record, and so does the end of the outage.
+    for _ in 0..3 {
+        request(&two.sessions, "x").await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    two.holder.set(Fault::None);
+    while two.sessions.is_degraded() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    one.holder.set(Fault::None);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    drivers.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), String::new()));
+    assert_eq!(store.active().iter().filter(|id| *id == "x").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn g17_an_id_that_a_request_brought_and_that_is_not_on_record_starts_within_two_seconds() {
     let store = Store::default();
     let replica = Replica::new(&store);

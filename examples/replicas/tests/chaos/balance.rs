@@ -135,6 +135,8 @@ impl Balance {
                 self.add("ended again, excused: SIGKILL between hook and record");
             } else if self.has_lost_its_record(first, What::Paused) {
                 self.add("ended again, excused: paused for longer than its lease, between hook and record");
+            } else if self.is_unconfirmed_at_a_stop(first) {
+                self.add("ended again, excused: stopped in an outage that began between hook and record");
             } else {
                 let text =
                     format!("{name}: {} by {}, {} by {}", first.reason, first.writer, second.reason, second.writer);
@@ -165,13 +167,6 @@ impl Balance {
                 }
                 let text =
                     format!("{second} started {} ms before the end of {first}", (end.ended_at - start.at) / 1000);
-                let first_start = &before.starts[0].1;
-                if self.is_made_in_an_outage(first_start, start) || self.is_made_in_an_outage(start, first_start) {
-                    self.add(
-                        "two generations at a time, excused: made in an outage, used elsewhere before it was recorded",
-                    );
-                    continue;
-                }
                 self.violation("two generations at a time", start, text);
             }
         }
@@ -224,18 +219,6 @@ impl Balance {
         until
     }
 
-    /// Whether the host made this id in an outage, and another process started it too before the record was written.
-    fn is_made_in_an_outage(&self, one: &Entry, other: &Entry) -> bool {
-        let is_it = |request: &&Request| request.made.as_ref() == Some(&one.id) && request.process == one.writer;
-        one.writer != other.writer
-            && self
-                .requests
-                .iter()
-                .find(is_it)
-                .and_then(|made| self.outage(&made.process, made.from))
-                .is_some_and(|until| other.at < until.saturating_add(SLACK))
-    }
-
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
     fn is_unrecorded_at_a_kill(&self, process: &str, at: u64) -> bool {
         let is_before = |until: u64| self.killed(process).is_some_and(|kill| kill.from < until.saturating_add(SLACK));
@@ -248,6 +231,16 @@ impl Balance {
         let is_long = |deed: &Deed| what != What::Paused || deed.until - deed.from > crash::LEASE.as_micros() as u64;
         let is_it = |deed: &&Deed| deed.what == what && deed.process == end.writer && is_long(deed);
         self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
+    }
+
+    /// Whether the process was stopped in an outage, and did not learn whether this end or its start was written. A session that
+    /// started while the registry was blocked, and ended so, cannot have been written.
+    fn is_unconfirmed_at_a_stop(&self, end: &Entry) -> bool {
+        let Some(over) = self.outage(&end.writer, end.at) else { return false };
+        let is_stop = |deed: &&Deed| deed.what == What::Stopped && deed.process == end.writer;
+        let is_never_written = |deed: &Deed| deed.from + CLOCKS <= end.started_at && end.at <= deed.until;
+        let mut blocked = self.deeds.iter().filter(|deed| deed.what == What::Blocked);
+        self.deeds.iter().filter(is_stop).any(|stop| stop.from < over) && !blocked.any(is_never_written)
     }
 
     /// Whether the process noted this id while the registry did not answer: what it had sent is carried out later.
