@@ -44,6 +44,8 @@ struct State {
     /// How often it was emptied.
     incarnation: u64,
     history: History,
+    /// With a transaction hook: what it has written.
+    ledger: Option<Ledger>,
     /// What a caller did wrong first.
     violation: Option<String>,
 }
@@ -67,6 +69,25 @@ pub(crate) struct History {
     is_off: bool,
 }
 
+/// The tables of a transaction hook. It increments.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) starts: BTreeMap<GenerationId, u32>,
+    pub(crate) ends: BTreeMap<GenerationId, u32>,
+    /// It refuses the ends of ids that begin with `bad`.
+    pub(crate) refuses: bool,
+}
+
+impl Ledger {
+    fn end(&mut self, record: &Record) -> Result<(), String> {
+        if self.refuses && record.session.id.as_str().starts_with("bad") {
+            return Err("refused".to_owned());
+        }
+        *self.ends.entry(record.generation).or_default() += 1;
+        Ok(())
+    }
+}
+
 struct Active {
     record: Record,
     holders: BTreeSet<u64>,
@@ -85,6 +106,8 @@ struct Ended {
     is_known: bool,
     /// A dead letter, with the last error.
     error: Option<String>,
+    /// The transaction hook has run.
+    is_committed: bool,
 }
 
 /// What is wrong with a holder's way to the store.
@@ -209,6 +232,22 @@ impl Store {
     /// Who can record each generation again if it is lost: its holders, or the claimer of its end.
     pub(crate) fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
         self.state().owners()
+    }
+
+    /// A store with a transaction hook.
+    pub(crate) fn with_ledger() -> Self {
+        let store = Self::default();
+        store.state().ledger = Some(Ledger::default());
+        store
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.state().ledger.clone().unwrap()
+    }
+
+    /// Whether the transaction hook refuses the ends of ids that begin with `bad`.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.state().ledger.as_mut().unwrap().refuses = refuses;
     }
 
     /// Forgets everything.
@@ -390,6 +429,7 @@ fn subject(change: &Change) -> (Option<&SessionId>, GenerationId) {
         | Change::Acknowledge { id, generation } => (Some(id), *generation),
         Change::Attempted { generation, .. }
         | Change::Delivered { generation }
+        | Change::Commit { generation }
         | Change::DeadLetter { generation, .. } => (None, *generation),
         change => panic!("an unknown change: {change:?}"),
     }
@@ -448,7 +488,8 @@ impl State {
         });
         for Active { record, requests, .. } in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
-            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: false, error: None };
+            let ended =
+                Ended { record, end, claimer: me, attempts: 0, is_known: false, error: None, is_committed: false };
             self.ended.insert(ended.record.generation, ended);
         }
     }
@@ -511,12 +552,14 @@ impl State {
                 Applied::Ok
             }
             Change::Delivered { generation } => {
+                let committed = self.commit(generation, me);
                 // The only place where an ended record is removed.
-                if self.claimed(generation, me).is_some() {
+                if committed == Applied::Ok && self.claimed(generation, me).is_some() {
                     self.ended.remove(&generation);
                 }
-                Applied::Ok
+                committed
             }
+            Change::Commit { generation } => self.commit(generation, me),
             Change::DeadLetter { generation, error } => {
                 if let Some(ended) = self.claimed(generation, me) {
                     (ended.error, ended.claimer) = (Some(error), NONE);
@@ -549,6 +592,22 @@ impl State {
         }
     }
 
+    /// Calls the transaction hook, if there is one that has not run.
+    fn commit(&mut self, generation: GenerationId, me: u64) -> Applied {
+        let mut ledger = self.ledger.take();
+        let mut answer = Applied::Ok;
+        if let (Some(ledger), Some(ended)) = (&mut ledger, self.claimed(generation, me))
+            && !ended.is_committed
+        {
+            match ledger.end(&ended.record) {
+                Ok(()) => ended.is_committed = true,
+                Err(error) => answer = Applied::Failed(error),
+            }
+        }
+        self.ledger = ledger;
+        answer
+    }
+
     fn hold(&mut self, record: Record, mode: HoldMode, me: u64) -> Applied {
         let (id, generation) = (record.session.id.clone(), record.generation);
         if let Some(active) = self.active(&id, generation) {
@@ -575,6 +634,9 @@ impl State {
             return Applied::NotFound;
         }
         self.history.record(&record);
+        if let Some(ledger) = &mut self.ledger {
+            *ledger.starts.entry(generation).or_default() += 1;
+        }
         all.push(Active { record, holders: BTreeSet::from([me]), released: BTreeSet::new(), requests: 0 });
         Applied::Created
     }
@@ -587,7 +649,8 @@ impl State {
     fn end(&mut self, id: &SessionId, generation: GenerationId, mut end: EndRecord, me: u64) -> Applied {
         if let Some(Active { record, requests, .. }) = self.take(id, generation) {
             end.requests += requests;
-            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: true, error: None };
+            let ended =
+                Ended { record, end, claimer: me, attempts: 0, is_known: true, error: None, is_committed: false };
             self.ended.insert(generation, ended);
         }
         self.owned(generation, me)
@@ -669,6 +732,10 @@ impl Registry for Holder {
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
         self.call(|state, me| state.leave(me)).await
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        self.store.state().ledger.is_some().then_some("ledger")
     }
 
     fn lease_is_valid(&self) -> bool {
