@@ -150,9 +150,10 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         }
         // The next heartbeat says when it ended.
         OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
+        OutboxEntry::EndDeliveredOffline(generation, _) | OutboxEntry::Release(generation, _) => {
+            tracker.renew_joined(&generation);
+        }
         OutboxEntry::Update(_)
-        | OutboxEntry::EndDeliveredOffline(..)
-        | OutboxEntry::Release(..)
         | OutboxEntry::Attempted(..)
         | OutboxEntry::Delivered(_)
         | OutboxEntry::DeadLetter(..)
@@ -185,6 +186,7 @@ fn apply_end_answer(tracker: &Tracker, generation: &Arc<Generation>, end: Pendin
             tracker.resolve_owned(generation, end);
         }
     }
+    tracker.renew_joined(generation);
 }
 
 /// Another process has ended a session that this one may still have.

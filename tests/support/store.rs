@@ -63,6 +63,8 @@ pub(crate) struct History {
     pub(crate) wiped_ends: BTreeSet<GenerationId>,
     /// What each holder that has lost its lease held or had claimed then.
     pub(crate) left: BTreeMap<u64, BTreeSet<GenerationId>>,
+    /// What a holder held when it lost its lease, and may not have known that it held: it may record it again later.
+    pub(crate) unsettled: BTreeSet<GenerationId>,
     /// What each holder has changed without an answer: it may not know that it has released it.
     pub(crate) unanswered: BTreeMap<u64, BTreeSet<GenerationId>>,
     /// None of the above.
@@ -447,7 +449,9 @@ impl State {
             self.dead.insert(holder);
             if !self.history.is_off {
                 let owned = self.owners().into_iter().filter(|(_, owners)| owners.contains(&holder));
-                let owned = owned.map(|(generation, _)| generation).collect();
+                let owned: BTreeSet<_> = owned.map(|(generation, _)| generation).collect();
+                let unanswered = self.history.unanswered.get(&holder).into_iter().flatten();
+                self.history.unsettled.extend(unanswered.filter(|generation| owned.contains(generation)));
                 self.history.left.insert(holder, owned);
             }
         }

@@ -264,6 +264,33 @@ async fn g01_a_claim_that_is_made_again_does_not_take_the_next_generation_for_a_
 }
 
 #[tokio::test(start_paused = true)]
+async fn g16_a_session_that_has_joined_the_record_that_its_process_ends_goes_on_as_a_new_generation() {
+    let store = Store::default();
+    let (other, replica) = (Replica::new(&store), Replica::new(&store));
+    other.note("a").await;
+    replica.note("a").await;
+    replica.holder.doubt(true);
+    replica.sessions.end("a", EndReason::Deleted);
+    sleep(SECOND / 100).await;
+    // The end waits for a certain lease. The store forgets it, and the other replica records the session again.
+    store.flush();
+    other.note("b").await;
+    sleep(SECOND / 100).await;
+    replica.sessions.note("a");
+    sleep(SECOND / 100).await;
+    replica.holder.doubt(false);
+    let driver = replica.drive();
+    sleep(5 * SECOND).await;
+    assert!(replica.sessions.contains("a"));
+    assert_eq!(store.active(), ["a", "b"], "the session has a record");
+    assert_eq!(replica.recorder.order("a"), "-+");
+    driver.abort();
+    assert!(replica.sessions.drain(EndReason::Shutdown).await.is_clean());
+    assert_eq!(replica.recorder.order("a"), "-+-");
+    replica.recorder.assert_no_generation_ended_twice();
+}
+
+#[tokio::test(start_paused = true)]
 async fn g16_letting_go_of_a_strangers_record_does_not_let_go_of_the_session_that_has_joined_it() {
     let store = Store::default();
     let (replica, other) = (Replica::new(&store), Replica::new(&store));

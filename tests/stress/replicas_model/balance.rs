@@ -42,7 +42,7 @@ impl World {
                 || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || is_excused, "no end for {}", about(event));
-            let is_split = self.split.contains(event);
+            let is_split = self.split.contains(event) || history.unsettled.contains(event);
             let unexcused = ends.iter().filter(|life| !self.repeating.contains(life)).count();
             assert!(unexcused <= 1 || is_split, "{} ends for {}", ends.len(), about(event));
             for life in &ends {

@@ -160,7 +160,8 @@ impl World {
                 let noted = life.sessions.note(name(id)).recorded();
                 tokio::time::timeout(Duration::from_secs(30), noted).await.expect("an answer about the record");
             }
-            Step::Head(id) => self.head(slot, id).await,
+            Step::Head(id) => self.head(slot, id, false).await,
+            Step::Request(id) => self.head(slot, id, true).await,
             Step::End(id) => drop(life.sessions.end(name(id), EndReason::Deleted)),
             Step::Forget(id) => {
                 life.sessions.forget(name(id));
@@ -236,7 +237,8 @@ impl World {
         self.lost.extend(self.emptied.iter().filter(is_lost).map(|(generation, _)| *generation));
     }
 
-    async fn head(&mut self, slot: usize, id: u8) {
+    /// `is_carried`: the request carries the id too.
+    async fn head(&mut self, slot: usize, id: u8, is_carried: bool) {
         let life = &self.lives[slot];
         let (is_news, before) = (!life.sessions.contains(name(id)), self.log.lock().unwrap().len());
         let host = service_fn(move |_: Request<()>| {
@@ -244,10 +246,12 @@ impl World {
             ready(Ok::<_, Infallible>(response.unwrap()))
         });
         let begun = Instant::now();
-        let response = life.sessions.layer().layer(host).oneshot(Request::post("/").body(()).unwrap()).await.unwrap();
+        let request = Request::post("/");
+        let request = if is_carried { request.header("x-session-id", name(id)) } else { request };
+        let response = life.sessions.layer().layer(host).oneshot(request.body(()).unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
         assert!(begun.elapsed() <= Duration::from_millis(250), "{:?}", begun.elapsed());
-        if is_news && life.fault == Fault::None && life.sessions.contains(name(id)) {
+        if is_news && !is_carried && life.fault == Fault::None && life.sessions.contains(name(id)) {
             self.seen.push((name(id), before));
         }
     }
