@@ -144,7 +144,10 @@ impl Persister {
 
     /// Whether a response that starts this session waits for its record.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict && generation.waits_for_record() && !self.is_degraded()
+        self.durability == Durability::Strict
+            && generation.waits_for_record()
+            && !generation.is_not_found()
+            && !self.is_degraded()
     }
 
     /// Waits for the records of starts, at most [`MAX_START_WAIT`].

@@ -149,6 +149,11 @@ impl Generation {
         self.change_record(|bits| Some(bits & !STATE | RecordState::Unsent as u8 | NOT_FOUND));
     }
 
+    /// Whether it waits for a record that it is asked for later.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.record_state.load(Ordering::SeqCst) & NOT_FOUND != 0
+    }
+
     /// It is asked for a record to join again, after an outage.
     pub(in crate::tracker) fn find_again(&self) {
         self.change_record_bits(|bits| Some(bits & !NOT_FOUND));
