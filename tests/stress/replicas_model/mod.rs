@@ -9,6 +9,7 @@
 
 mod balance;
 mod emptied;
+mod failed;
 mod steps;
 mod world;
 
