@@ -43,7 +43,8 @@ use crate::{
     sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
     tracker::{
-        CalledEnd, FailedDelivery, Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER,
+        CalledEnd, FailedDelivery, Generation, Origin, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker,
+        clock::NEVER,
     },
 };
 
@@ -154,9 +155,12 @@ impl Persister {
         })
     }
 
-    /// Whether a response that starts this session waits for its record.
+    /// Whether a response that starts this session waits for its record. The client has had a carried id before.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict && generation.waits_for_record() && !self.is_degraded()
+        self.durability == Durability::Strict
+            && generation.waits_for_record()
+            && generation.origin() != Origin::Carried
+            && !self.is_degraded()
     }
 
     /// Waits for the records of starts, at most [`MAX_START_WAIT`].

@@ -316,6 +316,8 @@ impl Runner {
             for later in due.into_values() {
                 match later {
                     Later::End(generation, end) => jobs.push(Job::End(generation, end)),
+                    // What has started or ended meanwhile has been held for that.
+                    Later::Hold(generation) if !generation.waits_for_record() => {}
                     Later::Hold(generation) => {
                         generation.stop_finding();
                         self.persister.outbox.push(OutboxEntry::Hold(generation));

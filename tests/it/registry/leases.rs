@@ -131,7 +131,7 @@ async fn g17_ends_that_wait_for_a_certain_lease_hold_up_no_start() {
     replica.holder.doubt(false);
     sleep(10 * SECOND).await;
     assert_eq!(replica.recorder.ended(), ["a deleted"; 4]);
-    assert_eq!(replica.recorder.order("a"), "----+");
+    assert_eq!(replica.recorder.starts().len(), 1);
     driver.abort();
 }
 

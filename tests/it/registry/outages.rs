@@ -3,7 +3,7 @@
 use std::{future::pending, sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
-use tower_session_end::{EndReason, Session, registry::Durability};
+use tower_session_end::{EndReason, Session, SessionEnd, registry::Durability};
 
 use super::support::{birth, ended, request};
 use crate::support::recorder::assert_sum;
@@ -253,6 +253,32 @@ async fn g17_an_id_that_a_request_brought_and_that_is_not_on_record_starts_withi
     assert_eq!(replica.recorder.order("z"), "+-");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(store.events().is_empty() && store.active().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_no_head_waits_for_an_id_that_a_request_brought_and_that_is_not_on_record() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    request(&replica.sessions, "x").await;
+    assert_eq!(birth(&replica.sessions, "x").await, Duration::ZERO);
+    assert!(!replica.sessions.is_degraded(), "the registry is not slow");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g15_what_has_ended_before_it_is_asked_for_again_is_not_recorded_again() {
+    let store = Store::default();
+    let replica = Replica::with(&store, |builder| {
+        builder.on_session_end(|_: SessionEnd| tokio::time::sleep(Duration::from_millis(500)))
+    });
+    request(&replica.sessions, "x").await;
+    replica.sessions.end("x", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Its end hook is running. Whether its record exists is unknown from now on.
+    store.flush();
+    replica.note("y").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(replica.recorder.order("x"), "+-");
+    assert_eq!((store.active(), store.owed()), (vec!["y".to_owned()], Vec::new()));
 }
 
 #[tokio::test(start_paused = true)]

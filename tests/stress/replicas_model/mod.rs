@@ -1,7 +1,7 @@
 //! Random sequences of everything that can happen to sessions of two replicas on one registry, crashes, lost leases and
 //! faults of the registry included.
 //!
-//! A few dozen cases here; `PROPTEST_CASES=10000 cargo test --test stress replicas_model` for more.
+//! A few dozen cases here; the end of `LAWS.md` says how to run many.
 //!
 //! There is no prediction of each step, but a balance at the end: every generation that was ever on record, or that a start
 //! hook was called for, has an end in one of the lives; a second one only where a fault excuses it; nothing is left in the
@@ -9,6 +9,7 @@
 
 mod balance;
 mod emptied;
+mod failed;
 mod steps;
 mod world;
 
