@@ -60,6 +60,11 @@ use crate::session::GenerationId;
 /// * Do not modify the directory of leases or the files `-wal` and `-shm` while a process runs: they are part of the
 ///   database. If the file is removed or replaced, each running process records its sessions in the new file.
 /// * The file does not shrink. It reuses free pages; `sqlite3 FILE vacuum` returns them to the file system.
+/// * **SQLite 3.51.3 or later, if several processes write at the same time.** One build can link one SQLite only, so rusqlite
+///   0.32 to 0.43 are accepted, and cargo takes the version that fits your other crates: alone 0.43; beside diesel 2,
+///   tokio-rusqlite 0.8, deadpool-sqlite 0.14 or r2d2_sqlite 0.35 it is 0.40; beside sqlx 0.9 it is 0.39; beside sqlx 0.8 or
+///   sea-orm 1 it is 0.32, with SQLite 3.46.0. Before 3.51.3 SQLite has a fault (its "WAL-reset bug") that can, very rarely,
+///   damage a file that several connections write.
 /// * If a process forks and its child runs without `exec`, the lease lasts until the child exits too.
 ///
 /// The file is created with permissions for its owner only, because session ids may be credentials.
