@@ -135,6 +135,8 @@ impl Balance {
                 self.add("ended again, excused: SIGKILL between hook and record");
             } else if self.has_lost_its_record(first, What::Paused) {
                 self.add("ended again, excused: paused for longer than its lease, between hook and record");
+            } else if self.is_paused_before_the_answer(first, second) {
+                self.add("ended again, excused: paused for longer than its lease, before the answer about its record");
             } else if self.is_unconfirmed_at_a_stop(first) {
                 self.add("ended again, excused: stopped in an outage that began between hook and record");
             } else {
@@ -172,6 +174,14 @@ impl Balance {
                 if is_excused(before) || is_excused(after) {
                     self.add(
                         "two generations at a time, excused: ended in an outage, before the other one was recorded",
+                    );
+                    continue;
+                }
+                if self.is_paused_before_its_record(first_start, start)
+                    || self.is_paused_before_its_record(start, first_start)
+                {
+                    self.add(
+                        "two generations at a time, excused: made in an outage, and paused before it was recorded",
                     );
                     continue;
                 }
@@ -237,6 +247,29 @@ impl Balance {
             && [one, other].into_iter().any(|entry| self.outage(&entry.writer, end.started_at).is_some())
     }
 
+    /// Whether this start happened in an outage, and its process stood still before it could record it. Another process asks
+    /// for the record of an id twice, and then starts a generation of its own.
+    fn is_paused_before_its_record(&self, start: &Entry, other: &Entry) -> bool {
+        let Some(over) = self.outage(&start.writer, start.at) else { return false };
+        let is_pause = |deed: &&Deed| deed.what == What::Paused && deed.process == start.writer;
+        let is_before = |deed: &Deed| deed.from < over.saturating_add(SLACK).min(other.at) && deed.until > start.at;
+        start.writer != other.writer && self.deeds.iter().filter(is_pause).any(is_before)
+    }
+
+    /// Whether the process of the second end had recorded the session when an outage was over, and was paused for longer than
+    /// its lease before it knew. It does not know either that others have ended the session since.
+    fn is_paused_before_the_answer(&self, first: &Entry, second: &Entry) -> bool {
+        let is_pause = |deed: &&Deed| {
+            deed.what == What::Paused
+                && deed.process == second.writer
+                && deed.until - deed.from > crash::LEASE.as_micros() as u64
+                && deed.from > second.started_at
+        };
+        first.writer != second.writer
+            && self.outage(&second.writer, second.started_at).is_some()
+            && self.deeds.iter().filter(is_pause).any(|pause| pause.from < first.at && first.at < pause.until + SLACK)
+    }
+
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
     fn is_unrecorded_at_a_kill(&self, process: &str, at: u64) -> bool {
         let is_before = |until: u64| self.killed(process).is_some_and(|kill| kill.from < until.saturating_add(SLACK));
@@ -261,11 +294,22 @@ impl Balance {
         self.deeds.iter().filter(is_stop).any(|stop| stop.from < over) && !blocked.any(is_never_written)
     }
 
-    /// Whether the process noted this id while the registry did not answer: what it had sent is carried out later.
+    /// Whether the process noted this id while the registry did not answer, or was stopped then: it does not know whether the
+    /// record was written.
     fn was_waiting(&self, process: &str, id: &str) -> bool {
         let is_it =
             |request: &Request| request.process == process && (request.id == id || request.made.as_deref() == Some(id));
-        self.requests.iter().any(|request| is_it(request) && self.outage(process, request.until).is_some())
+        // A process asks again for the record of an id that it does not know; it may be stopped before.
+        let is_stopped_soon = |request: &Request| {
+            let is_it = |stop: &&Deed| {
+                stop.what == What::Stopped && stop.process == process && stop.from < request.until + 3 * SLACK
+            };
+            let mut stops = self.deeds.iter().filter(is_it);
+            stops.any(|stop| [stop.from, stop.until].into_iter().any(|at| self.outage(process, at).is_some()))
+        };
+        self.requests.iter().any(|request| {
+            is_it(request) && (self.outage(process, request.until).is_some() || is_stopped_soon(request))
+        })
     }
 
     /// The table.
