@@ -40,7 +40,7 @@ async fn g19_a_session_is_committed_once_and_nothing_is_left() {
     }
     assert_ledger(&store, 100, 1, 0);
     for i in 0..50 {
-        replica.sessions.end(&format!("s{i}"), EndReason::Deleted);
+        replica.sessions.end(format!("s{i}"), EndReason::Deleted);
     }
     let report = replica.sessions.drain(EndReason::Shutdown).await;
     assert!(report.is_clean(), "{report}");
@@ -98,7 +98,7 @@ async fn g19_answers_that_are_lost_are_no_second_call() {
         replica.holder.set(if i % 2 == 0 { Fault::Deaf } else { Fault::None });
         replica.sessions.note(format!("s{i}").as_str());
         tokio::time::sleep(Duration::from_millis(300 * (i % 5))).await;
-        replica.sessions.end(&format!("s{i}"), EndReason::Deleted);
+        replica.sessions.end(format!("s{i}"), EndReason::Deleted);
         tokio::time::sleep(Duration::from_millis(700 * (i % 3))).await;
     }
     replica.holder.set(Fault::None);
