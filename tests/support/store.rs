@@ -61,7 +61,7 @@ pub(crate) struct History {
     pub(crate) wiped: BTreeSet<GenerationId>,
     /// Those of them that had ended.
     pub(crate) wiped_ends: BTreeSet<GenerationId>,
-    /// What each holder that has lost its lease held or had claimed then.
+    /// What each holder that has lost its lease held, had claimed, or had a notice about then.
     pub(crate) left: BTreeMap<u64, BTreeSet<GenerationId>>,
     /// What a holder held when it lost its lease, and may not have known that it held: it may record it again later.
     pub(crate) unsettled: BTreeSet<GenerationId>,
@@ -449,7 +449,11 @@ impl State {
             self.dead.insert(holder);
             if !self.history.is_off {
                 let owned = self.owners().into_iter().filter(|(_, owners)| owners.contains(&holder));
-                let owned: BTreeSet<_> = owned.map(|(generation, _)| generation).collect();
+                let owned = owned.map(|(generation, _)| generation);
+                // Its notices are dropped once it is adopted.
+                let noticed =
+                    self.notices.iter().filter(|(of, ..)| *of == holder).map(|(_, _, generation, _)| *generation);
+                let owned: BTreeSet<_> = owned.chain(noticed).collect();
                 let unanswered = self.history.unanswered.get(&holder).into_iter().flatten();
                 self.history.unsettled.extend(unanswered.filter(|generation| owned.contains(generation)));
                 self.history.left.insert(holder, owned);
