@@ -1,0 +1,338 @@
+//! [`PostgresRegistry`]: a registry for several machines, on PostgreSQL.
+
+mod builder;
+mod changes;
+mod codec;
+mod dead_letters;
+mod error;
+mod holder;
+mod hook;
+mod recovery;
+mod schema;
+mod sql;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{PgPool, Row};
+use tokio::sync::{Mutex, MutexGuard};
+
+pub use self::{builder::PostgresRegistryBuilder, hook::PostgresTransactionHook};
+use self::{
+    builder::Settings,
+    error::Failure,
+    holder::{CONNECT_TIMEOUT, Context, Holder, SchemaLock, Tx, random, renew},
+    sql::now,
+};
+use super::{
+    Applied, Change, DeadLetter, Heartbeat, Notice, Orphan, Registry, RegistryError,
+    lease::{DualClock, Lease},
+};
+use crate::session::{GenerationId, SessionId};
+
+/// A [`Registry`] on PostgreSQL (14 or later), for any number of processes on any number of machines.
+///
+/// TODO
+#[derive(Clone)]
+pub struct PostgresRegistry {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    instance: String,
+    lease: Lease,
+    data_losses: AtomicU64,
+    holder: Mutex<Holder>,
+}
+
+/// The most notices of one heartbeat.
+const NOTICES: usize = 1000;
+
+/// How long a call of an operator waits for the server.
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl PostgresRegistry {
+    /// Uses this pool, with the defaults of [`builder`](Self::builder). As [`lazy`](PostgresRegistryBuilder::lazy), it does not
+    /// contact the server yet.
+    ///
+    /// ```
+    /// use sqlx::postgres::PgPoolOptions;
+    /// use tower_session_end::registry::{PostgresRegistry, Registry};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = PgPoolOptions::new().connect_lazy("postgres://app@127.0.0.1/app")?;
+    /// let registry = PostgresRegistry::new(pool);
+    /// assert!(!registry.lease_is_valid()); // no call yet, so there is no lease
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self::builder(pool).lazy()
+    }
+
+    /// Builds a registry with other settings than [`new`](Self::new), or one that takes its lease at once.
+    pub fn builder(pool: PgPool) -> PostgresRegistryBuilder {
+        PostgresRegistryBuilder::new(pool)
+    }
+
+    /// The name of this instance in the table `holders`: `name` is this name, a colon, and the number of leases it has lost.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.shared.instance
+    }
+
+    /// Returns up to `max` dead letters, the oldest sessions first.
+    ///
+    /// A record that cannot be read is left out; it stands in the view `dead_letters`. This call needs no lease and takes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](PostgresRegistryBuilder::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is changed.
+    ///
+    /// ```
+    /// # use tower_session_end::registry::{PostgresRegistry, RegistryError};
+    /// # async fn example(registry: PostgresRegistry) -> Result<(), RegistryError> {
+    /// for letter in registry.dead_letters(100).await? {
+    ///     println!("{}: {}", letter.record.session.id, letter.error);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dead_letters(&self, max: usize) -> Result<Vec<DeadLetter>, RegistryError> {
+        let (mut letters, mut next) = (Vec::new(), Some(0));
+        while let Some(after) = next
+            && letters.len() < max
+        {
+            let limit = max - letters.len();
+            let mut page = self
+                .as_operator(async |holder, settings| {
+                    let mut tx = holder.begin_as_operator(settings).await?;
+                    let page = dead_letters::list(&mut tx, after, limit).await;
+                    holder.end(self.shared.context(), tx, page).await
+                })
+                .await?;
+            letters.append(&mut page.items);
+            next = page.next;
+        }
+        Ok(letters)
+    }
+
+    /// Asks for another delivery of a dead letter, with new attempts. The next holder that calls
+    /// [`claim_orphans`](Registry::claim_orphans) gets it. Returns false if there is no such dead letter. This call needs no
+    /// lease and takes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](PostgresRegistryBuilder::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// The request may have been recorded. It may be repeated.
+    ///
+    /// ```
+    /// # use tower_session_end::{GenerationId, registry::{PostgresRegistry, RegistryError}};
+    /// # async fn example(registry: PostgresRegistry, generation: GenerationId) -> Result<(), RegistryError> {
+    /// if !registry.redeliver(generation).await? {
+    ///     println!("there is no dead letter of {generation}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn redeliver(&self, generation: GenerationId) -> Result<bool, RegistryError> {
+        self.as_operator(async |holder, settings| {
+            let mut tx = holder.begin_as_operator(settings).await?;
+            let found = dead_letters::redeliver(&mut tx, generation).await;
+            holder.end(self.shared.context(), tx, found).await
+        })
+        .await
+    }
+
+    /// As [`redeliver`](Self::redeliver), for all dead letters. Returns their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](PostgresRegistryBuilder::connect). Some may have been asked for; the call may be repeated.
+    ///
+    /// # Cancel safety
+    ///
+    /// As after an error.
+    ///
+    /// ```
+    /// # use tower_session_end::registry::{PostgresRegistry, RegistryError};
+    /// # async fn example(registry: PostgresRegistry) -> Result<(), RegistryError> {
+    /// println!("{} ends are delivered again", registry.redeliver_all().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn redeliver_all(&self) -> Result<u64, RegistryError> {
+        let (mut count, mut next) = (0, Some(0));
+        while let Some(after) = next {
+            let page = self
+                .as_operator(async |holder, settings| {
+                    let mut tx = holder.begin_as_operator(settings).await?;
+                    let page = dead_letters::redeliver_after(&mut tx, after).await;
+                    holder.end(self.shared.context(), tx, page).await
+                })
+                .await?;
+            count += page.items;
+            next = page.next;
+        }
+        Ok(count)
+    }
+
+    fn with(pool: PgPool, settings: Settings) -> Self {
+        let instance = random();
+        let shared = Shared {
+            holder: Mutex::new(Holder::new(pool, &settings.schema, instance.clone())),
+            lease: Lease::default(),
+            data_losses: AtomicU64::new(0),
+            instance,
+            settings,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Other calls may come between two transactions of an operator.
+    async fn as_operator<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut Holder, &Settings) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let schema = &self.shared.settings.schema;
+        let call = async {
+            let mut holder = self.shared.holder.lock().await;
+            call(&mut holder, &self.shared.settings).await
+        };
+        tokio::time::timeout(OPERATOR_TIMEOUT, call).await.unwrap_or_else(|_| {
+            let text = format!("no answer within {OPERATOR_TIMEOUT:?}");
+            Err(Failure::Unavailable(text).into_registry_error(schema))
+        })
+    }
+
+    async fn enter_at_start(&self) -> Result<(), RegistryError> {
+        self.shared.holder.lock().await.ensure_lease(self.shared.context(), CONNECT_TIMEOUT).await
+    }
+}
+
+impl Shared {
+    fn context(&self) -> Context<'_> {
+        let Self { settings, lease, data_losses, .. } = self;
+        Context { settings, lease, data_losses }
+    }
+
+    /// Serialises the calls. A call that waited while another one detected a data loss was made before the sessions
+    /// were held again, so it fails too.
+    async fn lock(&self) -> Result<MutexGuard<'_, Holder>, RegistryError> {
+        let before = self.data_losses.load(Ordering::Relaxed);
+        let holder = self.holder.lock().await;
+        // The counter changes under this lock only.
+        if self.data_losses.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
+    }
+}
+
+impl Registry for PostgresRegistry {
+    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        let mut holder = self.shared.lock().await?;
+        let hook = self.shared.settings.hook.as_deref();
+        let mut is_banned = false;
+        loop {
+            let mut tx = holder.begin(self.shared.context(), SchemaLock::Shared).await?;
+            match changes::apply(&mut tx, &changes, hook.map(|hook| hook.calls(is_banned))).await {
+                // What was written before may be committed or not. All changes may be repeated.
+                Err(Failure::HookClosedTransaction) if !is_banned => {
+                    tx.rollback().await;
+                    hook.inspect(|hook| hook.log_closed_transaction());
+                    is_banned = true;
+                }
+                applied => return holder.end(self.shared.context(), tx, applied).await,
+            }
+        }
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
+        let mut holder = self.shared.lock().await?;
+        let asked = DualClock::now();
+        let finished = holder.recovery.finished();
+        let mut tx = holder.begin(self.shared.context(), SchemaLock::Shared).await?;
+        let heartbeat = beat(&mut tx, self.shared.context(), asked, &finished).await;
+        let (mut heartbeat, removed) = holder.end(self.shared.context(), tx, heartbeat).await?;
+        holder.recovery.remove(&removed);
+        heartbeat.has_more |= std::mem::take(&mut holder.recovery_was_cut);
+        Ok(heartbeat)
+    }
+
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        let mut holder = self.shared.lock().await?;
+        recovery::claim_orphans(&mut holder, self.shared.context(), max).await
+    }
+
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.shared.holder.lock().await.release_lease(self.shared.context()).await
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        self.shared.settings.hook.as_deref().map(|hook| hook.name())
+    }
+
+    fn lease_is_valid(&self) -> bool {
+        self.shared.lease.lease_is_valid(self.shared.settings.lease)
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        self.shared.settings.heartbeat_interval()
+    }
+}
+
+/// Renews the lease, reads the oldest notices, and removes adopted holders of which nothing is left.
+async fn beat(
+    tx: &mut Tx,
+    context: Context<'_>,
+    asked: DualClock,
+    finished: &[i64],
+) -> Result<(Heartbeat, Vec<i64>), Failure> {
+    renew(tx, context, asked).await?;
+    let me = tx.me;
+    let read = tx.sql.text(concat!(
+        "SELECT generation, id, ",
+        now!(),
+        " - ended_at AS age FROM {s}.notices WHERE holder = $1 ORDER BY ended_at LIMIT $2"
+    ));
+    let limit = i64::try_from(NOTICES + 1).unwrap_or(i64::MAX);
+    let rows = sqlx::query(read).bind(me).bind(limit).fetch_all(tx.conn()).await?;
+    let mut notices = Vec::with_capacity(rows.len());
+    for row in rows.iter().take(NOTICES) {
+        let (generation, id): (&str, &str) = (row.try_get("generation")?, row.try_get("id")?);
+        let age = Duration::from_millis(row.try_get::<i64, _>("age")?.try_into().unwrap_or_default());
+        // A notice that cannot be read is left out.
+        if let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) {
+            notices.push(Notice::new(id, generation, age));
+        }
+    }
+    let count = tx.sql.text("SELECT count(*) FROM {s}.sessions WHERE dead");
+    let dead_letters: i64 = sqlx::query_scalar(count).fetch_one(tx.conn()).await?;
+    let removed = recovery::remove_adopted(tx, finished).await?;
+    let heartbeat = Heartbeat::new(notices, rows.len() > NOTICES, dead_letters.try_into().unwrap_or(0));
+    Ok((heartbeat, removed))
+}
+
+impl fmt::Debug for PostgresRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { settings, instance, lease: _, data_losses: _, holder: _ } = &*self.shared;
+        f.debug_struct("PostgresRegistry")
+            .field("settings", settings)
+            .field("instance", instance)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,91 @@
+//! The conformance kit.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tower_session_end::{
+    GenerationId,
+    registry::{
+        PostgresRegistry, Registry,
+        conformance::{self, Store},
+    },
+};
+
+use super::support::{PostgresServer, new_schema, pool, shared};
+
+/// Longer than a busy machine stands still.
+const LEASE: Duration = Duration::from_millis(1500);
+
+/// Holders over clones of one pool.
+struct Holders<'a> {
+    server: &'a PostgresServer,
+    pool: PgPool,
+    schema: &'a str,
+    /// Its lease tells the death of another holder from an outage of the server.
+    witness: &'a PostgresRegistry,
+}
+
+async fn connect(pool: &PgPool, schema: &str) -> PostgresRegistry {
+    PostgresRegistry::builder(pool.clone()).schema(schema).lease(LEASE).connect().await.unwrap()
+}
+
+impl Store for Holders<'_> {
+    type Holder = PostgresRegistry;
+
+    async fn holder(&self) -> PostgresRegistry {
+        self.witness.heartbeat().await.unwrap();
+        connect(&self.pool, self.schema).await
+    }
+
+    async fn kill(&self, holder: PostgresRegistry) {
+        let name = format!("{}:0", holder.instance());
+        drop(holder);
+        // On a machine that stood still for a moment no holder was heard, and leases expire a little later.
+        let is_over = format!(
+            "SELECT NOT EXISTS (SELECT 1 FROM \"{schema}\".holders, \"{schema}\".store
+                WHERE name = '{name}' AND adopted_by IS NULL
+                    AND (extract(epoch FROM clock_timestamp()) * 1000)::bigint <= greatest(expires_at, grace_until))",
+            schema = self.schema
+        );
+        tokio::time::sleep(LEASE).await;
+        while {
+            self.witness.heartbeat().await.unwrap();
+            self.server.ask(&is_over) != "t"
+        } {
+            tokio::time::sleep(LEASE / 10).await;
+        }
+    }
+
+    async fn redeliver(&self, holder: &PostgresRegistry, generation: GenerationId) -> bool {
+        assert!(holder.redeliver(generation).await.unwrap());
+        true
+    }
+}
+
+/// The kit, beside a holder with heartbeats.
+async fn check(server: &PostgresServer, pool: PgPool) {
+    let schema = new_schema();
+    let witness = connect(&pool, &schema).await;
+    let holders = Holders { server, pool, schema: &schema, witness: &witness };
+    let beats = async {
+        loop {
+            tokio::time::sleep(witness.heartbeat_interval()).await;
+            witness.heartbeat().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = conformance::check(&holders) => {}
+        () = beats => {}
+    }
+    witness.release_lease().await.unwrap();
+    let count = |table: &str| server.ask(&format!("SELECT count(*) FROM \"{}\".{table}", schema));
+    for table in ["sessions", "holds", "notices", "holders WHERE NOT empty AND NOT released"] {
+        assert_eq!(count(table), "0", "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g15_g16_the_conformance_kit() {
+    let Some(server) = shared() else { return };
+    check(server, pool(&server.url())).await;
+}

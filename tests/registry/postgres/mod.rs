@@ -1,0 +1,4 @@
+//! The registry on a real PostgreSQL server: what it promises, and what becomes of it when the server or a holder fails.
+
+mod conformance;
+mod support;
