@@ -33,7 +33,11 @@ pub(super) const MAX_ATTEMPTS: u32 = 5;
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Ends that are to be delivered again, by time.
+/// A carried id without a record is asked for again after this time. A process that has made it in an outage has recorded it by
+/// then: it calls the registry again within a second.
+const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1500);
+
+/// Ends that are to be delivered again, and holds that are to be repeated, by time.
 #[derive(Debug, Default)]
 pub(super) struct Redeliveries {
     schedule: Mutex<Schedule>,
@@ -45,12 +49,18 @@ pub(super) struct Redeliveries {
 
 #[derive(Debug, Default)]
 struct Schedule {
-    due: BTreeMap<(Instant, u64), (Arc<Generation>, PendingEnd)>,
+    due: BTreeMap<(Instant, u64), Later>,
     /// All ends whose hooks have failed and that are neither delivered nor dead letters, by number: also those whose hooks run.
     failed: HashMap<u64, Arc<Generation>>,
     added: u64,
     task: Option<Arc<OnceLock<AbortHandle>>>,
     is_closed: bool,
+}
+
+#[derive(Debug)]
+enum Later {
+    End(Arc<Generation>, PendingEnd),
+    Hold(Arc<Generation>),
 }
 
 impl Redeliveries {
@@ -70,7 +80,10 @@ impl Redeliveries {
         for (_, generation) in recorded {
             generation.set_record_state(RecordState::TakenOver);
         }
-        schedule.due.retain(|_, (generation, _)| generation.record_state() != RecordState::TakenOver);
+        schedule.due.retain(|_, later| match later {
+            Later::End(generation, _) => generation.record_state() != RecordState::TakenOver,
+            Later::Hold(_) => true,
+        });
     }
 
     pub(super) fn close(&self) {
@@ -132,8 +145,13 @@ impl Persister {
     /// The registry has lost its records: ends that are to be delivered again are recorded again.
     pub(super) fn record_scheduled_again(&self) {
         let schedule = lock(&self.redeliveries.schedule);
-        let recorded = schedule.due.values().filter(|(generation, _)| has_record(generation));
-        recorded.for_each(|(generation, end)| self.record_late(generation, end));
+        for later in schedule.due.values() {
+            if let Later::End(generation, end) = later
+                && has_record(generation)
+            {
+                self.record_late(generation, end);
+            }
+        }
     }
 
     /// The hooks of an end have failed: it is delivered again later, unless that was the last attempt.
@@ -171,7 +189,7 @@ impl Persister {
         }
         let redelivery = Redelivery { attempts, hooks };
         let end = PendingEnd { redelivery: Some(Arc::new(redelivery)), ..end.clone() };
-        self.schedule(pool, Arc::clone(generation), end, backoff(attempts));
+        self.schedule(pool, Later::End(Arc::clone(generation), end), backoff(attempts));
     }
 
     /// The record is kept for an operator, and no process delivers it until the operator asks for it.
@@ -200,13 +218,18 @@ impl Persister {
             return false;
         }
         if generation.record_state().is_on_record() && !self.registry.lease_is_valid() {
-            self.schedule(pool, Arc::clone(generation), end.clone(), BACKOFF);
+            self.schedule(pool, Later::End(Arc::clone(generation), end.clone()), BACKOFF);
             return false;
         }
         true
     }
 
-    fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, generation: Arc<Generation>, end: PendingEnd, after: Duration) {
+    /// There is no record that this generation could join. Another process may be about to write one.
+    pub(super) fn hold_later(self: &Arc<Self>, pool: &Arc<Pool>, generation: Arc<Generation>) {
+        self.schedule(pool, Later::Hold(generation), HOLD_AGAIN_AFTER);
+    }
+
+    fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, later: Later, after: Duration) {
         {
             let mut schedule = lock(&self.redeliveries.schedule);
             if schedule.is_closed || self.tracker.phase() >= Phase::Closing {
@@ -214,7 +237,7 @@ impl Persister {
             }
             schedule.added += 1;
             let key = (Instant::now() + after, schedule.added);
-            schedule.due.insert(key, (generation, end));
+            schedule.due.insert(key, later);
         }
         self.redeliveries.changed.notify_one();
         self.spawn_runner(pool);
@@ -283,8 +306,15 @@ impl Runner {
             (due, next)
         };
         if !due.is_empty() {
-            let jobs = due.into_values().map(|(generation, end)| Job::End(generation, end)).collect();
+            let mut jobs = Vec::new();
+            for later in due.into_values() {
+                match later {
+                    Later::End(generation, end) => jobs.push(Job::End(generation, end)),
+                    Later::Hold(generation) => self.persister.outbox.push(OutboxEntry::Hold(generation)),
+                }
+            }
             self.persister.tracker.queue.push_all(jobs);
+            self.persister.wake_writer(&self.pool);
             self.pool.wake_workers();
         }
         next

@@ -21,13 +21,15 @@ use super::{
 };
 use crate::{
     observability::ReleaseCause,
-    registry::{Applied, Change, Durability, EndRecord, Heartbeat, Notice, Orphan, Record, Registry, RegistryError},
+    registry::{
+        Applied, Change, Durability, EndRecord, Heartbeat, HoldMode, Notice, Orphan, Record, Registry, RegistryError,
+    },
     session::{EndReason, GenerationId, Phase, Session, SessionId},
     sync::{AtomicUsize, Mutex, Ordering, lock},
     tasks::Tasks,
     tracker::{
-        Activity, Counts, Generation, Job, NoteSource, Noted, Origin, Outbox, Outcome, PendingEnd, RecordState, Scope,
-        Tracker,
+        Activity, Counts, Generation, Job, NoteSource, Noted, Origin, Outbox, OutboxEntry, Outcome, PendingEnd,
+        RecordState, Scope, Tracker,
         clock::NEVER,
         shuttle_tests::{assert_nothing_is_left, explore},
     },
@@ -85,7 +87,7 @@ struct Records {
 impl Records {
     fn apply(&mut self, change: &Change) -> Applied {
         match change {
-            Change::Hold { record, may_join } => self.hold(record, *may_join),
+            Change::Hold { record, mode } => self.hold(record, *mode),
             Change::Update(record) => match self.status.get(&record.generation) {
                 Some((_, Status::Held)) => Applied::Ok,
                 _ => Applied::Gone,
@@ -121,7 +123,7 @@ impl Records {
         }
     }
 
-    fn hold(&mut self, record: &Record, may_join: bool) -> Applied {
+    fn hold(&mut self, record: &Record, mode: HoldMode) -> Applied {
         let id = &record.session.id;
         if let Some((_, status)) = self.status.get(&record.generation) {
             return match status {
@@ -133,10 +135,13 @@ impl Records {
             self.status.insert(record.generation, (id.clone(), Status::Others));
             return Applied::Gone;
         }
-        if may_join && self.joined.remove(id) {
+        if mode != HoldMode::Create && self.joined.remove(id) {
             let joined = Record::new(Session::new(id.clone()), GenerationId::new(7, 7), SystemTime::UNIX_EPOCH);
             self.status.insert(joined.generation, (id.clone(), Status::Held));
             return Applied::Joined(joined);
+        }
+        if mode == HoldMode::Join {
+            return Applied::NotFound;
         }
         self.status.insert(record.generation, (id.clone(), Status::Held));
         Applied::Created
@@ -255,14 +260,14 @@ impl Model {
         if records.lost_calls > 0 {
             records.lost_calls -= 1;
             // Each entry has changed its record's state.
-            group.iter().for_each(|queued| drop(change_of(&self.tracker, &queued.entry)));
+            group.iter().for_each(|queued| drop(change_of(&self.persister, &queued.entry)));
             records.is_down = true;
         }
         if records.is_down {
             group.into_iter().for_each(|queued| apply_degraded(&self.persister, queued));
             return true;
         }
-        let steps: Vec<_> = group.iter().map(|queued| change_of(&self.tracker, &queued.entry)).collect();
+        let steps: Vec<_> = group.iter().map(|queued| change_of(&self.persister, &queued.entry)).collect();
         let answers: Vec<_> = steps.into_iter().map(|change| change.map(|change| records.apply(&change))).collect();
         if records.lost_answers > 0 {
             records.lost_answers -= 1;
@@ -272,7 +277,10 @@ impl Model {
         }
         for (queued, answer) in group.drain(..).zip(answers) {
             match answer {
-                Some(answer) => apply_answer(&self.persister, queued, &answer),
+                Some(answer) => {
+                    let later = apply_answer(&self.persister, queued, &answer);
+                    later.into_iter().for_each(|generation| self.persister.outbox.push(OutboxEntry::Hold(generation)));
+                }
                 None => apply_skipped(&self.tracker, queued.entry),
             }
         }

@@ -11,10 +11,11 @@ use crate::{
 
 /// The change that an entry stands for now, and that the caller sends. Without one, the entry is applied without an answer.
 /// An end whose record may not exist holds it first.
-pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change> {
+pub(super) fn change_of(persister: &Persister, entry: &OutboxEntry) -> Option<Change> {
+    let tracker = &*persister.tracker;
     let ids = |generation: &Generation| (generation.id.clone(), tracker.generation_id(generation));
     Some(match entry {
-        OutboxEntry::Hold(generation) => return hold_of(tracker, generation),
+        OutboxEntry::Hold(generation) => return hold_of(persister, generation),
         OutboxEntry::Update(generation) => {
             generation.take_queued_update();
             if generation.record_state() != RecordState::Held || !generation.is_active() {
@@ -24,7 +25,7 @@ pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change
         }
         OutboxEntry::End(generation, end) => match generation.record_state() {
             RecordState::None | RecordState::TakenOver => return None,
-            RecordState::Unsent | RecordState::Sent => return hold_of(tracker, generation),
+            RecordState::Unsent | RecordState::Sent => return hold_of(persister, generation),
             RecordState::Held => {
                 let (scope, (id, generation_id)) = (end.scope, ids(generation));
                 let end = tracker.end_record_of(generation, end);
@@ -42,7 +43,7 @@ pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change
             let (id, generation) = ids(released);
             match released.record_state() {
                 // It may have joined another generation's record.
-                RecordState::Sent if released.waits_for_record() => return hold_of(tracker, released),
+                RecordState::Sent if released.waits_for_record() => return hold_of(persister, released),
                 state if !state.is_on_record() => return None,
                 _ if *cause == ReleaseCause::Kept => Change::Keep { id, generation },
                 _ => Change::Forget { id, generation },
@@ -59,10 +60,10 @@ pub(super) fn change_of(tracker: &Tracker, entry: &OutboxEntry) -> Option<Change
     })
 }
 
-fn hold_of(tracker: &Tracker, generation: &Arc<Generation>) -> Option<Change> {
-    // A start that does not wait for the record has been told: it cannot become that of another generation.
-    let may_join = generation.waits_for_record();
-    generation.send_record().then(|| Change::Hold { record: tracker.record_of(generation), may_join })
+fn hold_of(persister: &Persister, generation: &Arc<Generation>) -> Option<Change> {
+    // Without replicas, no other process has made the id.
+    let mode = generation.hold_mode(persister.hand_over_on_outage && !persister.is_draining());
+    generation.send_record().then(|| Change::Hold { record: persister.tracker.record_of(generation), mode })
 }
 
 /// Applies an entry without a change.
@@ -78,11 +79,18 @@ pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
     }
 }
 
-/// Applies the answer to an entry.
-pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) {
+/// Applies the answer to an entry. Returns a generation whose hold is to be repeated later.
+#[must_use]
+pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) -> Option<Arc<Generation>> {
     let tracker = &persister.tracker;
     let Queued { entry, place } = queued;
     match entry {
+        OutboxEntry::Hold(generation) if *answer == Applied::NotFound => {
+            generation.set_not_found();
+            // No head waits for it.
+            generation.notify_recorded();
+            return Some(generation);
+        }
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
         OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
             apply_hold_answer(tracker, &generation, answer);
@@ -109,6 +117,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         | OutboxEntry::DeadLetter(..)
         | OutboxEntry::Acknowledge(..) => {}
     }
+    None
 }
 
 fn apply_hold_answer(tracker: &Tracker, generation: &Arc<Generation>, answer: &Applied) {

@@ -82,7 +82,7 @@ impl Writer {
         }
         let mut attempts = 0;
         loop {
-            let changes = self.group.iter().map(|queued| change_of(&persister.tracker, &queued.entry));
+            let changes = self.group.iter().map(|queued| change_of(&persister, &queued.entry));
             let changes: Vec<_> = changes.collect();
             let is_asked: Vec<_> = changes.iter().map(Option::is_some).collect();
             let changes: Vec<_> = changes.into_iter().flatten().collect();
@@ -133,7 +133,11 @@ impl Writer {
         let mut answers = answers.iter();
         for (queued, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
             match is_asked.then(|| answers.next()).flatten() {
-                Some(answer) => apply_answer(&self.persister, queued, answer),
+                Some(answer) => {
+                    if let Some(generation) = apply_answer(&self.persister, queued, answer) {
+                        self.persister.hold_later(&self.pool, generation);
+                    }
+                }
                 None => apply_skipped(&self.persister.tracker, queued.entry),
             }
         }

@@ -108,6 +108,14 @@ pub trait Registry: Send + Sync + 'static {
     /// [`RegistryError`]. The lease then expires as if the process had died.
     fn release_lease(&self) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
+    /// The name of this registry's transaction hook, for logs and reports. `None`, the default, if it has none.
+    ///
+    /// A transaction hook writes in the registry's own transactions. It is called when a [`Hold`](Change::Hold) creates a
+    /// record, and when [`Delivered`](Change::Delivered) removes one or [`Commit`](Change::Commit) marks it.
+    fn transaction_hook(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether the lease is certainly still valid, by a clock of this process. Checked before each delivery of a
     /// recorded `session_end`.
     ///
@@ -218,16 +226,16 @@ pub enum Change {
     ///   [`Applied::Created`].
     /// * This holder has claimed the end of this generation: [`Applied::Created`]. Nothing changes.
     /// * There is a notice of this generation for this holder, or its record has ended otherwise: [`Applied::Gone`].
-    /// * With `may_join`, the id has an active record that a holder which is not adopted holds: this holder is added to it.
-    ///   [`Applied::Joined`] returns it. If there are several, the oldest one.
+    /// * Unless the mode is [`Create`](HoldMode::Create), the id has an active record that a holder which is not adopted holds:
+    ///   this holder is added to it. [`Applied::Joined`] returns it. If there are several, the oldest one.
+    /// * The mode is [`Join`](HoldMode::Join): nothing changes. [`Applied::NotFound`].
     /// * Otherwise a record is created: [`Applied::Created`]. An active record of the id that only adopted holders hold ends
     ///   first, with the reason [`Lost`](EndReason::Lost), as an orphan of their adopter.
     Hold {
         /// The record.
         record: Record,
-        /// Whether an active record of another generation of the id continues instead. If not, the start hooks of this
-        /// generation have been called, and it gets a record of its own beside the other one.
-        may_join: bool,
+        /// What becomes of a generation that has no record yet.
+        mode: HoldMode,
     },
     /// The details of a session that this holder holds have changed.
     ///
@@ -271,8 +279,19 @@ pub enum Change {
     },
     /// An end that this holder has claimed was delivered: remove its record.
     ///
-    /// [`Applied::Ok`], also if there is no such end.
+    /// [`Applied::Ok`], also if there is no such end. With a [transaction hook](Registry::transaction_hook) that has not
+    /// run for this end, the hook is called in the transaction that removes the record. If it fails, the record stays:
+    /// [`Applied::Failed`].
     Delivered {
+        /// The generation.
+        generation: GenerationId,
+    },
+    /// Other hooks of an end that this holder has claimed have failed: call the [transaction hook](Registry::transaction_hook)
+    /// now, and keep the record. The transaction marks it, so that the hook is not called again.
+    ///
+    /// [`Applied::Ok`], also if there is no such end, and [`Applied::Failed`] as for [`Delivered`](Self::Delivered). A
+    /// registry without a transaction hook gets no such change.
+    Commit {
         /// The generation.
         generation: GenerationId,
     },
@@ -317,6 +336,18 @@ pub enum Change {
     },
 }
 
+/// Which records a [`Change::Hold`] may join or create, for a generation that has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HoldMode {
+    /// Join the active record of another generation of the id, or create one. Start hooks are called once it is created.
+    JoinOrCreate,
+    /// Join, and create no record. The id came with a request, and another process may be about to record it.
+    Join,
+    /// Create, beside the records of other generations. The start hooks of this generation have been called.
+    Create,
+}
+
 /// The answer to a [`Change`].
 #[allow(clippy::large_enum_variant, reason = "an answer is used at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -326,6 +357,8 @@ pub enum Applied {
     Created,
     /// The session has this active record already. Its generation continues.
     Joined(Record),
+    /// There is no record to [join](HoldMode::Join).
+    NotFound,
     /// This holder delivers the end.
     Owned {
         /// Requests that carried the session's id, summed over all holders that have released it, including this one.
@@ -337,6 +370,8 @@ pub enum Applied {
     Gone,
     /// The change was applied.
     Ok,
+    /// The transaction hook has failed with this error, and the record stays. Nothing that it wrote is kept.
+    Failed(String),
 }
 
 /// A pending end of a holder whose lease has expired; from [`Registry::claim_orphans`].

@@ -176,7 +176,11 @@ impl Tracker {
             let missing = |generation: &&Arc<Generation>| {
                 matches!(generation.record_state(), RecordState::Unsent | RecordState::Sent)
             };
-            shard.active().filter(missing).for_each(|generation| self.rehold(generation));
+            for generation in shard.active().filter(missing) {
+                // A process that has made the id in the outage may not have recorded it yet.
+                generation.find_again();
+                self.rehold(generation);
+            }
         }
     }
 
@@ -298,11 +302,13 @@ impl Tracker {
         let number = self.next_number();
         generation.restart_as(GenerationId::new(self.instance, number), now);
         if generation.waits_for_record() {
-            generation.set_record_state(RecordState::Unsent);
+            generation.set_not_found();
             return self.rehold(generation);
         }
         generation.set_stage(Stage::Waiting);
         self.record_start(generation, Origin::Carried);
+        // The registry has said that its record is gone.
+        generation.set_not_found();
     }
 
     /// Must be called when a start has completed. Another process may have ended the generation meanwhile.

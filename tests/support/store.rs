@@ -16,7 +16,9 @@ use std::{
 use tokio::time::Instant;
 use tower_session_end::{
     EndReason, GenerationId, SessionId,
-    registry::{Applied, Change, DeadLetter, EndRecord, Heartbeat, Notice, Orphan, Record, Registry, RegistryError},
+    registry::{
+        Applied, Change, DeadLetter, EndRecord, Heartbeat, HoldMode, Notice, Orphan, Record, Registry, RegistryError,
+    },
 };
 
 /// The most notices in one heartbeat, and the most changes in one call.
@@ -426,7 +428,7 @@ impl State {
 
     fn apply(&mut self, change: Change, me: u64) -> Applied {
         match change {
-            Change::Hold { record, may_join } => self.hold(record, may_join, me),
+            Change::Hold { record, mode } => self.hold(record, mode, me),
             Change::Update(record) => match self.held(&record.session.id, record.generation, me) {
                 Some(active) => {
                     active.record.session = record.session;
@@ -497,7 +499,7 @@ impl State {
         }
     }
 
-    fn hold(&mut self, record: Record, may_join: bool, me: u64) -> Applied {
+    fn hold(&mut self, record: Record, mode: HoldMode, me: u64) -> Applied {
         let (id, generation) = (record.session.id.clone(), record.generation);
         if let Some(active) = self.active(&id, generation) {
             active.record = record;
@@ -513,9 +515,14 @@ impl State {
         }
         let all = self.active.entry(id.to_string()).or_default();
         // Each has a holder that is not adopted.
-        if may_join && let Some(active) = all.first_mut() {
+        if mode != HoldMode::Create
+            && let Some(active) = all.first_mut()
+        {
             active.add(me);
             return Applied::Joined(active.record.clone());
+        }
+        if mode == HoldMode::Join {
+            return Applied::NotFound;
         }
         self.history.record(&record);
         all.push(Active { record, holders: BTreeSet::from([me]), released: BTreeSet::new(), requests: 0 });

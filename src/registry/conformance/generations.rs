@@ -1,6 +1,6 @@
 //! Several generations of one id.
 
-use super::{Applied, Kit, Store, acknowledge, done, end, hold, hold_beside, release, same, same_all, update};
+use super::{Applied, Kit, Store, acknowledge, done, end, find, hold, hold_beside, release, same, same_all, update};
 use crate::session::EndReason;
 
 /// A hold that may join finds the oldest active record.
@@ -32,6 +32,41 @@ pub(super) async fn joined<S: Store>(kit: &Kit<'_, S>) {
         holder.expect("a delivered end", done(record), Applied::Ok).await;
     }
     kit.nothing_is_pending([a, b, c]).await;
+}
+
+/// A hold that may only join creates no record, and ends none.
+pub(super) async fn found<S: Store>(kit: &Kit<'_, S>) {
+    let (a, b, c) = (kit.holder().await, kit.holder().await, kit.holder().await);
+    let first = kit.record();
+    let joining = kit.next(&first);
+    for what in ["a hold that may only join, of an unknown id", "the same again"] {
+        b.expect(what, find(&joining), Applied::NotFound).await;
+    }
+    b.expect("an update of what it does not hold", update(&joining), Applied::Gone).await;
+    a.expect("a hold of an id that another has asked for", hold(&first), Applied::Created).await;
+    a.expect("its own record, only to join", find(&first), Applied::Created).await;
+    for what in ["the id has a record now", "the same again"] {
+        b.expect(what, find(&joining), Applied::Joined(first.clone())).await;
+    }
+    a.expect("a release by one of two", release(&first, 1), Applied::HeldElsewhere).await;
+    a.expect("its own record, which it has released, only to join", find(&first), Applied::Created).await;
+    b.expect("an end by one of two", end(&first, 1), Applied::Owned { requests: 2 }).await;
+    b.expect("an end that it has claimed, only to join", find(&first), Applied::Created).await;
+    a.expect("a record that another holder has ended, only to join", find(&first), Applied::Gone).await;
+    c.expect("the same, by a holder without a notice", find(&first), Applied::Gone).await;
+    c.expect("another generation of an id that has ended", find(&kit.next(&first)), Applied::NotFound).await;
+    a.acknowledge("the notice", &[&first]).await;
+    b.expect("a delivered end", done(&first), Applied::Ok).await;
+
+    let lost = kit.record();
+    a.expect("a hold", hold(&lost), Applied::Created).await;
+    kit.kill(a).await;
+    let orphans = b.claim_all().await;
+    same("the orphans of the dead holder", &orphans.len(), &1);
+    c.expect("a lost session, only to join", find(&kit.next(&lost)), Applied::NotFound).await;
+    b.expect("the same, by the one that has recovered it", find(&kit.next(&lost)), Applied::NotFound).await;
+    b.deliver(&orphans).await;
+    kit.nothing_is_pending([b, c]).await;
 }
 
 /// Two active records of one id end independently.

@@ -29,7 +29,7 @@ use std::{
 };
 
 use self::holder::Holder;
-use super::{Applied, Change, EndRecord, Heartbeat, Orphan, Record, Registry};
+use super::{Applied, Change, EndRecord, Heartbeat, HoldMode, Orphan, Record, Registry};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
 
 /// Creates and kills the holders of an implementation.
@@ -105,6 +105,7 @@ pub async fn check<S: Store>(store: &S) {
     changes::silent_ends(&kit).await;
     generations::joined(&kit).await;
     generations::beside_each_other(&kit).await;
+    generations::found(&kit).await;
     generations::gone(&kit).await;
     generations::claimed(&kit).await;
     notices::of_ends_and_forgets(&kit).await;
@@ -212,12 +213,17 @@ fn ended(reason: EndReason, requests: u64) -> EndRecord {
 }
 
 fn hold(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: true }
+    Change::Hold { record: record.clone(), mode: HoldMode::JoinOrCreate }
 }
 
 /// Does not join another generation of the id.
 fn hold_beside(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: false }
+    Change::Hold { record: record.clone(), mode: HoldMode::Create }
+}
+
+/// Creates no record.
+fn find(record: &Record) -> Change {
+    Change::Hold { record: record.clone(), mode: HoldMode::Join }
 }
 
 fn update(record: &Record) -> Change {

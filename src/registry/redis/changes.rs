@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::super::{Change, EndRecord, Record, RegistryError};
+use super::super::{Change, EndRecord, HoldMode, Record, RegistryError};
 use crate::session::{GenerationId, Session, SessionId};
 
 /// 256 changes block a server for about 6 ms.
@@ -41,13 +41,13 @@ impl Batch {
     fn push(&mut self, change: &Change) -> Result<(), RegistryError> {
         self.len += 1;
         match change {
-            Change::Hold { record: Record { session, generation, started_at }, may_join } => self.args([
+            Change::Hold { record: Record { session, generation, started_at }, mode } => self.args([
                 "hold".to_owned(),
                 generation.to_string(),
                 session.id.to_string(),
                 json(session)?,
                 millis(*started_at),
-                u8::from(*may_join).to_string(),
+                hold_mode(*mode).to_owned(),
             ]),
             Change::Update(Record { session, generation, .. }) => {
                 self.args(["update".to_owned(), generation.to_string(), json(session)?]);
@@ -58,6 +58,8 @@ impl Batch {
                 self.args(["attempted".to_owned(), generation.to_string(), attempts.to_string()]);
             }
             Change::Delivered { generation } => self.args(["delivered".to_owned(), generation.to_string()]),
+            // Redis has no transaction hooks.
+            Change::Commit { generation: _ } => self.args(["nothing".to_owned()]),
             Change::DeadLetter { generation, error } => {
                 self.args(["dead_letter".to_owned(), generation.to_string(), error.clone()]);
             }
@@ -95,6 +97,14 @@ impl Batch {
     fn args<const N: usize>(&mut self, args: [String; N]) {
         self.bytes += args.iter().map(String::len).sum::<usize>();
         self.args.extend(args);
+    }
+}
+
+fn hold_mode(mode: HoldMode) -> &'static str {
+    match mode {
+        HoldMode::JoinOrCreate => "join_or_create",
+        HoldMode::Join => "join",
+        HoldMode::Create => "create",
     }
 }
 

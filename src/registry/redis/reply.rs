@@ -79,6 +79,7 @@ pub(super) fn applied(value: Value, change: &Change, recovery: &Recovery) -> Res
         }
         (["OWNED", requests], _) => Ok(Applied::Owned { requests: requests.parse().unwrap_or_default() }),
         (["HELD_ELSEWHERE"], _) => Ok(Applied::HeldElsewhere),
+        (["NOT_FOUND"], _) => Ok(Applied::NotFound),
         (["GONE"], _) => Ok(Applied::Gone),
         (["OK"], _) => Ok(Applied::Ok),
         (&["RECOVERED", requests, holder, kind], _) => Ok(recovered(requests, holder, kind, change, recovery)),

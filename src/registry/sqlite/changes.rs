@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Params, Result, Row, Transaction, params};
 
 use super::codec::{self, Read, json, now, signed, to_ms, unsigned};
 use crate::{
-    registry::{Applied, Change, EndRecord, Record},
+    registry::{Applied, Change, EndRecord, HoldMode, Record},
     session::{EndReason, GenerationId, SessionId},
 };
 
@@ -50,7 +50,7 @@ pub(super) struct Changes<'a> {
 impl Changes<'_> {
     pub(super) fn apply(&self, change: &Change) -> Result<Applied> {
         match change {
-            Change::Hold { record, may_join } => self.hold(record, *may_join),
+            Change::Hold { record, mode } => self.hold(record, *mode),
             Change::Update(record) => self.update(record),
             Change::Release { id, generation, end } => self.release(id, *generation, end),
             Change::End { id, generation, end } => self.end(id, *generation, end),
@@ -62,6 +62,7 @@ impl Changes<'_> {
                 let sql = format!("DELETE FROM sessions WHERE generation = ?1 AND {IS_OWED}");
                 self.run(&sql, (generation.to_string(), self.me))
             }
+            Change::Commit { generation: _ } => Ok(Applied::Ok),
             Change::DeadLetter { generation, error } => self.dead_letter(*generation, error),
             Change::Keep { id, generation } => self.keep(id, *generation),
             Change::Forget { id, generation } => self.forget(id, *generation),
@@ -72,7 +73,7 @@ impl Changes<'_> {
         }
     }
 
-    fn hold(&self, record: &Record, may_join: bool) -> Result<Applied> {
+    fn hold(&self, record: &Record, mode: HoldMode) -> Result<Applied> {
         let (generation, id) = (record.generation.to_string(), record.session.id.as_str());
         let sql = "SELECT 1 FROM notices WHERE holder = ?2 AND generation = ?1";
         if self.tx.prepare_cached(sql)?.exists((&generation, self.me))? {
@@ -91,7 +92,7 @@ impl Changes<'_> {
             None => {}
         }
         let others = self.actives_of(id)?;
-        if may_join {
+        if mode != HoldMode::Create {
             for (n, read) in &others.held {
                 if let Read::Readable(record) = read {
                     self.add_holder(*n)?;
@@ -99,6 +100,9 @@ impl Changes<'_> {
                 }
                 set_aside_unreadable(self.tx, *n)?;
             }
+        }
+        if mode == HoldMode::Join {
+            return Ok(Applied::NotFound);
         }
         for n in others.lost {
             self.mark_lost(n)?;

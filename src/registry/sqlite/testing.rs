@@ -9,7 +9,7 @@ use std::{
 
 use super::{holder::Holder, open::Settings};
 use crate::{
-    registry::{Change, Record},
+    registry::{Change, HoldMode, Record},
     session::{GenerationId, Session, SessionId},
 };
 
@@ -41,7 +41,7 @@ pub(super) fn holds(numbers: Range<u64>) -> Vec<Change> {
     let hold = |n: u64| {
         let session = Session::new(SessionId::try_from(format!("s{n}").as_str()).unwrap());
         let record = Record::new(session, GenerationId::new(1, n), SystemTime::now());
-        Change::Hold { record, may_join: true }
+        Change::Hold { record, mode: HoldMode::JoinOrCreate }
     };
     numbers.map(hold).collect()
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use super::{AfterStart, ClaimState, Generation};
 use crate::{
-    registry::{EndRecord, Record},
+    registry::{EndRecord, HoldMode, Record},
     session::GenerationId,
     sync::{Ordering, lock},
     tracker::{Origin, Recovery, clock::Nanos},
@@ -30,7 +30,9 @@ pub(crate) enum RecordState {
 }
 
 /// The bits of the [`RecordState`].
-const STATE: u8 = 0x0F;
+const STATE: u8 = 0x07;
+/// The registry was asked for a record to join, and there is none.
+const NOT_FOUND: u8 = 0x08;
 /// The start waits for the record.
 const WAITS: u8 = 0x10;
 /// The [`Origin`].
@@ -128,6 +130,28 @@ impl Generation {
             RecordState::None | RecordState::Held | RecordState::TakenOver => None,
         })
         .is_some()
+    }
+
+    /// How the record is to be sent. With `finds_first`, a record that another process may be about to write is to be
+    /// joined first.
+    pub(crate) fn hold_mode(&self, finds_first: bool) -> HoldMode {
+        let bits = self.record_state.load(Ordering::SeqCst);
+        match (bits & WAITS != 0, bits & (CARRIED | NOT_FOUND)) {
+            // Its start hooks have been called: it cannot become another generation.
+            (false, _) => HoldMode::Create,
+            (true, CARRIED) if finds_first && self.is_active() => HoldMode::Join,
+            (true, _) => HoldMode::JoinOrCreate,
+        }
+    }
+
+    /// There was no record to join. It is not on record.
+    pub(crate) fn set_not_found(&self) {
+        self.change_record(|bits| Some(bits & !STATE | RecordState::Unsent as u8 | NOT_FOUND));
+    }
+
+    /// It is asked for a record to join again, after an outage.
+    pub(in crate::tracker) fn find_again(&self) {
+        self.change_record_bits(|bits| Some(bits & !NOT_FOUND));
     }
 
     /// Cancels a record that was never sent and that no start waits for. Returns false if there is none.

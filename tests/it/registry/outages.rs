@@ -177,6 +177,58 @@ async fn g17_an_id_that_a_request_brought_waits_for_the_registry_and_joins_the_s
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation() {
+    // The outage of the first replica ends; the second one never had one.
+    for delay in [1, 250, 700].map(Duration::from_millis) {
+        let store = Store::default();
+        let (one, two) = (Replica::new(&store), Replica::new(&store));
+        one.holder.set(Fault::Down);
+        birth(&one.sessions, "before").await;
+        let driver = one.drive();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        birth(&one.sessions, "x").await;
+        tokio::time::sleep(delay).await;
+        assert_eq!(one.recorder.order("x"), "+", "it starts without the registry");
+        one.holder.set(Fault::None);
+        request(&two.sessions, "x").await;
+        assert!(two.sessions.contains("x"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        driver.abort();
+        assert_eq!(store.owners().len(), 2, "one record for each id");
+        assert!(two.recorder.starts().is_empty());
+        assert_eq!(one.sessions.drain(EndReason::Restart).await.held_elsewhere, 1);
+        assert_eq!(two.sessions.drain(EndReason::Shutdown).await.ended, 1);
+        let starts = one.recorder.starts();
+        let start = starts.iter().find(|start| start.session.id == *"x").unwrap();
+        assert_eq!(two.recorder.ends()[0].generation, start.generation);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_id_that_a_request_brought_and_that_is_not_on_record_starts_within_two_seconds() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    let begun = Instant::now();
+    request(&replica.sessions, "x").await;
+    assert_eq!(begun.elapsed(), Duration::ZERO, "the response does not wait for it");
+    assert!(store.active().is_empty());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((replica.recorder.order("x"), store.active()), ("+".to_owned(), vec!["x".to_owned()]));
+
+    // One that ends before is recorded at once.
+    request(&replica.sessions, "y").await;
+    replica.sessions.end("y", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(replica.recorder.order("y"), "+-");
+    // So is one that a drain ends.
+    request(&replica.sessions, "z").await;
+    assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 2);
+    assert_eq!(replica.recorder.order("z"), "+-");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(store.events().is_empty() && store.active().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn g17_in_a_drain_without_the_registry_no_hook_is_called_for_an_id_that_a_request_brought() {
     for fault in [Fault::Down, Fault::Hangs] {
         let store = Store::default();

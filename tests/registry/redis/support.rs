@@ -12,7 +12,8 @@ use redis::{
 use tower_session_end::{
     EndReason, GenerationId, Session, SessionId,
     registry::{
-        Applied, Change, EndRecord, Orphan, Record, RedisRegistry, RedisRegistryBuilder, Registry, RegistryError,
+        Applied, Change, EndRecord, HoldMode, Orphan, Record, RedisRegistry, RedisRegistryBuilder, Registry,
+        RegistryError,
     },
 };
 
@@ -111,12 +112,12 @@ pub(crate) fn records(count: usize) -> Vec<Record> {
 }
 
 pub(crate) fn hold(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: true }
+    Change::Hold { record: record.clone(), mode: HoldMode::JoinOrCreate }
 }
 
 /// A hold of a generation whose start hooks have been called.
 pub(crate) fn hold_beside(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: false }
+    Change::Hold { record: record.clone(), mode: HoldMode::Create }
 }
 
 pub(crate) fn forget(record: &Record) -> Change {

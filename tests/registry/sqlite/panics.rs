@@ -9,7 +9,7 @@ use std::{
 use tower_session_end::{
     EndReason, GenerationId,
     registry::{
-        Applied, Change, Heartbeat, Orphan, Registry, RegistryError,
+        Applied, Change, Heartbeat, HoldMode, Orphan, Registry, RegistryError,
         conformance::{Store, check},
     },
 };
@@ -52,7 +52,7 @@ impl Broken {
                 record.session.key = record.session.key.take().map(|key| key.replace('\0', ""));
             }
             (Fault::LosesTheFirstReason, Change::End { end, .. }) => end.reason = EndReason::Unknown,
-            (Fault::JoinsAlways, Change::Hold { may_join, .. }) => *may_join = true,
+            (Fault::JoinsAlways, Change::Hold { mode, .. }) => *mode = HoldMode::JoinOrCreate,
             (Fault::LosesAttempts, Change::Attempted { attempts, .. }) => *attempts = 0,
             (Fault::DeliversDeadLetters, change) => {
                 if let Change::DeadLetter { generation, .. } = *change {

@@ -8,7 +8,7 @@ use std::{
 
 use tower_session_end::{
     EndReason, GenerationId,
-    registry::{Applied, Change, Orphan, Record, Registry, SqliteRegistry},
+    registry::{Applied, Change, HoldMode, Orphan, Record, Registry, SqliteRegistry},
 };
 
 use super::support::{
@@ -377,7 +377,7 @@ async fn g16_a_start_whose_hooks_were_called_gets_a_record_of_its_own() {
     let (one, two) = (dir.open(), dir.open());
     let (older, own) = (record("s"), record("s"));
     start_all(&one, std::slice::from_ref(&older)).await;
-    let beside = Change::Hold { record: own.clone(), may_join: false };
+    let beside = Change::Hold { record: own.clone(), mode: HoldMode::Create };
     assert_eq!(two.apply(vec![beside.clone()]).await.unwrap(), [Applied::Created]);
     assert_eq!(two.apply(vec![beside]).await.unwrap(), [Applied::Created], "the same again");
     // Others join the oldest one.

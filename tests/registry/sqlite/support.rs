@@ -10,7 +10,7 @@ use std::{
 
 use tower_session_end::{
     GenerationId, Session,
-    registry::{Change, EndRecord, Orphan, Record, Registry, SqliteRegistry},
+    registry::{Change, EndRecord, HoldMode, Orphan, Record, Registry, SqliteRegistry},
 };
 
 /// Nothing in these tests takes that long unless it is stuck.
@@ -120,7 +120,7 @@ pub(crate) fn records(prefix: &str, count: usize) -> Vec<Record> {
 
 /// A start. It continues an active session of another holder.
 pub(crate) fn hold(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: true }
+    Change::Hold { record: record.clone(), mode: HoldMode::JoinOrCreate }
 }
 
 pub(crate) fn holds(records: &[Record]) -> Vec<Change> {

@@ -56,7 +56,7 @@ local function remove_holds(record, generation, id, living, dead, end_is_pending
 end
 
 local function hold()
-  local generation, id, details, started_at, may_join = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
+  local generation, id, details, started_at, mode = next_arg(), next_arg(), next_arg(), next_arg(), next_arg()
   if redis.call('ZSCORE', my_notices, notice(generation, id)) then
     return {'GONE'}
   end
@@ -69,7 +69,7 @@ local function hold()
     add_me(record, generation)
     return {'CREATED'}
   end
-  if may_join == '1' then
+  if mode ~= 'create' then
     for _, other in ipairs(redis.call('ZRANGE', id_key(id), 0, -1)) do
       local active = record_key(other)
       if #holders_of(active) > 0 then
@@ -80,6 +80,9 @@ local function hold()
       -- Lost: it has ended.
       redis.call('ZREM', id_key(id), other)
     end
+  end
+  if mode == 'join' then
+    return {'NOT_FOUND'}
   end
   redis.call('HSET', record, 'id', id, 'session', details, 'started_at', started_at, 'requests', 0, my_holder, 1)
   redis.call('ZADD', my_held, 0, generation)
@@ -201,6 +204,10 @@ local function acknowledge()
   return {'OK'}
 end
 
+local function nothing()
+  return {'OK'}
+end
+
 local changes = {
   hold = hold,
   update = update,
@@ -212,6 +219,7 @@ local changes = {
   keep = keep,
   forget = forget,
   acknowledge = acknowledge,
+  nothing = nothing,
 }
 local answers = {'OK'}
 while position < #ARGV do
