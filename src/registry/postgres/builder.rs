@@ -55,12 +55,8 @@ pub(super) struct Settings {
 
 impl PostgresRegistryBuilder {
     pub(super) fn new(pool: PgPool) -> Self {
-        let settings = Settings {
-            schema: "session_end".to_owned(),
-            deployment: None,
-            lease: Duration::from_secs(10),
-            hook: None,
-        };
+        let settings =
+            Settings { schema: "session_end".to_owned(), deployment: None, lease: Duration::from_secs(10), hook: None };
         Self { pool, settings }
     }
 
@@ -150,7 +146,8 @@ impl Settings {
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         let Self { schema, deployment, lease, hook: _ } = self;
         if schema.is_empty() || schema.len() > LONGEST_NAME || schema.contains('\0') {
-            let text = format!("`schema`: {schema:?} is empty, longer than {LONGEST_NAME} bytes, or contains a NUL character");
+            let text =
+                format!("`schema`: {schema:?} is empty, longer than {LONGEST_NAME} bytes, or contains a NUL character");
             return Err(RegistryError::invalid(text));
         }
         if deployment.as_deref().is_some_and(|name| name.is_empty() || name.contains('\0')) {

@@ -6,7 +6,7 @@
 use sqlx::Row;
 
 use super::{
-    super::{Applied, Change, EndRecord, Record},
+    super::{Applied, Change, EndRecord, HoldMode, Record},
     codec::{self, end_columns, json, record_columns, signed, text, to_ms, unsigned},
     error::Failure,
     holder::Tx,
@@ -18,14 +18,18 @@ use crate::session::{EndReason, GenerationId, SessionEnd, SessionId, SessionStar
 /// How often a hold meets a record that another holder creates at the same time.
 const ROUNDS: usize = 4;
 
+// The statements begin at the arrays and look each row up by an index: a plan that begins elsewhere would read everything that a
+// holder holds. So what depends on a row is a subquery with LIMIT, which PostgreSQL does not turn into a join.
+
 /// Whether a living holder has a hold on the session `s` that it has not released. A dead holder counts as living until it is
 /// adopted.
 macro_rules! is_held {
     ($s:literal) => {
         concat!(
-            "EXISTS (SELECT 1 FROM {s}.holds h JOIN {s}.holders o ON o.number = h.holder WHERE h.session = ",
+            "(SELECT true FROM {s}.holds h WHERE h.session = ",
             $s,
-            ".number AND NOT h.released AND o.adopted_by IS NULL)"
+            ".number AND NOT h.released
+                AND (SELECT o.adopted_by IS NULL FROM {s}.holders o WHERE o.number = h.holder LIMIT 1) LIMIT 1) IS NOT NULL"
         )
     };
 }
@@ -36,10 +40,17 @@ macro_rules! is_claimed {
         concat!(
             "(",
             $s,
-            ".claimer = $1 OR EXISTS (SELECT 1 FROM {s}.holders o WHERE o.number = ",
+            ".claimer = $1 OR (SELECT o.adopted_by = $1 FROM {s}.holders o WHERE o.number = ",
             $s,
-            ".claimer AND o.adopted_by = $1))"
+            ".claimer LIMIT 1) IS TRUE)"
         )
+    };
+}
+
+/// The generation of `u`, if the condition holds.
+macro_rules! found {
+    ($condition:literal) => {
+        concat!("LATERAL (SELECT * FROM {s}.sessions f WHERE f.generation = u.generation ", $condition, " LIMIT 1) s")
     };
 }
 
@@ -102,7 +113,7 @@ struct Group<'a> {
 struct Hold<'a> {
     place: usize,
     record: &'a Record,
-    may_join: bool,
+    mode: HoldMode,
 }
 
 struct Leaving<'a> {
@@ -134,7 +145,7 @@ impl<'a> Group<'a> {
         for (place, change) in changes.iter().enumerate() {
             let mut leave = |id, generation, kind| group.leavings.push(Leaving { place, id, generation, kind });
             match change {
-                Change::Hold { record, may_join } => group.holds.push(Hold { place, record, may_join: *may_join }),
+                Change::Hold { record, mode } => group.holds.push(Hold { place, record, mode: *mode }),
                 Change::Update(record) => group.updates.push((place, record)),
                 Change::Release { id, generation, end } => leave(id, *generation, LeavingKind::Release(end)),
                 Change::End { id, generation, end } => leave(id, *generation, LeavingKind::End(end)),
@@ -212,11 +223,12 @@ async fn lock_rows(tx: &mut Tx, generations: Vec<String>, ids: Vec<String>) -> R
         return Ok(());
     }
     let lock = tx.sql.text(concat!(
-        "SELECT number FROM {s}.sessions WHERE number IN (
-            SELECT o.number FROM unnest($1::text[]) AS u (generation) JOIN {s}.sessions o ON o.generation = u.generation
-            UNION ALL SELECT o.number FROM unnest($2::text[]) AS u (id) CROSS JOIN LATERAL ",
+        "SELECT number FROM {s}.sessions WHERE number = ANY (ARRAY (
+            SELECT s.number FROM unnest($1::text[]) AS u (generation) CROSS JOIN ",
+        found!(""),
+        " UNION ALL SELECT o.number FROM unnest($2::text[]) AS u (id) CROSS JOIN LATERAL ",
         actives!(),
-        " o) ORDER BY number FOR UPDATE"
+        " o)) ORDER BY number FOR UPDATE"
     ));
     sqlx::query(lock).bind(generations).bind(ids).execute(tx.conn()).await?;
     Ok(())
@@ -233,11 +245,7 @@ enum Found {
 }
 
 /// Returns the records that were created.
-async fn hold<'a>(
-    tx: &mut Tx,
-    mut holds: Vec<Hold<'a>>,
-    answers: &mut [Applied],
-) -> Result<Vec<&'a Record>, Failure> {
+async fn hold<'a>(tx: &mut Tx, mut holds: Vec<Hold<'a>>, answers: &mut [Applied]) -> Result<Vec<&'a Record>, Failure> {
     let mut created = Vec::new();
     for round in 0..ROUNDS {
         if holds.is_empty() {
@@ -280,10 +288,10 @@ async fn find(tx: &mut Tx, holds: &[Hold<'_>], answers: &mut [Applied]) -> Resul
         "SELECT u.place, own.number AS own, ",
         state!("own"),
         " AS state,
-            EXISTS (SELECT 1 FROM {s}.notices n WHERE n.holder = $1 AND n.generation = u.generation) AS noticed,
+            (SELECT true FROM {s}.notices n WHERE n.holder = $1 AND n.generation = u.generation LIMIT 1) IS NOT NULL AS noticed,
             other.*, lost.numbers
          FROM unnest($2::bigint[], $3::text[], $4::text[]) AS u (place, id, generation)
-         LEFT JOIN {s}.sessions own ON own.generation = u.generation
+         LEFT JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.generation = u.generation LIMIT 1) own ON true
          LEFT JOIN LATERAL (SELECT s.number, ",
         record_columns!(),
         " FROM ",
@@ -293,9 +301,9 @@ async fn find(tx: &mut Tx, holds: &[Hold<'_>], answers: &mut [Applied]) -> Resul
         " ORDER BY s.number LIMIT 1) other ON own.number IS NULL
          LEFT JOIN LATERAL (SELECT array_agg(s.number) AS numbers FROM ",
         actives!(),
-        " s WHERE NOT ",
+        " s WHERE NOT (",
         is_held!("s"),
-        ") lost ON own.number IS NULL ORDER BY u.place"
+        ")) lost ON own.number IS NULL ORDER BY u.place"
     ));
     let me = tx.me;
     let places: Vec<i64> = (0..).take(holds.len()).collect();
@@ -329,13 +337,16 @@ async fn find(tx: &mut Tx, holds: &[Hold<'_>], answers: &mut [Applied]) -> Resul
                     Found::Answered
                 }
             }
-        } else if let Some(other) = other.filter(|_| hold.may_join) {
+        } else if let Some(other) = other.filter(|_| hold.mode != HoldMode::Create) {
             let Some(record) = codec::record(row)? else {
                 set_aside_unreadable(tx, &[other]).await?;
                 return Err(Failure::Conflict);
             };
             *answer = Applied::Joined(record);
             Found::Active(other)
+        } else if hold.mode == HoldMode::Join {
+            *answer = Applied::NotFound;
+            Found::Answered
         } else {
             Found::Nothing { lost: row.try_get::<Option<_>, _>("numbers")?.unwrap_or_default() }
         };
@@ -404,7 +415,7 @@ async fn create<'a>(
         .bind(missing.iter().map(|hold| hold.record.generation.to_string()).collect::<Vec<_>>())
         .bind(details)
         .bind(missing.iter().map(|hold| to_ms(hold.record.started_at)).collect::<Vec<_>>())
-        .bind(missing.iter().map(|hold| !hold.may_join).collect::<Vec<_>>());
+        .bind(missing.iter().map(|hold| hold.mode == HoldMode::Create).collect::<Vec<_>>());
     let mut created = query.fetch_all(tx.conn()).await?;
     created.sort_unstable();
     let (created, conflicting): (Vec<_>, Vec<_>) =
@@ -419,13 +430,14 @@ async fn update(tx: &mut Tx, updates: &[(usize, &Record)], answers: &mut [Applie
     if updates.is_empty() {
         return Ok(());
     }
-    let update = tx.sql.text(
-        "UPDATE {s}.sessions s SET details = u.details::json
-         FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[]) AS u (place, id, generation, details)
-         WHERE s.generation = u.generation AND s.id = u.id AND s.reason IS NULL
-             AND EXISTS (SELECT 1 FROM {s}.holds h WHERE h.session = s.number AND h.holder = $1 AND NOT h.released)
-         RETURNING u.place",
-    );
+    let update = tx.sql.text(concat!(
+        "WITH found AS MATERIALIZED (SELECT u.place, u.details, s.number
+            FROM unnest($2::bigint[], $3::text[], $4::text[], $5::text[]) AS u (place, id, generation, details)
+            CROSS JOIN ",
+        found!("AND f.id = u.id AND f.reason IS NULL"),
+        " WHERE (SELECT NOT h.released FROM {s}.holds h WHERE h.session = s.number AND h.holder = $1 LIMIT 1) IS TRUE)
+         UPDATE {s}.sessions s SET details = f.details::json FROM found f WHERE s.number = f.number RETURNING f.place"
+    ));
     let me = tx.me;
     let details = updates.iter().map(|(_, record)| json(&record.session)).collect::<Result<Vec<_>, _>>()?;
     let query = sqlx::query_scalar::<_, i64>(update)
@@ -459,11 +471,12 @@ async fn leave(tx: &mut Tx, leavings: &[Leaving<'_>], answers: &mut [Applied]) -
         "SELECT u.place, s.number, s.requests, ",
         state!("s"),
         " AS state, mine.released,
-            EXISTS (SELECT 1 FROM {s}.holds h JOIN {s}.holders o ON o.number = h.holder
-                WHERE h.session = s.number AND h.holder <> $1 AND NOT h.released AND o.adopted_by IS NULL) AS has_others
-         FROM unnest($2::bigint[], $3::text[], $4::text[]) AS u (place, id, generation)
-         JOIN {s}.sessions s ON s.generation = u.generation AND s.id = u.id
-         LEFT JOIN {s}.holds mine ON mine.session = s.number AND mine.holder = $1"
+            (SELECT true FROM {s}.holds h WHERE h.session = s.number AND h.holder <> $1 AND NOT h.released
+                AND (SELECT o.adopted_by IS NULL FROM {s}.holders o WHERE o.number = h.holder LIMIT 1) LIMIT 1) IS NOT NULL
+                AS has_others
+         FROM unnest($2::bigint[], $3::text[], $4::text[]) AS u (place, id, generation) CROSS JOIN ",
+        found!("AND f.id = u.id"),
+        " LEFT JOIN LATERAL (SELECT * FROM {s}.holds h WHERE h.session = s.number AND h.holder = $1 LIMIT 1) mine ON true"
     ));
     let me = tx.me;
     let query = sqlx::query(read)
@@ -542,8 +555,11 @@ async fn notify(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     let notify = concat!(
         "INSERT INTO {s}.notices (holder, generation, id, ended_at) SELECT h.holder, s.generation, s.id, ",
         now!(),
-        " FROM {s}.sessions s JOIN {s}.holds h ON h.session = s.number JOIN {s}.holders o ON o.number = h.holder
-         WHERE s.number = ANY($2) AND h.holder <> $1 AND NOT h.released AND o.adopted_by IS NULL
+        " FROM unnest($2::bigint[]) AS u (number)
+         CROSS JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.number = u.number LIMIT 1) s
+         CROSS JOIN LATERAL (SELECT * FROM {s}.holds o WHERE o.session = u.number OFFSET 0) h
+         WHERE h.holder <> $1 AND NOT h.released
+            AND (SELECT o.adopted_by IS NULL FROM {s}.holders o WHERE o.number = h.holder LIMIT 1)
          ON CONFLICT DO NOTHING"
     );
     of_numbers(tx, notify, numbers).await
@@ -563,7 +579,8 @@ async fn end(tx: &mut Tx, ending: &[Ending<'_>]) -> Result<(), Failure> {
          WHERE s.number = u.number",
     );
     let me = tx.me;
-    let next = ending.iter().map(|ending| ending.end.next.as_ref().map(json).transpose()).collect::<Result<Vec<_>, _>>()?;
+    let next =
+        ending.iter().map(|ending| ending.end.next.as_ref().map(json).transpose()).collect::<Result<Vec<_>, _>>()?;
     let query = sqlx::query(end)
         .bind(me)
         .bind(ending.iter().map(|ending| ending.number).collect::<Vec<_>>())
@@ -600,10 +617,11 @@ macro_rules! is_owed {
         concat!(
             "CASE WHEN s.reason IS NOT NULL THEN ",
             is_claimed!("s"),
-            " ELSE EXISTS (SELECT 1 FROM {s}.holds h JOIN {s}.holders o ON o.number = h.holder
-                    WHERE h.session = s.number AND NOT h.released AND o.adopted_by = $1) AND NOT ",
+            " ELSE (SELECT true FROM {s}.holds h WHERE h.session = s.number AND NOT h.released
+                    AND (SELECT o.adopted_by = $1 FROM {s}.holders o WHERE o.number = h.holder LIMIT 1) LIMIT 1)
+                    IS NOT NULL AND NOT (",
             is_held!("s"),
-            " END"
+            ") END"
         )
     };
 }
@@ -617,16 +635,18 @@ async fn owed(
 ) -> Result<(), Failure> {
     const READ: &str = concat!(
         "SELECT u.place, s.number, s.committed
-         FROM unnest($2::bigint[], $3::text[]) AS u (place, generation) JOIN {s}.sessions s ON s.generation = u.generation
-         WHERE ",
+         FROM unnest($2::bigint[], $3::text[]) AS u (place, generation) CROSS JOIN ",
+        found!(""),
+        " WHERE ",
         is_owed!()
     );
     const READ_ENDS: &str = concat!(
         "SELECT u.place, s.number, s.committed, (SELECT min(o.adopted_at) FROM {s}.holds h JOIN {s}.holders o
                 ON o.number = h.holder WHERE s.reason IS NULL AND h.session = s.number) AS lost_at, ",
         end_columns!(),
-        " FROM unnest($2::bigint[], $3::text[]) AS u (place, generation) JOIN {s}.sessions s ON s.generation = u.generation
-         WHERE ",
+        " FROM unnest($2::bigint[], $3::text[]) AS u (place, generation) CROSS JOIN ",
+        found!(""),
+        " WHERE ",
         is_owed!(),
         " ORDER BY s.number"
     );

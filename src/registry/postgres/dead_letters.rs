@@ -2,7 +2,13 @@
 
 use sqlx::Row;
 
-use super::{super::DeadLetter, codec::{self, end_columns}, error::Failure, holder::{Tx, random}, sql::now};
+use super::{
+    super::DeadLetter,
+    codec::{self, end_columns},
+    error::Failure,
+    holder::{Tx, random},
+    sql::now,
+};
 use crate::session::GenerationId;
 
 /// The most dead letters that one transaction reads or changes.
@@ -46,9 +52,8 @@ pub(super) async fn redeliver(tx: &mut Tx, generation: GenerationId) -> Result<b
 
 /// As [`redeliver`], for the dead letters of one page. Returns their number.
 pub(super) async fn redeliver_after(tx: &mut Tx, after: i64) -> Result<Page<u64>, Failure> {
-    let find = tx
-        .sql
-        .text("SELECT number FROM {s}.sessions WHERE dead AND number > $1 ORDER BY number LIMIT $2 FOR UPDATE");
+    let find =
+        tx.sql.text("SELECT number FROM {s}.sessions WHERE dead AND number > $1 ORDER BY number LIMIT $2 FOR UPDATE");
     let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
     let numbers: Vec<i64> = sqlx::query_scalar(find).bind(after).bind(limit).fetch_all(tx.conn()).await?;
     make_orphans(tx, &numbers).await?;
@@ -61,7 +66,8 @@ async fn make_orphans(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     if numbers.is_empty() {
         return Ok(());
     }
-    const WAITING: &str = "SELECT number FROM {s}.holders WHERE released AND adopted_by IS NULL AND name LIKE 'redelivered:%'
+    const WAITING: &str =
+        "SELECT number FROM {s}.holders WHERE released AND adopted_by IS NULL AND name LIKE 'redelivered:%'
         ORDER BY number LIMIT 1";
     let waiting = tx.sql.text(WAITING);
     let create = tx.sql.text(concat!(
@@ -73,9 +79,9 @@ async fn make_orphans(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
         Some(waiting) => waiting,
         None => sqlx::query_scalar(create).bind(random()).fetch_one(tx.conn()).await?,
     };
-    let claim = tx.sql.text(
-        "UPDATE {s}.sessions SET dead = false, attempts = 0, error = NULL, claimer = $1 WHERE number = ANY($2)",
-    );
+    let claim = tx
+        .sql
+        .text("UPDATE {s}.sessions SET dead = false, attempts = 0, error = NULL, claimer = $1 WHERE number = ANY($2)");
     sqlx::query(claim).bind(claimer).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }

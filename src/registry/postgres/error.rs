@@ -45,9 +45,9 @@ impl Failure {
             Self::Sql(error) => match Kind::of(&error) {
                 Kind::Conflict => RegistryError::Conflict,
                 Kind::Invalid(hint) => RegistryError::invalid(named(&format!("{error}{hint}"))),
-                Kind::ReadOnly => RegistryError::unavailable(named(&format!(
-                    "{error}: the server is a replica, or has become one"
-                ))),
+                Kind::ReadOnly => {
+                    RegistryError::unavailable(named(&format!("{error}: the server is a replica, or has become one")))
+                }
                 Kind::Missing | Kind::Transient => RegistryError::unavailable(named(&error)),
             },
         }

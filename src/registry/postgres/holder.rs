@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, Database, Executor, PgConnection, PgPool, Postgres, Row, TransactionManager, pool::PoolConnection};
+use sqlx::{
+    Connection, Database, Executor, PgConnection, PgPool, Postgres, Row, TransactionManager, pool::PoolConnection,
+};
 
 use super::{
     super::{
@@ -32,13 +34,37 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// No statement, no wait for a lock and no pause in a transaction is longer: the caller drops the call after a second.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
+/// The statements are planned each time: a plan that was made for small tables reads everything when they have grown.
+const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan";
+
 /// The lock of the schema that a transaction takes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SchemaLock {
-    /// With others that read and change records. No holder is adopted meanwhile.
+    /// No lock. The row of this holder is locked, so it is not adopted meanwhile.
+    None,
+    /// With others that change records. No holder is adopted meanwhile.
     Shared,
     /// Alone, to adopt holders.
     Exclusive,
+}
+
+/// Holders renew four times per lease, so the newest lease normally has more than half of its time left. If it has less, the
+/// server or the network was down: no lease may then expire for one more full lease, so that every holder has time to renew.
+macro_rules! watch_gap {
+    ($lease:literal) => {
+        concat!(
+            "UPDATE {s}.store SET grace_until = ",
+            now!(),
+            " + ",
+            $lease,
+            " WHERE (SELECT max(expires_at) FROM {s}.holders WHERE adopted_by IS NULL AND NOT released) < ",
+            now!(),
+            " + ",
+            $lease,
+            " / 2"
+        )
+    };
 }
 
 /// The state of a holder. The registry locks it, so that one transaction runs at a time.
@@ -241,7 +267,7 @@ impl Holder {
         if never_entered {
             return Ok(());
         }
-        let mut tx = match self.begin_checked(context, SchemaLock::Shared).await {
+        let mut tx = match self.begin_checked(context, SchemaLock::None).await {
             Ok(tx) => tx,
             // Others have recovered it, or there is nothing left.
             Err(Failure::Lost(LeaseLoss::Fenced)) => return Ok(()),
@@ -277,7 +303,7 @@ impl Holder {
         schema::prepare(conn.conn(), self.sql, &settings.schema).await?;
         let timeline = self.timeline(conn.conn()).await?;
         let name = format!("{}:{}", self.instance, self.epoch);
-        let mut tx = self.begin_on(conn, settings, SchemaLock::Shared).await?;
+        let mut tx = self.begin_on(conn, settings, SchemaLock::None).await?;
         let incarnation = enter_store(&mut tx, settings).await?;
         let old = tx.sql.text(concat!(
             "DELETE FROM {s}.holders WHERE empty AND adopted_at < ",
@@ -285,9 +311,10 @@ impl Holder {
             " - 7 * 24 * 60 * 60 * 1000"
         ));
         sqlx::query(old).execute(tx.conn()).await?;
-        watch_gap(&mut tx, lease_ms(settings)).await?;
         let enter = tx.sql.text(concat!(
-            "INSERT INTO {s}.holders AS h (name, process, since, expires_at) VALUES ($1, $2, ",
+            "WITH grace AS (",
+            watch_gap!("$3"),
+            ") INSERT INTO {s}.holders AS h (name, process, since, expires_at) VALUES ($1, $2, ",
             now!(),
             ", ",
             now!(),
@@ -320,20 +347,24 @@ impl Holder {
     }
 
     async fn begin_on(&self, mut tx: Tx, settings: &Settings, lock: SchemaLock) -> Result<Tx, Failure> {
-        let limits = limits(settings);
+        let (limits, number) = (limits(settings), self.sql.lock_number());
         tx.keep_savepoint = self.sql.made(format!("{}; {limits}", hook::KEEP));
-        let begin = self.sql.made(format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL jit = off; {limits}"));
+        let shared = match lock {
+            SchemaLock::Shared => format!("; SELECT pg_advisory_xact_lock_shared({number})"),
+            SchemaLock::None | SchemaLock::Exclusive => String::new(),
+        };
+        let begin = format!("{BEGIN}; {limits}{shared}");
+        let begin = self.sql.made(begin);
         // `Tx` ends the transaction, not this guard. It has told the connection that a transaction is open.
         let _ = ManuallyDrop::new(tx.conn().begin_with(begin).await?);
-        let number = self.sql.lock_number();
-        let lock = self.sql.made(match lock {
-            SchemaLock::Shared => format!("SELECT pg_advisory_xact_lock_shared({number})"),
+        if lock == SchemaLock::Exclusive {
             // All others wait behind this one.
-            SchemaLock::Exclusive => format!("SET LOCAL lock_timeout = 150; SELECT pg_advisory_xact_lock({number})"),
-        });
-        if let Err(error) = tx.conn().execute(lock).await {
-            tx.rollback().await;
-            return Err(error.into());
+            let lock = format!("SET LOCAL lock_timeout = 200; SELECT pg_advisory_xact_lock({number})");
+            let lock = self.sql.made(lock);
+            if let Err(error) = tx.conn().execute(lock).await {
+                tx.rollback().await;
+                return Err(error.into());
+            }
         }
         Ok(tx)
     }
@@ -411,9 +442,10 @@ impl Holder {
 /// Renews the lease as part of this transaction.
 pub(super) async fn renew(tx: &mut Tx, context: Context<'_>, asked: DualClock) -> Result<(), Failure> {
     let lease = lease_ms(context.settings);
-    watch_gap(tx, lease).await?;
     let renew = tx.sql.text(concat!(
-        "UPDATE {s}.holders SET expires_at = ",
+        "WITH grace AS (",
+        watch_gap!("$2"),
+        ") UPDATE {s}.holders SET expires_at = ",
         now!(),
         " + $2, renewals = renewals + 1 WHERE number = $1 RETURNING renewals"
     ));
@@ -423,24 +455,11 @@ pub(super) async fn renew(tx: &mut Tx, context: Context<'_>, asked: DualClock) -
     Ok(())
 }
 
-/// Holders renew four times per lease, so the newest lease normally has more than half of its time left. If it has less, the
-/// server or the network was down: no lease may then expire for one more full lease, so that every holder has time to renew.
-async fn watch_gap(tx: &mut Tx, lease: i64) -> Result<(), Failure> {
-    let gap = tx.sql.text(concat!(
-        "UPDATE {s}.store SET grace_until = ",
-        now!(),
-        " + $1 WHERE (SELECT max(expires_at) FROM {s}.holders WHERE adopted_by IS NULL AND NOT released) < ",
-        now!(),
-        " + $1 / 2"
-    ));
-    sqlx::query(gap).bind(lease).execute(tx.conn()).await?;
-    Ok(())
-}
-
 /// Writes the store's row if there is none, and checks that it is that of this deployment. Returns the incarnation.
 async fn enter_store(tx: &mut Tx, settings: &Settings) -> Result<String, Failure> {
     let create = tx.sql.text("INSERT INTO {s}.store (incarnation, deployment) VALUES ($1, $2) ON CONFLICT DO NOTHING");
-    let read = tx.sql.text("SELECT incarnation, deployment, current_setting('server_encoding') AS encoding FROM {s}.store");
+    let read =
+        tx.sql.text("SELECT incarnation, deployment, current_setting('server_encoding') AS encoding FROM {s}.store");
     let mut row = sqlx::query(read).fetch_optional(tx.conn()).await?;
     if row.is_none() {
         sqlx::query(create).bind(random()).bind(&settings.deployment).execute(tx.conn()).await?;
@@ -453,7 +472,8 @@ async fn enter_store(tx: &mut Tx, settings: &Settings) -> Result<String, Failure
     }
     let deployment: Option<&str> = row.try_get("deployment")?;
     if deployment != settings.deployment.as_deref() {
-        let name = |name: Option<&str>| name.map_or("no deployment".to_owned(), |name| format!("the deployment {name:?}"));
+        let name =
+            |name: Option<&str>| name.map_or("no deployment".to_owned(), |name| format!("the deployment {name:?}"));
         return Err(Failure::Invalid(format!(
             "it belongs to {}, and this process to {}: if the database is a copy, drop the schema; else set the right `deployment` \
              or another `schema`",
@@ -470,11 +490,11 @@ async fn leave(tx: &mut Tx) -> Result<(), Failure> {
     let statements = [
         "DELETE FROM {s}.notices WHERE holder IN (SELECT number FROM {s}.holders WHERE number = $1 OR adopted_by = $1)",
         "UPDATE {s}.holders o SET empty = true WHERE adopted_by = $1 AND NOT empty
-            AND NOT EXISTS (SELECT 1 FROM {s}.holds WHERE holder = o.number)
-            AND NOT EXISTS (SELECT 1 FROM {s}.sessions WHERE claimer = o.number)",
+            AND (SELECT true FROM {s}.holds WHERE holder = o.number LIMIT 1) IS NULL
+            AND (SELECT true FROM {s}.sessions WHERE claimer = o.number LIMIT 1) IS NULL",
         "DELETE FROM {s}.holders o WHERE number = $1
-            AND NOT EXISTS (SELECT 1 FROM {s}.holds WHERE holder = $1)
-            AND NOT EXISTS (SELECT 1 FROM {s}.sessions WHERE claimer = $1)
+            AND (SELECT true FROM {s}.holds WHERE holder = $1 LIMIT 1) IS NULL
+            AND (SELECT true FROM {s}.sessions WHERE claimer = $1 LIMIT 1) IS NULL
             AND NOT EXISTS (SELECT 1 FROM {s}.holders WHERE adopted_by = $1 AND NOT empty)",
         "UPDATE {s}.holders SET released = true WHERE number = $1",
     ];

@@ -80,7 +80,8 @@ const SHORTEST_CALL: Duration = Duration::from_millis(10);
 
 /// A statement of the hook ends before its call has to, so that the savepoint can be rolled back in time.
 const SLICE: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 400; SET LOCAL lock_timeout = 300";
-const SINGLE: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 150; SET LOCAL lock_timeout = 100";
+const SINGLE: &str =
+    "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 150; SET LOCAL lock_timeout = 100";
 
 /// Keeps what the hook has written. Deferred constraints are checked here, where their failure concerns this hook alone.
 pub(super) const KEEP: &str = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT tower_session_end_hook";
@@ -163,7 +164,9 @@ impl NamedHook {
         };
         match tokio::time::timeout(limit, CatchPanic::new(future)).await {
             // Showing an error runs user code too.
-            Ok(Ok(Err(error))) => Err(catch(|| chain(&*error)).unwrap_or_else(|_| "showing the error panicked".to_owned())),
+            Ok(Ok(Err(error))) => {
+                Err(catch(|| chain(&*error)).unwrap_or_else(|_| "showing the error panicked".to_owned()))
+            }
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Err(panic)) => panicked(panic),
             Err(_) => Err(format!("took longer than {limit:?}")),

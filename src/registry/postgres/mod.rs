@@ -265,7 +265,7 @@ impl Registry for PostgresRegistry {
         let mut holder = self.shared.lock().await?;
         let asked = DualClock::now();
         let finished = holder.recovery.finished();
-        let mut tx = holder.begin(self.shared.context(), SchemaLock::Shared).await?;
+        let mut tx = holder.begin(self.shared.context(), SchemaLock::None).await?;
         let heartbeat = beat(&mut tx, self.shared.context(), asked, &finished).await;
         let (mut heartbeat, removed) = holder.end(self.shared.context(), tx, heartbeat).await?;
         holder.recovery.remove(&removed);
@@ -304,26 +304,31 @@ async fn beat(
 ) -> Result<(Heartbeat, Vec<i64>), Failure> {
     renew(tx, context, asked).await?;
     let me = tx.me;
+    // One row at least, with the number of dead letters.
     let read = tx.sql.text(concat!(
-        "SELECT generation, id, ",
+        "SELECT d.count, n.generation, n.id, ",
         now!(),
-        " - ended_at AS age FROM {s}.notices WHERE holder = $1 ORDER BY ended_at LIMIT $2"
+        " - n.ended_at AS age FROM (SELECT count(*) FROM {s}.sessions WHERE dead) d
+         LEFT JOIN (SELECT * FROM {s}.notices WHERE holder = $1 ORDER BY ended_at LIMIT $2) n ON true ORDER BY n.ended_at"
     ));
     let limit = i64::try_from(NOTICES + 1).unwrap_or(i64::MAX);
     let rows = sqlx::query(read).bind(me).bind(limit).fetch_all(tx.conn()).await?;
-    let mut notices = Vec::with_capacity(rows.len());
+    let (mut notices, mut dead_letters) = (Vec::with_capacity(rows.len()), 0);
     for row in rows.iter().take(NOTICES) {
-        let (generation, id): (&str, &str) = (row.try_get("generation")?, row.try_get("id")?);
+        dead_letters = row.try_get::<i64, _>("count")?.try_into().unwrap_or_default();
+        let (Some(generation), Some(id)) =
+            (row.try_get::<Option<&str>, _>("generation")?, row.try_get::<Option<&str>, _>("id")?)
+        else {
+            continue;
+        };
         let age = Duration::from_millis(row.try_get::<i64, _>("age")?.try_into().unwrap_or_default());
         // A notice that cannot be read is left out.
         if let (Ok(generation), Ok(id)) = (generation.parse(), SessionId::with_max_len(id, usize::MAX)) {
             notices.push(Notice::new(id, generation, age));
         }
     }
-    let count = tx.sql.text("SELECT count(*) FROM {s}.sessions WHERE dead");
-    let dead_letters: i64 = sqlx::query_scalar(count).fetch_one(tx.conn()).await?;
     let removed = recovery::remove_adopted(tx, finished).await?;
-    let heartbeat = Heartbeat::new(notices, rows.len() > NOTICES, dead_letters.try_into().unwrap_or(0));
+    let heartbeat = Heartbeat::new(notices, rows.len() > NOTICES, dead_letters);
     Ok((heartbeat, removed))
 }
 

@@ -26,7 +26,7 @@ const PAGE: usize = 1000;
 const PAGES_PER_CALL: usize = 16;
 
 /// How long a call waits until no other holder writes, so that it can adopt.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_millis(600);
 
 /// The most notices of adopted holders that one heartbeat deletes.
 const NOTICES_AT_ONCE: i64 = 1000;
@@ -103,7 +103,7 @@ pub(super) async fn claim_orphans(
     let start = Instant::now();
     let mut has_tried = false;
     let may_adopt_more = loop {
-        let mut tx = holder.begin(context, SchemaLock::Shared).await?;
+        let mut tx = holder.begin(context, SchemaLock::None).await?;
         let others = read_others(&mut tx).await;
         let (adopted, has_adoptable) = holder.end(context, tx, others).await?;
         recovery.set_adopted(adopted);
@@ -119,7 +119,7 @@ pub(super) async fn claim_orphans(
     let mut len = max.min(PAGE);
     for _ in 0..PAGES_PER_CALL {
         let Some((dead, progress)) = recovery.next().filter(|_| orphans.is_empty()) else { break };
-        let mut tx = holder.begin(context, SchemaLock::Shared).await?;
+        let mut tx = holder.begin(context, SchemaLock::None).await?;
         let page = read_page(&mut tx, dead, progress, len, max).await;
         len = PAGE;
         let page = holder.end(context, tx, page).await?;
@@ -153,7 +153,7 @@ async fn read_others(tx: &mut Tx) -> Result<(Vec<(i64, i64)>, bool), Failure> {
     Ok((adopted, has_adoptable))
 }
 
-/// Adopts dead holders, and those that they had adopted. No other holder reads or writes meanwhile, so none sees a part of it.
+/// Adopts dead holders, and those that they had adopted. No record changes meanwhile: every change sees all of it or nothing.
 async fn adopt(holder: &mut Holder, context: Context<'_>) -> Result<(), RegistryError> {
     let mut tx = match holder.begin(context, SchemaLock::Exclusive).await {
         Ok(tx) => tx,
@@ -167,7 +167,10 @@ async fn adopt(holder: &mut Holder, context: Context<'_>) -> Result<(), Registry
         " ORDER BY h.number LIMIT 64)
          UPDATE {s}.holders h SET adopted_by = $1, adopted_at = coalesce(h.adopted_at, ",
         now!(),
-        ") WHERE NOT h.empty AND (h.number IN (SELECT number FROM dead) OR h.adopted_by IN (SELECT number FROM dead))"
+        ") WHERE h.number IN (SELECT number FROM dead) AND ",
+        // A lease may have been renewed meanwhile.
+        adoptable!(),
+        " OR h.adopted_by IN (SELECT number FROM dead) AND NOT h.empty"
     ));
     let me = tx.me;
     let adopted = sqlx::query(adopt).bind(me).execute(tx.conn()).await.map(drop).map_err(Failure::from);
@@ -194,8 +197,8 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
     let lock = tx.sql.text("SELECT number FROM {s}.sessions WHERE number = ANY($1) ORDER BY number FOR UPDATE");
     sqlx::query(lock).bind(&page.shared).execute(tx.conn()).await?;
     let delete = tx.sql.text(
-        "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released OR EXISTS
-            (SELECT 1 FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released))",
+        "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released OR
+            (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))",
     );
     let deleted = sqlx::query(delete).bind(dead).bind(&page.shared).execute(tx.conn()).await?;
     if deleted.rows_affected() == page.shared.len() as u64 {
@@ -208,15 +211,15 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
 /// Looks at `len` entries at most, and returns `max` orphans at most.
 async fn page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: usize) -> Result<Page, Failure> {
     let read = tx.sql.text(concat!(
-        "SELECT e.session, e.is_claim, e.released OR NOT e.is_claim AND EXISTS
-                (SELECT 1 FROM {s}.holds o WHERE o.session = e.session AND o.holder <> $1 AND NOT o.released) AS is_shared, ",
+        "SELECT e.session, e.is_claim, e.released OR NOT e.is_claim AND (SELECT true FROM {s}.holds o
+                WHERE o.session = e.session AND o.holder <> $1 AND NOT o.released LIMIT 1) IS NOT NULL AS is_shared, ",
         end_columns!(),
         " FROM ((SELECT h.session, false AS is_claim, h.released FROM {s}.holds h
                 WHERE h.holder = $1 AND h.session > $2 ORDER BY h.session LIMIT $3)
             UNION ALL (SELECT c.number, true, false FROM {s}.sessions c
                 WHERE c.claimer = $1 AND c.number > $2 ORDER BY c.number LIMIT $3)
             ORDER BY 1 LIMIT $3) e
-         JOIN {s}.sessions s ON s.number = e.session ORDER BY e.session"
+         CROSS JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.number = e.session LIMIT 1) s ORDER BY e.session"
     ));
     let limit = i64::try_from(len).unwrap_or(i64::MAX);
     let rows = sqlx::query(read).bind(dead).bind(progress.cursor).bind(limit).fetch_all(tx.conn()).await?;
@@ -256,9 +259,9 @@ pub(super) async fn remove_adopted(tx: &mut Tx, finished: &[i64]) -> Result<Vec<
     // The row of a holder that has released its lease is of no use. Any other one tells its process that it was recovered.
     let remove = tx.sql.text(
         "WITH finished AS (SELECT o.number, o.released FROM {s}.holders o WHERE o.number = ANY($1) AND o.adopted_by = $2
-                AND NOT EXISTS (SELECT 1 FROM {s}.holds WHERE holder = o.number)
-                AND NOT EXISTS (SELECT 1 FROM {s}.sessions WHERE claimer = o.number)
-                AND NOT EXISTS (SELECT 1 FROM {s}.notices WHERE holder = o.number)),
+                AND (SELECT true FROM {s}.holds WHERE holder = o.number LIMIT 1) IS NULL
+                AND (SELECT true FROM {s}.sessions WHERE claimer = o.number LIMIT 1) IS NULL
+                AND (SELECT true FROM {s}.notices WHERE holder = o.number LIMIT 1) IS NULL),
             deleted AS (DELETE FROM {s}.holders WHERE number IN (SELECT number FROM finished WHERE released)),
             emptied AS (UPDATE {s}.holders SET empty = true WHERE number IN (SELECT number FROM finished WHERE NOT released))
          SELECT number FROM finished",

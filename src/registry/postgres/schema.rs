@@ -133,7 +133,8 @@ pub(super) async fn prepare(conn: &mut PgConnection, sql: Sql, name: &str) -> Re
         if !schema_exists(&mut tx, name).await? {
             run(&mut tx, sql.text("CREATE SCHEMA {s}")).await?;
         }
-        let table = "CREATE TABLE {s}.migrations (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
+        let table =
+            "CREATE TABLE {s}.migrations (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
         run(&mut tx, sql.text(table)).await?;
     }
     for (version, migration) in (1..).zip(MIGRATIONS).skip(before.unwrap_or(0).try_into().unwrap_or(usize::MAX)) {
@@ -153,7 +154,8 @@ async fn run(conn: &mut PgConnection, statements: &'static str) -> Result<(), Fa
 
 /// The version of the tables, or none if there are none.
 async fn version(conn: &mut PgConnection, sql: Sql, name: &str) -> Result<Option<i32>, Failure> {
-    let exists = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    let exists =
+        "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1 AND c.relname = 'migrations')";
     if !sqlx::query_scalar::<_, bool>(exists).bind(name).fetch_one(&mut *conn).await? {
         return Ok(None);

@@ -25,6 +25,21 @@ struct Holders<'a> {
     witness: &'a PostgresRegistry,
 }
 
+/// Shows the leases if the kit has failed.
+impl Drop for Holders<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+            let holders = format!(
+                "SELECT h.*, expires_at - {now} AS remaining, grace_until - {now} AS grace
+                 FROM \"{schema}\".holders h, \"{schema}\".store ORDER BY number",
+                schema = self.schema
+            );
+            eprintln!("holders:\n{}", self.server.try_ask(&holders).unwrap_or_else(|error| error));
+        }
+    }
+}
+
 async fn connect(pool: &PgPool, schema: &str) -> PostgresRegistry {
     PostgresRegistry::builder(pool.clone()).schema(schema).lease(LEASE).connect().await.unwrap()
 }
@@ -63,7 +78,7 @@ impl Store for Holders<'_> {
 }
 
 /// The kit, beside a holder with heartbeats.
-async fn check(server: &PostgresServer, pool: PgPool) {
+pub(super) async fn check(server: &PostgresServer, pool: PgPool) {
     let schema = new_schema();
     let witness = connect(&pool, &schema).await;
     let holders = Holders { server, pool, schema: &schema, witness: &witness };

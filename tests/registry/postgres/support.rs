@@ -9,7 +9,8 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use tower_session_end::{
     EndReason, GenerationId, Session, SessionId,
     registry::{
-        Applied, Change, EndRecord, Orphan, PostgresRegistry, PostgresRegistryBuilder, Record, Registry, RegistryError,
+        Applied, Change, EndRecord, HoldMode, Orphan, PostgresRegistry, PostgresRegistryBuilder, Record, Registry,
+        RegistryError,
     },
 };
 
@@ -105,7 +106,11 @@ pub(crate) fn record(id: &str) -> Record {
     // Records come back in milliseconds.
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
     let started_at = SystemTime::UNIX_EPOCH + Duration::from_millis(since.try_into().unwrap());
-    Record::new(Session::new(SessionId::new(id).unwrap()).with_key("key").with_agent_id("main"), generation(), started_at)
+    Record::new(
+        Session::new(SessionId::new(id).unwrap()).with_key("key").with_agent_id("main"),
+        generation(),
+        started_at,
+    )
 }
 
 pub(crate) fn records(count: usize) -> Vec<Record> {
@@ -113,7 +118,7 @@ pub(crate) fn records(count: usize) -> Vec<Record> {
 }
 
 pub(crate) fn hold(record: &Record) -> Change {
-    Change::Hold { record: record.clone(), may_join: true }
+    Change::Hold { record: record.clone(), mode: HoldMode::JoinOrCreate }
 }
 
 pub(crate) fn release(record: &Record, requests: u64) -> Change {
