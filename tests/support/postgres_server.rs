@@ -43,16 +43,7 @@ pub(crate) fn is_installed() -> bool {
 /// The server that the tests of one binary share. It does not sync its files. None if PostgreSQL is not installed.
 pub(crate) fn shared() -> Option<&'static PostgresServer> {
     static SERVER: OnceLock<PostgresServer> = OnceLock::new();
-    is_installed().then(|| {
-        SERVER.get_or_init(|| {
-            PostgresServer::start(&[
-                "fsync=off",
-                "session_preload_libraries=auto_explain",
-                "auto_explain.log_min_duration=60",
-                "auto_explain.log_analyze=on",
-            ])
-        })
-    })
+    is_installed().then(|| SERVER.get_or_init(|| PostgresServer::start(&["fsync=off"])))
 }
 
 impl PostgresServer {

@@ -19,13 +19,62 @@ use crate::{
 /// A hook that writes to the database of the registry, in the transaction of the registry (feature `postgres`).
 ///
 /// What it writes and the record are committed together: the start with the creation of the record, the end with its removal.
-/// So the writes take effect exactly once, also across SIGKILL, a recovery, a lost lease and a restart of the server.
+/// So the writes take effect exactly once, also across SIGKILL, a recovery, a lost lease and a restart of the server. A process
+/// that has lost its lease commits nothing.
+///
+/// The calls for an end run after all other hooks of it. They are part of one call of the registry, which has one second at most.
+/// So a hook only writes rows. It makes no requests to other services, because their effect cannot be rolled back.
+///
+/// * The calls for a group of events have 500 ms together, and each of their statements 400 ms. After a failure, the events are
+///   tried one by one, with 200 ms each while time is left.
+/// * A call that errs, panics, or takes longer writes nothing: it runs in a savepoint, which is rolled back.
+/// * Deferred constraints are checked when the calls for the group are over.
+/// * A hook may begin nested transactions. It must not commit or roll back the transaction itself: the registry detects that,
+///   logs the error `session-hook-closed-transaction`, and repeats its changes without the hook. An end keeps its record then.
+///
+/// # Examples
+///
+/// ```
+/// use sqlx::{PgConnection, postgres::PgPoolOptions};
+/// use tower_session_end::{
+///     BoxError, SessionEnd, SessionStart,
+///     registry::{PostgresRegistry, PostgresTransactionHook, Registry},
+/// };
+///
+/// struct Chats;
+///
+/// impl PostgresTransactionHook for Chats {
+///     async fn session_start(&self, transaction: &mut PgConnection, start: &SessionStart) -> Result<(), BoxError> {
+///         let insert = "INSERT INTO chats (session, active) VALUES ($1, true)";
+///         sqlx::query(insert).bind(start.session.id.as_str()).execute(transaction).await?;
+///         Ok(())
+///     }
+///
+///     async fn session_end(&self, transaction: &mut PgConnection, ends: &[SessionEnd]) -> Result<(), BoxError> {
+///         let ids: Vec<_> = ends.iter().map(|end| end.session.id.to_string()).collect();
+///         let update = "UPDATE chats SET active = false WHERE session = ANY($1)";
+///         sqlx::query(update).bind(ids).execute(transaction).await?;
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = PgPoolOptions::new().connect_lazy("postgres://app@127.0.0.1/app")?;
+/// let registry = PostgresRegistry::builder(pool).transaction_hook("chats", Chats).lazy();
+/// assert_eq!(registry.transaction_hook(), Some("chats"));
+/// # Ok(())
+/// # }
+/// ```
 pub trait PostgresTransactionHook: Send + Sync + 'static {
     /// Called in the transaction that records the start of a session. The default does nothing.
     ///
+    /// It is called for a record that is created: not for a session that continues on this replica, and not for a repeated
+    /// record. [`resumed_from`](SessionStart::resumed_from) is not recorded, and is `None`.
+    ///
     /// # Errors
     ///
-    /// What the hook has written is rolled back, and the error is logged. The session stays active.
+    /// What the hook has written is rolled back, and the error is logged (`session-hook-failed`). The session stays active.
     fn session_start(
         &self,
         transaction: &mut PgConnection,
@@ -35,7 +84,9 @@ pub trait PostgresTransactionHook: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Called in the transaction that removes the records of these ends.
+    /// Called in the transaction that removes the records of these ends, or that marks them if other hooks have failed.
+    ///
+    /// There is one end at least, and 1,000 at most.
     ///
     /// # Errors
     ///

@@ -36,9 +36,87 @@ use super::{
 };
 use crate::session::{GenerationId, SessionId};
 
-/// A [`Registry`] on PostgreSQL (14 or later), for any number of processes on any number of machines.
+/// A [`Registry`] on PostgreSQL (14 or later), for any number of processes on any number of machines (feature `postgres`).
 ///
-/// TODO
+/// It uses a pool of the `sqlx` crate, 0.8 or 0.9: addresses, passwords and TLS are configured with that crate. It uses one
+/// connection at a time. The pool may be that of the application. But if the application has used up its pool, a drain waits for a
+/// connection: a pool of its own with two connections avoids that.
+///
+/// ```no_run
+/// use sqlx::postgres::PgPoolOptions;
+/// use tower_session_end::{ActiveSessions, registry::PostgresRegistry};
+///
+/// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = PgPoolOptions::new().max_connections(2).connect("postgres://app@db.internal/app").await?;
+/// let registry = PostgresRegistry::builder(pool).connect().await?;
+/// let sessions = ActiveSessions::builder().registry(registry).build()?;
+/// println!("{}", sessions.recover().await);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A clone is a handle of the same holder.
+///
+/// # Guarantees
+///
+/// * One call of [`apply`](Registry::apply) is one transaction. It returns after the commit, which is as durable as the server's
+///   `synchronous_commit` says. The default setting survives a crash of the server.
+/// * A transaction takes the same number of statements for 1 change and for 1,000 of the same kind: 6 for starts.
+/// * Each transaction that changes records checks the lease first, and no holder is adopted until it has ended. A holder that was
+///   recovered changes nothing.
+/// * Rows are locked in a fixed order. If transactions meet all the same, the call returns
+///   [`Conflict`](RegistryError::Conflict) and is repeated at once.
+/// * A recovery reads pages of up to 1,000 records, and moves no row. A dead holder is adopted by one change to its row.
+/// * With a [transaction hook](PostgresTransactionHook), what the hook writes is committed together with the record.
+///
+/// # Leases
+///
+/// The clock of the server decides. A lease is a row that each holder renews four times per
+/// [lease](PostgresRegistryBuilder::lease).
+///
+/// * **A holder is silent for longer than its lease**: another holder adopts its sessions and its claimed ends. Its next call
+///   returns [`Fenced`](RegistryError::Fenced), and then it has a new lease. Its own
+///   [`lease_is_valid`](Registry::lease_is_valid) is `false` before that.
+/// * **The server is down**: calls return [`Unavailable`](RegistryError::Unavailable). The first holder that comes back detects the
+///   gap (no renewal for half a lease), and gives every holder one more full lease before any recovery. A single process that
+///   starts long after its predecessor died detects the same gap, and recovers the predecessor's sessions one lease later.
+/// * **A process is stopped within a transaction**: the server ends the transaction after one second, or after the lease if that is
+///   shorter (`idle_in_transaction_session_timeout`). The process can then not commit it.
+/// * **The tables are gone, or come from a backup, or another server has taken over**: the next call returns
+///   [`DataLost`](RegistryError::DataLost), whether or not records are missing. Sessions that are then held again keep their
+///   generations. A new server is detected by the timeline of its log. A user who may not call `pg_current_wal_lsn` and
+///   `pg_walfile_name` can use the registry, but a failover to a replica that lagged is then not detected. A warning says so.
+///
+/// # Proxies
+///
+/// No call depends on a session of the server: there is no `LISTEN`, no advisory lock of a session, no setting that outlives a
+/// transaction. So it works through a proxy that gives each transaction another connection (`pgbouncer` with
+/// `pool_mode = transaction`). The driver names its prepared statements; if the proxy does not know them, set
+/// [`statement_cache_capacity(0)`](sqlx::postgres::PgConnectOptions::statement_cache_capacity). `pgbouncer` also needs
+/// `ignore_startup_parameters = extra_float_digits`.
+///
+/// # For operators
+///
+/// All tables are in one schema, `session_end` by default. The user needs the right to create it, or to create tables in it if it
+/// exists. The database must be encoded in UTF-8. Query the views, also while processes run:
+///
+/// ```console
+/// $ psql -c 'select * from session_end.active_sessions'
+/// $ psql -c 'select * from session_end.ending_sessions'
+/// ```
+///
+/// | view | columns |
+/// |---|---|
+/// | `active_sessions` | `id`, `since`, `held_by` (program, process, host), `key`, `agent`, `generation`, `details` (JSON) |
+/// | `ending_sessions` | `id`, `reason`, `ended_at`, `claimed_by`, `attempts`, `committed`, `requests`, `since`, `next`, `generation`, `details` |
+/// | `dead_letters` | `id`, `reason`, `ended_at`, `error`, `attempts`, `committed`, `requests`, `since`, `next`, `generation`, `details` |
+///
+/// A session that was lost stands in `ending_sessions` from the moment that another process recovers it. `committed` says whether
+/// the transaction hook has run. [`dead_letters`](Self::dead_letters), [`redeliver`](Self::redeliver) and
+/// [`redeliver_all`](Self::redeliver_all) need no lease and take none. A tool that calls only these is no holder.
+///
+/// The table `migrations` has the version of the schema. Several processes may start at once: one of them migrates. A process
+/// refuses a schema of a newer version.
 #[derive(Clone)]
 pub struct PostgresRegistry {
     shared: Arc<Shared>,
@@ -80,11 +158,24 @@ impl PostgresRegistry {
     }
 
     /// Builds a registry with other settings than [`new`](Self::new), or one that takes its lease at once.
+    ///
+    /// See [`PostgresRegistryBuilder`] for an example.
     pub fn builder(pool: PgPool) -> PostgresRegistryBuilder {
         PostgresRegistryBuilder::new(pool)
     }
 
     /// The name of this instance in the table `holders`: `name` is this name, a colon, and the number of leases it has lost.
+    ///
+    /// ```
+    /// # use sqlx::postgres::PgPoolOptions;
+    /// # use tower_session_end::registry::PostgresRegistry;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = PgPoolOptions::new().connect_lazy("postgres://app@127.0.0.1/app")?;
+    /// assert_eq!(PostgresRegistry::new(pool).instance().len(), 32);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.shared.instance

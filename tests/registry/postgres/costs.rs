@@ -33,7 +33,7 @@ impl Counter {
         self.registry.apply(changes).await.unwrap();
         let log = self.server.log();
         let lines: Vec<_> = log[before..].lines().filter(|line| line.starts_with("counted:LOG:")).collect();
-        (lines.len(), lines.iter().filter(|line| line.contains("COMMIT")).count())
+        (lines.len(), lines.iter().filter(|line| line.ends_with(" COMMIT")).count())
     }
 }
 
