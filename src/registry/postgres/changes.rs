@@ -230,7 +230,7 @@ async fn lock_rows(tx: &mut Tx, generations: Vec<String>, ids: Vec<String>) -> R
         actives!(),
         " o)) ORDER BY number FOR UPDATE"
     ));
-    sqlx::query(lock).bind(generations).bind(ids).execute(tx.conn()).await?;
+    sqlx::query(lock).persistent(false).bind(generations).bind(ids).execute(tx.conn()).await?;
     Ok(())
 }
 
@@ -308,7 +308,7 @@ async fn find(tx: &mut Tx, holds: &[Hold<'_>], answers: &mut [Applied]) -> Resul
     let me = tx.me;
     let places: Vec<i64> = (0..).take(holds.len()).collect();
     let generations: Vec<_> = holds.iter().map(|hold| hold.record.generation.to_string()).collect();
-    let query = sqlx::query(find).bind(me).bind(places).bind(ids(holds)).bind(generations);
+    let query = sqlx::query(find).persistent(false).bind(me).bind(places).bind(ids(holds)).bind(generations);
     let rows = query.fetch_all(tx.conn()).await?;
     if rows.len() != holds.len() {
         return Err(Failure::Invalid("a query gave another number of rows".to_owned()));
@@ -371,7 +371,7 @@ async fn replace_details(tx: &mut Tx, changed: &[(i64, &Record)]) -> Result<(), 
     );
     let numbers: Vec<_> = changed.iter().map(|(number, _)| *number).collect();
     let details = changed.iter().map(|(_, record)| json(&record.session)).collect::<Result<Vec<_>, _>>()?;
-    sqlx::query(replace).bind(numbers).bind(details).execute(tx.conn()).await?;
+    sqlx::query(replace).persistent(false).bind(numbers).bind(details).execute(tx.conn()).await?;
     Ok(())
 }
 
@@ -410,6 +410,7 @@ async fn create<'a>(
     let me = tx.me;
     let details = missing.iter().map(|hold| json(&hold.record.session)).collect::<Result<Vec<_>, _>>()?;
     let query = sqlx::query_scalar::<_, String>(create)
+        .persistent(false)
         .bind(me)
         .bind(ids(&missing))
         .bind(missing.iter().map(|hold| hold.record.generation.to_string()).collect::<Vec<_>>())
@@ -441,6 +442,7 @@ async fn update(tx: &mut Tx, updates: &[(usize, &Record)], answers: &mut [Applie
     let me = tx.me;
     let details = updates.iter().map(|(_, record)| json(&record.session)).collect::<Result<Vec<_>, _>>()?;
     let query = sqlx::query_scalar::<_, i64>(update)
+        .persistent(false)
         .bind(me)
         .bind((0..).take(updates.len()).collect::<Vec<i64>>())
         .bind(updates.iter().map(|(_, record)| record.session.id.to_string()).collect::<Vec<_>>())
@@ -480,6 +482,7 @@ async fn leave(tx: &mut Tx, leavings: &[Leaving<'_>], answers: &mut [Applied]) -
     ));
     let me = tx.me;
     let query = sqlx::query(read)
+        .persistent(false)
         .bind(me)
         .bind((0..).take(leavings.len()).collect::<Vec<i64>>())
         .bind(leavings.iter().map(|leaving| leaving.id.to_string()).collect::<Vec<_>>())
@@ -582,6 +585,7 @@ async fn end(tx: &mut Tx, ending: &[Ending<'_>]) -> Result<(), Failure> {
     let next =
         ending.iter().map(|ending| ending.end.next.as_ref().map(json).transpose()).collect::<Result<Vec<_>, _>>()?;
     let query = sqlx::query(end)
+        .persistent(false)
         .bind(me)
         .bind(ending.iter().map(|ending| ending.number).collect::<Vec<_>>())
         .bind(ending.iter().map(|ending| signed(ending.requests)).collect::<Vec<_>>())
@@ -604,6 +608,7 @@ async fn release(tx: &mut Tx, released: &[(i64, u64)]) -> Result<(), Failure> {
     );
     let me = tx.me;
     let query = sqlx::query(release)
+        .persistent(false)
         .bind(me)
         .bind(released.iter().map(|(number, _)| *number).collect::<Vec<_>>())
         .bind(released.iter().map(|(_, requests)| signed(*requests)).collect::<Vec<_>>());
@@ -656,6 +661,7 @@ async fn owed(
     let read = tx.sql.text(if hook.is_some() { READ_ENDS } else { READ });
     let me = tx.me;
     let query = sqlx::query(read)
+        .persistent(false)
         .bind(me)
         .bind((0..).take(owed.len()).collect::<Vec<i64>>())
         .bind(owed.iter().map(|(_, generation, _)| generation.to_string()).collect::<Vec<_>>());
@@ -708,7 +714,7 @@ async fn owed(
     make_dead_letters(tx, &dead).await?;
     if !committed.is_empty() {
         let mark = tx.sql.text("UPDATE {s}.sessions SET committed = true WHERE number = ANY($1)");
-        sqlx::query(mark).bind(committed).execute(tx.conn()).await?;
+        sqlx::query(mark).persistent(false).bind(committed).execute(tx.conn()).await?;
     }
     remove(tx, &delivered).await
 }
@@ -722,6 +728,7 @@ async fn attempt(tx: &mut Tx, attempted: &[(i64, u32)]) -> Result<(), Failure> {
          WHERE s.number = u.number",
     );
     let query = sqlx::query(attempt)
+        .persistent(false)
         .bind(attempted.iter().map(|(number, _)| *number).collect::<Vec<_>>())
         .bind(attempted.iter().map(|(_, attempts)| i64::from(*attempts)).collect::<Vec<_>>());
     query.execute(tx.conn()).await?;
@@ -740,6 +747,7 @@ async fn make_dead_letters(tx: &mut Tx, dead: &[(i64, &str)]) -> Result<(), Fail
         ") FROM unnest($1::bigint[], $2::text[]) AS u (number, error) WHERE s.number = u.number"
     ));
     let query = sqlx::query(make)
+        .persistent(false)
         .bind(dead.iter().map(|(number, _)| *number).collect::<Vec<_>>())
         .bind(dead.iter().map(|(_, error)| text(error)).collect::<Vec<_>>())
         .bind(EndReason::Lost.as_str());
@@ -768,7 +776,7 @@ async fn acknowledge(tx: &mut Tx, generations: &[String]) -> Result<(), Failure>
     }
     let acknowledge = tx.sql.text("DELETE FROM {s}.notices WHERE holder = $1 AND generation = ANY($2)");
     let me = tx.me;
-    sqlx::query(acknowledge).bind(me).bind(generations).execute(tx.conn()).await?;
+    sqlx::query(acknowledge).persistent(false).bind(me).bind(generations).execute(tx.conn()).await?;
     Ok(())
 }
 
@@ -780,7 +788,7 @@ async fn remove(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     let remove = tx.sql.text(
         "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($1)) DELETE FROM {s}.sessions WHERE number = ANY($1)",
     );
-    sqlx::query(remove).bind(numbers).execute(tx.conn()).await?;
+    sqlx::query(remove).persistent(false).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }
 
@@ -791,6 +799,6 @@ async fn of_numbers(tx: &mut Tx, statement: &'static str, numbers: &[i64]) -> Re
     }
     let me = tx.me;
     let statement = tx.sql.text(statement);
-    sqlx::query(statement).bind(me).bind(numbers).execute(tx.conn()).await?;
+    sqlx::query(statement).persistent(false).bind(me).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }

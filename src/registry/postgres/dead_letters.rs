@@ -30,7 +30,7 @@ pub(super) async fn list(tx: &mut Tx, after: i64, limit: usize) -> Result<Page<V
     ));
     let limit = limit.min(PAGE);
     let limit_of = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = sqlx::query(list).bind(after).bind(limit_of).fetch_all(tx.conn()).await?;
+    let rows = sqlx::query(list).persistent(false).bind(after).bind(limit_of).fetch_all(tx.conn()).await?;
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
         if let Some((record, end, attempts)) = codec::ended(row, 0)? {
@@ -45,7 +45,8 @@ pub(super) async fn list(tx: &mut Tx, after: i64, limit: usize) -> Result<Page<V
 /// Makes a dead letter an orphan again. False if there is no such dead letter.
 pub(super) async fn redeliver(tx: &mut Tx, generation: GenerationId) -> Result<bool, Failure> {
     let find = tx.sql.text("SELECT number FROM {s}.sessions WHERE generation = $1 AND dead FOR UPDATE");
-    let number: Option<i64> = sqlx::query_scalar(find).bind(generation.to_string()).fetch_optional(tx.conn()).await?;
+    let number: Option<i64> =
+        sqlx::query_scalar(find).persistent(false).bind(generation.to_string()).fetch_optional(tx.conn()).await?;
     make_orphans(tx, number.as_slice()).await?;
     Ok(number.is_some())
 }
@@ -55,7 +56,8 @@ pub(super) async fn redeliver_after(tx: &mut Tx, after: i64) -> Result<Page<u64>
     let find =
         tx.sql.text("SELECT number FROM {s}.sessions WHERE dead AND number > $1 ORDER BY number LIMIT $2 FOR UPDATE");
     let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
-    let numbers: Vec<i64> = sqlx::query_scalar(find).bind(after).bind(limit).fetch_all(tx.conn()).await?;
+    let numbers: Vec<i64> =
+        sqlx::query_scalar(find).persistent(false).bind(after).bind(limit).fetch_all(tx.conn()).await?;
     make_orphans(tx, &numbers).await?;
     let next = if numbers.len() == PAGE { numbers.last().copied() } else { None };
     Ok(Page { items: numbers.len() as u64, next })
@@ -75,13 +77,13 @@ async fn make_orphans(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
         now!(),
         ", 0, true) RETURNING number"
     ));
-    let claimer: i64 = match sqlx::query_scalar(waiting).fetch_optional(tx.conn()).await? {
+    let claimer: i64 = match sqlx::query_scalar(waiting).persistent(false).fetch_optional(tx.conn()).await? {
         Some(waiting) => waiting,
-        None => sqlx::query_scalar(create).bind(random()).fetch_one(tx.conn()).await?,
+        None => sqlx::query_scalar(create).persistent(false).bind(random()).fetch_one(tx.conn()).await?,
     };
     let claim = tx
         .sql
         .text("UPDATE {s}.sessions SET dead = false, attempts = 0, error = NULL, claimer = $1 WHERE number = ANY($2)");
-    sqlx::query(claim).bind(claimer).bind(numbers).execute(tx.conn()).await?;
+    sqlx::query(claim).persistent(false).bind(claimer).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }

@@ -101,9 +101,6 @@ impl Kind {
             "42501" => Self::Invalid(
                 ": this user may not use the schema. Permit it to create the schema, or create the schema for it",
             ),
-            "26000" | "42P05" => Self::Invalid(
-                ": a proxy gives each transaction another connection. Set `statement_cache_capacity(0)` in the connect options",
-            ),
             // The database or the role does not exist, the password is wrong, a table has other columns, a name is not permitted.
             "3D000" | "28000" | "28P01" | "42703" | "42804" | "42939" | "42809" => Self::Invalid(""),
             _ => Self::Transient,

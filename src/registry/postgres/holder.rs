@@ -115,6 +115,9 @@ pub(super) struct Context<'a> {
 
 /// A transaction on a connection of the pool.
 ///
+/// Its queries are not `persistent`: the driver would name the prepared statements, and a proxy that gives each transaction another
+/// connection to the server does not know the names.
+///
 /// A connection that is dropped here is closed: its transaction may be open, and then the pool must not lend it again.
 pub(super) struct Tx {
     conn: Option<PoolConnection<Postgres>>,
@@ -301,16 +304,16 @@ impl Holder {
     async fn enter(&mut self, settings: &Settings, timeout: Duration) -> Result<Option<Entry>, Failure> {
         let mut conn = self.check_out(timeout).await?;
         schema::prepare(conn.conn(), self.sql, &settings.schema).await?;
-        let timeline = self.timeline(conn.conn()).await?;
         let name = format!("{}:{}", self.instance, self.epoch);
         let mut tx = self.begin_on(conn, settings, SchemaLock::None).await?;
         let incarnation = enter_store(&mut tx, settings).await?;
+        let timeline = self.timeline(tx.conn()).await?;
         let old = tx.sql.text(concat!(
             "DELETE FROM {s}.holders WHERE empty AND adopted_at < ",
             now!(),
             " - 7 * 24 * 60 * 60 * 1000"
         ));
-        sqlx::query(old).execute(tx.conn()).await?;
+        sqlx::query(old).persistent(false).execute(tx.conn()).await?;
         let enter = tx.sql.text(concat!(
             "WITH grace AS (",
             watch_gap!("$3"),
@@ -321,7 +324,7 @@ impl Holder {
             " + $3) ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at, renewals = h.renewals + 1 \
              WHERE h.adopted_by IS NULL RETURNING number, renewals"
         ));
-        let query = sqlx::query(enter).bind(&name).bind(process_label()).bind(lease_ms(settings));
+        let query = sqlx::query(enter).persistent(false).bind(&name).bind(process_label()).bind(lease_ms(settings));
         let Some(row) = query.fetch_optional(tx.conn()).await? else {
             tx.rollback().await;
             return Ok(None);
@@ -399,7 +402,7 @@ impl Holder {
         let Entry { number, name, incarnation, timeline, renewals } = &self.entry;
         let asked = DualClock::now();
         let check = tx.sql.text(if timeline.is_some() { CHECK_TIMELINE } else { CHECK });
-        let row = sqlx::query(check).bind(number).bind(name).fetch_optional(tx.conn()).await?;
+        let row = sqlx::query(check).persistent(false).bind(number).bind(name).fetch_optional(tx.conn()).await?;
         let Some(row) = row else { return Err(Failure::Lost(LeaseLoss::DataLost)) };
         let is_same = row.try_get::<&str, _>("incarnation")? == incarnation
             && row.try_get::<Option<&str>, _>("timeline")? == timeline.as_deref()
@@ -420,9 +423,11 @@ impl Holder {
     /// The timeline of the server's log, if this user may read it.
     async fn timeline(&mut self, conn: &mut PgConnection) -> Result<Option<String>, Failure> {
         let timeline = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)";
-        match sqlx::query_scalar(timeline).fetch_one(conn).await {
+        conn.execute("SAVEPOINT timeline").await?;
+        match sqlx::query_scalar(timeline).persistent(false).fetch_one(&mut *conn).await {
             Ok(timeline) => Ok(timeline),
             Err(sqlx::Error::Database(error)) => {
+                conn.execute("ROLLBACK TO SAVEPOINT timeline").await?;
                 if !self.has_warned {
                     self.has_warned = true;
                     tracing::warn!(
@@ -450,7 +455,7 @@ pub(super) async fn renew(tx: &mut Tx, context: Context<'_>, asked: DualClock) -
         " + $2, renewals = renewals + 1 WHERE number = $1 RETURNING renewals"
     ));
     let me = tx.me;
-    let renewals = sqlx::query_scalar(renew).bind(me).bind(lease).fetch_one(tx.conn()).await?;
+    let renewals = sqlx::query_scalar(renew).persistent(false).bind(me).bind(lease).fetch_one(tx.conn()).await?;
     tx.renewal = Some((asked, renewals));
     Ok(())
 }
@@ -460,10 +465,10 @@ async fn enter_store(tx: &mut Tx, settings: &Settings) -> Result<String, Failure
     let create = tx.sql.text("INSERT INTO {s}.store (incarnation, deployment) VALUES ($1, $2) ON CONFLICT DO NOTHING");
     let read =
         tx.sql.text("SELECT incarnation, deployment, current_setting('server_encoding') AS encoding FROM {s}.store");
-    let mut row = sqlx::query(read).fetch_optional(tx.conn()).await?;
+    let mut row = sqlx::query(read).persistent(false).fetch_optional(tx.conn()).await?;
     if row.is_none() {
-        sqlx::query(create).bind(random()).bind(&settings.deployment).execute(tx.conn()).await?;
-        row = sqlx::query(read).fetch_optional(tx.conn()).await?;
+        sqlx::query(create).persistent(false).bind(random()).bind(&settings.deployment).execute(tx.conn()).await?;
+        row = sqlx::query(read).persistent(false).fetch_optional(tx.conn()).await?;
     }
     let Some(row) = row else { return Err(Failure::Conflict) };
     let encoding: &str = row.try_get("encoding")?;
@@ -500,7 +505,7 @@ async fn leave(tx: &mut Tx) -> Result<(), Failure> {
     ];
     for statement in statements {
         let statement = tx.sql.text(statement);
-        sqlx::query(statement).bind(me).execute(tx.conn()).await?;
+        sqlx::query(statement).persistent(false).bind(me).execute(tx.conn()).await?;
     }
     Ok(())
 }

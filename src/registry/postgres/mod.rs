@@ -38,7 +38,7 @@ use crate::session::{GenerationId, SessionId};
 
 /// A [`Registry`] on PostgreSQL (14 or later), for any number of processes on any number of machines (feature `postgres`).
 ///
-/// It uses a pool of the `sqlx` crate, 0.8 or 0.9: addresses, passwords and TLS are configured with that crate. It uses one
+/// It uses a pool of the `sqlx` crate, 0.8: addresses, passwords and TLS are configured with that crate. It uses one
 /// connection at a time. The pool may be that of the application. But if the application has used up its pool, a drain waits for a
 /// connection: a pool of its own with two connections avoids that.
 ///
@@ -90,10 +90,9 @@ use crate::session::{GenerationId, SessionId};
 /// # Proxies
 ///
 /// No call depends on a session of the server: there is no `LISTEN`, no advisory lock of a session, no setting that outlives a
-/// transaction. So it works through a proxy that gives each transaction another connection (`pgbouncer` with
-/// `pool_mode = transaction`). The driver names its prepared statements; if the proxy does not know them, set
-/// [`statement_cache_capacity(0)`](sqlx::postgres::PgConnectOptions::statement_cache_capacity). `pgbouncer` also needs
-/// `ignore_startup_parameters = extra_float_digits`.
+/// transaction, no named prepared statement. So it works through a proxy that gives each transaction another connection
+/// (`pgbouncer` with `pool_mode = transaction`). The driver itself needs `ignore_startup_parameters = extra_float_digits` there.
+/// Queries of a transaction hook name their statements, unless they are made with `persistent(false)`.
 ///
 /// # For operators
 ///
@@ -403,7 +402,7 @@ async fn beat(
          LEFT JOIN (SELECT * FROM {s}.notices WHERE holder = $1 ORDER BY ended_at LIMIT $2) n ON true ORDER BY n.ended_at"
     ));
     let limit = i64::try_from(NOTICES + 1).unwrap_or(i64::MAX);
-    let rows = sqlx::query(read).bind(me).bind(limit).fetch_all(tx.conn()).await?;
+    let rows = sqlx::query(read).persistent(false).bind(me).bind(limit).fetch_all(tx.conn()).await?;
     let (mut notices, mut dead_letters) = (Vec::with_capacity(rows.len()), 0);
     for row in rows.iter().take(NOTICES) {
         dead_letters = row.try_get::<i64, _>("count")?.try_into().unwrap_or_default();

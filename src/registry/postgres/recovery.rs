@@ -144,7 +144,7 @@ async fn read_others(tx: &mut Tx) -> Result<(Vec<(i64, i64)>, bool), Failure> {
     ));
     let me = tx.me;
     let (mut adopted, mut has_adoptable) = (Vec::new(), false);
-    for row in sqlx::query(read).bind(me).fetch_all(tx.conn()).await? {
+    for row in sqlx::query(read).persistent(false).bind(me).fetch_all(tx.conn()).await? {
         match row.try_get::<Option<i64>, _>(0)? {
             Some(number) => adopted.push((number, row.try_get::<Option<i64>, _>(1)?.unwrap_or_default())),
             None => has_adoptable = true,
@@ -173,7 +173,8 @@ async fn adopt(holder: &mut Holder, context: Context<'_>) -> Result<(), Registry
         " OR h.adopted_by IN (SELECT number FROM dead) AND NOT h.empty"
     ));
     let me = tx.me;
-    let adopted = sqlx::query(adopt).bind(me).execute(tx.conn()).await.map(drop).map_err(Failure::from);
+    let adopted =
+        sqlx::query(adopt).persistent(false).bind(me).execute(tx.conn()).await.map(drop).map_err(Failure::from);
     holder.end(context, tx, adopted).await
 }
 
@@ -195,12 +196,12 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
         return Ok(page);
     }
     let lock = tx.sql.text("SELECT number FROM {s}.sessions WHERE number = ANY($1) ORDER BY number FOR UPDATE");
-    sqlx::query(lock).bind(&page.shared).execute(tx.conn()).await?;
+    sqlx::query(lock).persistent(false).bind(&page.shared).execute(tx.conn()).await?;
     let delete = tx.sql.text(
         "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released OR
             (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))",
     );
-    let deleted = sqlx::query(delete).bind(dead).bind(&page.shared).execute(tx.conn()).await?;
+    let deleted = sqlx::query(delete).persistent(false).bind(dead).bind(&page.shared).execute(tx.conn()).await?;
     if deleted.rows_affected() == page.shared.len() as u64 {
         return Ok(page);
     }
@@ -222,7 +223,8 @@ async fn page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: usize
          CROSS JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.number = e.session LIMIT 1) s ORDER BY e.session"
     ));
     let limit = i64::try_from(len).unwrap_or(i64::MAX);
-    let rows = sqlx::query(read).bind(dead).bind(progress.cursor).bind(limit).fetch_all(tx.conn()).await?;
+    let rows =
+        sqlx::query(read).persistent(false).bind(dead).bind(progress.cursor).bind(limit).fetch_all(tx.conn()).await?;
     let mut page = Page { orphans: Vec::new(), next: None, shared: Vec::new(), unreadable: Vec::new() };
     // The next page begins behind the last entry that was seen, unless there can be no more.
     if rows.len() == len {
@@ -255,7 +257,7 @@ pub(super) async fn remove_adopted(tx: &mut Tx, finished: &[i64]) -> Result<Vec<
         "DELETE FROM {s}.notices n USING (SELECT holder, generation FROM {s}.notices WHERE holder = ANY($1) LIMIT $2) o
          WHERE n.holder = o.holder AND n.generation = o.generation",
     );
-    sqlx::query(notices).bind(finished).bind(NOTICES_AT_ONCE).execute(tx.conn()).await?;
+    sqlx::query(notices).persistent(false).bind(finished).bind(NOTICES_AT_ONCE).execute(tx.conn()).await?;
     // The row of a holder that has released its lease is of no use. Any other one tells its process that it was recovered.
     let remove = tx.sql.text(
         "WITH finished AS (SELECT o.number, o.released FROM {s}.holders o WHERE o.number = ANY($1) AND o.adopted_by = $2
@@ -267,5 +269,5 @@ pub(super) async fn remove_adopted(tx: &mut Tx, finished: &[i64]) -> Result<Vec<
          SELECT number FROM finished",
     );
     let me = tx.me;
-    Ok(sqlx::query_scalar(remove).bind(finished).bind(me).fetch_all(tx.conn()).await?)
+    Ok(sqlx::query_scalar(remove).persistent(false).bind(finished).bind(me).fetch_all(tx.conn()).await?)
 }

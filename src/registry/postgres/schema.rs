@@ -119,14 +119,16 @@ FROM {s}.sessions s WHERE s.dead ORDER BY s.number;
 
 /// Creates or migrates the schema if that is necessary. Several processes may do it at once: one does, and the others wait.
 pub(super) async fn prepare(conn: &mut PgConnection, sql: Sql, name: &str) -> Result<(), Failure> {
-    if version(conn, sql, name).await? == Some(VERSION) {
+    // Each query is in a transaction: a proxy keeps the connection to the server for so long only.
+    let mut tx = conn.begin().await?;
+    if version(&mut tx, sql, name).await? == Some(VERSION) {
+        tx.commit().await?;
         return Ok(());
     }
-    let mut tx = conn.begin().await?;
     // A migration of a large table takes its time.
     let lock = format!("SELECT pg_advisory_xact_lock({} # 1)", sql.lock_number());
     run(&mut tx, "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'").await?;
-    sqlx::query(sql.made(lock)).execute(&mut *tx).await?;
+    sqlx::query(sql.made(lock)).persistent(false).execute(&mut *tx).await?;
     let before = version(&mut tx, sql, name).await?;
     if before.is_none() {
         // `IF NOT EXISTS` asks for the right to create one first.
@@ -140,7 +142,7 @@ pub(super) async fn prepare(conn: &mut PgConnection, sql: Sql, name: &str) -> Re
     for (version, migration) in (1..).zip(MIGRATIONS).skip(before.unwrap_or(0).try_into().unwrap_or(usize::MAX)) {
         run(&mut tx, sql.text(migration)).await?;
         let applied = sql.text("INSERT INTO {s}.migrations (version) VALUES ($1)");
-        sqlx::query(applied).bind(version).execute(&mut *tx).await?;
+        sqlx::query(applied).persistent(false).bind(version).execute(&mut *tx).await?;
     }
     tx.commit().await?;
     Ok(())
@@ -157,11 +159,11 @@ async fn version(conn: &mut PgConnection, sql: Sql, name: &str) -> Result<Option
     let exists =
         "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = $1 AND c.relname = 'migrations')";
-    if !sqlx::query_scalar::<_, bool>(exists).bind(name).fetch_one(&mut *conn).await? {
+    if !sqlx::query_scalar::<_, bool>(exists).persistent(false).bind(name).fetch_one(&mut *conn).await? {
         return Ok(None);
     }
     let newest = sql.text("SELECT max(version) FROM {s}.migrations");
-    let version: Option<i32> = sqlx::query_scalar(newest).fetch_one(&mut *conn).await?;
+    let version: Option<i32> = sqlx::query_scalar(newest).persistent(false).fetch_one(&mut *conn).await?;
     match version {
         Some(version) if version > VERSION => Err(Failure::Invalid(format!(
             "its version is {version}, and this version of tower-session-end knows {VERSION} at most: update this process, or \
@@ -173,5 +175,5 @@ async fn version(conn: &mut PgConnection, sql: Sql, name: &str) -> Result<Option
 
 async fn schema_exists(conn: &mut PgConnection, name: &str) -> Result<bool, Failure> {
     let exists = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1)";
-    Ok(sqlx::query_scalar(exists).bind(name).fetch_one(conn).await?)
+    Ok(sqlx::query_scalar(exists).persistent(false).bind(name).fetch_one(conn).await?)
 }

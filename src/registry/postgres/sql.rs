@@ -18,7 +18,8 @@ type Texts = Mutex<HashMap<&'static str, &'static str>>;
 
 /// Makes statements of templates: `{s}` is the quoted name of the schema.
 ///
-/// The driver takes static texts, so each one is kept for the life of the process: once for a template and a schema.
+/// The driver keeps static texts only, and 0.9 takes no others: so each one lives as long as the process, once for a template and a
+/// schema.
 #[derive(Clone, Copy)]
 pub(super) struct Sql {
     schema: &'static str,
