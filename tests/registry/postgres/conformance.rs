@@ -105,7 +105,7 @@ pub(super) async fn check(server: &PostgresServer, pool: PgPool) {
         () = beats => {}
     }
     witness.release_lease().await.unwrap();
-    let count = |table: &str| server.ask(&format!("SELECT count(*) FROM \"{}\".{table}", schema));
+    let count = |table: &str| server.ask(&format!("SELECT count(*) FROM \"{schema}\".{table}"));
     for table in ["sessions", "holds", "notices", "holders WHERE NOT empty AND NOT released"] {
         assert_eq!(count(table), "0", "{table}");
     }

@@ -10,7 +10,10 @@ use super::support::{
     records, release, shared,
 };
 
-/// The transactions of this database so far, and the statements that one call sends.
+/// Makes the change of a record.
+type Kind = fn(&Record) -> Change;
+
+/// Counts the statements that one call sends.
 struct Counter {
     server: PostgresServer,
     registry: PostgresRegistry,
@@ -46,7 +49,7 @@ async fn a_group_of_1000_takes_as_many_statements_as_one_change_and_one_commit()
     let all = records(3000);
     let (first, rest) = all.split_at(1);
     let (second, rest) = rest.split_at(100);
-    let kinds: [(&str, fn(&Record) -> Change); 4] =
+    let kinds: [(&str, Kind); 4] =
         [("starts", hold), ("repeated starts", hold), ("releases", |record| release(record, 1)), ("deliveries", done)];
     for (what, change) in kinds {
         let mut counts = Vec::new();
