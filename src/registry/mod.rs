@@ -8,6 +8,12 @@
 pub mod conformance;
 mod dyn_registry;
 mod error;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod lease;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod process;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "sqlite")]
@@ -20,6 +26,8 @@ use std::{
 
 pub(crate) use self::dyn_registry::DynRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresRegistry, PostgresRegistryBuilder, PostgresTransactionHook};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
@@ -31,8 +39,8 @@ pub use rusqlite;
 
 /// A durable record of active sessions, their holders and their pending ends.
 ///
-/// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait
-/// for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
+/// The crate provides `SqliteRegistry` (feature `sqlite`), `PostgresRegistry` (feature `postgres`) and `RedisRegistry` (feature
+/// `redis`). Implement the trait for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
 ///
 /// # Records
 ///

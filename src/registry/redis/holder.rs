@@ -9,10 +9,12 @@ use std::{
 use redis::{Value, aio::ConnectionLike};
 
 use super::{
-    super::RegistryError,
+    super::{
+        RegistryError,
+        lease::{DualClock, Lease},
+    },
     builder::Settings,
     errors::from_redis,
-    lease::{DualClock, Lease},
     recovery::Recovery,
     reply::{Reply, reply, text},
     scripts::{ENTER, RELEASE_LEASE, RedisScript},

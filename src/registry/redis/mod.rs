@@ -4,7 +4,6 @@ mod builder;
 mod changes;
 mod errors;
 mod holder;
-mod lease;
 mod recovery;
 mod reply;
 mod scripts;
@@ -27,10 +26,9 @@ use self::{
     builder::Settings,
     changes::batches,
     holder::{Connection, Holder, ScriptContext, random},
-    lease::Lease,
     scripts::{ADOPT, APPLY, DEAD_LETTERS, HEARTBEAT, READ_ORPHANS, REDELIVER, RedisScript},
 };
-use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
+use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError, lease::Lease};
 use crate::session::GenerationId;
 
 /// A [`Registry`] on Redis (6.0 or later) or Valkey, for any number of processes on any number of machines.

@@ -18,7 +18,7 @@ use super::{
     transaction::ClosedTransaction,
 };
 use crate::{
-    registry::{Applied, Change, Heartbeat, Notice},
+    registry::{Applied, Change, Heartbeat, Notice, process::process_label},
     session::SessionId,
 };
 
@@ -261,13 +261,4 @@ fn known(conn: &Connection) -> Result<Vec<String>> {
 
 fn is_known(conn: &Connection, me: i64) -> Result<bool> {
     conn.prepare_cached("SELECT 1 FROM holders WHERE number = ?1 AND adopted_by IS NULL")?.exists([me])
-}
-
-/// The name of this process in the operator views.
-fn process_label() -> String {
-    let program = std::env::current_exe().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = host.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
-    let on = host.map(|host| format!(" on {}", host.trim())).unwrap_or_default();
-    format!("{} (process {}{on})", program.unwrap_or_default(), std::process::id())
 }
