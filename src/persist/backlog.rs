@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::Persister;
 use crate::{
     sync::{MutexGuard, lock},
-    tracker::{Generation, OutboxEntry, PendingEnd, Queued},
+    tracker::{CalledEnd, Generation, OutboxEntry, PendingEnd, Queued},
 };
 
 /// The most withheld ends of sessions that have not started.
@@ -65,6 +65,17 @@ impl Persister {
         backlog.unstarted += usize::from(is_unstarted);
         backlog.push(Queued { entry: OutboxEntry::End(generation, end), place });
         Withheld::Yes
+    }
+
+    /// Withholds a commit, unless a drain has begun: then it is returned.
+    pub(super) fn withhold_commit(&self, called: Box<CalledEnd>, place: u64) -> Option<Box<CalledEnd>> {
+        let mut backlog = self.backlog();
+        // Read under the lock, as in `withhold`.
+        if self.is_draining() {
+            return Some(called);
+        }
+        backlog.push(Queued { entry: OutboxEntry::Commit(called), place });
+        None
     }
 
     /// Queues the changes that the registry has missed again, each at its place.

@@ -99,6 +99,8 @@ pub(crate) struct Persister {
     last_heartbeat: AtomicU64,
     /// The next heartbeat comes at once.
     expects_notices: AtomicBool,
+    /// The registry has lost its records, and the changes that it has missed are not written yet.
+    records_again: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
@@ -147,6 +149,7 @@ impl Persister {
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
             expects_notices: AtomicBool::new(false),
+            records_again: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
             dead_letters: AtomicU64::new(0),
@@ -316,6 +319,7 @@ impl Persister {
             name: "session-registry-data-lost",
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
+        self.records_again.store(true, Ordering::SeqCst);
         self.tracker.mark_records_lost();
         self.record_scheduled_again();
         self.expect_notices();

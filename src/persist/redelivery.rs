@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::{
     sync::{Notify, oneshot},
     task::AbortHandle,
@@ -142,6 +142,12 @@ impl Persister {
         self.outbox.push(OutboxEntry::EndDeliveredOffline(Arc::clone(generation), end.clone()));
     }
 
+    /// The ends whose hooks have failed, and that this process delivers again.
+    pub(super) fn scheduled_generations(&self) -> HashSet<GenerationId> {
+        let schedule = lock(&self.redeliveries.schedule);
+        schedule.failed.values().map(|generation| self.tracker.generation_id(generation)).collect()
+    }
+
     /// The registry has lost its records: ends that are to be delivered again are recorded again.
     pub(super) fn record_scheduled_again(&self) {
         let schedule = lock(&self.redeliveries.schedule);
@@ -172,7 +178,8 @@ impl Persister {
         if !self.redeliver && !is_uncommitted {
             return self.record_redelivered(generation);
         }
-        if !has_record(generation) {
+        // Without an answer, or after the registry has lost its records, its record may not exist.
+        if generation.record_state() != RecordState::Held {
             self.record_late(generation, end);
         }
         if attempts >= MAX_ATTEMPTS || !self.redeliver {

@@ -239,16 +239,15 @@ pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
             }
             keep(OutboxEntry::Attempted(generation, attempts, None));
         }
-        OutboxEntry::Commit(called) if persister.is_draining() => {
-            // The next process calls its hooks again.
-            if called.end.redelivery.is_none() {
+        OutboxEntry::Commit(called) => {
+            if let Some(called) = persister.withhold_commit(called, place)
+                && called.end.redelivery.is_none()
+            {
+                // The next process calls its hooks again.
                 tracker.on_end_done(&called.generation, Outcome::Aborted);
             }
         }
-        OutboxEntry::EndDeliveredOffline(..)
-        | OutboxEntry::Delivered(_)
-        | OutboxEntry::Commit(_)
-        | OutboxEntry::DeadLetter(..) => keep(entry),
+        OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) | OutboxEntry::DeadLetter(..) => keep(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}
     }

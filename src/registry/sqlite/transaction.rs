@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rusqlite::{Error, ErrorCode, Result, Transaction};
+use rusqlite::{Error, ErrorCode, Result, Transaction, ffi};
 
 use crate::{
     error::BoxError,
@@ -111,6 +111,9 @@ pub trait SqliteTransactionHook: Send + Sync + 'static {
     fn session_end(&self, transaction: &Transaction<'_>, ends: &[SessionEnd]) -> Result<(), BoxError>;
 }
 
+/// `source` is user code, and its chain may be endless.
+const MAX_CHAIN: usize = 32;
+
 /// A hook and its name.
 pub(super) struct TransactionHook {
     pub(super) name: String,
@@ -169,10 +172,9 @@ impl TransactionHook {
         };
         // In a transaction that the hook has begun there is no such savepoint.
         if tx.is_autocommit() || tx.execute_batch(release).is_err() {
-            return Err(match error.and_then(|error| error.downcast::<Error>().ok()) {
-                // SQLite has rolled the transaction back itself.
-                Some(error) if ends_transaction(&error) => *error,
-                _ => ClosedTransaction::error(),
+            return Err(match error.and_then(|error| rolled_back_by(&*error)) {
+                Some(code) => Error::SqliteFailure(code, Some("in a transaction hook".to_owned())),
+                None => ClosedTransaction::error(),
             });
         }
         Ok(error.map(|error| catch(|| error_chain(&*error).to_string()).unwrap_or_default()))
@@ -185,10 +187,13 @@ impl fmt::Debug for TransactionHook {
     }
 }
 
-/// Whether SQLite may roll back the transaction after this error.
-fn ends_transaction(error: &Error) -> bool {
+/// The error after which SQLite has rolled back the transaction itself, in this chain of errors.
+fn rolled_back_by(error: &(dyn std::error::Error + 'static)) -> Option<ffi::Error> {
     use ErrorCode::{DiskFull, OperationInterrupted, OutOfMemory, SystemIoFailure};
-    matches!(error.sqlite_error_code(), Some(DiskFull | SystemIoFailure | OutOfMemory | OperationInterrupted))
+    let chain = std::iter::successors(Some(error), |error| error.source()).take(MAX_CHAIN);
+    chain
+        .filter_map(|error| error.downcast_ref::<Error>()?.sqlite_error().copied())
+        .find(|error| matches!(error.code, DiskFull | SystemIoFailure | OutOfMemory | OperationInterrupted))
 }
 
 /// The hook has ended the registry's transaction.
