@@ -22,6 +22,9 @@ use crate::{
 /// The most outbox entries that one call writes.
 const ENTRIES_PER_CALL: usize = 1000;
 
+/// The same with a transaction hook, whose calls take a part of the call's time.
+const ENTRIES_PER_CALL_OF_HOOK: usize = 128;
+
 pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
@@ -59,7 +62,8 @@ impl Writer {
     /// Takes the next group. Returns false if there is none.
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
-        self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
+        let max = if self.persister.transaction_hook.is_some() { ENTRIES_PER_CALL_OF_HOOK } else { ENTRIES_PER_CALL };
+        self.group = self.persister.outbox.take(max);
         if self.group.is_empty() {
             // In the same critical section: an entry that is pushed later spawns a new writer.
             *writer = None;

@@ -3,6 +3,8 @@
 //! No id and no generation occurs in two changes, so changes of one kind are applied together, over arrays. All rows that are
 //! concerned are locked first, in the order of their numbers. From then on no other holder changes them.
 
+use std::collections::HashSet;
+
 use sqlx::Row;
 
 use super::{
@@ -173,11 +175,11 @@ pub(super) async fn apply(
 ) -> Result<Vec<Applied>, Failure> {
     let group = Group::of(changes);
     let mut answers = vec![Applied::Ok; changes.len()];
-    lock(tx, &group).await?;
+    let locked = lock(tx, &group).await?;
     update(tx, &group.updates, &mut answers).await?;
     leave(tx, &group.leavings, &mut answers).await?;
     acknowledge(tx, &group.acknowledged).await?;
-    let created = hold(tx, group.holds, &mut answers).await?;
+    let created = hold(tx, group.holds, locked, &mut answers).await?;
     if let Some(hook) = hook {
         let starts: Vec<_> = created.into_iter().map(start_of).collect();
         hook.starts(tx, &starts).await?;
@@ -205,8 +207,8 @@ fn end_of(record: Record, end: EndRecord) -> SessionEnd {
     }
 }
 
-/// Locks the rows of all generations, and the active rows of the ids of holds.
-async fn lock(tx: &mut Tx, group: &Group<'_>) -> Result<(), Failure> {
+/// Locks the rows of all generations, and the active rows of the ids of holds. Returns their numbers.
+async fn lock(tx: &mut Tx, group: &Group<'_>) -> Result<HashSet<i64>, Failure> {
     let generations = (group.holds.iter().map(|hold| hold.record.generation))
         .chain(group.updates.iter().map(|(_, record)| record.generation))
         .chain(group.leavings.iter().map(|leaving| leaving.generation))
@@ -218,9 +220,9 @@ fn ids(holds: &[Hold<'_>]) -> Vec<String> {
     holds.iter().map(|hold| hold.record.session.id.to_string()).collect()
 }
 
-async fn lock_rows(tx: &mut Tx, generations: Vec<String>, ids: Vec<String>) -> Result<(), Failure> {
+async fn lock_rows(tx: &mut Tx, generations: Vec<String>, ids: Vec<String>) -> Result<HashSet<i64>, Failure> {
     if generations.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let lock = tx.sql.text(concat!(
         "SELECT number FROM {s}.sessions WHERE number = ANY (ARRAY (
@@ -230,8 +232,8 @@ async fn lock_rows(tx: &mut Tx, generations: Vec<String>, ids: Vec<String>) -> R
         actives!(),
         " o)) ORDER BY number FOR UPDATE"
     ));
-    sqlx::query(lock).persistent(false).bind(generations).bind(ids).execute(tx.conn()).await?;
-    Ok(())
+    let query = sqlx::query_scalar::<_, i64>(lock).persistent(false).bind(generations).bind(ids);
+    Ok(query.fetch_all(tx.conn()).await?.into_iter().collect())
 }
 
 /// What a hold finds.
@@ -242,10 +244,17 @@ enum Found {
     Nothing { lost: Vec<i64> },
     /// There is nothing to do.
     Answered,
+    /// It has to look again.
+    Again,
 }
 
 /// Returns the records that were created.
-async fn hold<'a>(tx: &mut Tx, mut holds: Vec<Hold<'a>>, answers: &mut [Applied]) -> Result<Vec<&'a Record>, Failure> {
+async fn hold<'a>(
+    tx: &mut Tx,
+    mut holds: Vec<Hold<'a>>,
+    mut locked: HashSet<i64>,
+    answers: &mut [Applied],
+) -> Result<Vec<&'a Record>, Failure> {
     let mut created = Vec::new();
     for round in 0..ROUNDS {
         if holds.is_empty() {
@@ -253,12 +262,17 @@ async fn hold<'a>(tx: &mut Tx, mut holds: Vec<Hold<'a>>, answers: &mut [Applied]
         }
         if round > 0 {
             // The rows that other holders have created meanwhile.
-            lock_rows(tx, holds.iter().map(|hold| hold.record.generation.to_string()).collect(), ids(&holds)).await?;
+            let generations = holds.iter().map(|hold| hold.record.generation.to_string()).collect();
+            locked.extend(lock_rows(tx, generations, ids(&holds)).await?);
         }
         let found = find(tx, &holds, answers).await?;
         let (mut added, mut changed, mut lost, mut missing) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut again = Vec::new();
         for (hold, found) in holds.into_iter().zip(found) {
             match found {
+                // Another holder has created it since the rows were locked, and may be ending it.
+                Found::Active(number) if !locked.contains(&number) => again.push(hold),
+                Found::Again => again.push(hold),
                 Found::Active(number) => {
                     if answers[hold.place] == Applied::Created {
                         changed.push((number, hold.record));
@@ -278,6 +292,7 @@ async fn hold<'a>(tx: &mut Tx, mut holds: Vec<Hold<'a>>, answers: &mut [Applied]
         let (some, conflicting) = create(tx, missing, answers).await?;
         created.extend(some);
         holds = conflicting;
+        holds.extend(again);
     }
     if holds.is_empty() { Ok(created) } else { Err(Failure::Conflict) }
 }
@@ -340,7 +355,8 @@ async fn find(tx: &mut Tx, holds: &[Hold<'_>], answers: &mut [Applied]) -> Resul
         } else if let Some(other) = other.filter(|_| hold.mode != HoldMode::Create) {
             let Some(record) = codec::record(row)? else {
                 set_aside_unreadable(tx, &[other]).await?;
-                return Err(Failure::Conflict);
+                all.push(Found::Again);
+                continue;
             };
             *answer = Applied::Joined(record);
             Found::Active(other)

@@ -273,7 +273,7 @@ impl Holder {
         let mut tx = match self.begin_checked(context, SchemaLock::None).await {
             Ok(tx) => tx,
             // Others have recovered it, or there is nothing left.
-            Err(Failure::Lost(LeaseLoss::Fenced)) => return Ok(()),
+            Err(Failure::Lost(_)) => return Ok(()),
             Err(failure) => return Err(failure.into_registry_error(&context.settings.schema)),
         };
         let left = leave(&mut tx).await;

@@ -25,8 +25,8 @@ use crate::{
 /// The calls for an end run after all other hooks of it. They are part of one call of the registry, which has one second at most.
 /// So a hook only writes rows. It makes no requests to other services, because their effect cannot be rolled back.
 ///
-/// * The calls for a group of events have 500 ms together, and each of their statements 400 ms. After a failure, the events are
-///   tried one by one, with 200 ms each while time is left.
+/// * The calls for a group of events have 500 ms together, and each of their statements 400 ms. A group has 128 events at most.
+///   After a failure, each half is tried, down to single events, with 200 ms each while time is left.
 /// * A call that errs, panics, or takes longer writes nothing: it runs in a savepoint, which is rolled back.
 /// * Deferred constraints are checked when the calls for the group are over.
 /// * A hook may begin nested transactions. It must not commit or roll back the transaction itself: the registry detects that,
@@ -86,12 +86,12 @@ pub trait PostgresTransactionHook: Send + Sync + 'static {
 
     /// Called in the transaction that removes the records of these ends, or that marks them if other hooks have failed.
     ///
-    /// There is one end at least, and 1,000 at most.
+    /// There is one end at least, and 128 at most.
     ///
     /// # Errors
     ///
-    /// What the hook has written is rolled back. If there are several ends, it is called again for each of them alone. An end
-    /// whose own call errs keeps its record.
+    /// What the hook has written is rolled back. If there are several ends, it is called again for each half, down to single
+    /// ends. An end whose own call errs keeps its record.
     fn session_end(
         &self,
         transaction: &mut PgConnection,
@@ -120,22 +120,20 @@ impl<H: PostgresTransactionHook> DynHook for H {
 /// How long the calls of one slice may take. The caller drops the whole transaction after a second.
 const SLICE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long a call for a single event may take, after its slice has failed.
-const SINGLE_LIMIT: Duration = Duration::from_millis(200);
+/// How long a call for a part of a slice may take, after the slice has failed.
+const SHORT_LIMIT: Duration = Duration::from_millis(200);
 
 /// After so long no further call is made in a transaction.
 const LIMIT: Duration = Duration::from_millis(800);
 
-/// Less is not enough for a call.
-const SHORTEST_CALL: Duration = Duration::from_millis(10);
-
 /// A statement of the hook ends before its call has to, so that the savepoint can be rolled back in time.
 const SLICE: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 400; SET LOCAL lock_timeout = 300";
-const SINGLE: &str =
-    "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 150; SET LOCAL lock_timeout = 100";
+const SHORT: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 150; SET LOCAL lock_timeout = 100";
 
 /// Keeps what the hook has written. Deferred constraints are checked here, where their failure concerns this hook alone.
-pub(super) const KEEP: &str = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT tower_session_end_hook";
+/// The next call may write in any order again.
+pub(super) const KEEP: &str =
+    "SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT tower_session_end_hook; SET CONSTRAINTS ALL DEFERRED";
 const UNDO: &str = "ROLLBACK TO SAVEPOINT tower_session_end_hook; RELEASE SAVEPOINT tower_session_end_hook";
 
 /// The result of a hook for each event; the error as text.
@@ -151,6 +149,8 @@ pub(super) struct NamedHook {
 pub(super) struct HookCalls<'a> {
     hook: &'a NamedHook,
     started: Instant,
+    /// No further call is made after this time.
+    limit: Duration,
     /// It has ended the transaction of an earlier attempt, and is not called again.
     is_banned: bool,
 }
@@ -169,10 +169,11 @@ impl<'a> Slice<'a> {
         }
     }
 
-    fn single(self, n: usize) -> Self {
+    fn halves(self) -> [Self; 2] {
+        let middle = self.len() / 2;
         match self {
-            Self::Starts(starts) => Self::Starts(&starts[n..=n]),
-            Self::Ends(ends) => Self::Ends(&ends[n..=n]),
+            Self::Starts(starts) => [Self::Starts(&starts[..middle]), Self::Starts(&starts[middle..])],
+            Self::Ends(ends) => [Self::Ends(&ends[..middle]), Self::Ends(&ends[middle..])],
         }
     }
 }
@@ -186,9 +187,9 @@ impl NamedHook {
         &self.name
     }
 
-    /// The calls of one transaction, which begins now.
-    pub(super) fn calls(&self, is_banned: bool) -> HookCalls<'_> {
-        HookCalls { hook: self, started: Instant::now(), is_banned }
+    /// The calls of one transaction, which begins now and has so long.
+    pub(super) fn calls(&self, is_banned: bool, left: Duration) -> HookCalls<'_> {
+        HookCalls { hook: self, started: Instant::now(), limit: LIMIT.min(left * 4 / 5), is_banned }
     }
 
     pub(super) fn log_closed_transaction(&self) {
@@ -274,13 +275,18 @@ impl HookCalls<'_> {
             let error = "the hook has committed or rolled back the transaction of the registry";
             return Ok(vec![Err(error.to_owned()); slice.len()]);
         }
-        let result = self.in_savepoint(tx, slice, SLICE, SLICE_LIMIT).await?;
-        if slice.len() == 1 || result.is_ok() {
-            return Ok(vec![result; slice.len()]);
-        }
-        let mut results = Vec::with_capacity(slice.len());
-        for n in 0..slice.len() {
-            results.push(self.in_savepoint(tx, slice.single(n), SINGLE, SINGLE_LIMIT).await?);
+        // One bad event holds up no other: it is found by halves.
+        let (mut results, mut parts) = (Vec::with_capacity(slice.len()), vec![slice]);
+        let (mut savepoint, mut limit) = (SLICE, SLICE_LIMIT);
+        while let Some(part) = parts.pop() {
+            let result = self.in_savepoint(tx, part, savepoint, limit).await?;
+            (savepoint, limit) = (SHORT, SHORT_LIMIT);
+            if part.len() == 1 || result.is_ok() {
+                results.extend(vec![result; part.len()]);
+            } else {
+                let [first, second] = part.halves();
+                parts.extend([second, first]);
+            }
         }
         Ok(results)
     }
@@ -291,10 +297,10 @@ impl HookCalls<'_> {
         tx: &mut Tx,
         slice: Slice<'_>,
         savepoint: &'static str,
-        longest: Duration,
+        limit: Duration,
     ) -> Result<Result<(), String>, Failure> {
-        let limit = longest.min(LIMIT.saturating_sub(self.started.elapsed()));
-        if limit < SHORTEST_CALL {
+        // Less is not enough: a statement has to end before its call.
+        if limit > self.limit.saturating_sub(self.started.elapsed()) {
             return Ok(Err("no time was left for it in the transaction".to_owned()));
         }
         tx.conn().execute(savepoint).await?;
@@ -305,11 +311,15 @@ impl HookCalls<'_> {
                 result = Err(failure_of_hook(error)?);
             }
         }
-        if result.is_err()
-            && let Err(error) = tx.conn().execute(UNDO).await
-        {
-            let text = failure_of_hook(error)?;
-            return Err(Failure::Unavailable(text));
+        if result.is_err() {
+            // A statement of a call that was dropped may still run. Its error is the answer to the next one.
+            if let Err(error) = tx.conn().execute("SELECT").await {
+                failure_of_hook(error)?;
+            }
+            if let Err(error) = tx.conn().execute(UNDO).await {
+                let text = failure_of_hook(error)?;
+                return Err(Failure::Unavailable(text));
+            }
         }
         Ok(result)
     }

@@ -332,19 +332,39 @@ impl Shared {
     }
 }
 
+/// How long a call without a deadline may take.
+const CALL_LIMIT: Duration = Duration::from_secs(1);
+
 impl Registry for PostgresRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        self.apply_before(changes, std::time::Instant::now() + CALL_LIMIT).await
+    }
+
+    /// Nothing is committed after `deadline`, except by a `COMMIT` that has left this process before.
+    async fn apply_before(
+        &self,
+        changes: Vec<Change>,
+        deadline: std::time::Instant,
+    ) -> Result<Vec<Applied>, RegistryError> {
         let mut holder = self.shared.lock().await?;
         let hook = self.shared.settings.hook.as_deref();
         let mut is_banned = false;
+        let left = || deadline.saturating_duration_since(std::time::Instant::now());
         loop {
             let mut tx = holder.begin(self.shared.context(), SchemaLock::Shared).await?;
-            match changes::apply(&mut tx, &changes, hook.map(|hook| hook.calls(is_banned))).await {
+            match changes::apply(&mut tx, &changes, hook.map(|hook| hook.calls(is_banned, left()))).await {
                 // What was written before may be committed or not. All changes may be repeated.
                 Err(Failure::HookClosedTransaction) if !is_banned => {
                     tx.rollback().await;
                     hook.inspect(|hook| hook.log_closed_transaction());
                     is_banned = true;
+                }
+                Ok(_) if left().is_zero() => {
+                    tx.rollback().await;
+                    let late = Failure::Unavailable(
+                        "the time of the call was over before its changes were committed".to_owned(),
+                    );
+                    return Err(late.into_registry_error(&self.shared.settings.schema));
                 }
                 applied => return holder.end(self.shared.context(), tx, applied).await,
             }

@@ -170,11 +170,19 @@ async fn adopt(holder: &mut Holder, context: Context<'_>) -> Result<(), Registry
         ") WHERE h.number IN (SELECT number FROM dead) AND ",
         // A lease may have been renewed meanwhile.
         adoptable!(),
-        " OR h.adopted_by IN (SELECT number FROM dead) AND NOT h.empty"
+        " RETURNING h.number"
     ));
+    let adopt_theirs =
+        tx.sql.text("UPDATE {s}.holders h SET adopted_by = $1 WHERE h.adopted_by = ANY($2) AND NOT h.empty");
     let me = tx.me;
-    let adopted =
-        sqlx::query(adopt).persistent(false).bind(me).execute(tx.conn()).await.map(drop).map_err(Failure::from);
+    let adopted = async {
+        let query = sqlx::query_scalar::<_, i64>(adopt).persistent(false).bind(me);
+        let adopted = query.fetch_all(tx.conn()).await?;
+        // A second statement: the first one may have waited for a holder that then went on living.
+        sqlx::query(adopt_theirs).persistent(false).bind(me).bind(adopted).execute(tx.conn()).await?;
+        Ok::<_, Failure>(())
+    }
+    .await;
     holder.end(context, tx, adopted).await
 }
 
@@ -198,8 +206,9 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
     let lock = tx.sql.text("SELECT number FROM {s}.sessions WHERE number = ANY($1) ORDER BY number FOR UPDATE");
     sqlx::query(lock).persistent(false).bind(&page.shared).execute(tx.conn()).await?;
     let delete = tx.sql.text(
-        "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released OR
-            (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))",
+        "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released
+            OR (SELECT s.reason IS NULL FROM {s}.sessions s WHERE s.number = h.session LIMIT 1) IS NOT TRUE
+            OR (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))",
     );
     let deleted = sqlx::query(delete).persistent(false).bind(dead).bind(&page.shared).execute(tx.conn()).await?;
     if deleted.rows_affected() == page.shared.len() as u64 {
@@ -212,15 +221,17 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
 /// Looks at `len` entries at most, and returns `max` orphans at most.
 async fn page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: usize) -> Result<Page, Failure> {
     let read = tx.sql.text(concat!(
-        "SELECT e.session, e.is_claim, e.released OR NOT e.is_claim AND (SELECT true FROM {s}.holds o
-                WHERE o.session = e.session AND o.holder <> $1 AND NOT o.released LIMIT 1) IS NOT NULL AS is_shared, ",
+        // A hold of a session that has ended, or has no row, counts as a shared one: it is removed.
+        "SELECT e.session, e.is_claim, e.released OR NOT e.is_claim AND (s.number IS NULL OR s.reason IS NOT NULL
+                OR (SELECT true FROM {s}.holds o
+                    WHERE o.session = e.session AND o.holder <> $1 AND NOT o.released LIMIT 1) IS NOT NULL) AS is_shared, ",
         end_columns!(),
         " FROM ((SELECT h.session, false AS is_claim, h.released FROM {s}.holds h
                 WHERE h.holder = $1 AND h.session > $2 ORDER BY h.session LIMIT $3)
             UNION ALL (SELECT c.number, true, false FROM {s}.sessions c
                 WHERE c.claimer = $1 AND c.number > $2 ORDER BY c.number LIMIT $3)
             ORDER BY 1 LIMIT $3) e
-         CROSS JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.number = e.session LIMIT 1) s ORDER BY e.session"
+         LEFT JOIN LATERAL (SELECT * FROM {s}.sessions f WHERE f.number = e.session LIMIT 1) s ON true ORDER BY e.session"
     ));
     let limit = i64::try_from(len).unwrap_or(i64::MAX);
     let rows =

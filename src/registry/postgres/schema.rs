@@ -121,6 +121,8 @@ FROM {s}.sessions s WHERE s.dead ORDER BY s.number;
 pub(super) async fn prepare(conn: &mut PgConnection, sql: Sql, name: &str) -> Result<(), Failure> {
     // Each query is in a transaction: a proxy keeps the connection to the server for so long only.
     let mut tx = conn.begin().await?;
+    // A snapshot that is older than the lock would not show what another process has created.
+    run(&mut tx, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
     if version(&mut tx, sql, name).await? == Some(VERSION) {
         tx.commit().await?;
         return Ok(());
