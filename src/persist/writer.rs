@@ -23,7 +23,7 @@ use crate::{
 const ENTRIES_PER_CALL: usize = 1000;
 
 /// The same with a transaction hook, whose calls take a part of the call's time.
-const ENTRIES_PER_CALL_OF_HOOK: usize = 128;
+const ENTRIES_PER_CALL_OF_HOOK: usize = 64;
 
 pub(super) struct Writer {
     persister: Arc<Persister>,

@@ -25,8 +25,10 @@ use crate::{
 /// The calls for an end run after all other hooks of it. They are part of one call of the registry, which has one second at most.
 /// So a hook only writes rows. It makes no requests to other services, because their effect cannot be rolled back.
 ///
-/// * The calls for a group of events have 500 ms together, and each of their statements 400 ms. A group has 128 events at most.
-///   After a failure, each half is tried, down to single events, with 200 ms each while time is left.
+/// * A group has 64 events at most. Its calls have 500 ms together, and each of their statements 400 ms. After an error each half
+///   is tried, down to single events; after a slow call each event alone. A part has 100 ms, and each of its statements 75 ms. An
+///   end for which less than that is left has failed. If there is a start without time, nothing of the group is committed, and
+///   the registry counts as unavailable.
 /// * A call that errs, panics, or takes longer writes nothing: it runs in a savepoint, which is rolled back.
 /// * Deferred constraints are checked when the calls for the group are over.
 /// * A hook may begin nested transactions. It must not commit or roll back the transaction itself: the registry detects that,
@@ -86,7 +88,7 @@ pub trait PostgresTransactionHook: Send + Sync + 'static {
 
     /// Called in the transaction that removes the records of these ends, or that marks them if other hooks have failed.
     ///
-    /// There is one end at least, and 128 at most.
+    /// There is one end at least, and 64 at most.
     ///
     /// # Errors
     ///
@@ -121,14 +123,14 @@ impl<H: PostgresTransactionHook> DynHook for H {
 const SLICE_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long a call for a part of a slice may take, after the slice has failed.
-const SHORT_LIMIT: Duration = Duration::from_millis(200);
+const SHORT_LIMIT: Duration = Duration::from_millis(100);
 
 /// After so long no further call is made in a transaction.
 const LIMIT: Duration = Duration::from_millis(800);
 
 /// A statement of the hook ends before its call has to, so that the savepoint can be rolled back in time.
 const SLICE: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 400; SET LOCAL lock_timeout = 300";
-const SHORT: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 150; SET LOCAL lock_timeout = 100";
+const SHORT: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 75; SET LOCAL lock_timeout = 50";
 
 /// Keeps what the hook has written. Deferred constraints are checked here, where their failure concerns this hook alone.
 /// The next call may write in any order again.
@@ -169,11 +171,11 @@ impl<'a> Slice<'a> {
         }
     }
 
-    fn halves(self) -> [Self; 2] {
-        let middle = self.len() / 2;
+    /// Its parts of this length.
+    fn parts(self, len: usize) -> Vec<Self> {
         match self {
-            Self::Starts(starts) => [Self::Starts(&starts[..middle]), Self::Starts(&starts[middle..])],
-            Self::Ends(ends) => [Self::Ends(&ends[..middle]), Self::Ends(&ends[middle..])],
+            Self::Starts(starts) => starts.chunks(len).map(Self::Starts).collect(),
+            Self::Ends(ends) => ends.chunks(len).map(Self::Ends).collect(),
         }
     }
 }
@@ -279,14 +281,26 @@ impl HookCalls<'_> {
         let (mut results, mut parts) = (Vec::with_capacity(slice.len()), vec![slice]);
         let (mut savepoint, mut limit) = (SLICE, SLICE_LIMIT);
         while let Some(part) = parts.pop() {
+            // Less is not enough: a statement has to end before its call.
+            if limit > self.limit.saturating_sub(self.started.elapsed()) {
+                const NO_TIME: &str = "no time was left for it in the transaction";
+                if matches!(part, Slice::Starts(_)) {
+                    return Err(Failure::Unavailable(format!("the transaction hook {:?}: {NO_TIME}", self.hook.name)));
+                }
+                results.extend(vec![Err(NO_TIME.to_owned()); part.len()]);
+                continue;
+            }
+            let began = Instant::now();
             let result = self.in_savepoint(tx, part, savepoint, limit).await?;
-            (savepoint, limit) = (SHORT, SHORT_LIMIT);
             if part.len() == 1 || result.is_ok() {
                 results.extend(vec![result; part.len()]);
             } else {
-                let [first, second] = part.halves();
-                parts.extend([second, first]);
+                // There is no time for several slow calls.
+                let is_slow = began.elapsed() > limit / 2;
+                let len = if is_slow { 1 } else { part.len().div_ceil(2) };
+                parts.extend(part.parts(len).into_iter().rev());
             }
+            (savepoint, limit) = (SHORT, SHORT_LIMIT);
         }
         Ok(results)
     }
@@ -299,10 +313,6 @@ impl HookCalls<'_> {
         savepoint: &'static str,
         limit: Duration,
     ) -> Result<Result<(), String>, Failure> {
-        // Less is not enough: a statement has to end before its call.
-        if limit > self.limit.saturating_sub(self.started.elapsed()) {
-            return Ok(Err("no time was left for it in the transaction".to_owned()));
-        }
         tx.conn().execute(savepoint).await?;
         let mut result = self.hook.call(tx.conn(), slice, limit).await;
         if result.is_ok() {

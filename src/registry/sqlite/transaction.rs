@@ -32,7 +32,7 @@ use crate::{
 ///   and write to this database only: what a call does elsewhere is done again if the transaction is rolled back.
 /// * [`session_start`](Self::session_start) is called when a record is created. An error rolls back what this call has written,
 ///   and is logged (`session-hook-failed`). The session continues.
-/// * [`session_end`](Self::session_end) gets up to 128 ends. If it returns an error or panics, what it has written is rolled
+/// * [`session_end`](Self::session_end) gets up to 64 ends. If it returns an error or panics, what it has written is rolled
 ///   back, and it is called for each half, down to single ends. An end whose own call fails counts as failed, like that of any hook: it is in
 ///   the drain's report, is delivered again after 1, 2, 4 and 8 s, and then becomes a dead letter.
 /// * Other hooks run before it. If one of them fails, the transaction is committed all the same, and only the others are called
