@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rusqlite::{Error, ErrorCode, Result, Transaction, ffi};
+use rusqlite::{Error, ErrorCode, Transaction, ffi};
 
 use crate::{
     error::BoxError,
@@ -121,7 +121,7 @@ pub(super) struct TransactionHook {
 }
 
 impl TransactionHook {
-    pub(super) fn session_start(&self, tx: &Transaction<'_>, record: &Record) -> Result<()> {
+    pub(super) fn session_start(&self, tx: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
         let start = SessionStart::new(record.session.clone()).with_generation(record.generation);
         if let Some(error) = self.call(tx, |hook| hook.session_start(tx, &start))? {
             tracing::warn!(
@@ -137,7 +137,11 @@ impl TransactionHook {
     }
 
     /// Returns the error of each end.
-    pub(super) fn session_end(&self, tx: &Transaction<'_>, ends: &[SessionEnd]) -> Result<Vec<Option<String>>> {
+    pub(super) fn session_end(
+        &self,
+        tx: &Transaction<'_>,
+        ends: &[SessionEnd],
+    ) -> rusqlite::Result<Vec<Option<String>>> {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
@@ -159,7 +163,7 @@ impl TransactionHook {
         &self,
         tx: &Transaction<'_>,
         call: impl FnOnce(&dyn SqliteTransactionHook) -> Result<(), BoxError>,
-    ) -> Result<Option<String>> {
+    ) -> rusqlite::Result<Option<String>> {
         tx.execute_batch("SAVEPOINT session_end_hook")?;
         let error = match catch(|| call(&*self.hook)) {
             Ok(Ok(())) => None,
