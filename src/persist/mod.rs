@@ -93,6 +93,8 @@ pub(crate) struct Persister {
     health: AtomicU8,
     /// Starts do not wait for their records until then.
     slow_until: AtomicU64,
+    /// Until then, another process may have made ids that it has not recorded.
+    troubled_until: AtomicU64,
     degradations: AtomicU64,
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
@@ -145,6 +147,7 @@ impl Persister {
             redeliveries: Redeliveries::default(),
             health: AtomicU8::new(0),
             slow_until: AtomicU64::new(0),
+            troubled_until: AtomicU64::new(0),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
@@ -158,11 +161,11 @@ impl Persister {
         })
     }
 
-    /// Whether a response that starts this session waits for its record. The client has had a carried id before.
+    /// Whether a response that starts this session waits for its record. None waits while other processes are asked for it.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
         self.durability == Durability::Strict
             && generation.waits_for_record()
-            && generation.origin() != Origin::Carried
+            && !(generation.origin() == Origin::Carried && self.finds_first())
             && !self.is_degraded()
     }
 

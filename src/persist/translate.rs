@@ -71,8 +71,7 @@ pub(super) fn change_of(persister: &Persister, entry: &OutboxEntry) -> Option<Ch
 }
 
 fn hold_of(persister: &Persister, generation: &Arc<Generation>) -> Option<Change> {
-    // Without replicas, no other process has made the id.
-    let mode = generation.hold_mode(persister.hand_over_on_outage && !persister.is_draining());
+    let mode = generation.hold_mode(persister.finds_first());
     generation.send_record().then(|| Change::Hold { record: persister.tracker.record_of(generation), mode })
 }
 
@@ -111,6 +110,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
             // It is not on record. Another entry of the same generation asks again, and creates none either.
             generation.set_record_state(RecordState::Unsent);
             // No head waits for it.
+            persister.note_trouble();
             generation.notify_recorded();
             return Next::HoldLater(generation);
         }
