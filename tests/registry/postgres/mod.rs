@@ -2,6 +2,7 @@
 
 mod conformance;
 mod costs;
+mod counters;
 mod hooks;
 mod leases;
 mod outages;

@@ -16,11 +16,12 @@ use super::support::{PATIENCE, PostgresServer, SHORT, builder, done, end, hold, 
 
 const URL: &str = "POSTGRES_TEST_URL";
 const SCHEMA: &str = "POSTGRES_TEST_SCHEMA";
+const ROLE: &str = "POSTGRES_TEST_ROLE";
 
 /// What marks a line of the process among those of the test harness.
 const MARK: &str = "» ";
 
-/// A process that holds one session; killed when it is dropped.
+/// A process with a role; killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
     to: ChildStdin,
@@ -28,17 +29,21 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Returns once it holds the session, with its generation.
+    /// One that holds a session. Returns once it does, with its generation.
     pub(crate) fn start(server: &PostgresServer, schema: &str) -> (Self, GenerationId) {
+        let mut process = Self::with_role(server, schema, "hold");
+        let generation = process.hear().parse().unwrap();
+        (process, generation)
+    }
+
+    pub(crate) fn with_role(server: &PostgresServer, schema: &str, role: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         // Two threads, so that the harness leaves the beginning of the line to this process.
         command.args(["--exact", "registry::postgres::process::in_a_role", "--nocapture", "--test-threads=2"]);
-        command.env(URL, server.url()).env(SCHEMA, schema).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.env(URL, server.url()).env(SCHEMA, schema).env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut process = Self { child, to, from };
-        let generation = process.hear().parse().unwrap();
-        (process, generation)
+        Self { child, to, from }
     }
 
     /// The next line.
@@ -62,6 +67,12 @@ impl Process {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
+
+    /// SIGKILL, and waits until it has ended.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
 impl Drop for Process {
@@ -71,13 +82,13 @@ impl Drop for Process {
     }
 }
 
-fn say(line: impl std::fmt::Display) {
+pub(crate) fn say(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("{MARK}{line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-fn wait_for_a_line() -> String {
+pub(crate) fn wait_for_a_line() -> String {
     let mut line = String::new();
     assert!(std::io::stdin().lock().read_line(&mut line).unwrap() > 0, "the test is gone");
     line.trim_end().to_owned()
@@ -111,6 +122,13 @@ fn in_a_role() {
         std::process::exit(3);
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    match std::env::var(ROLE).unwrap().as_str() {
+        "hold" => {}
+        role => {
+            runtime.block_on(super::counters::serve(&url, &schema, role == "recover"));
+            std::process::exit(0);
+        }
+    }
     runtime.block_on(async {
         let hook = Blocking { schema: schema.clone() };
         let holder = builder(&url, &schema).lease(SHORT).transaction_hook("blocking", hook).connect().await.unwrap();

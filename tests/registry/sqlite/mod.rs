@@ -3,6 +3,7 @@
 mod conformance;
 mod contention;
 mod corruption;
+mod counters;
 mod crashes;
 mod dead_letters;
 mod deployment;

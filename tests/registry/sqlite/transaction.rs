@@ -33,7 +33,7 @@ enum Fault {
 }
 
 #[derive(Clone, Default)]
-struct Chats {
+pub(crate) struct Chats {
     fault: Fault,
     calls: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
@@ -76,7 +76,7 @@ impl SqliteTransactionHook for Chats {
     }
 }
 
-fn open(dir: &Dir, hook: Chats) -> SqliteRegistry {
+pub(crate) fn open(dir: &Dir, hook: Chats) -> SqliteRegistry {
     let registry = SqliteRegistry::builder(dir.file()).transaction_hook("chats", hook).open().unwrap();
     let table = "CREATE TABLE IF NOT EXISTS chats (id TEXT PRIMARY KEY, starts INTEGER, ends INTEGER, reason TEXT, requests INTEGER)";
     dir.look().execute_batch(table).unwrap();
