@@ -182,18 +182,18 @@ async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation
     for delay in [1, 250, 700].map(Duration::from_millis) {
         let store = Store::default();
         let (one, two) = (Replica::new(&store), Replica::new(&store));
-        [&one, &two].map(|replica| replica.holder.set(Fault::Down));
+        [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::Down));
         birth(&one.sessions, "before").await;
         let drivers = [one.drive(), two.drive()];
         tokio::time::sleep(Duration::from_secs(30)).await;
         birth(&one.sessions, "x").await;
         tokio::time::sleep(delay).await;
         assert_eq!(one.recorder.order("x"), "+", "it starts without the registry");
-        [&one, &two].map(|replica| replica.holder.set(Fault::None));
+        [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::None));
         request(&two.sessions, "x").await;
         assert!(two.sessions.contains("x"));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        drivers.map(|driver| driver.abort());
+        drivers.iter().for_each(tokio::task::JoinHandle::abort);
         assert_eq!(store.owners().len(), 2, "one record for each id");
         assert!(two.recorder.starts().is_empty());
         assert_eq!(one.sessions.drain(EndReason::Restart).await.held_elsewhere, 1);
