@@ -129,10 +129,11 @@
 //! | `cookie` | no | `CookieProtocol`, for ids in a cookie |
 //! | `metrics` | no | [metrics](observability#metrics) for the recorder of the `metrics` crate |
 //! | `sqlite` | no | `registry::SqliteRegistry`, a registry in a file, for the processes of one machine |
+//! | `postgres` | no | `registry::PostgresRegistry`, a registry in a PostgreSQL database, with hooks that write in its transactions |
 //! | `redis` | no | `registry::RedisRegistry`, a registry on Redis or Valkey, for the processes of several machines |
 //! | `redis-cluster` | no | `redis`, and its cluster client |
 //! | `registry-conformance` | no | `registry::conformance`, the tests for a [`Registry`](registry::Registry) of your own |
-//! | `full` | no | `axum`, `cookie`, `metrics`, `redis`, `redis-cluster` and `sqlite` |
+//! | `full` | no | `axum`, `cookie`, `metrics`, `postgres`, `redis`, `redis-cluster` and `sqlite` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;

@@ -116,9 +116,11 @@ impl ActiveSessions {
             max_lifetime,
             streams_are_activity,
         } = settings;
-        let outbox = registry.is_some().then(Arc::<Outbox>::default);
+        let has_transaction_hook = registry.as_ref().is_some_and(PersistConfig::has_transaction_hook);
+        let outbox = registry.is_some().then(|| Arc::new(Outbox::new(has_transaction_hook)));
         let ends_late_starts = keep_if.is_none();
-        let tracker = Tracker::new(!hooks.start.is_empty(), hooks.has_end(), ends_late_starts, outbox.clone());
+        let has_end = hooks.has_end() || has_transaction_hook;
+        let tracker = Tracker::new(!hooks.start.is_empty(), has_end, ends_late_starts, outbox.clone());
         let (tracker, tasks) = (Arc::new(tracker), Arc::new(tasks));
         let persister = registry
             .zip(outbox)

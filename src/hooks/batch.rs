@@ -8,13 +8,10 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use super::{
-    call::call_one,
-    pool::{FailedDelivery, Pool},
-};
+use super::{call::call_one, pool::Pool};
 use crate::{
     sync::{AtomicU8, AtomicUsize, Mutex, Ordering, lock},
-    tracker::{Generation, Outcome, PendingEnd},
+    tracker::{FailedDelivery, Generation, Outcome, PendingEnd},
 };
 
 /// After this many calls an end is delivered alone, so that one bad end makes no dead letters of others.

@@ -18,7 +18,7 @@ use std::{
 use tower_service::Service;
 
 pub use self::call::{HookError, HookFailure};
-pub(crate) use self::pool::{FailedDelivery, Persistence, Pool, PoolConfig};
+pub(crate) use self::pool::{Persistence, Pool, PoolConfig};
 use crate::{
     error::BoxError,
     observability::HookMeter,

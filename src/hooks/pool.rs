@@ -26,13 +26,14 @@ use super::{
     worker::{Worker, WorkerState},
 };
 use crate::{
+    error::BoxError,
     observability::{error_chain, escape_controls},
     panic::catch,
     session::SessionEnd,
     sync::{Mutex, lock},
     tasks::Tasks,
     tracker::{
-        Generation, Outcome, PendingEnd, Tracker,
+        CalledEnd, FailedDelivery, Generation, Outcome, PendingEnd, Tracker,
         clock::{Clock, NEVER, Nanos, nanos},
         queue::{Pace, RunLimits},
     },
@@ -66,6 +67,15 @@ pub(crate) trait Persistence: Send + Sync {
     /// Must be called before an end whose hooks have failed leaves the tracker.
     fn on_failing(&self, generation: &Arc<Generation>);
 
+    /// Whether a transaction hook is to be called for this end.
+    fn commits(&self, generation: &Generation) -> bool;
+
+    /// The name of the transaction hook.
+    fn transaction_hook(&self) -> Option<&str>;
+
+    /// Calls the transaction hook, and then [`Pool::on_committed`].
+    fn commit(&self, called: CalledEnd);
+
     /// The end is over, and hooks have failed.
     fn on_failure(
         self: Arc<Self>,
@@ -80,14 +90,6 @@ pub(crate) trait Persistence: Send + Sync {
 
     /// Writes queued changes. Hooks that their answers queue run in `pool`.
     fn wake(self: Arc<Self>, pool: &Arc<Pool>);
-}
-
-/// The hooks of an end that have failed.
-pub(crate) struct FailedDelivery {
-    /// Their numbers: hooks for one end, then batch hooks.
-    pub(crate) hooks: Vec<usize>,
-    /// The last error.
-    pub(crate) error: String,
 }
 
 /// The time limits of one call of a hook.
@@ -145,14 +147,15 @@ impl Pool {
         persistence.is_none_or(|persistence| Arc::clone(persistence).may_deliver(self, generation, end))
     }
 
-    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is.
-    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) {
-        let Some(persistence) = &self.persistence else { return };
-        if let Some(counted) = persistence.count_call(generation, end) {
-            Arc::clone(persistence).wake(self);
-            // The sender may be dropped, with its writer.
-            let _ = counted.await;
-        }
+    /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is. Returns whether the hook may be called: the
+    /// lease may have been lost meanwhile.
+    pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {
+        let Some(persistence) = &self.persistence else { return true };
+        let Some(counted) = persistence.count_call(generation, end) else { return true };
+        Arc::clone(persistence).wake(self);
+        // The sender may be dropped, with its writer.
+        let _ = counted.await;
+        self.may_deliver(generation, end)
     }
 
     /// Must be called before a hook is called for this end.
@@ -162,9 +165,52 @@ impl Pool {
         }
     }
 
-    /// Must be called once for every end whose hooks were called. Returns true if that may have queued a job, or a change for
-    /// the registry.
+    /// Must be called once for every end whose hooks were called. The transaction hook comes last. Returns true if that may have
+    /// queued a job, or a change for the registry.
     pub(super) fn on_end_done(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        end: &PendingEnd,
+        outcome: Outcome,
+        failure: Option<FailedDelivery>,
+    ) -> bool {
+        if let Some(persistence) = &self.persistence
+            && outcome != Outcome::Aborted
+            && persistence.commits(generation)
+        {
+            if self.has_called_none(end) {
+                persistence.on_call(generation, end);
+            }
+            if end.redelivery.is_none() {
+                generation.set_end_running();
+            }
+            persistence.commit(CalledEnd { generation: Arc::clone(generation), end: end.clone(), outcome, failure });
+            return true;
+        }
+        self.complete_end(generation, end, outcome, failure)
+    }
+
+    /// The transaction hook was called for this end, and has returned this error.
+    pub(crate) fn on_committed(self: &Arc<Self>, called: CalledEnd, error: Option<String>) {
+        let CalledEnd { generation, end, mut outcome, mut failure } = called;
+        if let (Some(error), Some(persistence)) = (error, &self.persistence) {
+            let name = persistence.transaction_hook().unwrap_or_default();
+            let failed = HookError::Failed(BoxError::from(error.clone()).into());
+            self.record_failure(self.failure(&generation, name, failed));
+            outcome = Outcome::Failed;
+            let hooks = failure.take().map(|failure| failure.hooks).unwrap_or_default();
+            failure = Some(FailedDelivery { hooks, is_uncommitted: true, error });
+        }
+        self.complete_end(&generation, &end, outcome, failure);
+    }
+
+    /// Whether no other hook is called for this end.
+    fn has_called_none(&self, end: &PendingEnd) -> bool {
+        let has_others = !self.hooks.end.is_empty() || !self.batches.is_empty();
+        !has_others || end.redelivery.as_ref().is_some_and(|redelivery| redelivery.hooks.is_empty())
+    }
+
+    fn complete_end(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
         end: &PendingEnd,
@@ -346,7 +392,7 @@ impl Pool {
             };
             self.record_failure(self.failure(generation, name, error));
         }
-        Some(FailedDelivery { hooks, error })
+        Some(FailedDelivery { hooks, is_uncommitted: false, error })
     }
 
     pub(super) fn failure(&self, generation: &Generation, hook: &str, error: HookError) -> HookFailure {

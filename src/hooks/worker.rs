@@ -180,17 +180,23 @@ impl Worker {
 
     async fn run_end(&mut self, generation: Arc<Generation>, end: PendingEnd, call_limits: &CallLimits) -> bool {
         let pool = Arc::clone(&self.pool);
+        let redelivery = end.redelivery.clone();
+        let only = redelivery.as_ref().map(|redelivery| redelivery.hooks.as_slice());
+        let calls_hooks = !pool.hooks.end.is_empty() && !only.is_some_and(|only| pool.are_batches(only));
+        if calls_hooks {
+            self.current = Some(Current::End(Arc::clone(&generation), end.clone(), None));
+            let may_call = pool.count_call(&generation, &end).await;
+            self.current = None;
+            if !may_call {
+                return true;
+            }
+        }
         let shared = (!pool.batches.is_empty()).then(|| SharedEnd::new(&pool, &generation, &end));
         if let Some(shared) = &shared {
             pool.push_to_batches(shared);
         }
-        let redelivery = end.redelivery.clone();
-        let only = redelivery.as_ref().map(|redelivery| redelivery.hooks.as_slice());
-        let failed = if pool.hooks.end.is_empty() || only.is_some_and(|only| pool.are_batches(only)) {
-            Vec::new()
-        } else {
+        let failed = if calls_hooks {
             self.current = Some(Current::End(Arc::clone(&generation), end.clone(), shared.clone()));
-            pool.count_call(&generation, &end).await;
             if end.redelivery.is_none() {
                 generation.set_end_running();
             }
@@ -198,6 +204,8 @@ impl Worker {
             let failed = call_all(&pool.hooks.end, only, event, call_limits.expires, || ensure_watchdog(&pool)).await;
             self.current = None;
             failed
+        } else {
+            Vec::new()
         };
         let outcome = if failed.is_empty() { Outcome::Ended } else { Outcome::Failed };
         let failure = pool.record_failures(&generation, failed);

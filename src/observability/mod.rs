@@ -51,10 +51,11 @@
 //! | *`session-layers-nested`* | `WARN` | two layers of one handle saw a request in the same session: it is counted once (feature `axum`); logged once |
 //! | *`session-registry-panicked`* | `WARN` | a registry panicked when asked for its lease: the lease is assumed to be valid |
 //! | *`session-registry-set-aside`* | `ERROR` | SQLite: a damaged file was renamed, and a new one created |
+//! | *`session-hook-closed-transaction`* | `ERROR` | a transaction hook has ended the transaction of the registry itself; the changes are repeated without it, and its ends count as failed |
 //! | *`session-registry-unreadable`* | `ERROR`, `WARN` | a record cannot be read |
 //! | *`session-registry-details-lost`* | `ERROR`, `WARN` | the details of a recorded session cannot be read; its end is delivered without them |
 //! | *`session-registry-large`* | `DEBUG` | SQLite: the file is so large that a part of it was checked at the start |
-//! | *`session-registry-unwatched`* | `WARN` | Redis: the user may not run INFO, so a failover to a server that lagged is not noticed |
+//! | *`session-registry-unwatched`* | `WARN` | Redis: the user may not run INFO; PostgreSQL: the user may not read the timeline of the log; so neither a failover to a server that lagged nor, on Redis, an eviction policy that removes records is detected |
 //!
 //! # Spans
 //!

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 use super::Persister;
 use crate::{
     sync::{MutexGuard, lock},
-    tracker::{Generation, OutboxEntry, PendingEnd, Queued},
+    tracker::{CalledEnd, Generation, OutboxEntry, PendingEnd, Queued},
 };
 
 /// The most withheld ends of sessions that have not started.
@@ -56,7 +56,8 @@ impl Persister {
         let mut backlog = self.backlog();
         let is_unstarted = generation.waits_for_record();
         let is_full = is_unstarted && backlog.unstarted == MAX_UNSTARTED;
-        let ends_here = !self.hand_over_on_outage && !is_unstarted;
+        // A transaction hook can wait: it is called with the registry only.
+        let ends_here = !self.hand_over_on_outage && !is_unstarted && self.transaction_hook.is_none();
         // Read under the lock: a drain begins first, and empties the backlog then.
         if is_full || ends_here || self.is_draining() {
             return Withheld::No(generation, end);
@@ -64,6 +65,17 @@ impl Persister {
         backlog.unstarted += usize::from(is_unstarted);
         backlog.push(Queued { entry: OutboxEntry::End(generation, end), place });
         Withheld::Yes
+    }
+
+    /// Withholds a commit, unless a drain has begun: then it is returned.
+    pub(super) fn withhold_commit(&self, called: Box<CalledEnd>, place: u64) -> Option<Box<CalledEnd>> {
+        let mut backlog = self.backlog();
+        // Read under the lock, as in `withhold`.
+        if self.is_draining() {
+            return Some(called);
+        }
+        backlog.push(Queued { entry: OutboxEntry::Commit(called), place });
+        None
     }
 
     /// Queues the changes that the registry has missed again, each at its place.

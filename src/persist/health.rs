@@ -32,6 +32,18 @@ impl Persister {
         self.degradations.load(Ordering::Relaxed)
     }
 
+    /// Whether an id that came with a request is joined before a record is created for it: another process may have made it in
+    /// an outage, and not recorded it yet. Without replicas there is no such process, and a drain has no time for it.
+    pub(super) fn finds_first(&self) -> bool {
+        let is_troubled = self.is_down() || self.tracker.clock.now() < self.troubled_until.load(Ordering::SeqCst);
+        is_troubled && self.hand_over_on_outage && !self.is_draining()
+    }
+
+    /// The registry has not answered, or not in time.
+    pub(super) fn note_trouble(&self) {
+        self.troubled_until.store(Clock::add(self.tracker.clock.now(), SLOW_FOR), Ordering::SeqCst);
+    }
+
     /// A start has waited in vain.
     pub(super) fn on_late_record(&self) {
         self.on_call(MAX_START_WAIT + Duration::from_nanos(1));
@@ -43,6 +55,7 @@ impl Persister {
             return;
         }
         self.slow_until.store(Clock::add(self.tracker.clock.now(), SLOW_FOR), Ordering::SeqCst);
+        self.note_trouble();
         if self.worsen(Health::Slow) == Health::InTime as u8 {
             tracing::warn!(
                 name: "session-registry-slow",
@@ -54,6 +67,7 @@ impl Persister {
 
     /// The registry does not answer.
     pub(super) fn degrade(&self, error: &dyn fmt::Display) {
+        self.note_trouble();
         if self.worsen(Health::Down) != Health::Down as u8 {
             tracing::warn!(
                 name: "session-registry-degraded",

@@ -190,7 +190,7 @@ impl Persister {
             if calls.breaker.retry_at.is_some() {
                 return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
             }
-            if !may_continue()? {
+            if !may_continue()? || self.is_recording_again() {
                 return Ok(());
             }
             // After an empty answer there may be more, as the last heartbeat has said or the next one says.
@@ -212,7 +212,7 @@ impl Persister {
         }
         if calls.breaker.retry_at.is_some() {
             self.reconnect(calls).await?;
-            self.reclaim_deferred();
+            self.reclaim_deliverable();
             self.replay_backlog();
             return Ok(());
         }
@@ -230,11 +230,20 @@ impl Persister {
             Err(error) if limit.is_some() => return Err(error),
             Err(error) => return Err(self.trip(calls, error)),
         }
-        self.reclaim_deferred();
+        self.reclaim_deliverable();
         if self.outbox.is_empty() {
             self.restore(calls);
         }
         Ok(())
+    }
+
+    /// Whether changes wait that the registry has lost. Until they are written, it may return ends that were delivered.
+    fn is_recording_again(&self) -> bool {
+        let is_written = || self.outbox.is_empty() && self.backlog().is_empty();
+        if self.records_again.load(Ordering::SeqCst) && is_written() {
+            self.records_again.store(false, Ordering::SeqCst);
+        }
+        self.records_again.load(Ordering::SeqCst)
     }
 
     /// Whether the last heartbeat is at least half an interval old. Otherwise another driver has sent this one.
@@ -266,12 +275,17 @@ impl Persister {
             retries += 1;
         };
         let n = orphans.len();
+        let scheduled = self.scheduled_generations();
         for orphan in orphans {
+            // Claimed before the registry has lost its records: this process delivers it again itself.
+            if scheduled.contains(&orphan.record.generation) {
+                continue;
+            }
             if orphan.attempts >= MAX_ATTEMPTS {
                 recovery.dead_letters.fetch_add(1, Ordering::SeqCst);
                 let Orphan { record, end, attempts } = orphan;
                 let error = format!("the process ended during each of {attempts} calls of a hook");
-                self.make_dead_letter(record.session.id, record.generation, end.reason, error);
+                self.make_dead_letter(record.session.id, record.generation, Some(end.reason), error);
             } else {
                 self.tracker.take_over(orphan, recovery);
             }

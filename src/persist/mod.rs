@@ -37,12 +37,15 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    hooks::{FailedDelivery, Persistence, Pool},
+    hooks::{Persistence, Pool},
     observability::{RegistryMeter, ReleaseCause},
     registry::{Durability, DynRegistry, RegistryError},
     sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering, lock, wait_for},
     tasks::Tasks,
-    tracker::{Generation, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker, clock::NEVER},
+    tracker::{
+        CalledEnd, FailedDelivery, Generation, Origin, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker,
+        clock::NEVER,
+    },
 };
 
 /// How long a start waits for its record.
@@ -61,6 +64,12 @@ pub(crate) struct PersistConfig {
     pub(crate) redeliver: bool,
 }
 
+impl PersistConfig {
+    pub(crate) fn has_transaction_hook(&self) -> bool {
+        self.registry.transaction_hook().is_some()
+    }
+}
+
 /// The most ends that wait for a certain lease.
 const MAX_DEFERRED: usize = 65_536;
 
@@ -70,6 +79,8 @@ pub(crate) struct Persister {
     tasks: Arc<Tasks>,
     registry: Box<dyn DynRegistry>,
     heartbeat_interval: Duration,
+    /// The name of the registry's transaction hook.
+    transaction_hook: Option<String>,
     durability: Durability,
     hand_over_on_outage: bool,
     redeliver: bool,
@@ -82,12 +93,16 @@ pub(crate) struct Persister {
     health: AtomicU8,
     /// Starts do not wait for their records until then.
     slow_until: AtomicU64,
+    /// Until then, another process may have made ids that it has not recorded.
+    troubled_until: AtomicU64,
     degradations: AtomicU64,
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
     last_heartbeat: AtomicU64,
     /// The next heartbeat comes at once.
     expects_notices: AtomicBool,
+    /// The registry has lost its records, and the changes that it has missed are not written yet.
+    records_again: AtomicBool,
     undriven: Once,
     /// Recorded ends that came due while the lease was uncertain.
     deferred: Mutex<Vec<(Arc<Generation>, PendingEnd)>>,
@@ -113,7 +128,8 @@ impl Persister {
         tasks: Arc<Tasks>,
     ) -> Arc<Self> {
         let PersistConfig { registry, durability, hand_over_on_outage, redeliver } = config;
-        // Called once, here: the panics of this method are not caught.
+        // Called once, here: the panics of these methods are not caught.
+        let transaction_hook = registry.transaction_hook().map(str::to_owned);
         let heartbeat_interval = registry.heartbeat_interval().max(Duration::from_millis(10));
         Arc::new(Self {
             tracker,
@@ -121,6 +137,7 @@ impl Persister {
             tasks,
             registry,
             heartbeat_interval,
+            transaction_hook,
             durability,
             hand_over_on_outage,
             redeliver,
@@ -130,10 +147,12 @@ impl Persister {
             redeliveries: Redeliveries::default(),
             health: AtomicU8::new(0),
             slow_until: AtomicU64::new(0),
+            troubled_until: AtomicU64::new(0),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),
             expects_notices: AtomicBool::new(false),
+            records_again: AtomicBool::new(false),
             undriven: Once::new(),
             deferred: Mutex::default(),
             dead_letters: AtomicU64::new(0),
@@ -142,9 +161,12 @@ impl Persister {
         })
     }
 
-    /// Whether a response that starts this session waits for its record.
+    /// Whether a response that starts this session waits for its record. None waits while other processes are asked for it.
     pub(crate) fn delays_head(&self, generation: &Generation) -> bool {
-        self.durability == Durability::Strict && generation.waits_for_record() && !self.is_degraded()
+        self.durability == Durability::Strict
+            && generation.waits_for_record()
+            && !(generation.origin() == Origin::Carried && self.finds_first())
+            && !self.is_degraded()
     }
 
     /// Waits for the records of starts, at most [`MAX_START_WAIT`].
@@ -197,6 +219,17 @@ impl Persister {
         self.reclaim_deferred();
         self.replay_backlog();
         self.drain_began.notify_waiters();
+    }
+
+    /// As [`reclaim_deferred`](Self::reclaim_deferred), for the ends that can be delivered now, or are no longer this process's.
+    /// The others would be deferred again, and their calls would hold up the starts behind them.
+    fn reclaim_deliverable(&self) {
+        if self.registry.lease_is_valid() {
+            return self.reclaim_deferred();
+        }
+        let is_decided = |(generation, _): &mut (Arc<Generation>, _)| generation.record_state() != RecordState::Held;
+        let decided: Vec<_> = lock(&self.deferred).extract_if(.., is_decided).collect();
+        self.outbox.push_first(decided.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }
 
     /// Queues the deferred ends in the outbox again.
@@ -289,6 +322,7 @@ impl Persister {
             name: "session-registry-data-lost",
             "the session registry has lost its records; the active sessions of this process are recorded again",
         );
+        self.records_again.store(true, Ordering::SeqCst);
         self.tracker.mark_records_lost();
         self.record_scheduled_again();
         self.expect_notices();
@@ -328,6 +362,19 @@ impl Persistence for Persister {
 
     fn on_call(&self, generation: &Arc<Generation>, end: &PendingEnd) {
         self.record_attempt(generation, end);
+    }
+
+    fn commits(&self, generation: &Generation) -> bool {
+        // Without a record there is nothing to commit with.
+        self.transaction_hook.is_some() && generation.record_state() == RecordState::Held
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        self.transaction_hook.as_deref()
+    }
+
+    fn commit(&self, called: CalledEnd) {
+        self.outbox.push(OutboxEntry::Commit(Box::new(called)));
     }
 
     fn on_failure(

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::{
     sync::{Notify, oneshot},
     task::AbortHandle,
@@ -19,11 +19,11 @@ use tokio::{
 
 use super::Persister;
 use crate::{
-    hooks::{FailedDelivery, Pool},
+    hooks::Pool,
     observability::escape_controls,
     session::{EndReason, GenerationId, Phase, SessionId},
     sync::{AtomicBool, Mutex, Ordering, lock},
-    tracker::{Generation, Job, OutboxEntry, PendingEnd, RecordState, Redelivery},
+    tracker::{FailedDelivery, Generation, Job, OutboxEntry, PendingEnd, RecordState, Redelivery},
 };
 
 /// The calls of the hooks of one end, before it becomes a dead letter.
@@ -142,6 +142,12 @@ impl Persister {
         self.outbox.push(OutboxEntry::EndDeliveredOffline(Arc::clone(generation), end.clone()));
     }
 
+    /// The ends whose hooks have failed, and that this process delivers again.
+    pub(super) fn scheduled_generations(&self) -> HashSet<GenerationId> {
+        let schedule = lock(&self.redeliveries.schedule);
+        schedule.failed.values().map(|generation| self.tracker.generation_id(generation)).collect()
+    }
+
     /// The registry has lost its records: ends that are to be delivered again are recorded again.
     pub(super) fn record_scheduled_again(&self) {
         let schedule = lock(&self.redeliveries.schedule);
@@ -162,25 +168,26 @@ impl Persister {
         end: &PendingEnd,
         failure: FailedDelivery,
     ) {
-        let FailedDelivery { hooks, error } = failure;
+        let FailedDelivery { hooks, is_uncommitted, error } = failure;
         if generation.record_state() == RecordState::TakenOver {
             // The lease was lost while the hooks ran, and another process delivers it.
             return self.redeliveries.remove(generation);
         }
         let before = attempts_before(generation, end);
         let attempts = before.unwrap_or(0) + 1;
-        if !self.redeliver {
+        if !self.redeliver && !is_uncommitted {
             return self.record_redelivered(generation);
         }
-        if !has_record(generation) {
+        // Without an answer, or after the registry has lost its records, its record may not exist.
+        if generation.record_state() != RecordState::Held {
             self.record_late(generation, end);
         }
-        if attempts >= MAX_ATTEMPTS {
+        if attempts >= MAX_ATTEMPTS || !self.redeliver {
             self.redeliveries.remove(generation);
             return self.make_dead_letter(
                 generation.id.clone(),
                 self.tracker.generation_id(generation),
-                end.reason,
+                Some(end.reason),
                 error,
             );
         }
@@ -193,12 +200,18 @@ impl Persister {
     }
 
     /// The record is kept for an operator, and no process delivers it until the operator asks for it.
-    pub(super) fn make_dead_letter(&self, id: SessionId, generation: GenerationId, reason: EndReason, error: String) {
+    pub(super) fn make_dead_letter(
+        &self,
+        id: SessionId,
+        generation: GenerationId,
+        reason: Option<EndReason>,
+        error: String,
+    ) {
         tracing::error!(
             name: "session-end-dead-letter",
             session = %id.redacted(),
             %generation,
-            %reason,
+            reason = reason.map(tracing::field::display),
             error = %escape_controls(&error),
             "the hooks of this session_end have failed too often; it is a dead letter",
         );
@@ -310,7 +323,12 @@ impl Runner {
             for later in due.into_values() {
                 match later {
                     Later::End(generation, end) => jobs.push(Job::End(generation, end)),
-                    Later::Hold(generation) => self.persister.outbox.push(OutboxEntry::Hold(generation)),
+                    // What has started or ended meanwhile has been held for that.
+                    Later::Hold(generation) if !generation.waits_for_record() => {}
+                    Later::Hold(generation) => {
+                        generation.stop_finding();
+                        self.persister.outbox.push(OutboxEntry::Hold(generation));
+                    }
                 }
             }
             self.persister.tracker.queue.push_all(jobs);

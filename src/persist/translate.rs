@@ -6,7 +6,9 @@ use super::{Persister, backlog::Withheld};
 use crate::{
     observability::ReleaseCause,
     registry::{Applied, Change, Notice},
-    tracker::{Generation, Origin, OutboxEntry, PendingEnd, Queued, RecordState, Scope, Stage, Tracker},
+    tracker::{
+        CalledEnd, Generation, Origin, OutboxEntry, Outcome, PendingEnd, Queued, RecordState, Scope, Stage, Tracker,
+    },
 };
 
 /// The change that an entry stands for now, and that the caller sends. Without one, the entry is applied without an answer.
@@ -53,6 +55,14 @@ pub(super) fn change_of(persister: &Persister, entry: &OutboxEntry) -> Option<Ch
             Change::Attempted { generation: tracker.generation_id(generation), attempts: *attempts }
         }
         OutboxEntry::Delivered(generation) => Change::Delivered { generation: tracker.generation_id(generation) },
+        OutboxEntry::Commit(called) => match (called.generation.record_state(), called.outcome) {
+            (RecordState::Held, Outcome::Ended) => {
+                Change::Delivered { generation: tracker.generation_id(&called.generation) }
+            }
+            // The other hooks are called again, so the record stays.
+            (RecordState::Held, _) => Change::Commit { generation: tracker.generation_id(&called.generation) },
+            _ => return None,
+        },
         OutboxEntry::DeadLetter(_, generation, error) => {
             Change::DeadLetter { generation: *generation, error: error.clone() }
         }
@@ -61,14 +71,15 @@ pub(super) fn change_of(persister: &Persister, entry: &OutboxEntry) -> Option<Ch
 }
 
 fn hold_of(persister: &Persister, generation: &Arc<Generation>) -> Option<Change> {
-    // Without replicas, no other process has made the id.
-    let mode = generation.hold_mode(persister.hand_over_on_outage && !persister.is_draining());
+    let mode = generation.hold_mode(persister.finds_first());
     generation.send_record().then(|| Change::Hold { record: persister.tracker.record_of(generation), mode })
 }
 
 /// Applies an entry without a change.
-pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
+pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) -> Next {
     match entry {
+        // Another process has taken the record over.
+        OutboxEntry::Commit(called) => return Next::Committed(called, None),
         OutboxEntry::End(generation, end) => match generation.record_state() {
             RecordState::TakenOver => tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),
             _ => tracker.resolve_owned(&generation, end),
@@ -77,19 +88,31 @@ pub(super) fn apply_skipped(tracker: &Tracker, entry: OutboxEntry) {
         OutboxEntry::Release(generation, _) => tracker.skip_start(&generation),
         _ => {}
     }
+    Next::Nothing
 }
 
-/// Applies the answer to an entry. Returns a generation whose hold is to be repeated later.
+/// What the writer does after an answer.
 #[must_use]
-pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) -> Option<Arc<Generation>> {
+pub(super) enum Next {
+    Nothing,
+    /// The hold of this generation is repeated later.
+    HoldLater(Arc<Generation>),
+    /// The transaction hook has returned, with this error.
+    Committed(Box<CalledEnd>, Option<String>),
+}
+
+/// Applies the answer to an entry.
+pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Applied) -> Next {
     let tracker = &persister.tracker;
     let Queued { entry, place } = queued;
     match entry {
         OutboxEntry::Hold(generation) if *answer == Applied::NotFound => {
-            generation.set_not_found();
+            // It is not on record. Another entry of the same generation asks again, and creates none either.
+            generation.set_record_state(RecordState::Unsent);
             // No head waits for it.
+            persister.note_trouble();
             generation.notify_recorded();
-            return Some(generation);
+            return Next::HoldLater(generation);
         }
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
         OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
@@ -107,17 +130,36 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         OutboxEntry::Attempted(_, _, Some(counted)) => {
             let _ = counted.send(());
         }
+        OutboxEntry::Commit(called) => {
+            let error = match answer {
+                Applied::Failed(error) => Some(error.clone()),
+                _ => None,
+            };
+            if error.is_none() && called.outcome == Outcome::Ended {
+                // The record was removed.
+                called.generation.set_record_state(RecordState::None);
+            }
+            return Next::Committed(called, error);
+        }
+        // The hook has failed when nothing waited for it. It is not called for this record until an operator asks for it.
+        OutboxEntry::Delivered(generation) if matches!(answer, Applied::Failed(_)) => {
+            if let Applied::Failed(error) = answer {
+                let (id, generation_id) = (generation.id.clone(), tracker.generation_id(&generation));
+                persister.make_dead_letter(id, generation_id, None, error.clone());
+            }
+        }
         // The next heartbeat says when it ended.
         OutboxEntry::Update(_) if *answer == Applied::Gone => persister.expect_notices(),
+        OutboxEntry::EndDeliveredOffline(generation, _) | OutboxEntry::Release(generation, _) => {
+            tracker.renew_joined(&generation);
+        }
         OutboxEntry::Update(_)
-        | OutboxEntry::EndDeliveredOffline(..)
-        | OutboxEntry::Release(..)
         | OutboxEntry::Attempted(..)
         | OutboxEntry::Delivered(_)
         | OutboxEntry::DeadLetter(..)
         | OutboxEntry::Acknowledge(..) => {}
     }
-    None
+    Next::Nothing
 }
 
 fn apply_hold_answer(tracker: &Tracker, generation: &Arc<Generation>, answer: &Applied) {
@@ -144,6 +186,7 @@ fn apply_end_answer(tracker: &Tracker, generation: &Arc<Generation>, end: Pendin
             tracker.resolve_owned(generation, end);
         }
     }
+    tracker.renew_joined(generation);
 }
 
 /// Another process has ended a session that this one may still have.
@@ -196,6 +239,14 @@ pub(super) fn apply_degraded(persister: &Persister, queued: Queued) {
             }
             keep(OutboxEntry::Attempted(generation, attempts, None));
         }
+        OutboxEntry::Commit(called) => {
+            if let Some(called) = persister.withhold_commit(called, place)
+                && called.end.redelivery.is_none()
+            {
+                // The next process calls its hooks again.
+                tracker.on_end_done(&called.generation, Outcome::Aborted);
+            }
+        }
         OutboxEntry::EndDeliveredOffline(..) | OutboxEntry::Delivered(_) | OutboxEntry::DeadLetter(..) => keep(entry),
         // The heartbeats return the notice again.
         OutboxEntry::Acknowledge(..) => {}
@@ -207,7 +258,8 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
     if persister.may_start_unrecorded(&generation) {
         tracker.start_unrecorded(&generation);
     }
-    if generation.cancel_record() {
+    // A transaction hook sees each session, unless the process stops without the registry.
+    if (persister.transaction_hook.is_none() || persister.is_draining()) && generation.cancel_record() {
         return tracker.resolve_owned(&generation, end);
     }
     match generation.record_state() {
@@ -220,7 +272,7 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
         Withheld::No(generation, end) => (generation, end),
     };
     // Its end would be lost with this process if the record does not exist.
-    let may_be_unrecorded = generation.record_state() == RecordState::Sent && !generation.waits_for_record();
+    let may_be_unrecorded = generation.record_state() != RecordState::Held && !generation.waits_for_record();
     if generation.waits_for_record() || (persister.hand_over_on_outage && !may_be_unrecorded) {
         tracker.resolve_released(&generation, ReleaseCause::HandedOver);
     } else {

@@ -7,7 +7,7 @@ use super::{
     breaker::MAX_ATTEMPTS_IN_DRAIN,
     call,
     heartbeat::{MAX_CONFLICTS, MAX_LEASE_RETRIES},
-    translate::{apply_answer, apply_degraded, apply_skipped, change_of},
+    translate::{Next, apply_answer, apply_degraded, apply_skipped, change_of},
 };
 use tokio::time::Instant;
 
@@ -21,6 +21,9 @@ use crate::{
 
 /// The most outbox entries that one call writes.
 const ENTRIES_PER_CALL: usize = 1000;
+
+/// The same with a transaction hook, whose calls take a part of the call's time.
+const ENTRIES_PER_CALL_OF_HOOK: usize = 64;
 
 pub(super) struct Writer {
     persister: Arc<Persister>,
@@ -59,7 +62,8 @@ impl Writer {
     /// Takes the next group. Returns false if there is none.
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
-        self.group = self.persister.outbox.take(ENTRIES_PER_CALL);
+        let max = if self.persister.transaction_hook.is_some() { ENTRIES_PER_CALL_OF_HOOK } else { ENTRIES_PER_CALL };
+        self.group = self.persister.outbox.take(max);
         if self.group.is_empty() {
             // In the same critical section: an entry that is pushed later spawns a new writer.
             *writer = None;
@@ -118,8 +122,10 @@ impl Writer {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
         let n = changes.len();
         let limit = self.persister.call_timeout_in_drain().unwrap_or(CALL_TIMEOUT);
+        // Before the limit of `call` begins: what is given up there is past its deadline.
+        let deadline = std::time::Instant::now() + limit;
         let began = Instant::now();
-        let answers = call(limit, self.persister.registry.apply(changes)).await?;
+        let answers = call(limit, self.persister.registry.apply_before(changes, deadline)).await?;
         self.persister.on_call(began.elapsed());
         if answers.len() == n {
             Ok(answers)
@@ -132,13 +138,14 @@ impl Writer {
     fn apply_answers(&mut self, answers: &[Applied], is_asked: &[bool]) {
         let mut answers = answers.iter();
         for (queued, is_asked) in std::mem::take(&mut self.group).into_iter().zip(is_asked) {
-            match is_asked.then(|| answers.next()).flatten() {
-                Some(answer) => {
-                    if let Some(generation) = apply_answer(&self.persister, queued, answer) {
-                        self.persister.hold_later(&self.pool, generation);
-                    }
-                }
+            let next = match is_asked.then(|| answers.next()).flatten() {
+                Some(answer) => apply_answer(&self.persister, queued, answer),
                 None => apply_skipped(&self.persister.tracker, queued.entry),
+            };
+            match next {
+                Next::Nothing => {}
+                Next::HoldLater(generation) => self.persister.hold_later(&self.pool, generation),
+                Next::Committed(called, error) => self.pool.on_committed(*called, error),
             }
         }
     }

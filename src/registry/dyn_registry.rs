@@ -1,6 +1,10 @@
 //! A [`Registry`] of any type behind one pointer. It may be user code, so the panics of every call are caught.
 
-use std::{future::ready, pin::Pin, time::Duration};
+use std::{
+    future::ready,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use super::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
 use crate::panic::{CatchPanic, Panic, catch};
@@ -9,17 +13,18 @@ type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, RegistryError>> + Sen
 
 /// As [`Registry`], dyn-compatible. A panic is an error like any other.
 pub(crate) trait DynRegistry: Send + Sync + 'static {
-    fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>>;
+    fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Answer<'_, Vec<Applied>>;
     fn heartbeat(&self) -> Answer<'_, Heartbeat>;
     fn claim_orphans(&self, max: usize) -> Answer<'_, Vec<Orphan>>;
     fn release_lease(&self) -> Answer<'_, ()>;
+    fn transaction_hook(&self) -> Option<&str>;
     fn lease_is_valid(&self) -> bool;
     fn heartbeat_interval(&self) -> Duration;
 }
 
 impl<R: Registry> DynRegistry for R {
-    fn apply(&self, changes: Vec<Change>) -> Answer<'_, Vec<Applied>> {
-        guarded(|| Box::pin(Registry::apply(self, changes)))
+    fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Answer<'_, Vec<Applied>> {
+        guarded(|| Box::pin(Registry::apply_before(self, changes, deadline)))
     }
 
     fn heartbeat(&self) -> Answer<'_, Heartbeat> {
@@ -32,6 +37,10 @@ impl<R: Registry> DynRegistry for R {
 
     fn release_lease(&self) -> Answer<'_, ()> {
         guarded(|| Box::pin(Registry::release_lease(self)))
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        Registry::transaction_hook(self)
     }
 
     fn lease_is_valid(&self) -> bool {

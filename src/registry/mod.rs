@@ -8,6 +8,12 @@
 pub mod conformance;
 mod dyn_registry;
 mod error;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod lease;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod process;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "sqlite")]
@@ -15,21 +21,26 @@ mod sqlite;
 
 use std::{
     future::Future,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub(crate) use self::dyn_registry::DynRegistry;
 pub use self::error::RegistryError;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresRegistry, PostgresRegistryBuilder, PostgresTransactionHook};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisRegistry, RedisRegistryBuilder};
 #[cfg(feature = "sqlite")]
-pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder};
+pub use self::sqlite::{SqliteRegistry, SqliteRegistryBuilder, SqliteTransactionHook};
 use crate::session::{EndReason, GenerationId, Session, SessionId};
+/// The version of `rusqlite` whose types a [`SqliteTransactionHook`] gets.
+#[cfg(feature = "sqlite")]
+pub use rusqlite;
 
 /// A durable record of active sessions, their holders and their pending ends.
 ///
-/// The crate provides `SqliteRegistry` (feature `sqlite`) and `RedisRegistry` (feature `redis`). Implement the trait
-/// for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
+/// The crate provides `SqliteRegistry` (feature `sqlite`), `PostgresRegistry` (feature `postgres`) and `RedisRegistry` (feature
+/// `redis`). Implement the trait for another database, and test the implementation with `registry::conformance` (feature `registry-conformance`).
 ///
 /// # Records
 ///
@@ -68,6 +79,25 @@ pub trait Registry: Send + Sync + 'static {
     ///
     /// [`RegistryError`]. The caller cannot assume that any change was applied, or that none was.
     fn apply(&self, changes: Vec<Change>) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send;
+
+    /// As [`apply`](Self::apply), for a caller that drops the call at `deadline`. This crate calls `apply` through this method
+    /// only. By default it calls `apply`.
+    ///
+    /// Implement it if the store may apply a change after its call was dropped: a command that has left the process, a thread
+    /// that waits for a lock. Nothing should be applied after `deadline`. A drain that gets no answer about a record may have
+    /// to deliver the end of the session, and a record that is written afterwards leads to a second end.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply).
+    fn apply_before(
+        &self,
+        changes: Vec<Change>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Vec<Applied>, RegistryError>> + Send {
+        let _ = deadline;
+        self.apply(changes)
+    }
 
     /// Renews the lease, and returns what this holder has to know. Called every
     /// [`heartbeat_interval`](Self::heartbeat_interval).

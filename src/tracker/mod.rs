@@ -48,7 +48,7 @@ use self::{
 };
 pub(crate) use self::{
     compact::Compacted,
-    generation::{Activity, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
+    generation::{Activity, CalledEnd, FailedDelivery, Generation, PendingEnd, RecordState, Redelivery, Scope, Stage},
     note::{NoteSource, Noted, Origin},
     order::Outcome,
     outbox::{Outbox, OutboxEntry, Queued},
@@ -66,8 +66,11 @@ use crate::{
 
 /// A table grows under its shard's lock. With 16 shards that paused notes for up to 22 ms. With 2,048 shards and ten
 /// million sessions, no step moves more than 3,584 entries.
-#[cfg(not(shuttle))]
+#[cfg(not(any(shuttle, few_shards)))]
 const SHARDS: usize = 2048;
+/// For tests of many short lives, which would spend their time on empty shards.
+#[cfg(all(few_shards, not(shuttle)))]
+const SHARDS: usize = 16;
 /// Every lock is a point where schedules branch.
 #[cfg(shuttle)]
 const SHARDS: usize = 2;

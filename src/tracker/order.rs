@@ -75,8 +75,9 @@ impl Tracker {
         let claim = if is_compaction { ClaimState::Compacted } else { ClaimState::EndPending };
         // Without a record that others may have seen, the session ends here.
         let outbox = self.outbox.as_ref().filter(|outbox| {
-            !(generation.cancel_record()
-                || outbox.is_overloaded() && self.cancel_waiting(shard, generation, after_unlock))
+            !outbox.may_cancel()
+                || !(generation.cancel_record()
+                    || outbox.is_overloaded() && self.cancel_waiting(shard, generation, after_unlock))
         });
         // The registry decides whether the session ends, or goes on elsewhere.
         let is_undecided = outbox.is_some() && end.scope == Scope::Here;

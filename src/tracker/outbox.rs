@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::generation::{Generation, PendingEnd, RecordState};
+use super::generation::{CalledEnd, Generation, PendingEnd, RecordState};
 use crate::{
     observability::ReleaseCause,
     session::{GenerationId, SessionId},
@@ -34,6 +34,8 @@ pub(crate) enum OutboxEntry {
     Attempted(Arc<Generation>, u32, Option<oneshot::Sender<()>>),
     /// Its end is delivered.
     Delivered(Arc<Generation>),
+    /// The transaction hook is called for its end, which completes it.
+    Commit(Box<CalledEnd>),
     /// The hooks of this end have failed too often. The last error of a hook.
     DeadLetter(SessionId, GenerationId, String),
     /// Another process has ended this generation, and this one has released it.
@@ -55,6 +57,7 @@ impl OutboxEntry {
             | Self::Release(generation, _)
             | Self::Attempted(generation, ..)
             | Self::Delivered(generation) => &generation.id,
+            Self::Commit(called) => &called.generation.id,
             Self::DeadLetter(id, ..) | Self::Acknowledge(id, _) => id,
         }
     }
@@ -78,6 +81,8 @@ pub(crate) struct Outbox {
     state: Mutex<State>,
     /// A copy of the length, so an empty outbox is not locked.
     len: AtomicUsize,
+    /// A transaction hook sees each session, so no record is cancelled.
+    records_all: bool,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +94,15 @@ struct State {
 }
 
 impl Outbox {
+    pub(crate) fn new(has_transaction_hook: bool) -> Self {
+        Self { records_all: has_transaction_hook, ..Self::default() }
+    }
+
+    /// Whether a session needs no record if it ends before that was sent.
+    pub(crate) const fn may_cancel(&self) -> bool {
+        !self.records_all
+    }
+
     pub(crate) fn push(&self, entry: OutboxEntry) {
         let mut state = lock(&self.state);
         state.pushed += 1;

@@ -323,6 +323,21 @@ impl Tracker {
         }
     }
 
+    /// Must be called when the registry has answered the claim of a generation. After the registry has lost its records, a later
+    /// generation of this process may have joined the same record. It goes on as a new one.
+    pub(crate) fn renew_joined(&self, claimed: &Arc<Generation>) {
+        let (hash, generation_id) = (self.hash_of(claimed), self.generation_id(claimed));
+        let mut after_unlock = AfterUnlock::default();
+        {
+            let mut shard = self.shard(hash);
+            let joined = shard.find_active(hash, claimed.id.as_bytes()).cloned();
+            if let Some(joined) = joined.filter(|joined| self.generation_id(joined) == generation_id) {
+                self.renew(&mut shard, &joined, self.clock.wall(self.clock.now()), &mut after_unlock);
+            }
+        }
+        self.apply_after_unlock(after_unlock);
+    }
+
     fn rehold(&self, generation: &Arc<Generation>) {
         if let Some(outbox) = &self.outbox {
             outbox.push(OutboxEntry::Hold(Arc::clone(generation)));

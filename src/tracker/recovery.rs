@@ -93,11 +93,11 @@ impl Tracker {
                     // A concurrent claim of the last active session may have read a length of 1 during `next_number`.
                     after_unlock.drained |= self.phase() >= Phase::Closing && self.len() == 0;
                     let generation = Arc::new(Generation::orphan(record.session.clone(), number, now));
-                    if let Some(own) = own {
-                        own.add_successor(&generation);
+                    let last = shard.insert_orphan(hash, &generation, |generation| self.hash_of(generation));
+                    if let Some(predecessor) = last.or(own) {
+                        predecessor.add_successor(&generation);
                         generation.set_stage(Stage::Waiting);
                     }
-                    shard.insert_orphan(hash, &generation, |generation| self.hash_of(generation));
                     (generation, true)
                 }
             };
@@ -117,10 +117,18 @@ impl Tracker {
 }
 
 impl Shard {
-    /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet.
-    fn insert_orphan(&mut self, hash: u64, generation: &Arc<Generation>, rehash: impl Fn(&Arc<Generation>) -> u64) {
+    /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet. Returns the last
+    /// claimed one of its id: this one ends after it, so that the next one starts after both.
+    fn insert_orphan(
+        &mut self,
+        hash: u64,
+        generation: &Arc<Generation>,
+        rehash: impl Fn(&Arc<Generation>) -> u64,
+    ) -> Option<Arc<Generation>> {
         self.counts.starts += 1;
         self.counts.pending_ends += 1;
+        let last = self.take_claimed(hash, generation);
         self.insert_claimed(hash, generation, rehash);
+        last
     }
 }

@@ -117,19 +117,26 @@ impl Shard {
         generation: &Arc<Generation>,
         rehash: impl Fn(&Arc<Generation>) -> u64,
     ) -> bool {
-        let predecessor = match self.claimed.is_empty() {
-            true => None,
-            false => self.claimed.find_entry(hash, |other| other.id == generation.id).ok().map(|slot| slot.remove().0),
-        };
+        let predecessor = self.take_claimed(hash, generation);
         let has_predecessor = predecessor.is_some();
         if let Some(predecessor) = predecessor {
             predecessor.add_successor(generation);
-            self.claimed_earlier.insert(predecessor.number, predecessor);
         }
         self.active.insert_unique(hash, Arc::clone(generation), rehash);
         self.counts.starts += 1;
         self.counts.active += 1;
         has_predecessor
+    }
+
+    /// The last claimed generation of this id. It is an earlier one from now on.
+    #[inline]
+    pub(super) fn take_claimed(&mut self, hash: u64, next: &Generation) -> Option<Arc<Generation>> {
+        if self.claimed.is_empty() {
+            return None;
+        }
+        let (last, _) = self.claimed.find_entry(hash, |other| other.id == next.id).ok()?.remove();
+        self.claimed_earlier.insert(last.number, Arc::clone(&last));
+        Some(last)
     }
 
     /// Inserts a claimed generation. The next generation of its id starts after it, if there is none yet.

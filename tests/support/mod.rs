@@ -3,6 +3,8 @@
 
 pub(crate) mod logging;
 mod net;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres_server;
 pub(crate) mod random;
 pub(crate) mod recorder;
 #[cfg(feature = "redis")]

@@ -44,6 +44,8 @@ struct State {
     /// How often it was emptied.
     incarnation: u64,
     history: History,
+    /// With a transaction hook: what it has written.
+    ledger: Option<Ledger>,
     /// What a caller did wrong first.
     violation: Option<String>,
 }
@@ -59,8 +61,33 @@ pub(crate) struct History {
     pub(crate) wiped: BTreeSet<GenerationId>,
     /// Those of them that had ended.
     pub(crate) wiped_ends: BTreeSet<GenerationId>,
+    /// What each holder that has lost its lease held, had claimed, or had a notice about then.
+    pub(crate) left: BTreeMap<u64, BTreeSet<GenerationId>>,
+    /// What a holder held when it lost its lease, and may not have known that it held: it may record it again later.
+    pub(crate) unsettled: BTreeSet<GenerationId>,
+    /// What each holder has changed without an answer: it may not know that it has released it.
+    pub(crate) unanswered: BTreeMap<u64, BTreeSet<GenerationId>>,
     /// None of the above.
     is_off: bool,
+}
+
+/// The tables of a transaction hook. It increments.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) starts: BTreeMap<GenerationId, u32>,
+    pub(crate) ends: BTreeMap<GenerationId, u32>,
+    /// It refuses the ends of ids that begin with `bad`.
+    pub(crate) refuses: bool,
+}
+
+impl Ledger {
+    fn end(&mut self, record: &Record) -> Result<(), String> {
+        if self.refuses && record.session.id.as_str().starts_with("bad") {
+            return Err("refused".to_owned());
+        }
+        *self.ends.entry(record.generation).or_default() += 1;
+        Ok(())
+    }
 }
 
 struct Active {
@@ -81,6 +108,8 @@ struct Ended {
     is_known: bool,
     /// A dead letter, with the last error.
     error: Option<String>,
+    /// The transaction hook has run.
+    is_committed: bool,
 }
 
 /// What is wrong with a holder's way to the store.
@@ -114,6 +143,8 @@ pub(crate) enum Fault {
 pub(crate) struct Holder {
     store: Store,
     me: Arc<AtomicU64>,
+    /// The numbers that it had before.
+    former: Arc<Mutex<Vec<u64>>>,
     incarnation: Arc<AtomicU64>,
     fault: Arc<Mutex<Fault>>,
     doubts: Arc<AtomicBool>,
@@ -150,6 +181,7 @@ impl Store {
         Holder {
             store: self.clone(),
             me: Arc::new(AtomicU64::new(me)),
+            former: Arc::default(),
             incarnation: Arc::new(AtomicU64::new(state.incarnation)),
             fault: Arc::default(),
             doubts: Arc::default(),
@@ -201,11 +233,23 @@ impl Store {
 
     /// Who can record each generation again if it is lost: its holders, or the claimer of its end.
     pub(crate) fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
-        let state = self.state();
-        let active = state.active.values().flatten();
-        let held = active.map(|active| (active.record.generation, active.holders.clone()));
-        let claimed = state.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
-        held.chain(claimed).collect()
+        self.state().owners()
+    }
+
+    /// A store with a transaction hook.
+    pub(crate) fn with_ledger() -> Self {
+        let store = Self::default();
+        store.state().ledger = Some(Ledger::default());
+        store
+    }
+
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.state().ledger.clone().unwrap()
+    }
+
+    /// Whether the transaction hook refuses the ends of ids that begin with `bad`.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.state().ledger.as_mut().unwrap().refuses = refuses;
     }
 
     /// Forgets everything.
@@ -254,6 +298,17 @@ impl History {
         }
     }
 
+    fn answer(&mut self, holder: u64, generations: BTreeSet<GenerationId>, is_answered: bool) {
+        if !self.is_off {
+            let unanswered = self.unanswered.entry(holder).or_default();
+            if is_answered {
+                unanswered.retain(|generation| !generations.contains(generation));
+            } else {
+                unanswered.extend(generations);
+            }
+        }
+    }
+
     fn forget(&mut self, generation: GenerationId) {
         if !self.is_off {
             self.forgotten.insert(generation);
@@ -278,6 +333,30 @@ impl Holder {
     /// As in [`Store::owners`]. Another one after each lost lease.
     pub(crate) fn number(&self) -> u64 {
         self.me.load(Ordering::SeqCst)
+    }
+
+    /// The numbers that it had before it lost a lease, or its records.
+    pub(crate) fn former_numbers(&self) -> Vec<u64> {
+        self.former.lock().unwrap().clone()
+    }
+
+    fn enter(&self, state: &mut State) {
+        let before = self.me.swap(state.enter(), Ordering::SeqCst);
+        self.former.lock().unwrap().push(before);
+    }
+
+    /// Whether it holds an active record of this id, or a notice about one waits for it.
+    pub(crate) fn holds(&self, id: &str) -> bool {
+        let (state, me) = (self.store.state(), self.number());
+        let is_held = |active: &Active| active.holders.contains(&me);
+        state.active.get(id).is_some_and(|all| all.iter().any(is_held))
+            || state.notices.iter().any(|(holder, of, ..)| *holder == me && of.as_str() == id)
+    }
+
+    /// Whether it has claimed this end and cannot say that its lease runs.
+    pub(crate) fn doubts_claim(&self, generation: GenerationId) -> bool {
+        let is_valid = self.lease_is_valid();
+        !is_valid && self.store.state().claimed(generation, self.number()).is_some()
     }
 
     /// It cannot say whether its lease runs.
@@ -326,14 +405,14 @@ impl Holder {
         }
         let mut state = self.store.state();
         if self.incarnation.swap(state.incarnation, Ordering::SeqCst) != state.incarnation {
-            self.me.store(state.enter(), Ordering::SeqCst);
+            self.enter(&mut state);
             return Err(RegistryError::DataLost);
         }
         let me = self.me.load(Ordering::SeqCst);
         if !state.alive.contains(&me) {
             // Others have recovered it by now, or a holder that has died since.
             state.adopt(NONE);
-            self.me.store(state.enter(), Ordering::SeqCst);
+            self.enter(&mut state);
             return Err(RegistryError::Fenced);
         }
         let answer = call(&mut state, me);
@@ -352,6 +431,7 @@ fn subject(change: &Change) -> (Option<&SessionId>, GenerationId) {
         | Change::Acknowledge { id, generation } => (Some(id), *generation),
         Change::Attempted { generation, .. }
         | Change::Delivered { generation }
+        | Change::Commit { generation }
         | Change::DeadLetter { generation, .. } => (None, *generation),
         change => panic!("an unknown change: {change:?}"),
     }
@@ -367,7 +447,25 @@ impl State {
     fn leave(&mut self, holder: u64) {
         if self.alive.remove(&holder) {
             self.dead.insert(holder);
+            if !self.history.is_off {
+                let owned = self.owners().into_iter().filter(|(_, owners)| owners.contains(&holder));
+                let owned = owned.map(|(generation, _)| generation);
+                // Its notices are dropped once it is adopted.
+                let noticed =
+                    self.notices.iter().filter(|(of, ..)| *of == holder).map(|(_, _, generation, _)| *generation);
+                let owned: BTreeSet<_> = owned.chain(noticed).collect();
+                let unanswered = self.history.unanswered.get(&holder).into_iter().flatten();
+                self.history.unsettled.extend(unanswered.filter(|generation| owned.contains(generation)));
+                self.history.left.insert(holder, owned);
+            }
         }
+    }
+
+    fn owners(&self) -> BTreeMap<GenerationId, BTreeSet<u64>> {
+        let active = self.active.values().flatten();
+        let held = active.map(|active| (active.record.generation, active.holders.clone()));
+        let claimed = self.ended.iter().map(|(generation, ended)| (*generation, BTreeSet::from([ended.claimer])));
+        held.chain(claimed).collect()
     }
 
     fn events(&self) -> BTreeSet<GenerationId> {
@@ -398,7 +496,8 @@ impl State {
         });
         for Active { record, requests, .. } in lost {
             let end = EndRecord::new(EndReason::Lost, None, SystemTime::now(), requests);
-            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: false, error: None };
+            let ended =
+                Ended { record, end, claimer: me, attempts: 0, is_known: false, error: None, is_committed: false };
             self.ended.insert(ended.record.generation, ended);
         }
     }
@@ -461,12 +560,14 @@ impl State {
                 Applied::Ok
             }
             Change::Delivered { generation } => {
+                let committed = self.commit(generation, me);
                 // The only place where an ended record is removed.
-                if self.claimed(generation, me).is_some() {
+                if committed == Applied::Ok && self.claimed(generation, me).is_some() {
                     self.ended.remove(&generation);
                 }
-                Applied::Ok
+                committed
             }
+            Change::Commit { generation } => self.commit(generation, me),
             Change::DeadLetter { generation, error } => {
                 if let Some(ended) = self.claimed(generation, me) {
                     (ended.error, ended.claimer) = (Some(error), NONE);
@@ -499,6 +600,22 @@ impl State {
         }
     }
 
+    /// Calls the transaction hook, if there is one that has not run.
+    fn commit(&mut self, generation: GenerationId, me: u64) -> Applied {
+        let mut ledger = self.ledger.take();
+        let mut answer = Applied::Ok;
+        if let (Some(ledger), Some(ended)) = (&mut ledger, self.claimed(generation, me))
+            && !ended.is_committed
+        {
+            match ledger.end(&ended.record) {
+                Ok(()) => ended.is_committed = true,
+                Err(error) => answer = Applied::Failed(error),
+            }
+        }
+        self.ledger = ledger;
+        answer
+    }
+
     fn hold(&mut self, record: Record, mode: HoldMode, me: u64) -> Applied {
         let (id, generation) = (record.session.id.clone(), record.generation);
         if let Some(active) = self.active(&id, generation) {
@@ -525,6 +642,9 @@ impl State {
             return Applied::NotFound;
         }
         self.history.record(&record);
+        if let Some(ledger) = &mut self.ledger {
+            *ledger.starts.entry(generation).or_default() += 1;
+        }
         all.push(Active { record, holders: BTreeSet::from([me]), released: BTreeSet::new(), requests: 0 });
         Applied::Created
     }
@@ -537,7 +657,8 @@ impl State {
     fn end(&mut self, id: &SessionId, generation: GenerationId, mut end: EndRecord, me: u64) -> Applied {
         if let Some(Active { record, requests, .. }) = self.take(id, generation) {
             end.requests += requests;
-            let ended = Ended { record, end, claimer: me, attempts: 0, is_known: true, error: None };
+            let ended =
+                Ended { record, end, claimer: me, attempts: 0, is_known: true, error: None, is_committed: false };
             self.ended.insert(generation, ended);
         }
         self.owned(generation, me)
@@ -586,8 +707,13 @@ impl Registry for Holder {
         if *self.fault.lock().unwrap() == Fault::ReadOnly {
             return Err(RegistryError::unavailable("read-only"));
         }
-        let mut answers: Vec<_> =
-            self.call(|state, me| changes.into_iter().map(|change| state.apply(change, me)).collect()).await?;
+        let generations: BTreeSet<_> = changes.iter().map(|change| subject(change).1).collect();
+        let is_answered = ![Fault::Deaf, Fault::Short].contains(&*self.fault.lock().unwrap());
+        let apply = |state: &mut State, me| {
+            state.history.answer(me, generations, is_answered);
+            changes.into_iter().map(|change| state.apply(change, me)).collect()
+        };
+        let mut answers: Vec<_> = self.call(apply).await?;
         if *self.fault.lock().unwrap() == Fault::Short {
             answers.pop();
         }
@@ -614,6 +740,10 @@ impl Registry for Holder {
 
     async fn release_lease(&self) -> Result<(), RegistryError> {
         self.call(|state, me| state.leave(me)).await
+    }
+
+    fn transaction_hook(&self) -> Option<&str> {
+        self.store.state().ledger.is_some().then_some("ledger")
     }
 
     fn lease_is_valid(&self) -> bool {

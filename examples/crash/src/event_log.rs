@@ -37,6 +37,8 @@ pub struct Entry {
     pub at: u64,
     /// When the session ended; its hook may run later. For a start, the same as `at`.
     pub ended_at: u64,
+    /// When the session started; its hook may run later. For a start, the same as `at`.
+    pub started_at: u64,
 }
 
 /// Start or end.
@@ -66,7 +68,8 @@ impl EventLog {
     /// The file cannot be written.
     pub fn start(&self, start: &SessionStart) -> io::Result<()> {
         let (id, generation) = (start.session.id.as_str(), start.generation.to_string());
-        self.line(["start", id, &generation, "-"], start.idempotency_key(), now())
+        let now = now();
+        self.line(["start", id, &generation, "-"], start.idempotency_key(), [now, now])
     }
 
     /// Writes an end.
@@ -76,8 +79,8 @@ impl EventLog {
     /// The file cannot be written.
     pub fn end(&self, end: &SessionEnd) -> io::Result<()> {
         let (id, generation) = (end.session.id.as_str(), end.generation.to_string());
-        let ended_at = micros(end.started_at + end.duration);
-        self.line(["end", id, &generation, end.reason.as_str()], end.idempotency_key(), ended_at)
+        let times = [end.started_at + end.duration, end.started_at].map(micros);
+        self.line(["end", id, &generation, end.reason.as_str()], end.idempotency_key(), times)
     }
 
     /// Writes whether the registry is degraded from now on: the process, `down` or `up`, and the time.
@@ -91,8 +94,8 @@ impl EventLog {
     }
 
     /// Writes a line in one call, so that the lines of several processes never mix.
-    fn line(&self, words: [&str; 4], key: IdempotencyKey, ended_at: u64) -> io::Result<()> {
-        let line = format!("{} {} {key} {} {ended_at}\n", words.join(" "), self.writer, now());
+    fn line(&self, words: [&str; 4], key: IdempotencyKey, [ended_at, started_at]: [u64; 2]) -> io::Result<()> {
+        let line = format!("{} {} {key} {} {ended_at} {started_at}\n", words.join(" "), self.writer, now());
         (&*self.file).write_all(line.as_bytes())
     }
 
@@ -119,9 +122,9 @@ fn micros(time: SystemTime) -> u64 {
 fn parse(line: &str) -> io::Result<Entry> {
     let words: Vec<_> = line.split(' ').collect();
     let invalid = || io::Error::other(format!("not a line of an event log: {line}"));
-    let [kind, id, event, reason, writer, key, at, ended_at] = words[..] else { return Err(invalid()) };
+    let [kind, id, event, reason, writer, key, at, ended_at, started_at] = words[..] else { return Err(invalid()) };
     let kind = if kind == "start" { Kind::Start } else { Kind::End };
-    let [at, ended_at] = [at, ended_at].map(|time| time.parse().map_err(|_| invalid()));
+    let [at, ended_at, started_at] = [at, ended_at, started_at].map(|time| time.parse().map_err(|_| invalid()));
     let [id, event, reason, writer, key] = [id, event, reason, writer, key].map(str::to_owned);
-    Ok(Entry { kind, id, event, reason, writer, key, at: at?, ended_at: ended_at? })
+    Ok(Entry { kind, id, event, reason, writer, key, at: at?, ended_at: ended_at?, started_at: started_at? })
 }

@@ -461,19 +461,19 @@ impl ActiveSessionsBuilder {
             return Err(BuildError::ZeroValue { setting: "on_session_end_batch" });
         }
         let tasks = Tasks::new().map_err(|NoTimer| BuildError::NoTimer)?;
-        if hooks.is_empty() {
-            tracing::warn!(
-                name: "session-no-hook",
-                "no hook is registered, so no session_end is delivered: register one, for example with \
-                 `on_session_end`",
-            );
-        }
         let registry = registry.map(|registry| PersistConfig {
             registry,
             durability,
             hand_over_on_outage,
             redeliver: redeliver_failed,
         });
+        if hooks.is_empty() && !registry.as_ref().is_some_and(PersistConfig::has_transaction_hook) {
+            tracing::warn!(
+                name: "session-no-hook",
+                "no hook is registered, so no session_end is delivered: register one, for example with \
+                 `on_session_end`",
+            );
+        }
         Ok(ActiveSessions::new(hooks, settings, registry, tasks))
     }
 }

@@ -3,23 +3,33 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::{Value, aio::ConnectionLike};
 
 use super::{
-    super::RegistryError,
+    super::{
+        RegistryError,
+        lease::{DualClock, Lease},
+    },
     builder::Settings,
     errors::from_redis,
-    lease::{DualClock, Lease},
     recovery::Recovery,
     reply::{Reply, reply, text},
     scripts::{ENTER, RELEASE_LEASE, RedisScript},
+    server_clock::ServerClock,
 };
 
 /// The version of the key layout: every incarnation begins with it.
 const LAYOUT: &str = "3-";
+
+/// How often a call is sent again whose deadline came of an estimate that was too low.
+const MAX_LATE: u32 = 2;
+
+/// Where the arguments of a script have the number of the call, and its deadline.
+const CALL_NUMBER: usize = 4;
+const DEADLINE: usize = 6;
 
 pub(super) type Connection = Box<dyn ConnectionLike + Send + Sync>;
 
@@ -34,6 +44,7 @@ pub(super) struct Holder {
     lease_state: LeaseState,
     incarnation: String,
     history: String,
+    server_clock: Option<ServerClock>,
     has_warned: bool,
     pub(super) recovery: Recovery,
     /// The last recovery call has found nothing and has not read everything.
@@ -54,6 +65,19 @@ pub(super) enum LeaseLoss {
     DataLost,
 }
 
+/// How long a call is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    timeout: Duration,
+    at: Instant,
+}
+
+impl Limit {
+    fn of(timeout: Duration) -> Self {
+        Self { timeout, at: Instant::now() + timeout }
+    }
+}
+
 /// What a script call needs of the registry.
 pub(super) struct ScriptContext<'a> {
     pub(super) settings: &'a Settings,
@@ -72,6 +96,7 @@ impl Holder {
             lease_state: LeaseState::None(None),
             incarnation: String::new(),
             history: String::new(),
+            server_clock: None,
             has_warned: false,
             recovery: Recovery::default(),
             recovery_was_cut: false,
@@ -80,23 +105,42 @@ impl Holder {
 
     /// Runs a script under the lease, which is taken first if there is none. A loss is reported once, as an error,
     /// after a new lease was taken.
+    ///
+    /// The server refuses the script once this call has been given up: at its timeout, or before, when its caller gives up.
     pub(super) async fn run(
         &mut self,
         context: &ScriptContext<'_>,
         lua: &RedisScript,
         args: Vec<String>,
+        given_up_at: Option<Instant>,
     ) -> Result<Vec<Value>, RegistryError> {
         self.ensure_lease(context, context.settings.command_timeout).await?;
-        let asked = DualClock::now();
-        match self.eval(context, lua, args, context.settings.command_timeout).await? {
-            Reply::Done(values) => {
-                context.lease.renewed(asked);
-                return Ok(values);
+        let limit = Limit::of(context.settings.command_timeout);
+        let deadline = given_up_at.map_or(limit.at, |at| at.min(limit.at));
+        let mut args = self.with_common(context, args);
+        let mut late = 0;
+        loop {
+            if let Some(clock) = self.server_clock {
+                args[DEADLINE] = clock.at_least(deadline).to_string();
             }
-            Reply::Lost => {}
-            Reply::Stale => return Err(RegistryError::unavailable("an answer was lost on the way; repeat the call")),
-            Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
-            Reply::Fenced => return Err(RegistryError::invalid("the server gave an answer that only `enter` gives")),
+            let asked = DualClock::now();
+            match self.eval(lua, &mut args, limit).await? {
+                Reply::Done(values) => {
+                    context.lease.renewed(asked);
+                    return Ok(values);
+                }
+                Reply::Lost => break,
+                // The answer has the time of the server, so the next deadline is exact.
+                Reply::Late if late < MAX_LATE && Instant::now() < deadline => late += 1,
+                Reply::Late => return Err(RegistryError::unavailable("the call reached the server too late")),
+                Reply::Stale => {
+                    return Err(RegistryError::unavailable("an answer was lost on the way; repeat the call"));
+                }
+                Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
+                Reply::Fenced => {
+                    return Err(RegistryError::invalid("the server gave an answer that only `enter` gives"));
+                }
+            }
         }
         context.lease.lost();
         self.lease_state = LeaseState::None(Some(LeaseLoss::DataLost));
@@ -122,7 +166,8 @@ impl Holder {
                 LAYOUT.to_owned(),
                 context.settings.deployment.clone().unwrap_or_default(),
             ];
-            match self.eval(context, &ENTER, args, timeout).await? {
+            let mut args = self.with_common(context, args);
+            match self.eval(&ENTER, &mut args, Limit::of(timeout)).await? {
                 Reply::Done(values) => {
                     self.entered(values)?;
                     context.lease.renewed(asked);
@@ -143,7 +188,7 @@ impl Holder {
                     self.lease_state = LeaseState::None(loss.map(|_| LeaseLoss::Fenced));
                 }
                 Reply::Invalid(why) => return Err(RegistryError::invalid(why)),
-                Reply::Lost | Reply::Stale => {
+                Reply::Lost | Reply::Stale | Reply::Late => {
                     return Err(RegistryError::invalid("the server gave an answer that `enter` never gives"));
                 }
             }
@@ -158,7 +203,8 @@ impl Holder {
         if never_entered {
             return Ok(());
         }
-        match self.eval(context, &RELEASE_LEASE, Vec::new(), context.settings.command_timeout).await? {
+        let mut args = self.with_common(context, Vec::new());
+        match self.eval(&RELEASE_LEASE, &mut args, Limit::of(context.settings.command_timeout)).await? {
             Reply::Lost => Err(RegistryError::DataLost),
             _ => Ok(()),
         }
@@ -174,40 +220,49 @@ impl Holder {
         settings.check()?;
         let common = [settings.root(), LAYOUT.to_owned(), settings.deployment.clone().unwrap_or_default()];
         let args: Vec<_> = common.into_iter().chain(args).collect();
-        match self.send(lua, &args, settings.command_timeout).await? {
+        match self.send(lua, &args, Limit::of(settings.command_timeout)).await? {
             Reply::Done(values) => Ok(values),
             Reply::Invalid(why) => Err(RegistryError::invalid(why)),
-            Reply::Lost | Reply::Stale | Reply::Fenced => {
+            Reply::Lost | Reply::Stale | Reply::Late | Reply::Fenced => {
                 Err(RegistryError::invalid("the server gave an answer that a script without a lease never gives"))
             }
         }
     }
 
-    async fn eval(
-        &mut self,
-        context: &ScriptContext<'_>,
-        lua: &RedisScript,
-        args: Vec<String>,
-        timeout: Duration,
-    ) -> Result<Reply, RegistryError> {
-        self.call_number += 1;
+    /// The arguments of a script of this holder: those that all have, then its own.
+    fn with_common(&self, context: &ScriptContext<'_>, args: Vec<String>) -> Vec<String> {
         let common = [
             context.settings.root(),
             format!("{}:{}", self.instance, self.epoch),
             self.incarnation.clone(),
             self.history.clone(),
-            self.call_number.to_string(),
+            // At `CALL_NUMBER`; see `eval`.
+            String::new(),
             context.settings.lease.as_millis().to_string(),
+            // At `DEADLINE`: none.
+            String::new(),
         ];
-        let args: Vec<_> = common.into_iter().chain(args).collect();
-        self.send(lua, &args, timeout).await
+        common.into_iter().chain(args).collect()
     }
 
-    async fn send(&mut self, lua: &RedisScript, args: &[String], timeout: Duration) -> Result<Reply, RegistryError> {
-        match tokio::time::timeout(timeout, lua.run(&mut *self.connection, args)).await {
-            Ok(Ok(value)) => reply(value),
+    async fn eval(&mut self, lua: &RedisScript, args: &mut [String], limit: Limit) -> Result<Reply, RegistryError> {
+        self.call_number += 1;
+        args[CALL_NUMBER] = self.call_number.to_string();
+        self.send(lua, args, limit).await
+    }
+
+    async fn send(&mut self, lua: &RedisScript, args: &[String], limit: Limit) -> Result<Reply, RegistryError> {
+        let left = limit.at.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left, lua.run(&mut *self.connection, args)).await {
+            Ok(Ok(value)) => {
+                let (reply, time) = reply(value)?;
+                if let Some(time) = time {
+                    self.server_clock = Some(ServerClock::new(time, Instant::now()));
+                }
+                Ok(reply)
+            }
             Ok(Err(error)) => Err(from_redis(error)),
-            Err(_) => Err(RegistryError::unavailable(format!("no answer within {timeout:?}"))),
+            Err(_) => Err(RegistryError::unavailable(format!("no answer within {:?}", limit.timeout))),
         }
     }
 

@@ -4,10 +4,10 @@ mod builder;
 mod changes;
 mod errors;
 mod holder;
-mod lease;
 mod recovery;
 mod reply;
 mod scripts;
+mod server_clock;
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::{Value, aio::ConnectionLike};
@@ -26,10 +26,9 @@ use self::{
     builder::Settings,
     changes::batches,
     holder::{Connection, Holder, ScriptContext, random},
-    lease::Lease,
     scripts::{ADOPT, APPLY, DEAD_LETTERS, HEARTBEAT, READ_ORPHANS, REDELIVER, RedisScript},
 };
-use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
+use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError, lease::Lease};
 use crate::session::GenerationId;
 
 /// A [`Registry`] on Redis (6.0 or later) or Valkey, for any number of processes on any number of machines.
@@ -81,6 +80,8 @@ use crate::session::GenerationId;
 ///   again keep their generations. If the answer to such a [`Hold`](Change::Hold) is [`Gone`](Applied::Gone), the
 ///   store shows that another holder has ended that generation.
 /// * **A call arrives late**, over a dropped connection: it is not applied if a later call of the same holder was.
+/// * **A call was given up** (the command timeout, or [`apply_before`](Registry::apply_before)): if the server gets to it
+///   only afterwards, it refuses it. Each script has a deadline by the clock of the server, whose time is in every answer.
 ///
 /// # Limits
 ///
@@ -93,7 +94,8 @@ use crate::session::GenerationId;
 /// * If two servers both act as the primary (a partition), the holders on each side recover the sessions of the other
 ///   side. These sessions end twice, with the same generation. The same two settings prevent that.
 /// * The clocks of the primary and its replicas should agree to a fraction of the lease. Setting a clock forward
-///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount.
+///   expires no lease early. Setting a clock back delays dead-holder detection by the same amount. A call that is in flight
+///   at that moment, and was given up, may then be applied by that much too late.
 /// * No key has a time to live, so `maxmemory-policy volatile-*` evicts none of them. A server that evicts keys without an
 ///   expiry (`allkeys-*`) is rejected at the start, because every key is needed.
 /// * While a cluster moves the slot to another node, calls return [`Unavailable`](RegistryError::Unavailable): some of the keys
@@ -318,6 +320,21 @@ impl Shared {
         // The counter changes under this lock only.
         if self.data_losses.load(Ordering::Relaxed) == before { Ok(holder) } else { Err(RegistryError::DataLost) }
     }
+
+    async fn apply(&self, changes: &[Change], given_up_at: Option<Instant>) -> Result<Vec<Applied>, RegistryError> {
+        let mut holder = self.lock().await?;
+        let mut applied = Vec::with_capacity(changes.len());
+        for batch in batches(changes)? {
+            let answers = holder.run(&self.context(), &APPLY, batch.args, given_up_at).await?;
+            if answers.len() != batch.len {
+                return Err(RegistryError::invalid("the server did not answer each change once"));
+            }
+            for (answer, change) in answers.into_iter().zip(&changes[applied.len()..]) {
+                applied.push(reply::applied(answer, change, &holder.recovery)?);
+            }
+        }
+        Ok(applied)
+    }
 }
 
 /// The timeout of `connect`: its first call may have to establish the connection.
@@ -332,23 +349,16 @@ const DEAD_LETTERS_PER_SCRIPT: usize = 256;
 
 impl Registry for RedisRegistry {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
-        let mut holder = self.shared.lock().await?;
-        let mut applied = Vec::with_capacity(changes.len());
-        for batch in batches(&changes)? {
-            let answers = holder.run(&self.shared.context(), &APPLY, batch.args).await?;
-            if answers.len() != batch.len {
-                return Err(RegistryError::invalid("the server did not answer each change once"));
-            }
-            for (answer, change) in answers.into_iter().zip(&changes[applied.len()..]) {
-                applied.push(reply::applied(answer, change, &holder.recovery)?);
-            }
-        }
-        Ok(applied)
+        self.shared.apply(&changes, None).await
+    }
+
+    async fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Result<Vec<Applied>, RegistryError> {
+        self.shared.apply(&changes, Some(deadline)).await
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
         let mut holder = self.shared.lock().await?;
-        let mut heartbeat = reply::heartbeat(holder.run(&self.shared.context(), &HEARTBEAT, Vec::new()).await?)?;
+        let mut heartbeat = reply::heartbeat(holder.run(&self.shared.context(), &HEARTBEAT, Vec::new(), None).await?)?;
         heartbeat.has_more |= std::mem::take(&mut holder.recovery_was_cut);
         Ok(heartbeat)
     }
@@ -357,7 +367,7 @@ impl Registry for RedisRegistry {
         let mut holder = self.shared.lock().await?;
         let mut recovery = holder.recovery.clone();
         loop {
-            let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new()).await?.into_iter();
+            let mut answers = holder.run(&self.shared.context(), &ADOPT, Vec::new(), None).await?.into_iter();
             let has_more = answers.next().map(reply::text).transpose()?;
             recovery.set_adopted(answers.map(reply::text).collect::<Result<_, _>>()?);
             // The rest is adopted, by this holder or another one, once this is read.
@@ -369,7 +379,7 @@ impl Registry for RedisRegistry {
         for _ in 0..PAGES_PER_CALL {
             let Some((dead, kind, after)) = recovery.next().filter(|_| orphans.len() < max) else { break };
             let args = vec![dead.clone(), kind.name().to_owned(), after, (max - orphans.len()).to_string()];
-            let mut answers = holder.run(&self.shared.context(), &READ_ORPHANS, args).await?.into_iter();
+            let mut answers = holder.run(&self.shared.context(), &READ_ORPHANS, args, None).await?.into_iter();
             let last = answers.next().map(reply::text).transpose()?.unwrap_or_default();
             for answer in answers {
                 orphans.extend(reply::orphan(answer)?);

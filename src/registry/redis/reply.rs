@@ -21,25 +21,32 @@ pub(super) enum Reply {
     Fenced,
     /// This call, or a later one of this holder, was applied before.
     Stale,
+    /// The call came after its deadline, and nothing was changed.
+    Late,
     /// The server cannot be used; the text says why.
     Invalid(String),
 }
 
-pub(super) fn reply(value: Value) -> Result<Reply, RegistryError> {
+/// The outcome, and the time of the server in milliseconds, if the answer has it.
+pub(super) fn reply(value: Value) -> Result<(Reply, Option<u64>), RegistryError> {
     let Value::Array(mut values) = value else {
         return Err(unexpected("something else than a list"));
     };
     if values.is_empty() {
         return Err(unexpected("an empty list"));
     }
-    match text(values.remove(0))?.as_str() {
-        "OK" => Ok(Reply::Done(values)),
-        "FENCED" => Ok(Reply::Fenced),
-        "LOST" => Ok(Reply::Lost),
-        "STALE" => Ok(Reply::Stale),
-        "INVALID" => Ok(Reply::Invalid(values.into_iter().next().map(text).transpose()?.unwrap_or_default())),
-        other => Err(unexpected(other)),
-    }
+    let first = text(values.remove(0))?;
+    let (word, time) = first.split_once(' ').map_or((&*first, None), |(word, time)| (word, time.parse().ok()));
+    let reply = match (word, time) {
+        ("OK", Some(_)) => Reply::Done(values),
+        ("LATE", Some(_)) => Reply::Late,
+        ("FENCED", None) => Reply::Fenced,
+        ("LOST", None) => Reply::Lost,
+        ("STALE", None) => Reply::Stale,
+        ("INVALID", None) => Reply::Invalid(values.into_iter().next().map(text).transpose()?.unwrap_or_default()),
+        _ => return Err(unexpected(&first)),
+    };
+    Ok((reply, time))
 }
 
 fn unexpected(what: &str) -> RegistryError {

@@ -1,11 +1,16 @@
 //! Applies each [`Change`] within a transaction.
 
+use std::cell::RefCell;
+
 use rusqlite::{OptionalExtension, Params, Result, Row, Transaction, params};
 
-use super::codec::{self, Read, json, now, signed, to_ms, unsigned};
+use super::{
+    codec::{self, Read, json, now, signed, to_ms, unsigned},
+    transaction::{ClosedTransaction, TransactionHook, end_event},
+};
 use crate::{
     registry::{Applied, Change, EndRecord, HoldMode, Record},
-    session::{EndReason, GenerationId, SessionId},
+    session::{EndReason, GenerationId, SessionEnd, SessionId},
 };
 
 /// Whether a living holder has a hold on the row that it has not released. A dead holder counts as living until it is adopted.
@@ -45,10 +50,49 @@ enum State {
 pub(super) struct Changes<'a> {
     pub(super) tx: &'a Transaction<'a>,
     pub(super) me: i64,
+    pub(super) hook: Option<&'a TransactionHook>,
+    /// False once it has ended a transaction.
+    pub(super) calls_hook: bool,
+    /// The ends for which the hook is called, in one slice.
+    pub(super) commits: RefCell<Vec<Commit>>,
 }
 
-impl Changes<'_> {
-    pub(super) fn apply(&self, change: &Change) -> Result<Applied> {
+/// An end for which the transaction hook is to be called.
+pub(super) struct Commit {
+    n: i64,
+    end: SessionEnd,
+    /// Other hooks are still owed.
+    keep: bool,
+    /// Where the answer stands.
+    at: (usize, usize),
+}
+
+impl<'a> Changes<'a> {
+    /// Applies the changes of several calls.
+    pub(super) fn apply_all(&self, calls: &[&[Change]]) -> Result<Vec<Vec<Applied>>> {
+        let mut answers = Vec::with_capacity(calls.len());
+        for (i, call) in calls.iter().enumerate() {
+            let apply = |(j, change)| self.apply(change, (i, j));
+            answers.push(call.iter().enumerate().map(apply).collect::<Result<Vec<_>>>()?);
+        }
+        let commits = self.commits.take();
+        let (Some(hook), false) = (self.hook, commits.is_empty()) else { return Ok(answers) };
+        let ends: Vec<_> = commits.iter().map(|commit| commit.end.clone()).collect();
+        let errors = match self.calls_hook {
+            true => hook.session_end(self.tx, &ends)?,
+            false => vec![Some(ClosedTransaction::TEXT.to_owned()); ends.len()],
+        };
+        for (Commit { n, keep, at: (i, j), .. }, error) in commits.into_iter().zip(errors) {
+            answers[i][j] = match (error, keep) {
+                (Some(error), _) => Applied::Failed(error),
+                (None, true) => self.run("UPDATE sessions SET committed = 1 WHERE number = ?1", [n])?,
+                (None, false) => self.run("DELETE FROM sessions WHERE number = ?1", [n])?,
+            };
+        }
+        Ok(answers)
+    }
+
+    fn apply(&self, change: &Change, at: (usize, usize)) -> Result<Applied> {
         match change {
             Change::Hold { record, mode } => self.hold(record, *mode),
             Change::Update(record) => self.update(record),
@@ -59,10 +103,16 @@ impl Changes<'_> {
                 self.run(&sql, (generation.to_string(), self.me, attempts))
             }
             Change::Delivered { generation } => {
+                if self.is_committed_later(*generation, false, at)? {
+                    return Ok(Applied::Ok);
+                }
                 let sql = format!("DELETE FROM sessions WHERE generation = ?1 AND {IS_OWED}");
                 self.run(&sql, (generation.to_string(), self.me))
             }
-            Change::Commit { generation: _ } => Ok(Applied::Ok),
+            Change::Commit { generation } => {
+                self.is_committed_later(*generation, true, at)?;
+                Ok(Applied::Ok)
+            }
             Change::DeadLetter { generation, error } => self.dead_letter(*generation, error),
             Change::Keep { id, generation } => self.keep(id, *generation),
             Change::Forget { id, generation } => self.forget(id, *generation),
@@ -110,7 +160,33 @@ impl Changes<'_> {
         let sql = "INSERT INTO sessions (id, generation, details, started_at) VALUES (?1, ?2, ?3, ?4)";
         self.run(sql, params![id, generation, details, to_ms(record.started_at)])?;
         self.add_holder(self.tx.last_insert_rowid())?;
+        if let Some(hook) = self.hook.filter(|_| self.calls_hook) {
+            hook.session_start(self.tx, record)?;
+        }
         Ok(Applied::Created)
+    }
+
+    /// Whether the transaction hook is called for this end, after all other changes.
+    fn is_committed_later(&self, generation: GenerationId, keep: bool, at: (usize, usize)) -> Result<bool> {
+        if self.hook.is_none() {
+            return Ok(false);
+        }
+        let sql = format!(
+            "SELECT {}, number FROM sessions WHERE generation = ?1 AND NOT committed AND {IS_OWED}",
+            codec::END
+        );
+        let mut query = self.tx.prepare_cached(&sql)?;
+        let mut rows = query.query((generation.to_string(), self.me))?;
+        let Some(row) = rows.next()? else { return Ok(false) };
+        let n = row.get(9)?;
+        match codec::ended(row)? {
+            Read::Readable((record, end, _)) => {
+                let end = end_event(record, end);
+                self.commits.borrow_mut().push(Commit { n, end, keep, at });
+            }
+            Read::Unreadable => set_aside_unreadable(self.tx, n)?,
+        }
+        Ok(true)
     }
 
     /// The active rows of an id, oldest first.

@@ -1,6 +1,7 @@
 //! One holder: its connection, its lease, its row.
 
 use std::{
+    cell::{Cell, RefCell},
     mem, thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -14,9 +15,10 @@ use super::{
     lease::{Lease, Leases},
     open::{FileId, Settings, file_id, open},
     recovery::{delete_notices, remove_holder},
+    transaction::ClosedTransaction,
 };
 use crate::{
-    registry::{Applied, Change, Heartbeat, Notice},
+    registry::{Applied, Change, Heartbeat, Notice, process::process_label},
     session::SessionId,
 };
 
@@ -51,13 +53,35 @@ impl Holder {
         Ok(Self { settings, conn, leases, me, file, lease })
     }
 
-    /// Applies the changes of several calls in one transaction.
-    pub(super) fn apply(&mut self, group: &[Vec<Change>]) -> Result<Vec<Vec<Applied>>, Failure> {
-        let me = self.me;
-        self.in_transaction(|tx| {
-            let changes = Changes { tx, me };
-            group.iter().map(|call| call.iter().map(|change| changes.apply(change)).collect()).collect()
-        })
+    /// Applies the changes of several calls in one transaction. A call that was given up while it waited for the lock is left
+    /// out: its caller may go on as if nothing was changed.
+    pub(super) fn apply(
+        &mut self,
+        group: &[Vec<Change>],
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Vec<Applied>>, Failure> {
+        let (me, hook) = (self.me, self.settings.hook.clone());
+        let mut is_closed = false;
+        loop {
+            let closed = Cell::new(false);
+            let applied = self.in_transaction(|tx| {
+                let calls = group.iter().enumerate();
+                let calls: Vec<_> = calls.map(|(n, call)| if is_wanted(n) { &call[..] } else { &[] }).collect();
+                let (hook, calls_hook) = (hook.as_deref(), !is_closed);
+                let changes = Changes { tx, me, hook, calls_hook, commits: RefCell::default() };
+                changes.apply_all(&calls).inspect_err(|error| closed.set(ClosedTransaction::is(error)))
+            });
+            if is_closed || !closed.get() {
+                return applied;
+            }
+            // What it has left of this transaction is applied again, without the hook.
+            is_closed = true;
+            tracing::error!(
+                name: "session-hook-closed-transaction",
+                hook = hook.as_ref().map(|hook| hook.name.as_str()),
+                "a transaction hook has ended the transaction of the session registry; its ends count as failed",
+            );
+        }
     }
 
     /// The lease needs no renewal, but its file or row may have been removed by hand.
@@ -237,13 +261,4 @@ fn known(conn: &Connection) -> Result<Vec<String>> {
 
 fn is_known(conn: &Connection, me: i64) -> Result<bool> {
     conn.prepare_cached("SELECT 1 FROM holders WHERE number = ?1 AND adopted_by IS NULL")?.exists([me])
-}
-
-/// The name of this process in the operator views.
-fn process_label() -> String {
-    let program = std::env::current_exe().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = host.or_else(|| std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).ok());
-    let on = host.map(|host| format!(" on {}", host.trim())).unwrap_or_default();
-    format!("{} (process {}{on})", program.unwrap_or_default(), std::process::id())
 }

@@ -11,21 +11,24 @@ mod recovery;
 mod schema;
 #[cfg(test)]
 mod testing;
+mod transaction;
 mod worker;
 
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
 use tokio::sync::oneshot;
 
+pub use self::transaction::SqliteTransactionHook;
 use self::{
     holder::Holder,
     open::{OPEN_TIMEOUT, Settings},
     recovery::ClaimedOrphans,
+    transaction::TransactionHook,
     worker::{Job, Reply, Worker},
 };
 use super::{Applied, Change, DeadLetter, Heartbeat, Orphan, Registry, RegistryError};
@@ -47,6 +50,7 @@ use crate::session::GenerationId;
 /// * All blocking work runs on a dedicated thread, which exits when the registry and all its clones are dropped, or when the
 ///   lease is released. No call keeps the thread for long: a recovery of any size is read in pages of 1,000 sessions, and starts
 ///   and ends are recorded between them.
+/// * A call that was dropped while it waited for another process is not applied.
 /// * A start makes no running process wait, however long its check of the file takes.
 ///
 /// # Requirements
@@ -56,6 +60,11 @@ use crate::session::GenerationId;
 /// * Do not modify the directory of leases or the files `-wal` and `-shm` while a process runs: they are part of the
 ///   database. If the file is removed or replaced, each running process records its sessions in the new file.
 /// * The file does not shrink. It reuses free pages; `sqlite3 FILE vacuum` returns them to the file system.
+/// * **SQLite 3.51.3 or later, if several processes write at the same time.** One build can link one SQLite only, so rusqlite
+///   0.32 to 0.43 are accepted, and cargo takes the version that fits your other crates: alone 0.43; beside diesel 2,
+///   tokio-rusqlite 0.8, deadpool-sqlite 0.14 or r2d2_sqlite 0.35 it is 0.40; beside sqlx 0.9 it is 0.39; beside sqlx 0.8 or
+///   sea-orm 1 it is 0.32, with SQLite 3.46.0. Before 3.51.3 SQLite has a fault (its "WAL-reset bug") that can, very rarely,
+///   damage a file that several connections write.
 /// * If a process forks and its child runs without `exec`, the lease lasts until the child exits too.
 ///
 /// The file is created with permissions for its owner only, because session ids may be credentials.
@@ -112,7 +121,7 @@ use crate::session::GenerationId;
 /// single record that cannot be read does not affect the others: it is logged, and stays in the view `dead_letters` for the
 /// operator.
 ///
-/// A file of schema 1 or 2 was written by an older version of this crate, and is refused. Start that version once, let it
+/// A file of schema 1, 2 or 3 was written by an older version of this crate, and is refused. Start that version once, let it
 /// deliver what is pending, and remove the file.
 ///
 /// While the disk is full, calls return [`Unavailable`](RegistryError::Unavailable).
@@ -141,6 +150,7 @@ pub struct SqliteRegistry {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
     heartbeat_interval: Duration,
+    hook: Option<Arc<TransactionHook>>,
 }
 
 impl SqliteRegistry {
@@ -169,6 +179,7 @@ impl SqliteRegistry {
             heartbeat_interval: Duration::from_secs(2),
             set_aside_damaged: false,
             deployment: None,
+            hook: None,
         }
     }
 
@@ -294,6 +305,10 @@ impl Registry for SqliteRegistry {
         self.call(Job::ReleaseLease).await
     }
 
+    fn transaction_hook(&self) -> Option<&str> {
+        self.hook.as_ref().map(|hook| hook.name.as_str())
+    }
+
     fn heartbeat_interval(&self) -> Duration {
         self.heartbeat_interval
     }
@@ -301,10 +316,11 @@ impl Registry for SqliteRegistry {
 
 impl fmt::Debug for SqliteRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { jobs: _, path, heartbeat_interval } = self;
+        let Self { jobs: _, path, heartbeat_interval, hook } = self;
         f.debug_struct("SqliteRegistry")
             .field("path", path)
             .field("heartbeat_interval", heartbeat_interval)
+            .field("hook", hook)
             .finish_non_exhaustive()
     }
 }
@@ -318,6 +334,7 @@ pub struct SqliteRegistryBuilder {
     heartbeat_interval: Duration,
     set_aside_damaged: bool,
     deployment: Option<String>,
+    hook: Option<Arc<TransactionHook>>,
 }
 
 impl SqliteRegistryBuilder {
@@ -383,21 +400,31 @@ impl SqliteRegistryBuilder {
         self
     }
 
+    /// A hook that writes in the transactions of the registry, with a name for logs and reports. By default there is none.
+    ///
+    /// All processes that use the file should set it: an end is delivered by any of them. A second call replaces the hook.
+    ///
+    /// See [`SqliteTransactionHook`] for an example.
+    pub fn transaction_hook(mut self, name: impl Into<String>, hook: impl SqliteTransactionHook) -> Self {
+        self.hook = Some(Arc::new(TransactionHook { name: name.into(), hook: Box::new(hook) }));
+        self
+    }
+
     /// Opens the file, or creates it.
     ///
     /// # Errors
     ///
     /// As [`SqliteRegistry::open`].
     pub fn open(self) -> Result<SqliteRegistry, RegistryError> {
-        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged, deployment } = self;
+        let Self { path, busy_timeout, heartbeat_interval, set_aside_damaged, deployment, hook } = self;
         let path = open::resolve(&path)?;
-        let settings = Settings { path: path.clone(), busy_timeout, set_aside_damaged, deployment };
+        let settings = Settings { path: path.clone(), busy_timeout, set_aside_damaged, deployment, hook: hook.clone() };
         let holder = Holder::open(settings, OPEN_TIMEOUT)?;
         let (jobs, queue) = mpsc::channel();
         std::thread::Builder::new()
             .name("session-registry".to_owned())
             .spawn(move || Worker::new(holder, queue).run())
             .map_err(RegistryError::unavailable)?;
-        Ok(SqliteRegistry { jobs, path, heartbeat_interval })
+        Ok(SqliteRegistry { jobs, path, heartbeat_interval, hook })
     }
 }

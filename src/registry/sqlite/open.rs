@@ -4,15 +4,17 @@ use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use super::{
     error::Failure,
     lease::{DirectoryLock, Leases},
     schema,
+    transaction::TransactionHook,
 };
 
 /// The time limit of the check at the start. Only a part of a larger file is checked.
@@ -34,6 +36,7 @@ pub(super) struct Settings {
     pub(super) busy_timeout: Duration,
     pub(super) set_aside_damaged: bool,
     pub(super) deployment: Option<String>,
+    pub(super) hook: Option<Arc<TransactionHook>>,
 }
 
 /// Identifies a file, also after it was renamed.
@@ -139,7 +142,7 @@ fn connect(path: &Path, timeout: Duration) -> Result<Connection, Failure> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let connection = Connection::open_with_flags(path, flags).map_err(at_start)?;
     connection.busy_timeout(timeout).map_err(at_start)?;
-    if connection.is_readonly("main").map_err(at_start)? {
+    if connection.is_readonly(MAIN_DB).map_err(at_start)? {
         return Err(Failure::Unavailable(format!("{} is read-only", path.display())));
     }
     Ok(connection)
@@ -228,16 +231,21 @@ fn create_tables(connection: &mut Connection, settings: &Settings) -> rusqlite::
 fn check(connection: &mut Connection, settings: &Settings) -> Result<(), Failure> {
     let path = &settings.path;
     let at_start = |error: rusqlite::Error| Failure::at_start(path, &error);
-    let connection = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(at_start)?;
-    let there = names(&connection).map_err(|error| damage(path, &error))?;
+    // Set before the transaction, which borrows the connection; the time starts with the check.
+    let started = Arc::new(OnceLock::<Instant>::new());
+    let watched = Arc::clone(&started);
+    let is_over = move || watched.get().is_some_and(|started| started.elapsed() > CHECK_TIMEOUT);
+    connection.progress_handler(CHECK_STEPS, Some(is_over)).outcome().map_err(at_start)?;
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Deferred).map_err(at_start)?;
+    let there = names(&tx).map_err(|error| damage(path, &error))?;
     if let Some(missing) = schema::OBJECTS.iter().find(|object| !there.iter().any(|name| name == *object)) {
         return Err(Failure::damaged(path, format!("`{missing}` is missing")));
     }
-    check_deployment(&connection, settings)?;
-    let started = Instant::now();
-    connection.progress_handler(CHECK_STEPS, Some(move || started.elapsed() > CHECK_TIMEOUT)).map_err(at_start)?;
-    let result = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
-    connection.progress_handler(0, None::<fn() -> bool>).map_err(at_start)?;
+    check_deployment(&tx, settings)?;
+    started.get_or_init(Instant::now);
+    let result = tx.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
+    drop(tx);
+    connection.progress_handler(0, None::<fn() -> bool>).outcome().map_err(at_start)?;
     match result {
         Ok(ok) if ok == "ok" => Ok(()),
         Ok(damage) => Err(Failure::damaged(path, damage)),
@@ -250,6 +258,23 @@ fn check(connection: &mut Connection, settings: &Settings) -> Result<(), Failure
             Ok(())
         }
         Err(error) => Err(damage(path, &error)),
+    }
+}
+
+/// What `progress_handler` returns: nothing in some of the versions of rusqlite that this crate accepts.
+trait Outcome {
+    fn outcome(self) -> rusqlite::Result<()>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> rusqlite::Result<()> {
+        Ok(())
+    }
+}
+
+impl Outcome for rusqlite::Result<()> {
+    fn outcome(self) -> Self {
+        self
     }
 }
 

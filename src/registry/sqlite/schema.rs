@@ -4,7 +4,7 @@
 pub(super) const APPLICATION_ID: i32 = 0x7453_6573;
 
 /// The schema version that this crate reads and writes.
-pub(super) const VERSION: i32 = 3;
+pub(super) const VERSION: i32 = 4;
 
 /// The tables, indexes and views that every file must have.
 pub(super) const OBJECTS: [&str; 13] = [
@@ -54,6 +54,8 @@ CREATE TABLE sessions (
     -- The holder that delivers the end; if that one is adopted, its adopter. NULL: any holder may claim it.
     claimer INTEGER,
     attempts INTEGER NOT NULL DEFAULT 0,
+    -- 1 once the transaction hook has run for the end.
+    committed INTEGER NOT NULL DEFAULT 0,
     -- 1 for a dead letter. It has no claimer.
     dead INTEGER NOT NULL DEFAULT 0,
     error TEXT

@@ -25,7 +25,7 @@ impl Dir {
 
     pub(super) fn holder(&self) -> Holder {
         let (path, busy_timeout) = (self.0.join("sessions.db"), Duration::from_secs(60));
-        let settings = Settings { path, busy_timeout, set_aside_damaged: false, deployment: None };
+        let settings = Settings { path, busy_timeout, set_aside_damaged: false, deployment: None, hook: None };
         Holder::open(settings, busy_timeout).unwrap()
     }
 }

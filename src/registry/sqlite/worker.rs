@@ -193,7 +193,7 @@ impl Worker {
                 replies.push(reply);
             }
         }
-        match self.checked(|worker| worker.holder.apply(&calls)) {
+        match self.checked(|worker| worker.holder.apply(&calls, |n| !replies[n].is_closed())) {
             Ok(answers) => {
                 for (reply, applied) in replies.into_iter().zip(answers) {
                     self.answer(reply, Ok(applied));
@@ -225,8 +225,8 @@ mod tests {
     fn shared(dir: &Dir) -> Holder {
         let (mut living, mut dead) = (dir.holder(), dir.holder());
         for from in (0..6000).step_by(1000) {
-            dead.apply(&[holds(from..from + 1000)]).unwrap();
-            living.apply(&[holds(from..from + 1000)]).unwrap();
+            dead.apply(&[holds(from..from + 1000)], |_| true).unwrap();
+            living.apply(&[holds(from..from + 1000)], |_| true).unwrap();
         }
         living
     }

@@ -10,6 +10,7 @@ pub(crate) use self::remote::RecordState;
 use self::remote::RegistryView;
 use super::{
     clock::{Clock, Nanos, Tick},
+    order::Outcome,
     tombstones::ClaimNumber,
 };
 use crate::{
@@ -524,6 +525,26 @@ pub(crate) struct Redelivery {
     pub(crate) attempts: u32,
     /// The hooks that failed.
     pub(crate) hooks: Vec<usize>,
+}
+
+/// The hooks of an end that have failed.
+#[derive(Debug)]
+pub(crate) struct FailedDelivery {
+    /// Their numbers: hooks for one end, then batch hooks. The transaction hook has none.
+    pub(crate) hooks: Vec<usize>,
+    /// The transaction hook has failed.
+    pub(crate) is_uncommitted: bool,
+    /// The last error.
+    pub(crate) error: String,
+}
+
+/// An end whose hooks have been called, but for the transaction hook.
+#[derive(Debug)]
+pub(crate) struct CalledEnd {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) end: PendingEnd,
+    pub(crate) outcome: Outcome,
+    pub(crate) failure: Option<FailedDelivery>,
 }
 
 /// The reach of an end where several replicas hold the session.

@@ -149,6 +149,11 @@ impl Generation {
         self.change_record(|bits| Some(bits & !STATE | RecordState::Unsent as u8 | NOT_FOUND));
     }
 
+    /// Its record may be created from now on, if there is still none to join.
+    pub(crate) fn stop_finding(&self) {
+        self.change_record_bits(|bits| Some(bits | NOT_FOUND));
+    }
+
     /// It is asked for a record to join again, after an outage.
     pub(in crate::tracker) fn find_again(&self) {
         self.change_record_bits(|bits| Some(bits & !NOT_FOUND));

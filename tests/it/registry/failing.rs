@@ -2,7 +2,7 @@
 
 use std::{
     future::{pending, ready},
-    sync::atomic::Ordering,
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -137,6 +137,58 @@ async fn a_registry_that_panics_everywhere_keeps_no_end_from_being_delivered() {
     let report = sessions.finish(async {}).await.report;
     assert_sum(&report.sessions);
     assert_eq!(recorder.ended(), ["a reset", "b shutdown"]);
+}
+
+/// It answers no change, and writes down the deadline of each call, and when the call was dropped.
+struct Silent {
+    holder: Holder,
+    calls: Arc<Mutex<Vec<[std::time::Instant; 2]>>>,
+}
+
+impl Registry for Silent {
+    async fn apply(&self, _: Vec<Change>) -> Result<Vec<Applied>, RegistryError> {
+        panic!("called without a deadline")
+    }
+
+    async fn apply_before(&self, _: Vec<Change>, deadline: std::time::Instant) -> Result<Vec<Applied>, RegistryError> {
+        struct OnDrop<F: FnMut()>(F);
+        impl<F: FnMut()> Drop for OnDrop<F> {
+            fn drop(&mut self) {
+                self.0();
+            }
+        }
+        let _on_drop = OnDrop(|| self.calls.lock().unwrap().push([deadline, std::time::Instant::now()]));
+        pending().await
+    }
+
+    async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {
+        self.holder.heartbeat().await
+    }
+
+    async fn claim_orphans(&self, max: usize) -> Result<Vec<Orphan>, RegistryError> {
+        self.holder.claim_orphans(max).await
+    }
+
+    async fn release_lease(&self) -> Result<(), RegistryError> {
+        self.holder.release_lease().await
+    }
+}
+
+#[tokio::test]
+async fn g15_a_call_is_not_given_up_before_its_deadline() {
+    let (recorder, calls) = (Recorder::default(), Arc::default());
+    let registry = Silent { holder: Store::default().holder(), calls: Arc::clone(&calls) };
+    let sessions = recorder.builder().registry(registry).drain_timeout(SECOND).build().unwrap();
+    sessions.note("a");
+    let begun = std::time::Instant::now();
+    let report = sessions.drain(EndReason::Shutdown).await;
+    assert_sum(&report);
+    let calls = calls.lock().unwrap();
+    assert!(calls.len() > 1, "{calls:?}");
+    for [deadline, dropped] in &calls[..] {
+        assert!(deadline <= dropped, "{:?} too early", *deadline - *dropped);
+        assert!(*deadline > begun);
+    }
 }
 
 #[tokio::test(start_paused = true)]

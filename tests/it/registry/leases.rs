@@ -105,6 +105,37 @@ async fn g16_an_end_that_came_due_while_the_lease_was_in_doubt_is_delivered_once
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_ends_that_wait_for_a_certain_lease_hold_up_no_start() {
+    let store = Store::default();
+    let holder = store.holder();
+    let dead = ActiveSessions::builder().registry(holder.clone()).on_session_end(|_: SessionEnd| pending::<()>());
+    let dead = dead.build().unwrap();
+    for _ in 0..4 {
+        assert!(dead.note("a").recorded().await);
+        dead.end("a", EndReason::Deleted);
+        sleep(SECOND / 100).await;
+    }
+    assert_eq!(store.owed().len(), 4);
+    holder.kill();
+    holder.set(Fault::Hangs);
+
+    // Four ends of one id take four calls, and these are longer than a heartbeat interval.
+    let replica = Replica::new(&store);
+    replica.holder.doubt(true);
+    replica.holder.set(Fault::Slow);
+    let driver = replica.drive();
+    sleep(5 * SECOND).await;
+    let recorded = timeout(10 * SECOND, replica.note("a")).await;
+    assert_eq!(recorded, Ok(true), "the start is recorded");
+    assert!(replica.recorder.ends().is_empty(), "the lease may be over");
+    replica.holder.doubt(false);
+    sleep(10 * SECOND).await;
+    assert_eq!(replica.recorder.ended(), ["a deleted"; 4]);
+    assert_eq!(replica.recorder.starts().len(), 1);
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn g16_a_holder_that_dies_over_an_end_for_all_has_it_delivered_once_by_one_that_goes_on() {
     let store = Store::default();
     let goes_on = Replica::new(&store);
@@ -230,6 +261,33 @@ async fn g01_a_claim_that_is_made_again_does_not_take_the_next_generation_for_a_
     assert_eq!(replica.recorder.ended(), ["a deleted", "a shutdown"]);
     assert_eq!(replica.recorder.order("a"), "+-+-");
     assert!(store.events().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn g16_a_session_that_has_joined_the_record_that_its_process_ends_goes_on_as_a_new_generation() {
+    let store = Store::default();
+    let (other, replica) = (Replica::new(&store), Replica::new(&store));
+    other.note("a").await;
+    replica.note("a").await;
+    replica.holder.doubt(true);
+    replica.sessions.end("a", EndReason::Deleted);
+    sleep(SECOND / 100).await;
+    // The end waits for a certain lease. The store forgets it, and the other replica records the session again.
+    store.flush();
+    other.note("b").await;
+    sleep(SECOND / 100).await;
+    replica.sessions.note("a");
+    sleep(SECOND / 100).await;
+    replica.holder.doubt(false);
+    let driver = replica.drive();
+    sleep(5 * SECOND).await;
+    assert!(replica.sessions.contains("a"));
+    assert_eq!(store.active(), ["a", "b"], "the session has a record");
+    assert_eq!(replica.recorder.order("a"), "-+");
+    driver.abort();
+    assert!(replica.sessions.drain(EndReason::Shutdown).await.is_clean());
+    assert_eq!(replica.recorder.order("a"), "-+-");
+    replica.recorder.assert_no_generation_ended_twice();
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,3 +10,4 @@ mod records;
 mod redelivery;
 mod replicas;
 mod support;
+mod transactions;

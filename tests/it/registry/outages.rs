@@ -3,7 +3,7 @@
 use std::{future::pending, sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
-use tower_session_end::{EndReason, Session, registry::Durability};
+use tower_session_end::{EndReason, Session, SessionEnd, registry::Durability};
 
 use super::support::{birth, ended, request};
 use crate::support::recorder::assert_sum;
@@ -178,22 +178,22 @@ async fn g17_an_id_that_a_request_brought_waits_for_the_registry_and_joins_the_s
 
 #[tokio::test(start_paused = true)]
 async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation() {
-    // The outage of the first replica ends; the second one never had one.
+    // The second replica is back before the first one has called again.
     for delay in [1, 250, 700].map(Duration::from_millis) {
         let store = Store::default();
         let (one, two) = (Replica::new(&store), Replica::new(&store));
-        one.holder.set(Fault::Down);
+        [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::Down));
         birth(&one.sessions, "before").await;
-        let driver = one.drive();
+        let drivers = [one.drive(), two.drive()];
         tokio::time::sleep(Duration::from_secs(30)).await;
         birth(&one.sessions, "x").await;
         tokio::time::sleep(delay).await;
         assert_eq!(one.recorder.order("x"), "+", "it starts without the registry");
-        one.holder.set(Fault::None);
+        [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::None));
         request(&two.sessions, "x").await;
         assert!(two.sessions.contains("x"));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        driver.abort();
+        drivers.iter().for_each(tokio::task::JoinHandle::abort);
         assert_eq!(store.owners().len(), 2, "one record for each id");
         assert!(two.recorder.starts().is_empty());
         assert_eq!(one.sessions.drain(EndReason::Restart).await.held_elsewhere, 1);
@@ -204,16 +204,36 @@ async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation
     }
 }
 
+/// A replica whose registry was down a moment ago.
+async fn after_an_outage(store: &Store) -> Replica {
+    let replica = Replica::new(store);
+    replica.holder.set(Fault::Down);
+    birth(&replica.sessions, "made").await;
+    replica.holder.set(Fault::None);
+    let driver = replica.drive();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    driver.abort();
+    assert!(!replica.sessions.is_degraded());
+    replica
+}
+
 #[tokio::test(start_paused = true)]
-async fn g17_an_id_that_a_request_brought_and_that_is_not_on_record_starts_within_two_seconds() {
+async fn g17_an_id_that_a_request_brought_is_recorded_at_once_and_after_an_outage_within_two_seconds() {
     let store = Store::default();
     let replica = Replica::new(&store);
+    request(&replica.sessions, "usual").await;
+    assert_eq!(store.active(), ["usual"], "the response waits for its record");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(replica.recorder.order("usual"), "+");
+
+    let store = Store::default();
+    let replica = after_an_outage(&store).await;
     let begun = Instant::now();
     request(&replica.sessions, "x").await;
     assert_eq!(begun.elapsed(), Duration::ZERO, "the response does not wait for it");
-    assert!(store.active().is_empty());
+    assert_eq!(store.active(), ["made"]);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!((replica.recorder.order("x"), store.active()), ("+".to_owned(), vec!["x".to_owned()]));
+    assert_eq!((replica.recorder.order("x"), store.active().len()), ("+".to_owned(), 2));
 
     // One that ends before is recorded at once.
     request(&replica.sessions, "y").await;
@@ -222,10 +242,44 @@ async fn g17_an_id_that_a_request_brought_and_that_is_not_on_record_starts_withi
     assert_eq!(replica.recorder.order("y"), "+-");
     // So is one that a drain ends.
     request(&replica.sessions, "z").await;
-    assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 2);
+    assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 3);
     assert_eq!(replica.recorder.order("z"), "+-");
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(store.events().is_empty() && store.active().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_no_head_waits_for_an_id_that_a_request_brought_and_that_is_not_on_record() {
+    let store = Store::default();
+    let replica = after_an_outage(&store).await;
+    request(&replica.sessions, "x").await;
+    assert_eq!(birth(&replica.sessions, "x").await, Duration::ZERO);
+    assert!(!replica.sessions.is_degraded(), "the registry is not slow");
+}
+
+#[tokio::test(start_paused = true)]
+async fn g15_what_has_ended_before_it_is_asked_for_again_is_not_recorded_again() {
+    let store = Store::default();
+    let replica = Replica::with(&store, |builder| {
+        builder.on_session_end(|_: SessionEnd| tokio::time::sleep(Duration::from_millis(500)))
+    });
+    // An outage of a moment.
+    replica.holder.set(Fault::Down);
+    birth(&replica.sessions, "z").await;
+    replica.holder.set(Fault::None);
+    replica.sessions.forget("z");
+    let driver = replica.drive();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    driver.abort();
+    request(&replica.sessions, "x").await;
+    replica.sessions.end("x", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Its end hook is running. Whether its record exists is unknown from now on.
+    store.flush();
+    replica.note("y").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(replica.recorder.order("x"), "+-");
+    assert_eq!((store.active(), store.owed()), (vec!["y".to_owned()], Vec::new()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use tower_session_end::{ActiveSessions, EndReason, GenerationId, SessionEnd};
 
 use crate::support::{
     replica::Replica,
-    store::{Holder, Store},
+    store::{Fault, Holder, Store},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -189,6 +189,28 @@ async fn g15_an_end_whose_hook_ends_the_process_five_times_is_a_dead_letter() {
         holder.kill();
     }
     assert_eq!(store.dead_letters()[0].attempts, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn g15_a_recovered_end_whose_lease_is_lost_while_its_call_is_counted_is_left_to_others() {
+    let store = Store::default();
+    Replica::dead(&store, ["a".to_owned()]).await;
+    let replica = Replica::new(&store);
+    replica.holder.set(Fault::Slow);
+    let driver = replica.drive();
+    // The first change is the count of the calls.
+    let is_counting = async {
+        while replica.holder.calls.load(Ordering::SeqCst) == 0 {
+            sleep(SECOND / 1000).await;
+        }
+    };
+    tokio::time::timeout(10 * SECOND, is_counting).await.expect("the ends are recovered");
+    replica.holder.kill();
+    let survivor = Replica::new(&store);
+    assert_eq!(survivor.sessions.recover().await.ended, 2);
+    sleep(10 * SECOND).await;
+    assert_eq!((replica.ends().len(), survivor.ends().len()), (0, 2));
+    driver.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ mod conformance;
 mod connections;
 mod cost;
 mod dead_letters;
+mod deadlines;
 mod evictions;
 mod failovers;
 mod leases;

@@ -61,6 +61,24 @@ async fn calls_that_wait_together_share_a_commit() {
 }
 
 #[tokio::test]
+async fn g15_a_call_that_was_given_up_while_the_file_was_locked_is_not_carried_out() {
+    let dir = Dir::new();
+    let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();
+    registry.apply(holds(&records("a", 1))).await.unwrap();
+    let mut operator = dir.look();
+    for behavior in [TransactionBehavior::Immediate, TransactionBehavior::Exclusive] {
+        let lock = operator.transaction_with_behavior(behavior).unwrap();
+        let given_up = registry.apply(holds(&records("late", 3)));
+        assert!(tokio::time::timeout(Duration::from_millis(100), given_up).await.is_err());
+        drop(lock);
+        // Behind it.
+        registry.heartbeat().await.unwrap();
+        let sessions: i32 = operator.query_row("SELECT count(*) FROM sessions", (), |row| row.get(0)).unwrap();
+        assert_eq!(sessions, 1);
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_was_given_up_stands_in_nobodys_way() {
     let dir = Dir::new();
     let registry = SqliteRegistry::builder(dir.file()).busy_timeout(Duration::from_secs(60)).open().unwrap();

@@ -3,6 +3,7 @@
 mod conformance;
 mod contention;
 mod corruption;
+mod counters;
 mod crashes;
 mod dead_letters;
 mod deployment;
@@ -15,3 +16,4 @@ mod panics;
 mod process;
 mod recovery;
 mod support;
+mod transaction;

@@ -38,6 +38,8 @@ pub(crate) async fn play(role: &str, file: &Path) {
             // Whoever has killed this process ends the child.
             child.wait().unwrap();
         }
+        "chats" => super::counters::serve(file, false).await,
+        "the last of the chats" => super::counters::serve(file, true).await,
         "churn" => churn(&open(file)).await,
         "recover" => recover(&open(file)).await,
         "share" => share(&open(file)).await,

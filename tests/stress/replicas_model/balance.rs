@@ -10,6 +10,15 @@ use super::{
 };
 
 impl World {
+    /// How many ends each generation has had.
+    pub(crate) fn ends(&self) -> BTreeMap<GenerationId, usize> {
+        let mut ends = BTreeMap::new();
+        for told in self.log.lock().unwrap().iter().filter(|told| told.end.is_some()) {
+            *ends.entry(told.event).or_default() += 1;
+        }
+        ends
+    }
+
     pub(crate) fn check(&self, steps: &[(usize, Step)]) {
         let log = self.log.lock().unwrap();
         let history = self.store.history();
@@ -33,7 +42,7 @@ impl World {
                 || (history.wiped.contains(event) && (!told.contains_key(event) || is_forgotten(event)));
             let (starts, ends) = told.get(event).cloned().unwrap_or_default();
             assert!(!ends.is_empty() || is_excused, "no end for {}", about(event));
-            let is_split = self.split.contains(event);
+            let is_split = self.split.contains(event) || history.unsettled.contains(event);
             let unexcused = ends.iter().filter(|life| !self.repeating.contains(life)).count();
             assert!(unexcused <= 1 || is_split, "{} ends for {}", ends.len(), about(event));
             for life in &ends {
@@ -59,6 +68,10 @@ impl World {
                 assert!(has_end, "a client saw {id}, and it has no end: {log:#?}");
             }
         }
+        // Who has missed answers may not know what it has claimed.
+        let hasty = self.hasty.lock().unwrap();
+        let hasty: Vec<_> = hasty.iter().filter(|(life, _)| !self.unheard.contains(life)).collect();
+        assert!(hasty.is_empty(), "delivered while the lease was uncertain: {hasty:?}");
         // In one life, no end comes before its start.
         for (at, end) in log.iter().enumerate().filter(|(_, told)| told.end.is_some()) {
             let late = log[at..].iter().any(|told| (told.life, told.event, told.end) == (end.life, end.event, None));

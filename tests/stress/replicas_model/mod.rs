@@ -1,13 +1,15 @@
 //! Random sequences of everything that can happen to sessions of two replicas on one registry, crashes, lost leases and
 //! faults of the registry included.
 //!
-//! A few dozen cases here; `PROPTEST_CASES=10000 cargo test --test stress replicas_model` for more.
+//! A few dozen cases here; the end of `LAWS.md` says how to run many.
 //!
 //! There is no prediction of each step, but a balance at the end: every generation that was ever on record, or that a start
 //! hook was called for, has an end in one of the lives; a second one only where a fault excuses it; nothing is left in the
 //! registry; every report adds up, and no stop takes longer than it may. `LAWS.md` says what each fault excuses.
 
 mod balance;
+mod emptied;
+mod failed;
 mod steps;
 mod world;
 
@@ -16,19 +18,20 @@ use proptest::prelude::*;
 use steps::{IDS, REPLICAS, Step, conflicts, peace, trouble};
 use world::World;
 
-async fn run(steps: Vec<(usize, Step)>, max_sessions: usize) {
+async fn run(steps: Vec<(usize, Step)>, max_sessions: usize) -> World {
     let mut world = World::new(max_sessions);
     for (slot, step) in &steps {
         world.step(*slot, step.clone()).await;
     }
     world.settle().await;
     world.check(&steps);
+    world
 }
 
-fn run_paused(steps: Vec<(usize, Step)>, max_sessions: usize) {
+fn run_paused(steps: Vec<(usize, Step)>, max_sessions: usize) -> World {
     let _alone = crate::ONE_AT_A_TIME.blocking_lock();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(steps, max_sessions));
+    runtime.block_on(run(steps, max_sessions))
 }
 
 fn steps(step: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -162,102 +165,6 @@ fn sequences_that_once_failed_do_not() {
     for steps in sequences {
         // The hooks take other times each time.
         for _ in 0..5 {
-            run_paused(steps.clone(), 2);
-        }
-    }
-}
-
-/// Sequences that ended one generation twice or more, although nothing excused it.
-#[test]
-fn g15_g16_what_an_emptied_registry_does_to_two_replicas() {
-    use Step::{
-        Compact, Crash, Doubt, Drive, DropGuard, Durable, End, Flush, Forget, Guard, HalfADrain, Head, Note, Restart,
-        Wait,
-    };
-    let sequences = [
-        vec![
-            (1, Durable(0)),
-            (0, Head(0)),
-            (1, End(0)),
-            (1, Restart),
-            (0, Flush),
-            (0, Compact(1, 1)),
-            (0, Wait(1)),
-            (0, Crash),
-        ],
-        vec![
-            (1, Durable(1)),
-            (0, Head(1)),
-            (0, Flush),
-            (1, End(1)),
-            (1, Durable(1)),
-            (1, Crash),
-            (1, Restart),
-            (0, Note(0)),
-            (1, Head(1)),
-        ],
-        vec![
-            (0, Note(0)),
-            (1, Head(0)),
-            (0, Crash),
-            (0, Doubt(true)),
-            (0, Note(0)),
-            (0, Wait(1)),
-            (1, Drive(true)),
-            (0, Flush),
-            (0, HalfADrain(1)),
-            (1, Crash),
-            (1, Note(0)),
-        ],
-        vec![
-            (0, Doubt(true)),
-            (0, Wait(106)),
-            (0, Note(1)),
-            (0, Crash),
-            (1, Note(0)),
-            (1, End(1)),
-            (1, Crash),
-            (1, Wait(75)),
-            (0, Wait(170)),
-            (1, End(2)),
-            (1, Note(1)),
-            (1, Note(0)),
-            (0, Compact(0, 1)),
-            (0, Wait(130)),
-            (0, Step::Fault(Fault::None)),
-            (0, Flush),
-            (1, Durable(2)),
-            (1, Crash),
-            (0, Note(0)),
-            (1, Wait(274)),
-            (1, Head(2)),
-            (1, Restart),
-            (0, Step::Fault(Fault::Deaf)),
-            (1, Drive(true)),
-            (0, End(2)),
-            (1, Wait(167)),
-            (0, Durable(0)),
-            (0, Wait(201)),
-            (0, Forget(2)),
-            (0, Note(2)),
-            (0, Compact(2, 0)),
-            (0, Wait(122)),
-            (1, Head(1)),
-            (1, End(2)),
-            (1, Durable(0)),
-            (1, HalfADrain(233)),
-            (1, Note(0)),
-            (1, Wait(7426)),
-            (1, End(2)),
-            (1, DropGuard(14_211_236_143_029_106_331)),
-            (0, End(2)),
-            (0, Crash),
-            (0, Note(0)),
-            (1, Guard(0)),
-        ],
-    ];
-    for steps in sequences {
-        for _ in 0..20 {
             run_paused(steps.clone(), 2);
         }
     }

@@ -20,6 +20,8 @@ pub(crate) enum Step {
     Durable(u8),
     /// A response head that carries the id.
     Head(u8),
+    /// A request that carries the id, and the head of its response.
+    Request(u8),
     End(u8),
     Forget(u8),
     Compact(u8, u8),
@@ -67,6 +69,7 @@ pub(crate) fn peace() -> impl Strategy<Value = Step> {
         6 => id().prop_map(Step::Note),
         3 => id().prop_map(Step::Durable),
         3 => id().prop_map(Step::Head),
+        2 => id().prop_map(Step::Request),
         4 => id().prop_map(Step::End),
         1 => id().prop_map(Step::Forget),
         3 => (id(), id()).prop_map(|(old, new)| Step::Compact(old, new)),

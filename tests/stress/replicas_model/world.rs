@@ -70,6 +70,8 @@ pub(crate) struct World {
     /// Ids that a head of a new session carried to a client, and how long the log was before.
     pub(crate) seen: Vec<(String, usize)>,
     pub(crate) number: usize,
+    /// Ends that were delivered while the lease was uncertain, and their lives.
+    pub(crate) hasty: Arc<Mutex<Vec<(usize, GenerationId)>>>,
     /// Ids that a life has forgotten at some time.
     pub(crate) forgotten: BTreeSet<(usize, String)>,
 }
@@ -91,6 +93,7 @@ impl World {
             emptied: Vec::new(),
             seen: Vec::new(),
             number: 0,
+            hasty: Arc::default(),
             forgotten: BTreeSet::new(),
         };
         world.lives = (0..REPLICAS).map(|_| world.life()).collect();
@@ -116,6 +119,7 @@ impl World {
             }
         };
         let tell_start = tell.clone();
+        let (hasty, watched) = (Arc::clone(&self.hasty), holder.clone());
         let sessions = ActiveSessions::builder()
             .registry(holder.clone())
             .drain_timeout(DRAIN)
@@ -125,7 +129,12 @@ impl World {
             .on_session_start(move |start: SessionStart| {
                 tell_start(start.session.id.to_string(), start.generation, None)
             })
-            .on_session_end(move |end: SessionEnd| tell(end.session.id.to_string(), end.generation, Some(end.reason)))
+            .on_session_end(move |end: SessionEnd| {
+                if watched.doubts_claim(end.generation) {
+                    hasty.lock().unwrap().push((number, end.generation));
+                }
+                tell(end.session.id.to_string(), end.generation, Some(end.reason))
+            })
             .build()
             .unwrap();
         Life { number, sessions, holder, is_dead, driver: None, guards: Vec::new(), fault: Fault::None }
@@ -151,7 +160,8 @@ impl World {
                 let noted = life.sessions.note(name(id)).recorded();
                 tokio::time::timeout(Duration::from_secs(30), noted).await.expect("an answer about the record");
             }
-            Step::Head(id) => self.head(slot, id).await,
+            Step::Head(id) => self.head(slot, id, false).await,
+            Step::Request(id) => self.head(slot, id, true).await,
             Step::End(id) => drop(life.sessions.end(name(id), EndReason::Deleted)),
             Step::Forget(id) => {
                 life.sessions.forget(name(id));
@@ -203,12 +213,13 @@ impl World {
             self.emptied.push((generation, lives.difference(&self.unheard).copied().collect()));
         }
         self.split.extend(notices);
-        // One that has lost its lease and does not know it, so that it records again what others have recovered.
-        let unaware = |id: &String| {
-            self.lives.iter().any(|life| self.fenced.contains(&life.number) && life.sessions.contains(id))
-        };
-        let recorded = self.store.history().recorded;
-        self.split.extend(recorded.iter().filter(|(_, id)| unaware(id)).map(|(generation, _)| *generation));
+        // One that has lost its lease, or released the session, and has not heard of it: it records again what others have ended.
+        let history = self.store.history();
+        for holder in self.lives.iter().map(|life| &life.holder) {
+            self.split.extend(history.left.get(&holder.number()).into_iter().flatten());
+            let numbers = holder.former_numbers().into_iter().chain([holder.number()]);
+            self.split.extend(numbers.filter_map(|number| history.unanswered.get(&number)).flatten());
+        }
         let living: Vec<_> = self.lives.iter().map(|life| life.number).collect();
         self.troubled.extend(&living);
         self.unrecording.extend(living);
@@ -226,7 +237,8 @@ impl World {
         self.lost.extend(self.emptied.iter().filter(is_lost).map(|(generation, _)| *generation));
     }
 
-    async fn head(&mut self, slot: usize, id: u8) {
+    /// `is_carried`: the request carries the id too.
+    async fn head(&mut self, slot: usize, id: u8, is_carried: bool) {
         let life = &self.lives[slot];
         let (is_news, before) = (!life.sessions.contains(name(id)), self.log.lock().unwrap().len());
         let host = service_fn(move |_: Request<()>| {
@@ -234,10 +246,12 @@ impl World {
             ready(Ok::<_, Infallible>(response.unwrap()))
         });
         let begun = Instant::now();
-        let response = life.sessions.layer().layer(host).oneshot(Request::post("/").body(()).unwrap()).await.unwrap();
+        let request = Request::post("/");
+        let request = if is_carried { request.header("x-session-id", name(id)) } else { request };
+        let response = life.sessions.layer().layer(host).oneshot(request.body(()).unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
         assert!(begun.elapsed() <= Duration::from_millis(250), "{:?}", begun.elapsed());
-        if is_news && life.fault == Fault::None && life.sessions.contains(name(id)) {
+        if is_news && !is_carried && life.fault == Fault::None && life.sessions.contains(name(id)) {
             self.seen.push((name(id), before));
         }
     }
@@ -314,6 +328,9 @@ impl World {
                 life.driver = Some(tokio::spawn(life.sessions.shutdown_on(pending::<()>())));
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 assert!(!life.sessions.is_degraded());
+                for session in life.sessions.snapshot() {
+                    assert!(life.holder.holds(session.id.as_str()), "no record of {}", session.id.as_str());
+                }
             }
             self.stop(life).await;
         }

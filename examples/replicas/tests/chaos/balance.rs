@@ -135,6 +135,10 @@ impl Balance {
                 self.add("ended again, excused: SIGKILL between hook and record");
             } else if self.has_lost_its_record(first, What::Paused) {
                 self.add("ended again, excused: paused for longer than its lease, between hook and record");
+            } else if self.is_paused_before_the_answer(first, second) {
+                self.add("ended again, excused: paused for longer than its lease, before the answer about its record");
+            } else if self.is_unconfirmed_at_a_stop(first) {
+                self.add("ended again, excused: stopped in an outage that began between hook and record");
             } else {
                 let text =
                     format!("{name}: {} by {}, {} by {}", first.reason, first.writer, second.reason, second.writer);
@@ -166,9 +170,18 @@ impl Balance {
                 let text =
                     format!("{second} started {} ms before the end of {first}", (end.ended_at - start.at) / 1000);
                 let first_start = &before.starts[0].1;
-                if self.is_made_in_an_outage(first_start, start) || self.is_made_in_an_outage(start, first_start) {
+                let is_excused = |one| self.is_ended_before_its_record(one, first_start, start);
+                if is_excused(before) || is_excused(after) {
                     self.add(
-                        "two generations at a time, excused: made in an outage, used elsewhere before it was recorded",
+                        "two generations at a time, excused: ended in an outage, before the other one was recorded",
+                    );
+                    continue;
+                }
+                if self.is_paused_before_its_record(first_start, start)
+                    || self.is_paused_before_its_record(start, first_start)
+                {
+                    self.add(
+                        "two generations at a time, excused: made in an outage, and paused before it was recorded",
                     );
                     continue;
                 }
@@ -224,16 +237,37 @@ impl Balance {
         until
     }
 
-    /// Whether the host made this id in an outage, and another process started it too before the record was written.
-    fn is_made_in_an_outage(&self, one: &Entry, other: &Entry) -> bool {
-        let is_it = |request: &&Request| request.made.as_ref() == Some(&one.id) && request.process == one.writer;
-        one.writer != other.writer
-            && self
-                .requests
-                .iter()
-                .find(is_it)
-                .and_then(|made| self.outage(&made.process, made.from))
-                .is_some_and(|until| other.at < until.saturating_add(SLACK))
+    /// Whether this one of two generations ended in an outage, before its own record was written: its process did not know the
+    /// other one, whose process had not recorded it yet. `one` and `other` are events of the two processes.
+    fn is_ended_before_its_record(&self, generation: &Generation, one: &Entry, other: &Entry) -> bool {
+        let (Some((_, start)), Some((_, end))) = (generation.starts.first(), generation.ends.first()) else {
+            return false;
+        };
+        end.ended_at <= start.at + CLOCKS
+            && [one, other].into_iter().any(|entry| self.outage(&entry.writer, end.started_at).is_some())
+    }
+
+    /// Whether this start happened in an outage, and its process stood still before it could record it. Another process asks
+    /// for the record of an id twice, and then starts a generation of its own.
+    fn is_paused_before_its_record(&self, start: &Entry, other: &Entry) -> bool {
+        let Some(over) = self.outage(&start.writer, start.at) else { return false };
+        let is_pause = |deed: &&Deed| deed.what == What::Paused && deed.process == start.writer;
+        let is_before = |deed: &Deed| deed.from < over.saturating_add(SLACK).min(other.at) && deed.until > start.at;
+        start.writer != other.writer && self.deeds.iter().filter(is_pause).any(is_before)
+    }
+
+    /// Whether the process of the second end had recorded the session when an outage was over, and was paused for longer than
+    /// its lease before it knew. It does not know either that others have ended the session since.
+    fn is_paused_before_the_answer(&self, first: &Entry, second: &Entry) -> bool {
+        let is_pause = |deed: &&Deed| {
+            deed.what == What::Paused
+                && deed.process == second.writer
+                && deed.until - deed.from > crash::LEASE.as_micros() as u64
+                && deed.from > second.started_at
+        };
+        first.writer != second.writer
+            && self.outage(&second.writer, second.started_at).is_some()
+            && self.deeds.iter().filter(is_pause).any(|pause| pause.from < first.at && first.at < pause.until + SLACK)
     }
 
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
@@ -250,11 +284,32 @@ impl Balance {
         self.deeds.iter().filter(is_it).any(|deed| deed.until > end.at && deed.from < by)
     }
 
-    /// Whether the process noted this id while the registry did not answer: what it had sent is carried out later.
+    /// Whether the process was stopped in an outage, and did not learn whether this end or its start was written. A session that
+    /// started while the registry was blocked, and ended so, cannot have been written.
+    fn is_unconfirmed_at_a_stop(&self, end: &Entry) -> bool {
+        let Some(over) = self.outage(&end.writer, end.at) else { return false };
+        let is_stop = |deed: &&Deed| deed.what == What::Stopped && deed.process == end.writer;
+        let is_never_written = |deed: &Deed| deed.from + CLOCKS <= end.started_at && end.at <= deed.until;
+        let mut blocked = self.deeds.iter().filter(|deed| deed.what == What::Blocked);
+        self.deeds.iter().filter(is_stop).any(|stop| stop.from < over) && !blocked.any(is_never_written)
+    }
+
+    /// Whether the process noted this id while the registry did not answer, or was stopped then: it does not know whether the
+    /// record was written.
     fn was_waiting(&self, process: &str, id: &str) -> bool {
         let is_it =
             |request: &Request| request.process == process && (request.id == id || request.made.as_deref() == Some(id));
-        self.requests.iter().any(|request| is_it(request) && self.outage(process, request.until).is_some())
+        // A process asks again for the record of an id that it does not know; it may be stopped before.
+        let is_stopped_soon = |request: &Request| {
+            let is_it = |stop: &&Deed| {
+                stop.what == What::Stopped && stop.process == process && stop.from < request.until + 3 * SLACK
+            };
+            let mut stops = self.deeds.iter().filter(is_it);
+            stops.any(|stop| [stop.from, stop.until].into_iter().any(|at| self.outage(process, at).is_some()))
+        };
+        self.requests.iter().any(|request| {
+            is_it(request) && (self.outage(process, request.until).is_some() || is_stopped_soon(request))
+        })
     }
 
     /// The table.

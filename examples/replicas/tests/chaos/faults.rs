@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crash::{LEASE, now};
+use crash::LEASE;
 use replicas::REPLICAS;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     Random,
-    site::{Site, What},
+    site::{Deed, Site, What},
 };
 
 /// What can happen.
@@ -80,9 +80,10 @@ async fn attack_processes(site: &Site, faults: Vec<Fault>, mut random: Random, d
 async fn attack_store(site: &Site, random: Option<Random>, deadline: Instant) {
     let Some(mut random) = random else { return };
     while wait(random.millis(500, 4000), deadline).await {
-        let (way, length, from) = (random.below(3), random.millis(500, 4000), now());
-        let how = site.store.block(way, length).await.unwrap();
-        site.did(What::Blocked, "", from, format!("{how} for {length:?}"));
+        let (way, length) = (random.below(3), random.millis(500, 4000));
+        let (how, [from, until]) = site.store.block(way, length).await.unwrap();
+        let note = format!("{how} for {length:?}");
+        site.add(Deed { what: What::Blocked, process: String::new(), from, until, note });
     }
 }
 

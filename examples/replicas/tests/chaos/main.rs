@@ -72,13 +72,13 @@ async fn chaos(kind: Kind) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a stop in an outage may deliver an end twice, which the balance does not excuse yet: run it by hand"]
+#[ignore = "random faults on a busy machine; `.ci/long` runs it"]
 async fn g15_g16_g17_redis_each_generation_ends_once_whatever_happens_to_processes_and_registry() {
     chaos(Kind::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a stop in an outage may deliver an end twice, which the balance does not excuse yet: run it by hand"]
+#[ignore = "random faults on a busy machine; `.ci/long` runs it"]
 async fn g15_g16_g17_sqlite_each_generation_ends_once_whatever_happens_to_processes_and_registry() {
     chaos(Kind::Sqlite).await;
 }

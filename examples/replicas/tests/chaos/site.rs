@@ -155,7 +155,10 @@ impl Site {
 
     /// Writes down what happened from then until now.
     pub(crate) fn did(&self, what: What, process: &str, from: u64, note: String) {
-        let deed = Deed { what, process: process.to_owned(), from, until: now(), note };
+        self.add(Deed { what, process: process.to_owned(), from, until: now(), note });
+    }
+
+    pub(crate) fn add(&self, deed: Deed) {
         self.deeds.lock().unwrap().push(deed);
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::PathBuf, time::Duration};
 
-use crash::{Error, PATIENCE, RedisServer, TempDir};
+use crash::{Error, PATIENCE, RedisServer, TempDir, now};
 use rusqlite::Connection;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -55,33 +55,46 @@ impl Store {
         }
     }
 
-    /// Keeps every gateway from using the registry for this long. One of several ways, chosen by `way`.
-    pub(crate) async fn block(&self, way: u64, length: Duration) -> Result<&'static str, Error> {
+    /// Keeps every gateway from using the registry for this long. One of several ways, chosen by `way`. Returns which, and from
+    /// when until when nothing was carried out.
+    pub(crate) async fn block(&self, way: u64, length: Duration) -> Result<(&'static str, [u64; 2]), Error> {
         match self {
             Self::Redis(redis) => {
                 let command = format!("DEBUG SLEEP {}", length.as_secs_f64());
+                let all = [b"TIME", command.as_bytes(), b"TIME"].join(&b"\r\n"[..]);
                 // Twice the time: others compete for the processor.
-                let answer = timeout(length * 2 + PATIENCE, ask(redis.port(), &command)).await??;
-                if answer == ["OK"] { Ok("DEBUG SLEEP") } else { Err(format!("{command}: {answer:?}").into()) }
+                let mut answers = timeout(length * 2 + PATIENCE, ask_all(redis.port(), &all, 3)).await??.into_iter();
+                let mut next = || answers.next().unwrap_or_default();
+                let (from, slept, until) = (micros(&next())?, next(), micros(&next())?);
+                if slept == ["OK"] {
+                    Ok(("DEBUG SLEEP", [from, until]))
+                } else {
+                    Err(format!("{command}: {slept:?}").into())
+                }
             }
             Self::Sqlite(dir) if way % 3 == 2 => {
                 let lock = File::options().read(true).write(true).open(leases(dir).join("LOCK"))?;
                 let lock = spawn_blocking(move || lock.lock().map(|()| lock)).await??;
+                let from = now();
                 sleep(length).await;
+                let until = now();
                 lock.unlock()?;
-                Ok("the lock of the leases")
+                Ok(("the lock of the leases", [from, until]))
             }
             Self::Sqlite(dir) => {
                 let (path, exclusive) = (database(dir), way % 3 == 1);
-                let block = move || -> Result<(), rusqlite::Error> {
+                let block = move || -> Result<[u64; 2], rusqlite::Error> {
                     let connection = Connection::open(path)?;
                     connection.busy_timeout(PATIENCE)?;
                     connection.execute_batch(if exclusive { "BEGIN EXCLUSIVE" } else { "BEGIN IMMEDIATE" })?;
+                    let from = now();
                     std::thread::sleep(length);
-                    connection.execute_batch("ROLLBACK")
+                    let until = now();
+                    connection.execute_batch("ROLLBACK")?;
+                    Ok([from, until])
                 };
-                spawn_blocking(block).await??;
-                Ok(if exclusive { "BEGIN EXCLUSIVE" } else { "BEGIN IMMEDIATE" })
+                let times = spawn_blocking(block).await??;
+                Ok((if exclusive { "BEGIN EXCLUSIVE" } else { "BEGIN IMMEDIATE" }, times))
             }
         }
     }
@@ -127,10 +140,29 @@ fn leases(dir: &TempDir) -> PathBuf {
     dir.file("sessions.db-leases")
 }
 
+/// The answer to `TIME`, in microseconds.
+fn micros(time: &[String]) -> Result<u64, Error> {
+    let [seconds, micros] = time else { return Err(format!("TIME: {time:?}").into()) };
+    Ok(seconds.parse::<u64>()? * 1_000_000 + micros.parse::<u64>()?)
+}
+
 /// Sends one command without quotes; returns the strings of its answer.
 async fn ask(port: u16, command: &str) -> Result<Vec<String>, Error> {
+    Ok(ask_all(port, command.as_bytes(), 1).await?.remove(0))
+}
+
+/// Sends so many commands, one a line; returns the strings of each answer.
+async fn ask_all(port: u16, commands: &[u8], count: usize) -> Result<Vec<Vec<String>>, Error> {
     let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await?);
-    stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).await?;
+    stream.get_mut().write_all(&[commands, b"\r\n"].concat()).await?;
+    let mut answers = Vec::new();
+    for _ in 0..count {
+        answers.push(answer(&mut stream).await?);
+    }
+    Ok(answers)
+}
+
+async fn answer(stream: &mut BufReader<TcpStream>) -> Result<Vec<String>, Error> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let Some(count) = line.strip_prefix('*') else { return Ok(vec![line.trim()[1..].to_owned()]) };

@@ -49,6 +49,6 @@ if #released == 2 * LIMIT then
 end
 
 local answer = adopted_with_rest()
-table.insert(answer, 1, 'OK')
+table.insert(answer, 1, word('OK'))
 table.insert(answer, 2, more)
 return answer

@@ -1,10 +1,10 @@
--- Applies changes. ARGV from 7 on: the name and the fields of each change.
+-- Applies changes. ARGV from 8 on: the name and the fields of each change.
 local refused = refuse()
 if refused then
   return refused
 end
 
-local position = 6
+local position = 7
 local function next_arg()
   position = position + 1
   return ARGV[position]
@@ -221,7 +221,7 @@ local changes = {
   acknowledge = acknowledge,
   nothing = nothing,
 }
-local answers = {'OK'}
+local answers = {word('OK')}
 while position < #ARGV do
   answers[#answers + 1] = changes[next_arg()]()
 end

@@ -2,7 +2,7 @@
 -- then the letters.
 local MAX_BYTES = 1048576
 local skip, max = tonumber(ARGV[4]), tonumber(ARGV[5])
-local answer, bytes = {'OK', 0}, 0
+local answer, bytes = {word('OK'), 0}, 0
 for _, generation in ipairs(redis.call('ZRANGE', DEAD_LETTERS, skip, skip + max)) do
   if #answer - 2 == max or bytes >= MAX_BYTES then
     answer[2] = 1

@@ -1,10 +1,10 @@
--- Takes a lease, and says which store this is. ARGV: 7 a new incarnation, 8 the layout, 9 the deployment.
+-- Takes a lease, and says which store this is. ARGV: 8 a new incarnation, 9 the layout, 10 the deployment.
 local function value(section, name)
   local info = redis.pcall('INFO', section)
   return type(info) == 'string' and string.match(info, name .. ':([^\r\n]*)')
 end
 
-local layout, deployment = ARGV[8], ARGV[9]
+local layout, deployment = ARGV[9], ARGV[10]
 local version = value('server', 'redis_version') or '6'
 if tonumber(string.match(version, '^%d+')) < 6 then
   return {'INVALID', 'the server is of version ' .. version .. ', and not 6.0 at least'}
@@ -18,7 +18,7 @@ local mismatch = other_layout(layout)
 if mismatch then
   return mismatch
 end
-if redis.call('SET', INCARNATION, ARGV[7], 'NX') and deployment ~= '' then
+if redis.call('SET', INCARNATION, ARGV[8], 'NX') and deployment ~= '' then
   redis.call('SET', DEPLOYMENT, deployment)
 end
 mismatch = other_deployment(deployment)
@@ -30,4 +30,4 @@ if redis.call('ZSCORE', FENCED, rid) or redis.call('HEXISTS', ADOPTERS, rid) == 
   return {'FENCED'}
 end
 renew()
-return {'OK', redis.call('GET', INCARNATION), present_history(), policy or '-'}
+return {word('OK'), redis.call('GET', INCARNATION), present_history(), policy or '-'}

@@ -22,3 +22,8 @@ local GREATEST_INTEGER = 9007199254740992
 local function integer(number)
   return string.format('%.0f', math.min(number, GREATEST_INTEGER))
 end
+
+-- The first element of an answer: a word, and the time (ms).
+local function word(text)
+  return text .. ' ' .. integer(now)
+end

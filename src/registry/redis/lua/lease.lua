@@ -1,6 +1,8 @@
 -- The second part of the scripts of a holder.
 local rid, incarnation, history = ARGV[2], ARGV[3], ARGV[4]
 local call_number, lease = tonumber(ARGV[5]), tonumber(ARGV[6])
+-- When the caller gives up, by the clock of this server (ms). Empty for a call that may be late.
+local deadline = tonumber(ARGV[7])
 
 -- The id of the server's replication history, which changes with a restart or a failover. '-' if INFO is not permitted.
 local function present_history()
@@ -32,6 +34,10 @@ local function refuse()
     or history ~= '-' and present_history() ~= history
     or not redis.call('ZSCORE', LEASES, rid) then
     return {'LOST'}
+  end
+  -- The caller may go on as if nothing was changed.
+  if deadline and now >= deadline then
+    return {word('LATE')}
   end
   -- A dropped call may arrive after later ones, over a dropped connection.
   if call_number <= tonumber(redis.call('HGET', CALL_NUMBERS, rid) or 0) then

@@ -1,5 +1,5 @@
--- Reads a page of what an adopted holder held or had claimed. ARGV: 7 the holder, 8 `held` or `claimed`, 9 the last
--- generation that was read before, 10 the greatest number of orphans. The answer: the last generation that was read, empty
+-- Reads a page of what an adopted holder held or had claimed. ARGV: 8 the holder, 9 `held` or `claimed`, 10 the last
+-- generation that was read before, 11 the greatest number of orphans. The answer: the last generation that was read, empty
 -- at the end, then the orphans.
 local refused = refuse()
 if refused then
@@ -8,15 +8,15 @@ end
 
 -- Limits for the time that one script blocks the server, and for the size of its answer.
 local MAX_RECORDS, MAX_BYTES = 500, 1048576
-local dead, kind, after, max = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
+local dead, kind, after, max = ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11])
 local adopter, since = adopter_of(dead)
 if adopter ~= rid then
-  return {'OK', ''}
+  return {word('OK'), ''}
 end
 
 local set = kind == 'held' and held_key(dead) or claimed_key(dead)
 local page = redis.call('ZRANGEBYLEX', set, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, MAX_RECORDS)
-local field, answer, bytes, position, without_hold = 'holder:' .. dead, {'OK', ''}, 0, 0, {}
+local field, answer, bytes, position, without_hold = 'holder:' .. dead, {word('OK'), ''}, 0, 0, {}
 
 local function is_held_by_another(record)
   -- A record with one hold and nothing else has five fields: the usual case, and faster.

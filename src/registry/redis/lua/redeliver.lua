@@ -20,4 +20,4 @@ end
 if count > 0 then
   redis.call('ZADD', UNADOPTED, integer(now), claimer)
 end
-return {'OK', integer(now), count}
+return {word('OK'), integer(now), count}

@@ -10,4 +10,4 @@ if redis.call('ZREM', LEASES, rid) == 1 then
   redis.call('HDEL', CALL_NUMBERS, rid)
   redis.call('UNLINK', notices_key(rid))
 end
-return {'OK'}
+return {word('OK')}

@@ -1,0 +1,137 @@
+//! The counter test: replicas with a transaction hook that increments are killed and stopped at random moments, and so is the
+//! server. At the end each row that was ever committed has one start and one end.
+
+use std::{future::pending, sync::Arc, thread, time::Duration};
+
+use sqlx::PgConnection;
+use tower_session_end::{
+    ActiveSessions, BoxError, EndReason, GenerationId, SessionEnd, SessionStart, registry::PostgresTransactionHook,
+};
+
+use super::{
+    process::{Process, say, wait_for_a_line},
+    support::{PostgresServer, SHORT, builder, holder, is_installed},
+};
+use crate::support::random::{Random, storm_seeds};
+
+/// How many clients start and end sessions in each process.
+const CLIENTS: u64 = 250;
+
+/// One row for each generation.
+struct Chats;
+
+impl PostgresTransactionHook for Chats {
+    async fn session_start(&self, transaction: &mut PgConnection, start: &SessionStart) -> Result<(), BoxError> {
+        count(transaction, "starts", &[start.generation]).await
+    }
+
+    async fn session_end(&self, transaction: &mut PgConnection, ends: &[SessionEnd]) -> Result<(), BoxError> {
+        let generations: Vec<_> = ends.iter().map(|end| end.generation).collect();
+        count(transaction, "ends", &generations).await
+    }
+}
+
+async fn count(transaction: &mut PgConnection, column: &str, generations: &[GenerationId]) -> Result<(), BoxError> {
+    let count = match column {
+        "starts" => {
+            "INSERT INTO chats (generation, starts) SELECT unnest($1::text[]), 1
+             ON CONFLICT (generation) DO UPDATE SET starts = chats.starts + 1"
+        }
+        _ => {
+            "INSERT INTO chats (generation, ends) SELECT unnest($1::text[]), 1
+             ON CONFLICT (generation) DO UPDATE SET ends = chats.ends + 1"
+        }
+    };
+    let generations: Vec<_> = generations.iter().map(ToString::to_string).collect();
+    sqlx::query(count).bind(generations).execute(transaction).await?;
+    Ok(())
+}
+
+/// The role of a process. It recovers, and starts and ends sessions until it is killed; with `is_last` it only recovers.
+pub(crate) async fn serve(url: &str, schema: &str, is_last: bool) {
+    let registry = builder(url, schema).lease(SHORT).transaction_hook("chats", Chats).lazy();
+    let sessions = ActiveSessions::builder()
+        .registry(registry)
+        .on_session_end(async |_| {
+            // A kill between this hook and the commit is as likely as any other.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok::<_, BoxError>(())
+        })
+        .build()
+        .unwrap();
+    // While the server restarts this is an error, and the heartbeats recover later.
+    println!("{}", sessions.recover().await);
+    say("ready");
+    tokio::spawn(sessions.shutdown_on(pending::<()>()));
+    if is_last {
+        return drop(tokio::task::spawn_blocking(wait_for_a_line).await);
+    }
+    let sessions = Arc::new(sessions);
+    for client in 0..CLIENTS {
+        let sessions = Arc::clone(&sessions);
+        let mut random = Random::new(u64::from(std::process::id()) << 32 | client);
+        tokio::spawn(async move {
+            for n in 0.. {
+                let id = format!("{}-{client}-{n}", std::process::id());
+                sessions.note(id.as_str()).recorded().await;
+                tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
+                if !random.one_in(4) {
+                    sessions.end(id.as_str(), EndReason::Deleted);
+                }
+            }
+        });
+    }
+    pending().await
+}
+
+#[tokio::test]
+async fn g19_each_counter_is_one_whatever_happens_to_the_processes_and_the_server() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = PostgresServer::start(&[]);
+    let schema = "session_end";
+    let table =
+        "CREATE TABLE chats (generation text PRIMARY KEY, starts int NOT NULL DEFAULT 0, ends int NOT NULL DEFAULT 0)";
+    server.ask(table);
+    drop(holder(&server, schema).await);
+    let twice = "SELECT count(*) FROM chats WHERE starts > 1 OR ends > 1";
+    let mut replica = Process::with_role(&server, schema, "serve");
+    for (round, seed) in storm_seeds().enumerate() {
+        println!("STORM_SEED={seed}");
+        let mut random = Random::new(seed);
+        let mut next = Process::with_role(&server, schema, "serve");
+        // One in four is killed while it recovers.
+        if !random.one_in(4) {
+            assert_eq!(next.hear(), "ready");
+        }
+        thread::sleep(Duration::from_micros(random.below(500_000)));
+        match round % 3 {
+            0 => replica.kill(),
+            1 => {
+                // Beyond its lease, and then it goes on for a while.
+                replica.signal("STOP");
+                thread::sleep(2 * SHORT + Duration::from_millis(random.below(1000)));
+                replica.signal("CONT");
+                thread::sleep(Duration::from_micros(random.below(500_000)));
+                replica.kill();
+            }
+            _ => {
+                server.restart_immediately();
+                thread::sleep(Duration::from_micros(random.below(1_000_000)));
+                replica.kill();
+            }
+        }
+        assert_eq!(server.ask(twice), "0");
+        replica = next;
+    }
+    replica.kill();
+    let mut last = Process::with_role(&server, schema, "recover");
+    assert_eq!(last.hear(), "ready");
+    server.wait_until(&format!("SELECT count(*) FROM {schema}.sessions"), "0");
+    let all = server.ask("SELECT count(*) FROM chats");
+    println!("{all} generations");
+    assert_ne!(all, "0");
+    let wrong = "SELECT generation, starts, ends FROM chats WHERE starts <> 1 OR ends <> 1 LIMIT 10";
+    assert_eq!(server.ask(wrong), "", "of {all}");
+}

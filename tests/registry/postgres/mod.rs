@@ -1,0 +1,13 @@
+//! The registry on a real PostgreSQL server: what it promises, and what becomes of it when the server or a holder fails.
+
+mod conformance;
+mod costs;
+mod counters;
+mod hooks;
+mod leases;
+mod outages;
+mod process;
+mod proxy;
+mod starts;
+mod support;
+mod views;
