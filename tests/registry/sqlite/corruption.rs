@@ -78,13 +78,13 @@ PRAGMA application_id = 0x74536573;
 
 #[test]
 fn an_older_schema_is_refused_and_left_as_it_is() {
-    for version in [1, 2] {
+    for version in [1, 2, 3] {
         let dir = Dir::new();
         dir.look().execute_batch(&format!("{SCHEMA_2} PRAGMA user_version = {version};")).unwrap();
         let before = fs::read(dir.file()).unwrap();
         unusable(
             &dir.file(),
-            &format!("older version of this crate: it has schema {version}, and this version needs 3; start the older"),
+            &format!("older version of this crate: it has schema {version}, and this version needs 4; start the older"),
         );
         unusable(&dir.file(), "`ending_sessions` show, and remove the file");
         let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
@@ -97,11 +97,11 @@ fn an_older_schema_is_refused_and_left_as_it_is() {
 async fn a_newer_version_is_refused_and_left_as_it_is() {
     let dir = Dir::new();
     filled(&dir, 1).await;
-    dir.look().execute_batch("PRAGMA user_version = 4").unwrap();
-    unusable(&dir.file(), "newer version of this crate: it has schema 4, and this version knows up to 3");
+    dir.look().execute_batch("PRAGMA user_version = 5").unwrap();
+    unusable(&dir.file(), "newer version of this crate: it has schema 5, and this version knows up to 4");
     let error = SqliteRegistry::builder(dir.file()).set_aside_damaged(true).open().unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
-    dir.look().execute_batch("PRAGMA user_version = 3").unwrap();
+    dir.look().execute_batch("PRAGMA user_version = 4").unwrap();
     assert_eq!(dir.open().claim_orphans(10).await.unwrap().len(), 1);
 }
 
