@@ -253,7 +253,7 @@ fn unprivileged(program: &Path) -> Command {
     }
 }
 
-/// The user and the group for the server if this process is root: those of `nobody`.
+/// PostgreSQL refuses to run as root. If this process does, the server runs as this user and group.
 fn unprivileged_ids() -> Option<(u32, u32)> {
     static IDS: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *IDS.get_or_init(|| {

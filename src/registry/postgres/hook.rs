@@ -11,7 +11,7 @@ use sqlx::{Executor, PgConnection};
 use super::{error::Failure, holder::Tx};
 use crate::{
     error::BoxError,
-    observability::escape_controls,
+    observability::{error_chain, escape_controls},
     panic::{CatchPanic, catch},
     session::{SessionEnd, SessionStart},
 };
@@ -219,27 +219,14 @@ impl NamedHook {
         match tokio::time::timeout(limit, CatchPanic::new(future)).await {
             // Showing an error runs user code too.
             Ok(Ok(Err(error))) => {
-                Err(catch(|| chain(&*error)).unwrap_or_else(|_| "showing the error panicked".to_owned()))
+                Err(catch(|| error_chain(&*error).to_string())
+                    .unwrap_or_else(|_| "showing the error panicked".to_owned()))
             }
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Err(panic)) => panicked(panic),
             Err(_) => Err(format!("took longer than {limit:?}")),
         }
     }
-}
-
-/// The text of an error and of its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl HookCalls<'_> {
