@@ -147,6 +147,11 @@ impl Pool {
         persistence.is_none_or(|persistence| Arc::clone(persistence).may_deliver(self, generation, end))
     }
 
+    /// Whether the calls for this end are counted. Those of most ends are not.
+    pub(super) fn is_counted(&self, generation: &Generation, end: &PendingEnd) -> bool {
+        self.persistence.is_some() && (end.redelivery.is_some() || generation.recovered_attempts().is_some())
+    }
+
     /// As [`on_call`](Self::on_call), and waits until the call is counted, if it is. Returns whether the hook may be called: the
     /// lease may have been lost meanwhile.
     pub(super) async fn count_call(self: &Arc<Self>, generation: &Arc<Generation>, end: &PendingEnd) -> bool {

@@ -183,7 +183,7 @@ impl Worker {
         let redelivery = end.redelivery.clone();
         let only = redelivery.as_ref().map(|redelivery| redelivery.hooks.as_slice());
         let calls_hooks = !pool.hooks.end.is_empty() && !only.is_some_and(|only| pool.are_batches(only));
-        if calls_hooks {
+        if calls_hooks && pool.is_counted(&generation, &end) {
             self.current = Some(Current::End(Arc::clone(&generation), end.clone(), None));
             let may_call = pool.count_call(&generation, &end).await;
             self.current = None;
