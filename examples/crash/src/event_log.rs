@@ -105,7 +105,10 @@ impl EventLog {
     ///
     /// The file cannot be read, or has an invalid line.
     pub fn read(&self) -> io::Result<Vec<Entry>> {
-        std::fs::read_to_string(&self.path)?.lines().map(parse).collect()
+        let text = std::fs::read_to_string(&self.path)?;
+        // A write that crosses a page is visible in two parts: the last line may not be complete yet.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(parse).collect()
     }
 }
 
