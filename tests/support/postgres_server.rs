@@ -35,7 +35,7 @@ pub(crate) fn is_installed() -> bool {
     let found = find("postgres").is_some();
     assert!(found || env::var_os("CI").is_none(), "PostgreSQL is not installed: install `postgresql` (Debian)");
     if !found {
-        eprintln!("skipped: PostgreSQL is not installed");
+        eprintln!("skipped: PostgreSQL is not installed; install `postgresql` (Debian)");
     }
     found
 }
