@@ -1,9 +1,6 @@
 //! [`Chats`]: a table in the file of the registry, and the hook that writes it.
 
-use std::{
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
 use tower_session_end::{
     BoxError, SessionEnd, SessionStart,
@@ -15,6 +12,7 @@ use tower_session_end::{
 
 /// One row for each generation of a session: a session that starts again after its end gets a second row.
 ///
+/// The times are those of the transactions. [`SessionEnd::started_at`] and [`SessionEnd::duration`] have those of the processes.
 /// `ends` is here to show that no end is written twice. An application does not need it.
 const TABLE: &str = "
     CREATE TABLE IF NOT EXISTS chats (
@@ -40,22 +38,13 @@ impl SqliteTransactionHook for Chats {
 
     fn session_end(&self, transaction: &Transaction<'_>, ends: &[SessionEnd]) -> Result<(), BoxError> {
         let mut update = transaction.prepare_cached(
-            "UPDATE chats SET ends = ends + 1, reason = ?2, ended_at = datetime(?3, 'unixepoch') WHERE generation = ?1",
+            "UPDATE chats SET ends = ends + 1, reason = ?2, ended_at = current_timestamp WHERE generation = ?1",
         )?;
         for end in ends {
-            update.execute((
-                end.generation.to_string(),
-                end.reason.as_str(),
-                seconds(end.started_at + end.duration),
-            ))?;
+            update.execute((end.generation.to_string(), end.reason.as_str()))?;
         }
         Ok(())
     }
-}
-
-/// Since 1970.
-fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// One row of the table.

@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderName, StatusCode},
+    http::HeaderName,
     routing::{get, post},
 };
 use tower_session_end::{
@@ -175,9 +175,13 @@ fn fresh_id() -> String {
 }
 
 /// Waits for the record as long as it takes. The layer waits for 250 ms.
-async fn open_recorded(sessions: ActiveSessions) -> Result<[(HeaderName, String); 1], StatusCode> {
+async fn open_recorded(sessions: ActiveSessions) -> [(HeaderName, String); 1] {
     let id = fresh_id();
-    if sessions.note(id.as_str()).recorded().await { Ok(id_header(&id)) } else { Err(StatusCode::SERVICE_UNAVAILABLE) }
+    // False while the registry does not answer.
+    while !sessions.note(id.as_str()).recorded().await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    id_header(&id)
 }
 
 async fn sessions_here(sessions: ActiveSessions) -> String {

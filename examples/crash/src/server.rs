@@ -2,7 +2,9 @@
 
 use std::{
     collections::hash_map::RandomState,
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     hash::BuildHasher,
     io,
     net::SocketAddr,
@@ -48,7 +50,7 @@ impl Server {
     /// # Errors
     ///
     /// The process does not start, or exits before it listens.
-    pub async fn start(program: &Path, args: &[String]) -> Result<Self, Error> {
+    pub async fn start(program: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self, Error> {
         Self::spawn(program, args)?.listening().await
     }
 
@@ -57,7 +59,7 @@ impl Server {
     /// # Errors
     ///
     /// The process does not start.
-    pub fn spawn(program: &Path, args: &[String]) -> io::Result<Starting> {
+    pub fn spawn(program: &Path, args: &[impl AsRef<OsStr>]) -> io::Result<Starting> {
         let mut command = Command::new(program);
         command.arg("serve").args(args).stdout(Stdio::piped()).kill_on_drop(true);
         Ok(Starting(command.spawn()?))
@@ -68,7 +70,7 @@ impl Server {
     /// # Errors
     ///
     /// The file cannot be opened, or the process does not start, or exits before it listens.
-    pub async fn start_with_log(program: &Path, args: &[String], log: &Path) -> Result<Self, Error> {
+    pub async fn start_with_log(program: &Path, args: &[impl AsRef<OsStr>], log: &Path) -> Result<Self, Error> {
         let log = fs::OpenOptions::new().append(true).create(true).open(log)?;
         let mut command = Command::new(program);
         command.arg("serve").args(args).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);

@@ -1,12 +1,11 @@
 //! The table of chats, and the hook that writes it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use sqlx::PgConnection;
 use tower_session_end::{BoxError, SessionEnd, SessionStart, registry::PostgresTransactionHook};
 
 /// One row for each generation of a session: a session that starts again after its end gets a second row.
 ///
+/// The times are those of the transactions. [`SessionEnd::started_at`] and [`SessionEnd::duration`] have those of the processes.
 /// `ends` is here to show that no end is written twice. An application does not need it.
 pub(crate) const TABLE: &str = "
     CREATE TABLE chats (
@@ -38,23 +37,15 @@ impl PostgresTransactionHook for Chats {
     async fn session_end(&self, transaction: &mut PgConnection, ends: &[SessionEnd]) -> Result<(), BoxError> {
         let generations: Vec<_> = ends.iter().map(|end| end.generation.to_string()).collect();
         let reasons: Vec<_> = ends.iter().map(|end| end.reason.as_str().to_owned()).collect();
-        // Not `now()`: the end of a killed process is written later, by another one.
-        let times: Vec<_> = ends.iter().map(|end| seconds(end.started_at + end.duration)).collect();
         sqlx::query(
-            "UPDATE chats SET ends = ends + 1, reason = ended.reason, ended_at = to_timestamp(ended.at)
-             FROM unnest($1::text[], $2::text[], $3::float8[]) AS ended (generation, reason, at)
+            "UPDATE chats SET ends = ends + 1, reason = ended.reason, ended_at = now()
+             FROM unnest($1::text[], $2::text[]) AS ended (generation, reason)
              WHERE chats.generation = ended.generation",
         )
         .bind(generations)
         .bind(reasons)
-        .bind(times)
         .execute(transaction)
         .await?;
         Ok(())
     }
-}
-
-/// Since 1970.
-fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use crash::Error;
 use sqlx::{PgPool, postgres::PgPoolOptions};
-use tower_session_end::{ActiveSessions, SessionId, registry::PostgresRegistry, signal};
+use tower_session_end::{ActiveSessions, EndReason, SessionId, registry::PostgresRegistry, signal};
 use uuid::Uuid;
 
 use crate::hook::Chats;
@@ -57,9 +57,14 @@ fn id_header(id: String) -> IdHeader {
 /// Starts a chat. The hook inserts its row.
 async fn open(sessions: ActiveSessions) -> Result<IdHeader, StatusCode> {
     let id = Uuid::new_v4().to_string();
-    // The layer notes the session by itself, and its response waits 250 ms for the record. This one waits as long as it takes:
-    // a client knows no chat that is not in the database.
-    if sessions.note(id.as_str()).recorded().await { Ok(id_header(id)) } else { Err(StatusCode::SERVICE_UNAVAILABLE) }
+    // Without this call the layer notes the session, and the response waits for the record for 250 ms at most. Here a client
+    // learns no id whose chat is not in the database.
+    if sessions.note(id.as_str()).recorded().await {
+        return Ok(id_header(id));
+    }
+    // The database does not answer. Once it does, the chat is written with its start and its end.
+    sessions.end(id, EndReason::Deleted);
+    Err(StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// A message in a chat that has not ended.

@@ -13,7 +13,7 @@ mod replicas;
 
 use std::{env, io, process::ExitCode, time::Duration};
 
-use crash::{Error, PATIENCE};
+use crash::{Client, Error, PATIENCE};
 use postgres_server::PostgresServer;
 use replicas::{Load, Replicas};
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -69,7 +69,7 @@ async fn demonstrate() -> Result<(), Error> {
     println!("\npg_ctl restart -m immediate");
     block_in_place(|| server.restart_immediately());
     for client in replicas.clients() {
-        ids.push(client.open().await?);
+        ids.push(open_again(&client).await?);
     }
     println!("each replica opens chats again");
 
@@ -95,6 +95,17 @@ async fn use_everywhere(replicas: &Replicas, ids: &[String]) -> Result<(), Error
         }
     }
     Ok(())
+}
+
+/// Opens a chat on a replica that refuses new ones until its registry has connected again.
+async fn open_again(client: &Client) -> Result<String, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client.open().await {
+            Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(50)).await,
+            opened => return opened,
+        }
+    }
 }
 
 /// The number that this query returns; `$1` are ids.

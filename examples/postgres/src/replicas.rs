@@ -32,7 +32,7 @@ impl Replicas {
 
     /// Returns the report of its recovery.
     pub(crate) async fn start_one(&mut self) -> Result<String, Error> {
-        let server = Server::start(&self.program, &[self.url.clone()]).await?;
+        let server = Server::start(&self.program, &[&self.url]).await?;
         let recovery = server.recovery.clone();
         self.servers.push(server);
         self.balance();
@@ -117,8 +117,8 @@ async fn client(balancer: Arc<Balancer>, is_over: Arc<AtomicBool>) -> Vec<String
     let mut ids = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         // An error does not stop the clients: a replica is killed, or the database restarts.
-        let _ = chat(&balancer, &mut ids).await;
-        sleep(Duration::from_millis(20)).await;
+        let pause = if chat(&balancer, &mut ids).await.is_ok() { 20 } else { 200 };
+        sleep(Duration::from_millis(pause)).await;
     }
     ids
 }
