@@ -317,6 +317,13 @@ fn new_dir(kind: &str) -> PathBuf {
     dir
 }
 
+/// Removes the template, which no destructor removes. No server can be started afterwards.
+pub(crate) fn remove_template() {
+    if let Some(dir) = TEMPLATE.get() {
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
 /// Removes what earlier processes have left that were killed, and the shared server's files, which no destructor removes.
 fn remove_old() {
     for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {

@@ -156,7 +156,11 @@ async fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
     let outcome = match &args[..] {
         [command, url] if command == "serve" => host::serve(url).await,
-        _ => demonstrate().await,
+        _ => {
+            let outcome = demonstrate().await;
+            postgres_server::remove_template();
+            outcome
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
