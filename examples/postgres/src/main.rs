@@ -36,7 +36,7 @@ async fn demonstrate() -> Result<(), Error> {
 
     let mut ids = Vec::new();
     for _ in 0..6 {
-        ids.push(replicas.balancer.next()?.open().await?);
+        ids.push(open(&replicas.balancer.next()?).await?);
     }
     use_everywhere(&replicas, &ids).await?;
     println!(
@@ -58,7 +58,7 @@ async fn demonstrate() -> Result<(), Error> {
 
     let mut alone = Vec::new();
     for _ in 0..3 {
-        alone.push(replicas.clients()[0].open().await?);
+        alone.push(open(&replicas.clients()[0]).await?);
     }
     println!("\nSIGKILL of a replica that alone holds three chats");
     replicas.kill_oldest().await?;
@@ -69,7 +69,7 @@ async fn demonstrate() -> Result<(), Error> {
     println!("\npg_ctl restart -m immediate");
     block_in_place(|| server.restart_immediately());
     for client in replicas.clients() {
-        ids.push(open_again(&client).await?);
+        ids.push(open(&client).await?);
     }
     println!("each replica opens chats again");
 
@@ -97,8 +97,8 @@ async fn use_everywhere(replicas: &Replicas, ids: &[String]) -> Result<(), Error
     Ok(())
 }
 
-/// Opens a chat on a replica that refuses new ones until its registry has connected again.
-async fn open_again(client: &Client) -> Result<String, Error> {
+/// Opens a chat. A replica refuses new ones while its registry does not answer: then this tries again.
+async fn open(client: &Client) -> Result<String, Error> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match client.open().await {
