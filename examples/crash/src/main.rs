@@ -86,11 +86,12 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(io::stderr).init();
     let args: Vec<_> = env::args().skip(1).collect();
     let outcome = match args.split_first() {
+        None => demonstrate().await,
         Some((command, settings)) if command == "serve" => match Settings::from_args(settings) {
             Ok(settings) => serve(settings).await,
             Err(error) => Err(error),
         },
-        _ => demonstrate().await,
+        Some(_) => Err("no arguments are expected".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

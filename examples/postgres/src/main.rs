@@ -156,7 +156,8 @@ async fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
     let outcome = match &args[..] {
         [command, url] if command == "serve" => host::serve(url).await,
-        _ => {
+        [_, ..] => Err("no arguments are expected".into()),
+        [] => {
             let outcome = demonstrate().await;
             postgres_server::remove_template();
             outcome
