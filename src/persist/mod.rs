@@ -236,6 +236,7 @@ impl Persister {
 
     /// Queues the deferred ends in the outbox again.
     fn reclaim_deferred(&self) {
+        let _no_group_is_taken = lock(&self.redeliveries.schedule);
         let deferred = std::mem::take(&mut *lock(&self.deferred));
         self.outbox.push_first(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }

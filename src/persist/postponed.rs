@@ -49,7 +49,7 @@ impl Postponed {
 impl Persister {
     /// Takes the next group from the outbox: up to `max` entries, without those that wait behind a postponed one.
     pub(super) fn take_group(&self, max: usize) -> Vec<Queued> {
-        // Held meanwhile, so no entry passes a postponed one that is just being queued again.
+        // Whoever queues entries again holds this lock meanwhile, so no later entry of their ids passes them.
         let mut schedule = lock(&self.redeliveries.schedule);
         loop {
             let mut group = self.outbox.take(max);

@@ -146,6 +146,14 @@ impl Records {
             self.status.insert(joined.generation, (id.clone(), Status::Held));
             return Applied::Joined(joined);
         }
+        let is_active =
+            |(_, (other, status)): &(&GenerationId, &(SessionId, Status))| other == id && *status == Status::Held;
+        if mode != HoldMode::Create
+            && let Some((generation, _)) = self.status.iter().find(is_active)
+        {
+            let joined = Record::new(Session::new(id.clone()), *generation, SystemTime::UNIX_EPOCH);
+            return Applied::Joined(joined);
+        }
         if mode == HoldMode::Join {
             return Applied::NotFound;
         }
@@ -167,6 +175,8 @@ struct Model {
     persister: Arc<Persister>,
     /// One call at a time. Its answers are applied before the next call.
     records: Mutex<Records>,
+    /// Their holds are repeated later.
+    held_later: Mutex<Vec<Arc<Generation>>>,
     log: Mutex<Vec<(SessionId, GenerationId, Hook)>>,
     running: AtomicUsize,
     /// So many ends fail.
@@ -193,6 +203,7 @@ impl Model {
             tracker,
             persister,
             records: Mutex::default(),
+            held_later: Mutex::default(),
             log: Mutex::default(),
             running: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
@@ -261,8 +272,7 @@ impl Model {
         let mut records = lock(&self.records);
         let mut group = self.persister.take_group(2);
         if group.is_empty() {
-            // The time of the postponed entries has come.
-            self.persister.requeue_all_postponed();
+            self.write_later();
             return !self.persister.outbox.is_empty();
         }
         if records.lost_calls > 0 {
@@ -286,10 +296,7 @@ impl Model {
         for (queued, answer) in group.drain(..).zip(answers) {
             match answer {
                 Some(answer) => match apply_answer(&self.persister, queued, &answer) {
-                    Next::HoldLater(generation) => {
-                        generation.stop_finding();
-                        self.persister.outbox.push(OutboxEntry::Hold(generation));
-                    }
+                    Next::HoldLater(generation) => lock(&self.held_later).push(generation),
                     Next::Postpone(end) => drop(self.persister.keep_postponed(end)),
                     Next::Nothing | Next::Committed(..) => {}
                 },
@@ -297,6 +304,15 @@ impl Model {
             }
         }
         true
+    }
+
+    /// The time has come of what is written later.
+    fn write_later(&self) {
+        for generation in std::mem::take(&mut *lock(&self.held_later)) {
+            generation.stop_finding();
+            self.persister.outbox.push(OutboxEntry::Hold(generation));
+        }
+        self.persister.requeue_all_postponed();
     }
 
     fn go_down(&self) {

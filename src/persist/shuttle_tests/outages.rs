@@ -63,3 +63,26 @@ fn g17_with_no_replicas_everything_starts_and_ends_here_in_an_outage() {
         assert_eq!(counts.starts, counts.ended, "{counts:?}");
     });
 }
+
+#[test]
+fn g17_what_comes_after_a_postponed_end_of_its_id_waits_behind_it() {
+    explore(|| {
+        let model = Model::new();
+        model.persister.note_trouble();
+        model.spawn(|model| {
+            model.carry("a");
+            model.end("a");
+            model.write();
+            model.make("a");
+            model.write();
+            model.end("a");
+        });
+        model.spawn(|model| {
+            model.write();
+            model.write_later();
+            model.write();
+            model.note("a");
+        });
+        model.check();
+    });
+}
