@@ -14,15 +14,16 @@ use axum::{
     http::HeaderName,
     routing::{get, post},
 };
+use sqlx::postgres::PgPoolOptions;
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, SessionEnd, SessionId, SessionStart,
-    registry::{RedisRegistry, SqliteRegistry},
+    registry::{PostgresRegistry, RedisRegistry, SqliteRegistry},
     signal,
 };
 
 use crate::{Error, EventLog};
 
-/// The lease on Redis. Short, so that other processes recover the sessions of one soon after it is killed.
+/// The lease on Redis and PostgreSQL. Short, so that other processes recover the sessions of one soon after it is killed.
 pub const LEASE: Duration = Duration::from_secs(2);
 
 /// The settings of a gateway: the arguments of its command line, after `serve`.
@@ -30,7 +31,7 @@ pub const LEASE: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// The file to which the hooks write.
     pub event_log: PathBuf,
-    /// `sqlite:<file>`, or the URL of a Redis.
+    /// `sqlite:<file>`, or the URL of a PostgreSQL or a Redis.
     pub registry: String,
     /// The name of the process in the event log.
     pub name: String,
@@ -136,6 +137,10 @@ async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result
     if let Some(file) = registry.strip_prefix("sqlite:") {
         let heartbeat_interval = Duration::from_millis(500);
         return Ok(builder.registry(SqliteRegistry::builder(file).heartbeat_interval(heartbeat_interval).open()?));
+    }
+    if registry.starts_with("postgres:") {
+        let pool = PgPoolOptions::new().max_connections(2).connect_lazy(registry)?;
+        return Ok(builder.registry(PostgresRegistry::builder(pool).lease(LEASE).connect().await?));
     }
     let connection = redis::Client::open(registry)?.get_connection_manager().await?;
     let registry = RedisRegistry::builder(connection).lease(LEASE).connect().await?;

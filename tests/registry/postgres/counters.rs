@@ -14,8 +14,10 @@ use super::{
 };
 use crate::support::random::{Random, storm_seeds};
 
-/// How many clients start and end sessions in each process.
-const CLIENTS: u64 = 250;
+/// How many clients start and end sessions in each of two processes: 250, or `STORM_CLIENTS`.
+fn clients() -> u64 {
+    std::env::var("STORM_CLIENTS").map_or(250, |clients| clients.parse().unwrap())
+}
 
 /// One row for each generation.
 struct Chats;
@@ -67,7 +69,7 @@ pub(crate) async fn serve(url: &str, schema: &str, is_last: bool) {
         return drop(tokio::task::spawn_blocking(wait_for_a_line).await);
     }
     let sessions = Arc::new(sessions);
-    for client in 0..CLIENTS {
+    for client in 0..clients() {
         let sessions = Arc::clone(&sessions);
         let mut random = Random::new(u64::from(std::process::id()) << 32 | client);
         tokio::spawn(async move {
@@ -128,9 +130,13 @@ async fn g19_each_counter_is_one_whatever_happens_to_the_processes_and_the_serve
     replica.kill();
     let mut last = Process::with_role(&server, schema, "recover");
     assert_eq!(last.hear(), "ready");
+    // An end whose calls were interrupted by five kills is a dead letter. An operator asks for it.
+    server.wait_until(&format!("SELECT count(*) FROM {schema}.sessions WHERE NOT dead"), "0");
+    let errors = server.ask(&format!("SELECT attempts, error, count(*) FROM {schema}.dead_letters GROUP BY 1, 2"));
+    let redelivered = builder(&server.url(), schema).lazy().redeliver_all().await.unwrap();
     server.wait_until(&format!("SELECT count(*) FROM {schema}.sessions"), "0");
     let all = server.ask("SELECT count(*) FROM chats");
-    println!("{all} generations");
+    println!("{all} generations, of which {redelivered} were dead letters: {errors}");
     assert_ne!(all, "0");
     let wrong = "SELECT generation, starts, ends FROM chats WHERE starts <> 1 OR ends <> 1 LIMIT 10";
     assert_eq!(server.ask(wrong), "", "of {all}");

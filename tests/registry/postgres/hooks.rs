@@ -5,18 +5,18 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{Connection, Executor, PgConnection};
 use tower_session_end::{
-    BoxError, EndReason, SessionEnd, SessionStart,
-    registry::{Applied, Change, HoldMode, PostgresRegistry, PostgresTransactionHook, Record, Registry},
+    ActiveSessions, BoxError, EndReason, SessionEnd, SessionStart,
+    registry::{Applied, Change, HoldMode, PostgresRegistry, PostgresTransactionHook, Record, Registry, RegistryError},
 };
 
 use super::support::{
-    OWNED, PostgresServer, builder, claim_so_many, dead_letter, done, end, hold, holder, new_schema, one, record,
-    records, release, shared,
+    OWNED, PATIENCE, PostgresServer, builder, claim_so_many, dead_letter, done, end, hold, holder, new_schema, one,
+    record, records, release, shared,
 };
 
 /// What the hook does for ids with these words in them.
@@ -303,4 +303,54 @@ async fn g19_a_hook_may_use_nested_transactions() {
     let holder = chats.holder(server, &schema).await;
     assert_eq!(one(&holder, hold(&record("nested"))).await, Applied::Created);
     assert_eq!(chats.rows(server), ["nested 1 0", "nested-inner 0 0"]);
+}
+
+/// The calls of a drain are shorter than others.
+#[tokio::test]
+async fn g19_a_call_that_has_little_time_calls_the_hook_and_counts_no_failure_without_a_call() {
+    let Some(server) = shared() else { return };
+    let schema = new_schema();
+    let chats = Chats::new(server, &schema);
+    let holder = chats.holder(server, &schema).await;
+    for ms in [600, 500, 200, 50, 10] {
+        let record = record(&format!("in-{ms}-ms"));
+        one(&holder, hold(&record)).await;
+        assert_eq!(one(&holder, end(&record)).await, OWNED);
+        let (calls, start) = (chats.calls.load(Ordering::SeqCst), Instant::now());
+        loop {
+            // Twice the time at each repeat: a busy machine takes longer.
+            let limit = Duration::from_millis(ms) + start.elapsed();
+            match holder.apply_before(vec![done(&record)], Instant::now() + limit).await {
+                Ok(answers) => {
+                    let is_called = chats.calls.load(Ordering::SeqCst) > calls;
+                    assert!(is_called, "{ms} ms: {answers:?} without a call of the hook");
+                    if answers == [Applied::Ok] {
+                        break;
+                    }
+                }
+                Err(RegistryError::Unavailable(_) | RegistryError::Conflict) => {}
+                Err(error) => panic!("{ms} ms: {error:?}"),
+            }
+            assert!(start.elapsed() < PATIENCE, "{ms} ms: the end is never delivered");
+        }
+    }
+    let wrong = format!("SELECT count(*) FROM {} WHERE starts <> 1 OR ends <> 1", chats.table);
+    assert_eq!((&*server.ask(&wrong), &*sessions(server, &schema)), ("0", "0"));
+}
+
+#[tokio::test]
+async fn g19_a_drain_with_the_default_timeout_calls_the_hook() {
+    let Some(server) = shared() else { return };
+    let schema = new_schema();
+    let chats = Chats::new(server, &schema);
+    let sessions = ActiveSessions::builder().registry(chats.holder(server, &schema).await).build().unwrap();
+    for n in 0..20 {
+        assert!(sessions.note(format!("session-{n}")).recorded().await);
+    }
+    let report = sessions.drain(EndReason::Shutdown).await;
+    // On a busy machine some are left to the next process.
+    assert_eq!(report.failed, 0, "{report}: {:?}", report.failures);
+    assert!(report.ended > 0, "{report}");
+    let counted = format!("SELECT count(*) FROM {} WHERE starts = 1 AND ends = 1", chats.table);
+    assert_eq!(server.ask(&counted), report.ended.to_string());
 }
