@@ -42,7 +42,7 @@ impl Postgres {
         match way {
             0 => Ok(("SIGSTOP of the server", self.with(move |server| pause(server, 0, length)).await??)),
             1 => {
-                // New connections are made meanwhile, and work.
+                // A new connection works for a moment.
                 let [from, _] = self.with(move |server| pause(server, 1, length)).await??;
                 Ok(("SIGSTOP of its connections", [from; 2]))
             }
@@ -79,24 +79,25 @@ impl Postgres {
     }
 }
 
-/// SIGSTOP to the processes of the server but the first ones, and SIGCONT after this time.
+/// SIGSTOP to the processes of the server but the first ones, also to new ones, and SIGCONT after this time.
 fn pause(server: &PostgresServer, but: usize, length: Duration) -> Result<[u64; 2], String> {
-    let mut stopped: Vec<u32> = Vec::new();
-    // A connection may be accepted meanwhile.
+    let (mut stopped, mut from) = (Vec::new(), None);
     loop {
-        let new: Vec<_> =
-            server.processes().into_iter().skip(but).filter(|process| !stopped.contains(process)).collect();
-        if new.is_empty() {
-            break;
+        let is_new = |process: &u32| !stopped.contains(process);
+        let new: Vec<_> = server.processes().into_iter().skip(but).filter(is_new).collect();
+        if !new.is_empty() {
+            signal("STOP", &new)?;
+            stopped.extend(new);
+            continue;
         }
-        signal("STOP", &new)?;
-        stopped.extend(new);
+        let from = *from.get_or_insert_with(now);
+        let until = now();
+        if until - from >= length.as_micros() as u64 {
+            signal("CONT", &stopped)?;
+            return Ok([from, until]);
+        }
+        sleep(Duration::from_millis(2));
     }
-    let from = now();
-    sleep(length);
-    let until = now();
-    signal("CONT", &stopped)?;
-    Ok([from, until])
 }
 
 fn signal(name: &str, processes: &[u32]) -> Result<(), String> {
