@@ -16,7 +16,7 @@ use tower_session_end::{
 
 use super::support::{
     OWNED, PATIENCE, PostgresServer, builder, claim_so_many, dead_letter, done, end, hold, holder, new_schema, one,
-    record, records, release, shared,
+    reach, record, records, release, shared,
 };
 
 /// What the hook does for ids with these words in them.
@@ -156,7 +156,8 @@ async fn g19_the_ends_of_a_group_are_one_call() {
     plain.release_lease().await.unwrap();
     let holder = chats.holder(server, &schema).await;
     claim_so_many(&holder, 200).await;
-    let answers = holder.apply(records.iter().map(done).collect()).await.unwrap();
+    let deliveries: Vec<_> = records.iter().map(done).collect();
+    let answers = reach(&holder, &deliveries).await.unwrap();
     // On a busy machine the limit of a call may be too short for all of them. The rest is delivered later.
     let failed: Vec<_> = records.iter().zip(&answers).filter(|(_, answer)| **answer != Applied::Ok).collect();
     for (record, _) in &failed {
@@ -183,7 +184,7 @@ async fn g19_one_bad_end_keeps_its_record_and_holds_up_no_other() {
         plain.release_lease().await.unwrap();
         let holder = chats.holder(server, &schema).await;
         claim_so_many(&holder, 3).await;
-        let answers = holder.apply(all.iter().map(done).collect()).await.unwrap();
+        let answers = reach(&holder, &all.each_ref().map(done)).await.unwrap();
         let Applied::Failed(error) = &answers[1] else { panic!("{bad}: {answers:?}") };
         let expected = match bad {
             "err" => "an error of the hook",
@@ -216,7 +217,7 @@ async fn g19_a_start_hook_that_fails_leaves_nothing_but_the_record() {
         let chats = Chats::new(server, &schema);
         let holder = chats.holder(server, &schema).await;
         let all = [record("a"), record(bad)];
-        let answers = holder.apply(all.iter().map(hold).collect()).await.unwrap();
+        let answers = reach(&holder, &all.each_ref().map(hold)).await.unwrap();
         assert_eq!(answers, [Applied::Created, Applied::Created], "{bad}");
         assert_eq!((chats.rows(server), &*sessions(server, &schema)), (vec!["a 1 0".to_owned()], "2"), "{bad}");
     }
