@@ -6,8 +6,8 @@
 //! neighbouring runs. Prints a table with the minimum, the median and the maximum of each figure:
 //!
 //! ```text
-//! cargo bench -p benches --bench drain                        # all, three runs of each: about two minutes
-//! cargo bench -p benches --bench drain -- --runs 5 10ms hung  # five runs of the scenarios whose names match
+//! cargo bench -p benches --features registries --bench drain                        # all, three runs of each: about two minutes
+//! cargo bench -p benches --features registries --bench drain -- --runs 5 10ms hung  # five runs of the scenarios whose names match
 //! ```
 //!
 //! The `sqlite` scenarios write to a real file in the system's temporary directory (`TMPDIR`).

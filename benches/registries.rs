@@ -1,22 +1,26 @@
-//! What a registry costs the start of a session, and a request of a known one: SQLite and Redis, `Strict` and
-//! `Relaxed`.
+//! What a registry costs the start of a session, a request of a known one, and a recovery: SQLite, Redis and PostgreSQL,
+//! `Strict` and `Relaxed`.
 //!
 //! Sessions start as they do in a server: a response with a new id goes through the layer. The wait is the time until
 //! the layer sends its head. 1, 100 and 1,000 starts run concurrently, until the number of starts or the time is
 //! reached. "Written" is the rate until the last of them is recorded too, which in `Relaxed` is later. A counting
 //! registry wraps the real one: "starts per commit" is the number of starts in one call of `apply`, which is one
-//! transaction in SQLite, and one or a few scripts in Redis.
+//! transaction in SQLite and PostgreSQL, and one or a few scripts in Redis.
 //!
 //! After that, requests of known sessions run, with the id repeated in the response. If one of them makes the layer
 //! call the registry, the benchmark fails.
 //!
+//! The second table is about a process that has died with 200,000 sessions: another one ends them, with a hook that does
+//! nothing, while a client starts a session about every 2 ms.
+//!
 //! SQLite uses a real file in the system's temporary directory (`TMPDIR`), with the defaults of `SqliteRegistry`.
-//! Redis is a separate server on a free port (`$REDIS_SERVER`, or `redis-server` in the path; without one its rows are
-//! left out). Each row begins with an empty file or an empty server.
+//! Redis and PostgreSQL are separate servers on free ports (`$REDIS_SERVER`, or `redis-server` in the path; `postgres` in
+//! the path, or where Debian has it). Without a server its rows are left out. Each row begins with an empty file or an empty
+//! server. PostgreSQL syncs each commit to the disk, and Redis writes none.
 //!
 //! ```text
-//! cargo bench -p benches --bench registries                  # about 40 s
-//! cargo bench -p benches --bench registries -- --seconds 1
+//! cargo bench -p benches --features registries --bench registries                  # about 2 minutes
+//! cargo bench -p benches --features registries --bench registries -- --seconds 1
 //! ```
 //!
 //! Without `--bench` each row has a few starts only.
@@ -25,6 +29,11 @@
 mod counting;
 mod measure;
 mod plot_data;
+#[allow(dead_code, reason = "a part of it is used")]
+#[path = "../tests/support/postgres_server.rs"]
+mod postgres_server;
+#[path = "registries/recovery.rs"]
+mod recovery;
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "../tests/support/redis_server.rs"]
 mod redis_server;
@@ -57,6 +66,8 @@ use tower_session_end::{
     registry::{Durability, Registry},
 };
 
+const KINDS: [Kind; 3] = [Kind::Sqlite, Kind::Redis, Kind::Postgres];
+
 const UNDER_WAY: [usize; 3] = [1, 100, 1_000];
 
 /// A registry that is unreachable for longer fails the benchmark.
@@ -70,14 +81,15 @@ struct Amount {
     starts: usize,
     time: Duration,
     requests: usize,
+    recovered: usize,
 }
 
 fn main() -> Fallible<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     let mut amount = if args.iter().any(|arg| arg == "--bench") {
-        Amount { starts: 50_000, time: Duration::from_secs(3), requests: 100_000 }
+        Amount { starts: 50_000, time: Duration::from_secs(3), requests: 100_000, recovered: 200_000 }
     } else {
-        Amount { starts: 200, time: Duration::from_millis(200), requests: 100 }
+        Amount { starts: 200, time: Duration::from_millis(200), requests: 100, recovered: 2_000 }
     };
     if let Some(flag) = args.iter().position(|arg| arg == "--seconds") {
         amount.time = Duration::from_secs_f64(args.get(flag + 1).ok_or("`--seconds` needs a number")?.parse()?);
@@ -88,25 +100,41 @@ fn main() -> Fallible<()> {
     );
     println!("|---|---|{}", "---:|".repeat(9));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    for kind in [Kind::Sqlite, Kind::Redis] {
-        for durability in [Durability::Strict, Durability::Relaxed] {
-            for under_way in UNDER_WAY {
-                let Some(store) = Store::new(kind)? else {
-                    println!(
-                        "\n{} is left out: redis-server is not in the path, and $REDIS_SERVER is not set",
-                        kind.name()
-                    );
-                    return Ok(());
-                };
-                let row = Row { kind, durability, under_way, amount };
-                runtime.block_on(async {
-                    match &store {
-                        Store::Sqlite(dir) => row.measure(dir.registry()?).await,
-                        Store::Redis(server) => row.measure(stores::redis(server).await?).await,
-                    }
-                })?;
-            }
+    let rows = [Durability::Strict, Durability::Relaxed].map(|durability| UNDER_WAY.map(|n| (durability, n)));
+    for kind in KINDS {
+        for (durability, under_way) in rows.into_iter().flatten() {
+            let Some(store) = Store::new(kind)? else {
+                eprintln!("{} is left out: its server is not installed", kind.name());
+                break;
+            };
+            let row = Row { kind, durability, under_way, amount };
+            runtime.block_on(async {
+                match &store {
+                    Store::Sqlite(dir) => row.measure(dir.registry()?).await,
+                    Store::Redis(server) => row.measure(stores::redis(server).await?).await,
+                    Store::Postgres(server) => row.measure(stores::postgres(server).await?).await,
+                }
+            })?;
         }
+    }
+
+    println!("\n{}\n|---|{}", recovery::HEADING, "---:|".repeat(7));
+    for kind in KINDS {
+        let Some(store) = Store::new(kind)? else { continue };
+        let (name, sessions) = (kind.name(), amount.recovered);
+        runtime.block_on(async {
+            match &store {
+                Store::Sqlite(dir) => recovery::measure(name, dir.registry()?, dir.registry()?, sessions).await,
+                Store::Redis(server) => {
+                    let (dead, survivor) = (stores::redis(server).await?, stores::redis(server).await?);
+                    recovery::measure(name, dead, survivor, sessions).await
+                }
+                Store::Postgres(server) => {
+                    let (dead, survivor) = (stores::postgres(server).await?, stores::postgres(server).await?);
+                    recovery::measure(name, dead, survivor, sessions).await
+                }
+            }
+        })?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tower_session_end::registry::{Applied, Change, Heartbeat, Orphan, Registry, RegistryError};
@@ -45,6 +45,12 @@ impl<R: Registry> Registry for Counting<R> {
         self.calls.applies.fetch_add(1, Ordering::SeqCst);
         self.calls.changes.fetch_add(changes.len(), Ordering::SeqCst);
         self.inner.apply(changes).await
+    }
+
+    async fn apply_before(&self, changes: Vec<Change>, deadline: Instant) -> Result<Vec<Applied>, RegistryError> {
+        self.calls.applies.fetch_add(1, Ordering::SeqCst);
+        self.calls.changes.fetch_add(changes.len(), Ordering::SeqCst);
+        self.inner.apply_before(changes, deadline).await
     }
 
     async fn heartbeat(&self) -> Result<Heartbeat, RegistryError> {

@@ -3,14 +3,20 @@
 use std::{env, fs, path::PathBuf};
 
 use redis::{Client, aio::ConnectionManagerConfig};
-use tower_session_end::registry::{RedisRegistry, RegistryError, SqliteRegistry};
+use sqlx::PgPool;
+use tower_session_end::registry::{PostgresRegistry, RedisRegistry, RegistryError, SqliteRegistry};
 
-use crate::{measure::Fallible, redis_server::RedisServer};
+use crate::{
+    measure::Fallible,
+    postgres_server::{self, PostgresServer},
+    redis_server::RedisServer,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Sqlite,
     Redis,
+    Postgres,
 }
 
 impl Kind {
@@ -18,6 +24,7 @@ impl Kind {
         match self {
             Self::Sqlite => "SQLite",
             Self::Redis => "Redis",
+            Self::Postgres => "PostgreSQL",
         }
     }
 }
@@ -26,6 +33,7 @@ impl Kind {
 pub(crate) enum Store {
     Sqlite(Dir),
     Redis(RedisServer),
+    Postgres(PostgresServer),
 }
 
 impl Store {
@@ -34,6 +42,8 @@ impl Store {
         match kind {
             Kind::Sqlite => Ok(Some(Self::Sqlite(Dir::new()?))),
             Kind::Redis => Ok(has_redis().then(|| Self::Redis(RedisServer::start()))),
+            // With its defaults: it syncs each commit.
+            Kind::Postgres => Ok(postgres_server::is_installed().then(|| Self::Postgres(PostgresServer::start(&[])))),
         }
     }
 }
@@ -45,7 +55,13 @@ fn has_redis() -> bool {
     env::var_os("REDIS_SERVER").is_some() || files.any(|file| file.is_file())
 }
 
-/// Registries with their defaults.
+/// A registry with its defaults.
+pub(crate) async fn postgres(server: &PostgresServer) -> Fallible<PostgresRegistry> {
+    let registry = PostgresRegistry::builder(PgPool::connect(&server.url()).await?);
+    Ok(registry.connect().await?)
+}
+
+/// A registry with its defaults.
 pub(crate) async fn redis(server: &RedisServer) -> Fallible<RedisRegistry> {
     let connection = Client::open(server.url())?.get_connection_manager_lazy(ConnectionManagerConfig::new())?;
     Ok(RedisRegistry::builder(connection).connect().await?)

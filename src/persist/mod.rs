@@ -12,6 +12,7 @@ mod backlog;
 mod breaker;
 mod health;
 mod heartbeat;
+mod postponed;
 mod redelivery;
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
@@ -218,6 +219,7 @@ impl Persister {
     pub(crate) fn begin_drain(&self) {
         self.reclaim_deferred();
         self.replay_backlog();
+        self.requeue_all_postponed();
         self.drain_began.notify_waiters();
     }
 

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::Persister;
+use super::{Persister, postponed::Postponed};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -35,12 +35,12 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A carried id without a record is asked for again after this time. A process that has made it in an outage has recorded it by
 /// then: it calls the registry again within a second.
-const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1500);
+pub(super) const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1500);
 
-/// Ends that are to be delivered again, and holds that are to be repeated, by time.
+/// What is to be done later, by time: ends are delivered again, holds repeated, and postponed entries queued again.
 #[derive(Debug, Default)]
 pub(super) struct Redeliveries {
-    schedule: Mutex<Schedule>,
+    pub(super) schedule: Mutex<Schedule>,
     /// Notified when an earlier time was added.
     changed: Notify,
     /// The runtime of the task has shut down.
@@ -48,19 +48,22 @@ pub(super) struct Redeliveries {
 }
 
 #[derive(Debug, Default)]
-struct Schedule {
+pub(super) struct Schedule {
     due: BTreeMap<(Instant, u64), Later>,
     /// All ends whose hooks have failed and that are neither delivered nor dead letters, by number: also those whose hooks run.
     failed: HashMap<u64, Arc<Generation>>,
+    pub(super) postponed: Postponed,
     added: u64,
     task: Option<Arc<OnceLock<AbortHandle>>>,
-    is_closed: bool,
+    pub(super) is_closed: bool,
 }
 
 #[derive(Debug)]
-enum Later {
+pub(super) enum Later {
     End(Arc<Generation>, PendingEnd),
     Hold(Arc<Generation>),
+    /// The postponed entries of this id.
+    Postponed(SessionId),
 }
 
 impl Redeliveries {
@@ -82,7 +85,7 @@ impl Redeliveries {
         }
         schedule.due.retain(|_, later| match later {
             Later::End(generation, _) => generation.record_state() != RecordState::TakenOver,
-            Later::Hold(_) => true,
+            Later::Hold(_) | Later::Postponed(_) => true,
         });
     }
 
@@ -92,6 +95,7 @@ impl Redeliveries {
             schedule.is_closed = true;
             schedule.due.clear();
             schedule.failed.clear();
+            schedule.postponed = Postponed::default();
             schedule.task.clone()
         };
         if let Some(abort) = task.as_ref().and_then(|task| task.get()) {
@@ -242,7 +246,7 @@ impl Persister {
         self.schedule(pool, Later::Hold(generation), HOLD_AGAIN_AFTER);
     }
 
-    fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, later: Later, after: Duration) {
+    pub(super) fn schedule(self: &Arc<Self>, pool: &Arc<Pool>, later: Later, after: Duration) {
         {
             let mut schedule = lock(&self.redeliveries.schedule);
             if schedule.is_closed || self.tracker.phase() >= Phase::Closing {
@@ -329,6 +333,7 @@ impl Runner {
                         generation.stop_finding();
                         self.persister.outbox.push(OutboxEntry::Hold(generation));
                     }
+                    Later::Postponed(id) => self.persister.requeue_postponed(&id),
                 }
             }
             self.persister.tracker.queue.push_all(jobs);

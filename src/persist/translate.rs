@@ -97,6 +97,8 @@ pub(super) enum Next {
     Nothing,
     /// The hold of this generation is repeated later.
     HoldLater(Arc<Generation>),
+    /// This end, which has no record, is written later.
+    Postpone(Queued),
     /// The transaction hook has returned, with this error.
     Committed(Box<CalledEnd>, Option<String>),
 }
@@ -115,6 +117,15 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
             return Next::HoldLater(generation);
         }
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
+        OutboxEntry::End(ref generation, _) if *answer == Applied::NotFound => {
+            generation.set_record_state(RecordState::Unsent);
+            persister.note_trouble();
+            return Next::Postpone(Queued { entry, place });
+        }
+        OutboxEntry::Release(generation, _) if *answer == Applied::NotFound => {
+            generation.set_record_state(RecordState::Unsent);
+            tracker.skip_start(&generation);
+        }
         OutboxEntry::End(generation, end) if generation.record_state() != RecordState::Held => {
             apply_hold_answer(tracker, &generation, answer);
             persister.outbox.put_back([Queued { entry: OutboxEntry::End(generation, end), place }]);
@@ -261,6 +272,10 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
     // A transaction hook sees each session, unless the process stops without the registry.
     if (persister.transaction_hook.is_none() || persister.is_draining()) && generation.cancel_record() {
         return tracker.resolve_owned(&generation, end);
+    }
+    if generation.waits_for_record() {
+        // A process that has made the id in this outage may not have recorded it when the registry is back.
+        generation.find_again();
     }
     match generation.record_state() {
         RecordState::TakenOver => return tracker.resolve_released(&generation, ReleaseCause::EndedElsewhere),

@@ -63,7 +63,7 @@ impl Writer {
     fn take(&mut self) -> bool {
         let mut writer = lock(&self.persister.writer);
         let max = if self.persister.transaction_hook.is_some() { ENTRIES_PER_CALL_OF_HOOK } else { ENTRIES_PER_CALL };
-        self.group = self.persister.outbox.take(max);
+        self.group = self.persister.take_group(max);
         if self.group.is_empty() {
             // In the same critical section: an entry that is pushed later spawns a new writer.
             *writer = None;
@@ -145,6 +145,7 @@ impl Writer {
             match next {
                 Next::Nothing => {}
                 Next::HoldLater(generation) => self.persister.hold_later(&self.pool, generation),
+                Next::Postpone(end) => self.persister.postpone(&self.pool, end),
                 Next::Committed(called, error) => self.pool.on_committed(*called, error),
             }
         }

@@ -48,7 +48,12 @@ impl OutboxEntry {
         matches!(self, Self::Hold(generation) if generation.record_state() == RecordState::None)
     }
 
-    fn id(&self) -> &SessionId {
+    /// Whether its answer depends on the records of its id.
+    pub(crate) const fn needs_record(&self) -> bool {
+        matches!(self, Self::Hold(_) | Self::End(..) | Self::Release(..))
+    }
+
+    pub(crate) fn id(&self) -> &SessionId {
         match self {
             Self::Hold(generation)
             | Self::Update(generation)

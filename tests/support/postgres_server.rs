@@ -35,7 +35,7 @@ pub(crate) fn is_installed() -> bool {
     let found = find("postgres").is_some();
     assert!(found || env::var_os("CI").is_none(), "PostgreSQL is not installed: install `postgresql` (Debian)");
     if !found {
-        eprintln!("skipped: PostgreSQL is not installed");
+        eprintln!("skipped: PostgreSQL is not installed; install `postgresql` (Debian)");
     }
     found
 }
@@ -325,6 +325,13 @@ fn new_dir(kind: &str) -> PathBuf {
         chown(&dir, Some(user), Some(group)).unwrap();
     }
     dir
+}
+
+/// Removes the template, which no destructor removes. No server can be started afterwards.
+pub(crate) fn remove_template() {
+    if let Some(dir) = TEMPLATE.get() {
+        let _ = fs::remove_dir_all(dir);
+    }
 }
 
 /// Removes what earlier processes have left that were killed, and the shared server's files, which no destructor removes.

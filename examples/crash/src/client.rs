@@ -42,6 +42,15 @@ impl Client {
         id_in(&self.post("/open", None).await?)
     }
 
+    /// As [`open`](Self::open). The gateway answers once the session is recorded.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    pub async fn open_recorded(&self) -> Result<String, Error> {
+        id_in(&self.post("/open/recorded", None).await?)
+    }
+
     /// Sends a request in a session.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use tower_session_end::{
     signal,
 };
 
-use crate::{Error, EventLog};
+use crate::{Chats, Error, EventLog};
 
 /// The lease on Redis and PostgreSQL. Short, so that other processes recover the sessions of one soon after it is killed.
 pub const LEASE: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ pub const LEASE: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// The file to which the hooks write.
     pub event_log: PathBuf,
-    /// `sqlite:<file>`, or the URL of a PostgreSQL or a Redis.
+    /// `sqlite:<file>`, with the table of [`Chats`] in it, or the URL of a PostgreSQL or a Redis.
     pub registry: String,
     /// The name of the process in the event log.
     pub name: String,
@@ -135,8 +135,12 @@ async fn watch(sessions: ActiveSessions, log: EventLog) {
 
 async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result<ActiveSessionsBuilder, Error> {
     if let Some(file) = registry.strip_prefix("sqlite:") {
-        let heartbeat_interval = Duration::from_millis(500);
-        return Ok(builder.registry(SqliteRegistry::builder(file).heartbeat_interval(heartbeat_interval).open()?));
+        let registry = SqliteRegistry::builder(file)
+            .heartbeat_interval(Duration::from_millis(500))
+            .transaction_hook("chats", Chats)
+            .open()?;
+        Chats::create_table(registry.path())?;
+        return Ok(builder.registry(registry));
     }
     if registry.starts_with("postgres:") {
         let pool = PgPoolOptions::new().max_connections(2).connect_lazy(registry)?;
@@ -150,6 +154,7 @@ async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result
 fn app(sessions: &ActiveSessions) -> Router {
     Router::new()
         .route("/open", post(async || id_header(&fresh_id())))
+        .route("/open/recorded", post(open_recorded))
         .route("/say", post(async |id: SessionId| id_header(id.as_str())))
         .route("/end", post(async |_: SessionId| [(HeaderName::from_static("x-session-end"), "deleted")]))
         .route(
@@ -172,6 +177,16 @@ fn id_header(id: &str) -> [(HeaderName, String); 1] {
 fn fresh_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("s-{:016x}", RandomState::new().hash_one(NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Waits for the record as long as it takes. The layer waits for 250 ms.
+async fn open_recorded(sessions: ActiveSessions) -> [(HeaderName, String); 1] {
+    let id = fresh_id();
+    // False while the registry does not answer.
+    while !sessions.note(id.as_str()).recorded().await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    id_header(&id)
 }
 
 async fn sessions_here(sessions: ActiveSessions) -> String {

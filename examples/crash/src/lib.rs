@@ -1,5 +1,6 @@
-//! Shared by the example and its tests: the gateway, its event log, its client, and its process.
+//! Shared by the example and its tests: the gateway, its chats and its event log, its client, and its process.
 
+mod chats;
 mod client;
 mod event_log;
 mod host;
@@ -7,6 +8,7 @@ mod redis_server;
 mod server;
 
 pub use self::{
+    chats::{Chat, Chats},
     client::Client,
     event_log::{Entry, EventLog, Kind, now},
     host::{LEASE, Settings, health_log, serve},

@@ -2,7 +2,9 @@
 
 use std::{
     collections::hash_map::RandomState,
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     hash::BuildHasher,
     io,
     net::SocketAddr,
@@ -17,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Client, Error, Settings};
+use crate::{Client, Error};
 
 /// Longer than any step takes on a busy machine; only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,13 +45,13 @@ pub struct Gone {
 }
 
 impl Server {
-    /// Starts `program` as a gateway, and waits until it listens.
+    /// Starts `program serve` with these arguments as a gateway, and waits until it listens.
     ///
     /// # Errors
     ///
     /// The process does not start, or exits before it listens.
-    pub async fn start(program: &Path, settings: &Settings) -> Result<Self, Error> {
-        Self::spawn(program, settings)?.listening().await
+    pub async fn start(program: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self, Error> {
+        Self::spawn(program, args)?.listening().await
     }
 
     /// As [`start`](Self::start), but does not wait until it listens.
@@ -57,9 +59,9 @@ impl Server {
     /// # Errors
     ///
     /// The process does not start.
-    pub fn spawn(program: &Path, settings: &Settings) -> io::Result<Starting> {
+    pub fn spawn(program: &Path, args: &[impl AsRef<OsStr>]) -> io::Result<Starting> {
         let mut command = Command::new(program);
-        command.arg("serve").args(settings.to_args()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.arg("serve").args(args).stdout(Stdio::piped()).kill_on_drop(true);
         Ok(Starting(command.spawn()?))
     }
 
@@ -68,10 +70,10 @@ impl Server {
     /// # Errors
     ///
     /// The file cannot be opened, or the process does not start, or exits before it listens.
-    pub async fn start_with_log(program: &Path, settings: &Settings, log: &Path) -> Result<Self, Error> {
+    pub async fn start_with_log(program: &Path, args: &[impl AsRef<OsStr>], log: &Path) -> Result<Self, Error> {
         let log = fs::OpenOptions::new().append(true).create(true).open(log)?;
         let mut command = Command::new(program);
-        command.arg("serve").args(settings.to_args()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
+        command.arg("serve").args(args).stdout(Stdio::piped()).stderr(log).kill_on_drop(true);
         Starting(command.spawn()?).listening().await
     }
 

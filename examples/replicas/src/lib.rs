@@ -52,7 +52,7 @@ impl Deployment {
     /// The gateway does not start.
     pub async fn replace(&mut self, index: usize) -> Result<(), Error> {
         self.starts += 1;
-        let server = Server::start(&self.program, &self.settings(index)).await?;
+        let server = Server::start(&self.program, &self.settings(index).to_args()).await?;
         self.replicas[index] = Some(server);
         Ok(())
     }

@@ -259,9 +259,11 @@ impl Model {
     /// In the order of the writer.
     fn write(&self) -> bool {
         let mut records = lock(&self.records);
-        let mut group = self.persister.outbox.take(2);
+        let mut group = self.persister.take_group(2);
         if group.is_empty() {
-            return false;
+            // The time of the postponed entries has come.
+            self.persister.requeue_all_postponed();
+            return !self.persister.outbox.is_empty();
         }
         if records.lost_calls > 0 {
             records.lost_calls -= 1;
@@ -288,6 +290,7 @@ impl Model {
                         generation.stop_finding();
                         self.persister.outbox.push(OutboxEntry::Hold(generation));
                     }
+                    Next::Postpone(end) => drop(self.persister.keep_postponed(end)),
                     Next::Nothing | Next::Committed(..) => {}
                 },
                 None => drop(apply_skipped(&self.tracker, queued.entry)),

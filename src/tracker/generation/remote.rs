@@ -139,7 +139,7 @@ impl Generation {
         match (bits & WAITS != 0, bits & (CARRIED | NOT_FOUND)) {
             // Its start hooks have been called: it cannot become another generation.
             (false, _) => HoldMode::Create,
-            (true, CARRIED) if finds_first && self.is_active() => HoldMode::Join,
+            (true, CARRIED) if finds_first => HoldMode::Join,
             (true, _) => HoldMode::JoinOrCreate,
         }
     }
@@ -155,7 +155,7 @@ impl Generation {
     }
 
     /// It is asked for a record to join again, after an outage.
-    pub(in crate::tracker) fn find_again(&self) {
+    pub(crate) fn find_again(&self) {
         self.change_record_bits(|bits| Some(bits & !NOT_FOUND));
     }
 

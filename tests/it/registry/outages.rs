@@ -204,6 +204,91 @@ async fn g17_an_id_that_another_replica_has_made_in_an_outage_has_one_generation
     }
 }
 
+/// In an outage, the first replica makes `x`. It writes its record `delay` after the second one has got a request for it, and the
+/// end or the compaction of `change`.
+async fn ends_on_another_replica(delay: Duration, change: impl AsyncFn(&Replica)) -> (Replica, Replica, Store) {
+    let store = Store::default();
+    let (one, two) = (Replica::new(&store), Replica::new(&store));
+    [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::Down));
+    let drivers = [one.drive(), two.drive()];
+    birth(&one.sessions, "x").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    two.holder.set(Fault::None);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!two.sessions.is_degraded());
+    request(&two.sessions, "x").await;
+    change(&two).await;
+    tokio::time::sleep(delay).await;
+    assert_eq!(one.recorder.order("x"), "+", "it has started without the registry");
+    one.holder.set(Fault::None);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    drivers.iter().for_each(tokio::task::JoinHandle::abort);
+    (one, two, store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_id_that_another_replica_has_made_in_an_outage_ends_once_wherever_it_ends() {
+    for delay in [0, 1, 250, 450].map(Duration::from_millis) {
+        let end = async |two: &Replica| drop(two.sessions.end("x", EndReason::Deleted));
+        let (one, two, store) = ends_on_another_replica(delay, end).await;
+        assert!(!one.sessions.contains("x"), "{delay:?}: it has learned of the end");
+        assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), "-".to_owned()), "{delay:?}");
+        assert_eq!(two.recorder.ends()[0].generation, one.recorder.starts()[0].generation);
+        assert!(store.events().is_empty());
+
+        let compact = async |two: &Replica| drop(two.sessions.compact("x", "y"));
+        let (one, two, _store) = ends_on_another_replica(delay, compact).await;
+        assert!(!one.sessions.contains("x"), "{delay:?}");
+        assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), "-".to_owned()), "{delay:?}");
+        assert_eq!(two.recorder.order("y"), "+", "{delay:?}: the successor starts");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_what_the_host_makes_anew_waits_for_the_end_that_waits_for_its_record() {
+    for delay in [0, 250].map(Duration::from_millis) {
+        let end_and_make_anew = async |two: &Replica| {
+            two.sessions.end("x", EndReason::Deleted);
+            birth(&two.sessions, "x").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // It ends, too.
+            two.sessions.end("x", EndReason::Reset);
+            two.note("x").await;
+        };
+        let (one, two, store) = ends_on_another_replica(delay, end_and_make_anew).await;
+        assert_eq!(
+            (one.recorder.order("x"), two.recorder.order("x")),
+            ("+".to_owned(), "-+-+".to_owned()),
+            "{delay:?}"
+        );
+        assert!(!one.sessions.contains("x") && two.sessions.contains("x"), "{delay:?}");
+        let (ends, starts) = (two.recorder.ends(), two.recorder.starts());
+        assert_eq!(ends[0].generation, one.recorder.starts()[0].generation, "{delay:?}");
+        assert_eq!(ends[1].generation, starts[0].generation, "{delay:?}");
+        assert_eq!(store.active(), ["x"]);
+        assert_eq!(two.sessions.drain(EndReason::Shutdown).await.ended, 1);
+        assert_eq!(two.recorder.ends()[2].generation, starts[1].generation, "{delay:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_id_that_is_forgotten_before_it_is_on_record_leaves_nothing_behind() {
+    let store = Store::default();
+    let replica = after_an_outage(&store).await;
+    request(&replica.sessions, "x").await;
+    replica.sessions.forget("x");
+    request(&replica.sessions, "y").await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    replica.sessions.forget("y");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((store.active(), store.owed()), (vec!["made".to_owned()], Vec::new()));
+    assert_eq!((replica.recorder.order("x"), replica.recorder.order("y")), (String::new(), String::new()));
+    // Nothing of it is left here either.
+    request(&replica.sessions, "x").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(replica.recorder.order("x"), "+");
+}
+
 /// A replica whose registry was down a moment ago.
 async fn after_an_outage(store: &Store) -> Replica {
     let replica = Replica::new(store);
@@ -235,15 +320,20 @@ async fn g17_an_id_that_a_request_brought_is_recorded_at_once_and_after_an_outag
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((replica.recorder.order("x"), store.active().len()), ("+".to_owned(), 2));
 
-    // One that ends before is recorded at once.
+    // So is one that has ended.
     request(&replica.sessions, "y").await;
     replica.sessions.end("y", EndReason::Deleted);
     tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(replica.recorder.order("y"), "");
+    tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(replica.recorder.order("y"), "+-");
-    // So is one that a drain ends.
+    // A drain has no time to wait, neither for one that it ends, nor for one that has ended.
     request(&replica.sessions, "z").await;
-    assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 3);
-    assert_eq!(replica.recorder.order("z"), "+-");
+    request(&replica.sessions, "v").await;
+    replica.sessions.end("v", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(replica.sessions.drain(EndReason::Shutdown).await.ended, 4);
+    assert_eq!((replica.recorder.order("z"), replica.recorder.order("v")), ("+-".to_owned(), "+-".to_owned()));
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(store.events().is_empty() && store.active().is_empty());
 }

@@ -44,7 +44,7 @@ impl Site {
     }
 
     pub(crate) async fn start(&self, name: &str, fault: &str) -> Server {
-        Server::start(program(), &self.settings(name, fault)).await.unwrap()
+        Server::start(program(), &self.settings(name, fault).to_args()).await.unwrap()
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {

@@ -37,8 +37,8 @@ async fn g15_two_processes_that_recover_at_once_deliver_each_end_once() {
     for on in BOTH {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "-", 300).await;
-        let one = Server::spawn(program(), &site.settings("one", "1")).unwrap();
-        let two = Server::spawn(program(), &site.settings("two", "1")).unwrap();
+        let one = Server::spawn(program(), &site.settings("one", "1").to_args()).unwrap();
+        let two = Server::spawn(program(), &site.settings("two", "1").to_args()).unwrap();
         let (one, two) = tokio::join!(one.listening(), two.listening());
         let (one, two) = (one.unwrap(), two.unwrap());
         println!("{on:?}: one {}; two {}", one.recovery, two.recovery);
@@ -57,7 +57,7 @@ async fn g15_a_process_killed_during_its_recovery_loses_no_end() {
         let site = Site::new(on).await;
         let ids = killed_with(&site, "-", 600).await;
         // 256 hooks run at a time, for a second each.
-        let recoverer = Server::spawn(program(), &site.settings("recoverer", "1000")).unwrap();
+        let recoverer = Server::spawn(program(), &site.settings("recoverer", "1000").to_args()).unwrap();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while site.ends().is_empty() {
             assert!(tokio::time::Instant::now() < deadline, "the recovery makes no progress");

@@ -108,7 +108,8 @@ impl Site {
             };
             let from = now();
             let log = self.dir.file(&format!("{name}.log"));
-            match Server::start_with_log(Path::new(env!("CARGO_BIN_EXE_replicas")), &settings, &log).await {
+            let program = Path::new(env!("CARGO_BIN_EXE_replicas"));
+            match Server::start_with_log(program, &settings.to_args(), &log).await {
                 Ok(server) => {
                     self.did(What::Started, &name, from, server.recovery.clone());
                     return Ok(server);

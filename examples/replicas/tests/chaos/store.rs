@@ -122,7 +122,7 @@ impl Store {
                 let count = move || -> Result<Vec<String>, rusqlite::Error> {
                     let connection = Connection::open(path)?;
                     let tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'
-                        AND name NOT IN ('holders', 'meta', 'deployment')";
+                        AND name NOT IN ('holders', 'settings', 'chats')";
                     let tables: Vec<String> =
                         connection.prepare(tables)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
                     let mut left = Vec::new();
