@@ -104,6 +104,16 @@ impl PostgresServer {
         }
     }
 
+    /// The processes of the server: the first one, and those that it has started, one for each connection among them.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let file = fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
+        let Some(first) = file.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
+            return Vec::new();
+        };
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
+        std::iter::once(first).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
+    }
+
     /// Ends the server at once, as a power cut does, and leaves the folder: `pg_ctl stop -m immediate`.
     pub(crate) fn kill(&mut self) {
         let Some(mut keeper) = self.keeper.take() else { return };

@@ -14,15 +14,16 @@ use axum::{
     http::HeaderName,
     routing::{get, post},
 };
+use sqlx::postgres::PgPoolOptions;
 use tower_session_end::{
     ActiveSessions, ActiveSessionsBuilder, SessionEnd, SessionId, SessionStart,
-    registry::{RedisRegistry, SqliteRegistry},
+    registry::{PostgresRegistry, RedisRegistry, SqliteRegistry},
     signal,
 };
 
 use crate::{Chats, Error, EventLog};
 
-/// The lease on Redis. Short, so that other processes recover the sessions of one soon after it is killed.
+/// The lease on Redis and PostgreSQL. Short, so that other processes recover the sessions of one soon after it is killed.
 pub const LEASE: Duration = Duration::from_secs(2);
 
 /// The settings of a gateway: the arguments of its command line, after `serve`.
@@ -30,7 +31,7 @@ pub const LEASE: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// The file to which the hooks write.
     pub event_log: PathBuf,
-    /// `sqlite:<file>`, with the table of [`Chats`] in it, or the URL of a Redis.
+    /// `sqlite:<file>`, with the table of [`Chats`] in it, or the URL of a PostgreSQL or a Redis.
     pub registry: String,
     /// The name of the process in the event log.
     pub name: String,
@@ -140,6 +141,10 @@ async fn with_registry(builder: ActiveSessionsBuilder, registry: &str) -> Result
             .open()?;
         Chats::create_table(registry.path())?;
         return Ok(builder.registry(registry));
+    }
+    if registry.starts_with("postgres:") {
+        let pool = PgPoolOptions::new().max_connections(2).connect_lazy(registry)?;
+        return Ok(builder.registry(PostgresRegistry::builder(pool).lease(LEASE).connect().await?));
     }
     let connection = redis::Client::open(registry)?.get_connection_manager().await?;
     let registry = RedisRegistry::builder(connection).lease(LEASE).connect().await?;

@@ -25,10 +25,10 @@ use crate::{
 /// The calls for an end run after all other hooks of it. They are part of one call of the registry, which has one second at most.
 /// So a hook only writes rows. It makes no requests to other services, because their effect cannot be rolled back.
 ///
-/// * A group has 64 events at most. Its calls have 500 ms together, and each of their statements 400 ms. After an error each half
-///   is tried, down to single events; after a slow call each event alone. A part has 100 ms, and each of its statements 75 ms. An
-///   end for which less than that is left has failed. If there is a start without time, nothing of the group is committed, and
-///   the registry counts as unavailable.
+/// * A group has 64 events at most. Its calls have 500 ms together, and less in the last seconds of a drain. After an error each
+///   half is tried, down to single events; after a slow call each event alone. A part has 100 ms. A statement has four fifths of the
+///   time of its call. An event for which no time is left has failed with its group. If no call is made for the group, or there is a
+///   start without time, nothing is committed, and the registry counts as unavailable.
 /// * A call that errs, panics, or takes longer writes nothing: it runs in a savepoint, which is rolled back.
 /// * Deferred constraints are checked when the calls for the group are over.
 /// * A hook may begin nested transactions. It must not commit or roll back the transaction itself: the registry detects that,
@@ -119,18 +119,15 @@ impl<H: PostgresTransactionHook> DynHook for H {
     }
 }
 
-/// How long the calls of one slice may take. The caller drops the whole transaction after a second.
+/// How long the calls of one slice may take. The caller drops the whole transaction after a second. In a drain it does so earlier,
+/// and this time is shorter.
 const SLICE_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long a call for a part of a slice may take, after the slice has failed.
+/// How long a call for a part of a slice may take, after the slice has failed. With less time left, no call is made.
 const SHORT_LIMIT: Duration = Duration::from_millis(100);
 
 /// After so long no further call is made in a transaction.
 const LIMIT: Duration = Duration::from_millis(800);
-
-/// A statement of the hook ends before its call has to, so that the savepoint can be rolled back in time.
-const SLICE: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 400; SET LOCAL lock_timeout = 300";
-const SHORT: &str = "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = 75; SET LOCAL lock_timeout = 50";
 
 /// Keeps what the hook has written. Deferred constraints are checked here, where their failure concerns this hook alone.
 /// The next call may write in any order again.
@@ -249,11 +246,16 @@ impl HookCalls<'_> {
 
     /// Calls the hook for ends. The answers are in the same order.
     pub(super) async fn ends(self, tx: &mut Tx, ends: &mut [SessionEnd]) -> Result<HookResults, Failure> {
-        let deadline = Instant::now() + SLICE_LIMIT;
+        let deadline = Instant::now() + SLICE_LIMIT.min(self.left());
         for end in &mut *ends {
             end.deadline = Some(deadline);
         }
         self.run(tx, Slice::Ends(ends)).await
+    }
+
+    /// The time until which calls are made.
+    fn left(self) -> Duration {
+        self.limit.saturating_sub(self.started.elapsed())
     }
 
     async fn run(self, tx: &mut Tx, slice: Slice<'_>) -> Result<HookResults, Failure> {
@@ -266,40 +268,37 @@ impl HookCalls<'_> {
         }
         // One bad event holds up no other: it is found by halves.
         let (mut results, mut parts) = (Vec::with_capacity(slice.len()), vec![slice]);
-        let (mut savepoint, mut limit) = (SLICE, SLICE_LIMIT);
+        let mut limit = SLICE_LIMIT;
+        let short = SHORT_LIMIT.min(self.limit / 4);
         while let Some(part) = parts.pop() {
-            // Less is not enough: a statement has to end before its call.
-            if limit > self.limit.saturating_sub(self.started.elapsed()) {
+            let limit_now = limit.min(self.left());
+            if limit_now < short {
                 const NO_TIME: &str = "no time was left for it in the transaction";
-                if matches!(part, Slice::Starts(_)) {
+                // Without a call there is no failure that could be counted.
+                if part.len() == slice.len() || matches!(part, Slice::Starts(_)) {
                     return Err(Failure::Unavailable(format!("the transaction hook {:?}: {NO_TIME}", self.hook.name)));
                 }
                 results.extend(vec![Err(NO_TIME.to_owned()); part.len()]);
                 continue;
             }
             let began = Instant::now();
-            let result = self.in_savepoint(tx, part, savepoint, limit).await?;
+            let result = self.in_savepoint(tx, part, limit_now).await?;
             if part.len() == 1 || result.is_ok() {
                 results.extend(vec![result; part.len()]);
             } else {
                 // There is no time for several slow calls.
-                let is_slow = began.elapsed() > limit / 2;
+                let is_slow = began.elapsed() > limit_now / 2;
                 let len = if is_slow { 1 } else { part.len().div_ceil(2) };
                 parts.extend(part.parts(len).into_iter().rev());
             }
-            (savepoint, limit) = (SHORT, SHORT_LIMIT);
+            limit = short;
         }
         Ok(results)
     }
 
     /// One call of the hook. What it has written is kept if it succeeds, and undone otherwise.
-    async fn in_savepoint(
-        self,
-        tx: &mut Tx,
-        slice: Slice<'_>,
-        savepoint: &'static str,
-        limit: Duration,
-    ) -> Result<Result<(), String>, Failure> {
+    async fn in_savepoint(self, tx: &mut Tx, slice: Slice<'_>, limit: Duration) -> Result<Result<(), String>, Failure> {
+        let savepoint = tx.sql.made(savepoint(limit));
         tx.conn().execute(savepoint).await?;
         let mut result = self.hook.call(tx.conn(), slice, limit).await;
         if result.is_ok() {
@@ -320,6 +319,18 @@ impl HookCalls<'_> {
         }
         Ok(result)
     }
+}
+
+/// Begins a savepoint. A statement of the hook ends before its call has to, so that the savepoint can be rolled back in time.
+fn savepoint(limit: Duration) -> String {
+    // Few texts, because each lives as long as the process.
+    let ms = (limit.as_millis() / 5).max(1);
+    let ms = if ms > 10 { ms / 5 * 5 } else { ms };
+    format!(
+        "SAVEPOINT tower_session_end_hook; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}",
+        ms * 4,
+        ms * 3
+    )
 }
 
 /// The text of an error, or the failure of the whole transaction if the savepoint is gone.

@@ -5,18 +5,18 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{Connection, Executor, PgConnection};
 use tower_session_end::{
-    BoxError, EndReason, SessionEnd, SessionStart,
-    registry::{Applied, Change, HoldMode, PostgresRegistry, PostgresTransactionHook, Record, Registry},
+    ActiveSessions, BoxError, EndReason, SessionEnd, SessionStart,
+    registry::{Applied, Change, HoldMode, PostgresRegistry, PostgresTransactionHook, Record, Registry, RegistryError},
 };
 
 use super::support::{
-    OWNED, PostgresServer, builder, claim_so_many, dead_letter, done, end, hold, holder, new_schema, one, record,
-    records, release, shared,
+    OWNED, PATIENCE, PostgresServer, builder, claim_so_many, dead_letter, done, end, hold, holder, new_schema, one,
+    reach, record, records, release, shared,
 };
 
 /// What the hook does for ids with these words in them.
@@ -156,7 +156,8 @@ async fn g19_the_ends_of_a_group_are_one_call() {
     plain.release_lease().await.unwrap();
     let holder = chats.holder(server, &schema).await;
     claim_so_many(&holder, 200).await;
-    let answers = holder.apply(records.iter().map(done).collect()).await.unwrap();
+    let deliveries: Vec<_> = records.iter().map(done).collect();
+    let answers = reach(&holder, &deliveries).await.unwrap();
     // On a busy machine the limit of a call may be too short for all of them. The rest is delivered later.
     let failed: Vec<_> = records.iter().zip(&answers).filter(|(_, answer)| **answer != Applied::Ok).collect();
     for (record, _) in &failed {
@@ -183,7 +184,7 @@ async fn g19_one_bad_end_keeps_its_record_and_holds_up_no_other() {
         plain.release_lease().await.unwrap();
         let holder = chats.holder(server, &schema).await;
         claim_so_many(&holder, 3).await;
-        let answers = holder.apply(all.iter().map(done).collect()).await.unwrap();
+        let answers = reach(&holder, &all.each_ref().map(done)).await.unwrap();
         let Applied::Failed(error) = &answers[1] else { panic!("{bad}: {answers:?}") };
         let expected = match bad {
             "err" => "an error of the hook",
@@ -216,7 +217,7 @@ async fn g19_a_start_hook_that_fails_leaves_nothing_but_the_record() {
         let chats = Chats::new(server, &schema);
         let holder = chats.holder(server, &schema).await;
         let all = [record("a"), record(bad)];
-        let answers = holder.apply(all.iter().map(hold).collect()).await.unwrap();
+        let answers = reach(&holder, &all.each_ref().map(hold)).await.unwrap();
         assert_eq!(answers, [Applied::Created, Applied::Created], "{bad}");
         assert_eq!((chats.rows(server), &*sessions(server, &schema)), (vec!["a 1 0".to_owned()], "2"), "{bad}");
     }
@@ -303,4 +304,54 @@ async fn g19_a_hook_may_use_nested_transactions() {
     let holder = chats.holder(server, &schema).await;
     assert_eq!(one(&holder, hold(&record("nested"))).await, Applied::Created);
     assert_eq!(chats.rows(server), ["nested 1 0", "nested-inner 0 0"]);
+}
+
+/// The calls of a drain are shorter than others.
+#[tokio::test]
+async fn g19_a_call_that_has_little_time_calls_the_hook_and_counts_no_failure_without_a_call() {
+    let Some(server) = shared() else { return };
+    let schema = new_schema();
+    let chats = Chats::new(server, &schema);
+    let holder = chats.holder(server, &schema).await;
+    for ms in [600, 500, 200, 50, 10] {
+        let record = record(&format!("in-{ms}-ms"));
+        one(&holder, hold(&record)).await;
+        assert_eq!(one(&holder, end(&record)).await, OWNED);
+        let (calls, start) = (chats.calls.load(Ordering::SeqCst), Instant::now());
+        loop {
+            // Twice the time at each repeat: a busy machine takes longer.
+            let limit = Duration::from_millis(ms) + start.elapsed();
+            match holder.apply_before(vec![done(&record)], Instant::now() + limit).await {
+                Ok(answers) => {
+                    let is_called = chats.calls.load(Ordering::SeqCst) > calls;
+                    assert!(is_called, "{ms} ms: {answers:?} without a call of the hook");
+                    if answers == [Applied::Ok] {
+                        break;
+                    }
+                }
+                Err(RegistryError::Unavailable(_) | RegistryError::Conflict) => {}
+                Err(error) => panic!("{ms} ms: {error:?}"),
+            }
+            assert!(start.elapsed() < PATIENCE, "{ms} ms: the end is never delivered");
+        }
+    }
+    let wrong = format!("SELECT count(*) FROM {} WHERE starts <> 1 OR ends <> 1", chats.table);
+    assert_eq!((&*server.ask(&wrong), &*sessions(server, &schema)), ("0", "0"));
+}
+
+#[tokio::test]
+async fn g19_a_drain_with_the_default_timeout_calls_the_hook() {
+    let Some(server) = shared() else { return };
+    let schema = new_schema();
+    let chats = Chats::new(server, &schema);
+    let sessions = ActiveSessions::builder().registry(chats.holder(server, &schema).await).build().unwrap();
+    for n in 0..20 {
+        assert!(sessions.note(format!("session-{n}")).recorded().await);
+    }
+    let before = chats.calls.load(Ordering::SeqCst);
+    let report = sessions.drain(EndReason::Shutdown).await;
+    // On a busy machine a call may take too long. Then some ends are left to the next process.
+    assert!(chats.calls.load(Ordering::SeqCst) > before, "{report}: {:?}", report.failures);
+    let counted = format!("SELECT count(*) FROM {} WHERE starts = 1 AND ends = 1", chats.table);
+    assert_eq!(server.ask(&counted), report.ended.to_string());
 }

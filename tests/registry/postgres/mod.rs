@@ -4,6 +4,7 @@ mod conformance;
 mod costs;
 mod counters;
 mod hooks;
+mod interleavings;
 mod leases;
 mod outages;
 mod process;

@@ -247,12 +247,15 @@ impl Balance {
             && [one, other].into_iter().any(|entry| self.outage(&entry.writer, end.started_at).is_some())
     }
 
-    /// Whether this start happened in an outage, and its process stood still before it could record it. Another process asks
+    /// Whether this start happened in an outage, and its process stood still between the request and the record. Another process asks
     /// for the record of an id twice, and then starts a generation of its own.
     fn is_paused_before_its_record(&self, start: &Entry, other: &Entry) -> bool {
         let Some(over) = self.outage(&start.writer, start.at) else { return false };
+        // The hook may be called after the pause.
+        let is_its = |request: &&Request| request.process == start.writer && request.made.as_ref() == Some(&start.id);
+        let made = self.requests.iter().find(is_its).map_or(start.at, |request| request.from.min(start.at));
         let is_pause = |deed: &&Deed| deed.what == What::Paused && deed.process == start.writer;
-        let is_before = |deed: &Deed| deed.from < over.saturating_add(SLACK).min(other.at) && deed.until > start.at;
+        let is_before = |deed: &Deed| deed.from < over.saturating_add(SLACK).min(other.at) && deed.until > made;
         start.writer != other.writer && self.deeds.iter().filter(is_pause).any(is_before)
     }
 

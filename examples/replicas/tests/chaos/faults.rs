@@ -80,7 +80,7 @@ async fn attack_processes(site: &Site, faults: Vec<Fault>, mut random: Random, d
 async fn attack_store(site: &Site, random: Option<Random>, deadline: Instant) {
     let Some(mut random) = random else { return };
     while wait(random.millis(500, 4000), deadline).await {
-        let (way, length) = (random.below(3), random.millis(500, 4000));
+        let (way, length) = (random.below(6), random.millis(500, 4000));
         let (how, [from, until]) = site.store.block(way, length).await.unwrap();
         let note = format!("{how} for {length:?}");
         site.add(Deed { what: What::Blocked, process: String::new(), from, until, note });

@@ -8,6 +8,10 @@
 mod balance;
 mod faults;
 mod load;
+mod postgres;
+#[path = "../../../../tests/support/postgres_server.rs"]
+#[allow(dead_code, reason = "the tests of the crate use more of it")]
+mod postgres_server;
 #[path = "../../../../tests/support/random.rs"]
 #[allow(dead_code, reason = "the tests of the crate use more of it")]
 mod random;
@@ -81,4 +85,12 @@ async fn g15_g16_g17_redis_each_generation_ends_once_whatever_happens_to_process
 #[ignore = "random faults on a busy machine; `.ci/long` runs it"]
 async fn g15_g16_g17_sqlite_each_generation_ends_once_whatever_happens_to_processes_and_registry() {
     chaos(Kind::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "random faults on a busy machine; `.ci/long` runs it"]
+async fn g15_g16_g17_postgres_each_generation_ends_once_whatever_happens_to_processes_and_registry() {
+    if postgres_server::is_installed() {
+        chaos(Kind::Postgres).await;
+    }
 }

@@ -11,15 +11,19 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::postgres::Postgres;
+
 /// Which registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    Postgres,
     Redis,
     Sqlite,
 }
 
 /// A registry that outlives its processes.
 pub(crate) enum Store {
+    Postgres(Postgres),
     Redis(RedisServer),
     Sqlite(TempDir),
 }
@@ -27,6 +31,7 @@ pub(crate) enum Store {
 impl Store {
     pub(crate) async fn start(kind: Kind) -> Result<Self, Error> {
         Ok(match kind {
+            Kind::Postgres => Self::Postgres(Postgres::start().await?),
             Kind::Redis => Self::Redis(RedisServer::with(&["--enable-debug-command", "yes"]).await?),
             Kind::Sqlite => Self::Sqlite(TempDir::new()?),
         })
@@ -34,6 +39,7 @@ impl Store {
 
     pub(crate) const fn kind(&self) -> Kind {
         match self {
+            Self::Postgres(_) => Kind::Postgres,
             Self::Redis(_) => Kind::Redis,
             Self::Sqlite(_) => Kind::Sqlite,
         }
@@ -42,6 +48,7 @@ impl Store {
     /// As the gateway's argument.
     pub(crate) fn url(&self) -> String {
         match self {
+            Self::Postgres(postgres) => postgres.url(),
             Self::Redis(redis) => redis.url(),
             Self::Sqlite(dir) => format!("sqlite:{}", database(dir).display()),
         }
@@ -50,7 +57,7 @@ impl Store {
     /// How long a gateway may be silent before others recover its sessions. `None`: for as long as it lives.
     pub(crate) const fn lease(&self) -> Option<Duration> {
         match self {
-            Self::Redis(_) => Some(crash::LEASE),
+            Self::Postgres(_) | Self::Redis(_) => Some(crash::LEASE),
             Self::Sqlite(_) => None,
         }
     }
@@ -59,6 +66,7 @@ impl Store {
     /// when until when nothing was carried out.
     pub(crate) async fn block(&self, way: u64, length: Duration) -> Result<(&'static str, [u64; 2]), Error> {
         match self {
+            Self::Postgres(postgres) => postgres.block(way, length).await,
             Self::Redis(redis) => {
                 let command = format!("DEBUG SLEEP {}", length.as_secs_f64());
                 let all = [b"TIME", command.as_bytes(), b"TIME"].join(&b"\r\n"[..]);
@@ -102,6 +110,7 @@ impl Store {
     /// What the registry still has: sessions and ends, by their keys, or the number of rows of a table.
     pub(crate) async fn left(&self) -> Result<Vec<String>, Error> {
         match self {
+            Self::Postgres(postgres) => postgres.left().await,
             Self::Redis(redis) => {
                 let mut keys = ask(redis.port(), "KEYS *").await?;
                 // Those of the deployment, which stay.
