@@ -10,6 +10,10 @@ use crate::{observability::escape_controls, sync::Ordering, tracker::clock::Cloc
 /// After a slow call, starts do not wait for this time, so that a registry that is slow now and then does not flap.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 
+/// A process that has just started may have come out of an outage. Within this time, the other ones have recorded what they made in
+/// it: they call the registry again within a second.
+pub(super) const SETTLING: Duration = Duration::from_secs(2);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 enum Health {

@@ -34,6 +34,7 @@ pub(crate) use self::heartbeat::Recovered;
 use self::{
     backlog::Backlog,
     breaker::{CircuitBreaker, MAX_ATTEMPTS_IN_DRAIN},
+    health::SETTLING,
     redelivery::Redeliveries,
     writer::Writer,
 };
@@ -45,7 +46,7 @@ use crate::{
     tasks::Tasks,
     tracker::{
         CalledEnd, FailedDelivery, Generation, Origin, Outbox, OutboxEntry, PendingEnd, RecordState, Tracker,
-        clock::NEVER,
+        clock::{NEVER, nanos},
     },
 };
 
@@ -148,7 +149,7 @@ impl Persister {
             redeliveries: Redeliveries::default(),
             health: AtomicU8::new(0),
             slow_until: AtomicU64::new(0),
-            troubled_until: AtomicU64::new(0),
+            troubled_until: AtomicU64::new(nanos(SETTLING)),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),

@@ -142,9 +142,16 @@ impl Tracker {
             let mut after_unlock = AfterUnlock::default();
             {
                 let mut shard = lock(shard);
-                shard.pending_ends().filter(is_recovered).for_each(|generation| {
-                    generation.set_record_state(RecordState::TakenOver);
-                });
+                for generation in shard.pending_ends().filter(is_recovered) {
+                    if generation.waits_for_record() {
+                        // Nobody ends it if its record was not written. Its end is queued, and records it first.
+                        let started_at = self.clock.wall(generation.started_at);
+                        generation.restart_as(GenerationId::new(self.instance, self.next_number()), started_at);
+                        generation.set_record_state(RecordState::Unsent);
+                    } else {
+                        generation.set_record_state(RecordState::TakenOver);
+                    }
+                }
                 let active: Vec<_> = shard.active().filter(is_recovered).cloned().collect();
                 for generation in &active {
                     self.renew(&mut shard, generation, now, &mut after_unlock);

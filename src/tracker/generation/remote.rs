@@ -139,7 +139,8 @@ impl Generation {
         match (bits & WAITS != 0, bits & (CARRIED | NOT_FOUND)) {
             // Its start hooks have been called: it cannot become another generation.
             (false, _) => HoldMode::Create,
-            (true, CARRIED) if finds_first => HoldMode::Join,
+            // After a compaction, the start of the successor waits for this end, and its record does not.
+            (true, CARRIED) if finds_first && self.claim() != ClaimState::Compacted => HoldMode::Join,
             (true, _) => HoldMode::JoinOrCreate,
         }
     }

@@ -41,6 +41,36 @@ async fn g15_a_session_that_was_never_recorded_keeps_its_generation_over_a_lost_
 }
 
 #[tokio::test(start_paused = true)]
+async fn g16_a_session_that_ended_before_its_record_was_answered_ends_also_after_a_lost_lease() {
+    for fault in [Fault::Down, Fault::Deaf] {
+        let store = Store::default();
+        let replica = Replica::new(&store);
+        replica.note("before").await;
+        replica.holder.set(fault);
+        // Its record is sent, and perhaps written: its start waits.
+        birth(&replica.sessions, "sent").await;
+        replica.sessions.end("sent", EndReason::Deleted);
+        sleep(Duration::from_millis(10)).await;
+        assert!(replica.recorder.order("sent").is_empty());
+        replica.holder.kill();
+        let survivor = Replica::new(&store);
+        let _ = survivor.sessions.recover().await;
+        replica.holder.set(Fault::None);
+        let driver = replica.drive();
+        sleep(5 * SECOND).await;
+        driver.abort();
+        // Another process ends what was written, as a generation of its own.
+        let elsewhere = if fault == Fault::Deaf { "-" } else { "" };
+        assert_eq!(survivor.recorder.order("sent"), elsewhere, "{fault:?}");
+        assert_eq!(replica.recorder.order("sent"), "+-", "{fault:?}");
+        let here = replica.recorder.ends().into_iter().find(|end| end.session.id == "sent").unwrap();
+        assert!(survivor.recorder.ends().iter().all(|end| end.generation != here.generation), "{fault:?}");
+        let _ = replica.sessions.drain(EndReason::Shutdown).await;
+        assert!(store.events().is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn g15_a_record_whose_answer_was_lost_when_it_was_made_up_for_is_not_left_behind() {
     let store = Store::default();
     let replica = Replica::new(&store);

@@ -118,6 +118,8 @@ impl Balance {
             (None, Some((_, end))) => {
                 if maker.is_none_or(|maker| self.killed(maker).is_some()) {
                     self.add("without a start, excused: killed before the start hook");
+                } else if maker.is_some_and(|maker| self.is_paused_beyond_its_lease(maker, end.at)) {
+                    self.add("without a start, excused: paused for longer than its lease before the start hook");
                 } else if maker.is_some_and(|maker| self.was_waiting(maker, &end.id)) {
                     self.add("without a start, excused: its process got no answer about the record, and did not tell the start");
                 } else {
@@ -295,6 +297,14 @@ impl Balance {
         let is_never_written = |deed: &Deed| deed.from + CLOCKS <= end.started_at && end.at <= deed.until;
         let mut blocked = self.deeds.iter().filter(|deed| deed.what == What::Blocked);
         self.deeds.iter().filter(is_stop).any(|stop| stop.from < over) && !blocked.any(is_never_written)
+    }
+
+    /// Whether the process stood still when others ended what it held.
+    fn is_paused_beyond_its_lease(&self, process: &str, at: u64) -> bool {
+        let lease = crash::LEASE.as_micros() as u64;
+        let is_it =
+            |deed: &&Deed| deed.what == What::Paused && deed.process == process && deed.until - deed.from > lease;
+        self.deeds.iter().filter(is_it).any(|pause| pause.from < at && at < pause.until + SLACK)
     }
 
     /// Whether the process noted this id while the registry did not answer, or was stopped then: it does not know whether the
