@@ -229,7 +229,7 @@ async fn ends_on_another_replica(delay: Duration, change: impl AsyncFn(&Replica)
 #[tokio::test(start_paused = true)]
 async fn g17_an_id_that_another_replica_has_made_in_an_outage_ends_once_wherever_it_ends() {
     for delay in [0, 1, 250, 450].map(Duration::from_millis) {
-        let end = async |two: &Replica| drop(two.sessions.end("x", EndReason::Deleted));
+        let end = async |two: &Replica| assert!(two.sessions.end("x", EndReason::Deleted));
         let (one, two, store) = ends_on_another_replica(delay, end).await;
         assert!(!one.sessions.contains("x"), "{delay:?}: it has learned of the end");
         assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), "-".to_owned()), "{delay:?}");
