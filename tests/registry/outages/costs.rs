@@ -93,7 +93,7 @@ async fn g06_a_drain_of_10_000_sessions_on_redis_is_a_few_hundred_scripts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn g17_a_request_in_a_known_session_is_no_command() {
     let server = RedisServer::start();
-    let (_, sessions) = handle(redis(&server, 60_000).await);
+    let (_, sessions) = handle(redis(&server, 60_000).await).await;
     for n in 0..10 {
         request(&sessions, &format!("s{n}")).await;
     }

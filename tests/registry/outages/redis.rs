@@ -11,7 +11,7 @@ use crate::support::redis_server::RedisServer;
 #[tokio::test(flavor = "multi_thread")]
 async fn g17_while_redis_is_paused_no_request_fails_and_a_birth_waits_250_ms_at_most() {
     let server = RedisServer::start();
-    let (recorder, sessions) = handle(redis(&server, 2000).await);
+    let (recorder, sessions) = handle(redis(&server, 2000).await).await;
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
     request(&sessions, "known").await;
     server.ask("CLIENT PAUSE 3000 ALL");
@@ -39,7 +39,7 @@ async fn g17_while_redis_is_paused_no_request_fails_and_a_birth_waits_250_ms_at_
 #[tokio::test(flavor = "multi_thread")]
 async fn g17_while_redis_is_gone_everything_goes_on_and_is_made_up_for() {
     let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let (recorder, sessions) = handle(redis(&server, 2000).await);
+    let (recorder, sessions) = handle(redis(&server, 2000).await).await;
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
     for id in ["stays", "ends"] {
         request(&sessions, id).await;
@@ -67,7 +67,7 @@ async fn g17_while_redis_is_gone_everything_goes_on_and_is_made_up_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn g17_with_redis_paused_across_the_drain_sessions_are_handed_over_and_a_survivor_ends_them() {
     let server = RedisServer::start();
-    let (recorder, sessions) = handle(redis(&server, 1000).await);
+    let (recorder, sessions) = handle(redis(&server, 1000).await).await;
     for n in 0..50 {
         request(&sessions, &format!("s{n}")).await;
     }
@@ -81,7 +81,7 @@ async fn g17_with_redis_paused_across_the_drain_sessions_are_handed_over_and_a_s
     drop(sessions);
 
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let (survivor, sessions) = handle(redis(&server, 1000).await);
+    let (survivor, sessions) = handle(redis(&server, 1000).await).await;
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
     until("taken over", || survivor.ends().len() == 50).await;
     driver.abort();

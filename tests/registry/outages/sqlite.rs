@@ -11,7 +11,7 @@ use super::support::{ABOUT_250_MS, Dir, handle, request, until};
 async fn g17_while_the_file_is_locked_no_request_fails_and_a_birth_waits_250_ms_at_most() {
     let dir = Dir::new();
     let file = dir.0.join("sessions.db");
-    let (recorder, sessions) = handle(SqliteRegistry::open(&file).unwrap());
+    let (recorder, sessions) = handle(SqliteRegistry::open(&file).unwrap()).await;
     let driver = tokio::spawn(sessions.shutdown_on(pending::<()>()));
     request(&sessions, "known").await;
 

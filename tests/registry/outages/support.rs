@@ -18,9 +18,11 @@ use crate::support::{recorder::Recorder, redis_server::RedisServer};
 /// What a birth waits for at most, and as much again for a busy machine.
 pub(crate) const ABOUT_250_MS: Duration = Duration::from_millis(500);
 
-pub(crate) fn handle(registry: impl Registry) -> (Recorder, ActiveSessions) {
+/// A handle that records an id that comes with a request at once: it does so after 2 s.
+pub(crate) async fn handle(registry: impl Registry) -> (Recorder, ActiveSessions) {
     let recorder = Recorder::default();
     let sessions = recorder.builder().registry(registry).build().unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
     (recorder, sessions)
 }
 
