@@ -16,7 +16,7 @@ use crate::{
     hooks::Pool,
     session::SessionId,
     sync::lock,
-    tracker::{OutboxEntry, Queued},
+    tracker::{Origin, OutboxEntry, Queued},
 };
 
 /// The most ids whose entries are postponed. Others are recorded at once.
@@ -29,20 +29,23 @@ pub(super) struct Postponed {
 }
 
 impl Postponed {
-    /// Takes the entries out of `group` that wait behind a postponed one.
-    fn hold_back(&mut self, group: &mut Vec<Queued>) {
+    /// Takes the entries out of `group` that wait behind a postponed one. Returns the entries of ids that can wait no longer: the
+    /// host has made them anew, and a response waits for the record.
+    fn hold_back(&mut self, group: &mut Vec<Queued>) -> Vec<Vec<Queued>> {
         if self.by_id.is_empty() {
-            return;
+            return Vec::new();
         }
         let waits = |queued: &mut Queued| queued.entry.needs_record() && self.by_id.contains_key(queued.entry.id());
         let waiting: Vec<_> = group.extract_if(.., waits).collect();
+        let mut made_anew = Vec::new();
         for queued in waiting {
-            // No head waits for it.
-            if let OutboxEntry::Hold(generation) = &queued.entry {
-                generation.notify_recorded();
+            let id = queued.entry.id().clone();
+            if matches!(&queued.entry, OutboxEntry::Hold(generation) if generation.origin() != Origin::Carried) {
+                made_anew.push(id.clone());
             }
-            self.by_id.entry(queued.entry.id().clone()).or_default().push(queued);
+            self.by_id.entry(id).or_default().push(queued);
         }
+        made_anew.iter().filter_map(|id| self.by_id.remove(id)).collect()
     }
 }
 
@@ -54,7 +57,9 @@ impl Persister {
         loop {
             let mut group = self.outbox.take(max);
             let is_end = group.is_empty();
-            schedule.postponed.hold_back(&mut group);
+            for entries in schedule.postponed.hold_back(&mut group) {
+                self.requeue(entries);
+            }
             if is_end || !group.is_empty() {
                 return group;
             }

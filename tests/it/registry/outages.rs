@@ -239,17 +239,17 @@ async fn g17_an_id_that_another_replica_has_made_in_an_outage_ends_once_wherever
 }
 
 #[tokio::test(start_paused = true)]
-async fn g17_what_the_host_makes_anew_waits_for_the_end_that_waits_for_its_record() {
+async fn g17_an_id_that_comes_again_waits_for_the_end_that_waits_for_its_record() {
     for delay in [0, 250].map(Duration::from_millis) {
-        let end_and_make_anew = async |two: &Replica| {
+        let end_and_come_again = async |two: &Replica| {
             two.sessions.end("x", EndReason::Deleted);
-            birth(&two.sessions, "x").await;
+            request(&two.sessions, "x").await;
             tokio::time::sleep(Duration::from_millis(100)).await;
             // It ends, too.
             two.sessions.end("x", EndReason::Reset);
-            two.note("x").await;
+            request(&two.sessions, "x").await;
         };
-        let (one, two, store) = ends_on_another_replica(delay, end_and_make_anew).await;
+        let (one, two, store) = ends_on_another_replica(delay, end_and_come_again).await;
         assert_eq!(
             (one.recorder.order("x"), two.recorder.order("x")),
             ("+".to_owned(), "-+-+".to_owned()),
@@ -263,6 +263,21 @@ async fn g17_what_the_host_makes_anew_waits_for_the_end_that_waits_for_its_recor
         assert_eq!(two.sessions.drain(EndReason::Shutdown).await.ended, 1);
         assert_eq!(two.recorder.ends()[2].generation, starts[1].generation, "{delay:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g15_what_the_host_makes_anew_is_on_record_before_its_head() {
+    let store = Store::default();
+    let replica = after_an_outage(&store).await;
+    request(&replica.sessions, "x").await;
+    replica.sessions.end("x", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(replica.recorder.order("x").is_empty(), "the end waits for the record");
+    birth(&replica.sessions, "x").await;
+    assert_eq!(store.active(), ["made", "x"]);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(replica.recorder.order("x"), "+-+");
+    assert!(!replica.sessions.is_degraded());
 }
 
 #[tokio::test(start_paused = true)]
