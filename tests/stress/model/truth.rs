@@ -79,6 +79,8 @@ pub(crate) struct Model {
     guards: Vec<Number>,
     /// Who was idle at the last start to which `max_sessions` applies.
     idle_at_start: Option<BTreeSet<Number>>,
+    /// Who ended in this step, with its work and after its lifetime, and its parent.
+    expired_with_work: Option<(Number, Option<Id>)>,
 }
 
 impl Model {
@@ -96,6 +98,7 @@ impl Model {
             work: Vec::new(),
             guards: Vec::new(),
             idle_at_start: None,
+            expired_with_work: None,
         }
     }
 
@@ -248,8 +251,9 @@ impl Model {
         let has_work = self.has_work(number);
         if let Some((id, session)) = self.active_number(number) {
             session.seen = now;
-            let is_overdue = session.is_overdue;
+            let (is_overdue, parent) = (session.is_overdue, session.parent);
             if !has_work && let Some(reason) = self.stopping.or(is_overdue.then_some(EndReason::Expired)) {
+                self.expired_with_work = Some((number, parent)).filter(|_| reason == EndReason::Expired);
                 self.end(id, reason);
             }
         }
@@ -353,6 +357,7 @@ impl Model {
 
     /// Takes back the ends that `max_sessions` chose itself: `gone` are no longer active.
     pub(crate) fn evict(&mut self, gone: &BTreeSet<Id>) {
+        let expired_with_work = self.expired_with_work.take();
         let Some(idle) = self.idle_at_start.take() else { return };
         let is_idle = |session: &Active| idle.contains(&session.number);
         if gone.is_empty() {
@@ -365,7 +370,16 @@ impl Model {
         let evicted: Vec<_> = gone.iter().copied().filter(is_evicted).collect();
         match evicted[..] {
             [] => panic!("{gone:?} were evicted"),
-            [id] => drop(self.end(id, EndReason::Evicted)),
+            [id] => {
+                let parent = self.number(id);
+                self.end(id, EndReason::Evicted);
+                // The head comes before the end of the work.
+                if let Some((child, _)) = expired_with_work.filter(|(_, of)| *of == Some(id)) {
+                    let owed = self.owed.get_mut(&child).unwrap();
+                    owed.parent = parent;
+                    owed.reasons.insert(EndReason::Parent);
+                }
+            }
             // In a circle of children, each may have been the first.
             _ => gone.iter().for_each(|id| {
                 self.owe(*id, BTreeSet::from([EndReason::Evicted, EndReason::Parent]), None);
