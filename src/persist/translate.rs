@@ -111,8 +111,8 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         OutboxEntry::Hold(generation) if *answer == Applied::NotFound => {
             // It is not on record. Another entry of the same generation asks again, and creates none either.
             generation.set_record_state(RecordState::Unsent);
-            // No head waits for it.
             persister.note_trouble();
+            // No head waits for it.
             generation.notify_recorded();
             return Next::HoldLater(generation);
         }

@@ -73,6 +73,29 @@ fn g17_what_comes_after_a_postponed_end_of_its_id_waits_behind_it() {
             model.carry("a");
             model.end("a");
             model.write();
+            model.carry("a");
+            model.write();
+            model.end("a");
+        });
+        model.spawn(|model| {
+            model.write();
+            model.write_later();
+            model.write();
+            model.carry("a");
+        });
+        model.check();
+    });
+}
+
+#[test]
+fn g15_what_is_made_anew_comes_after_a_postponed_end_of_its_id() {
+    explore(|| {
+        let model = Model::new();
+        model.persister.note_trouble();
+        model.spawn(|model| {
+            model.carry("a");
+            model.end("a");
+            model.write();
             model.make("a");
             model.write();
             model.end("a");
