@@ -1,6 +1,7 @@
 //! What the tests share.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+pub(crate) mod clients;
 pub(crate) mod logging;
 mod net;
 #[cfg(feature = "postgres")]

@@ -3,21 +3,23 @@
 
 use std::{
     future::pending,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use sqlx::PgConnection;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, GenerationId, SessionEnd, SessionStart, registry::PostgresTransactionHook,
+    ActiveSessions, BoxError, GenerationId, SessionEnd, SessionStart, registry::PostgresTransactionHook,
 };
 
 use super::{
     process::{Process, say, wait_for_a_line},
     support::{PATIENCE, PostgresServer, SHORT, builder, holder, is_installed},
 };
-use crate::support::random::{Random, storm_seeds};
+use crate::support::{
+    clients::spawn_clients,
+    random::{Random, storm_seeds},
+};
 
 /// How many clients start and end sessions in each of two processes: 250, or `STORM_CLIENTS`.
 fn clients() -> u64 {
@@ -73,21 +75,7 @@ pub(crate) async fn serve(url: &str, schema: &str, is_last: bool) {
     if is_last {
         return drop(tokio::task::spawn_blocking(wait_for_a_line).await);
     }
-    let sessions = Arc::new(sessions);
-    for client in 0..clients() {
-        let sessions = Arc::clone(&sessions);
-        let mut random = Random::new(u64::from(std::process::id()) << 32 | client);
-        tokio::spawn(async move {
-            for n in 0.. {
-                let id = format!("{}-{client}-{n}", std::process::id());
-                sessions.note(id.as_str()).recorded().await;
-                tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await;
-                if !random.one_in(4) {
-                    sessions.end(id.as_str(), EndReason::Deleted);
-                }
-            }
-        });
-    }
+    spawn_clients(&sessions, clients(), 50..250);
     pending().await
 }
 

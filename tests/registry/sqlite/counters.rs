@@ -1,7 +1,7 @@
 //! The counter test: processes with a transaction hook that increments are killed at random moments. At the end each row that
 //! was ever committed has one start and one end.
 
-use std::{future::pending, path::Path, sync::Arc, thread, time::Duration};
+use std::{future::pending, path::Path, thread, time::Duration};
 
 use tower_session_end::{ActiveSessions, BoxError, EndReason, registry::SqliteRegistry};
 
@@ -10,7 +10,10 @@ use super::{
     support::{Dir, count},
     transaction::{Chats, open},
 };
-use crate::support::random::{Random, storm_seeds};
+use crate::support::{
+    clients::spawn_clients,
+    random::{Random, storm_seeds},
+};
 
 /// How many clients start and end sessions in each process.
 const CLIENTS: u64 = 250;
@@ -39,21 +42,7 @@ pub(crate) async fn serve(file: &Path, is_last: bool) {
         return say("done");
     }
     tokio::spawn(sessions.shutdown_on(pending::<()>()));
-    let sessions = Arc::new(sessions);
-    for client in 0..CLIENTS {
-        let sessions = Arc::clone(&sessions);
-        let mut random = Random::new(u64::from(std::process::id()) << 32 | client);
-        tokio::spawn(async move {
-            for n in 0.. {
-                let id = format!("{}-{client}-{n}", std::process::id());
-                sessions.note(id.as_str()).recorded().await;
-                tokio::time::sleep(Duration::from_millis(random.below(40))).await;
-                if !random.one_in(4) {
-                    sessions.end(id.as_str(), EndReason::Deleted);
-                }
-            }
-        });
-    }
+    spawn_clients(&sessions, CLIENTS, 0..40);
     pending().await
 }
 
