@@ -10,8 +10,8 @@ use crate::{observability::escape_controls, sync::Ordering, tracker::clock::Cloc
 /// After a slow call, starts do not wait for this time, so that a registry that is slow now and then does not flap.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 
-/// A process that has just started may have come out of an outage. Within this time, the other ones have recorded what they made in
-/// it: they call the registry again within a second.
+/// A process that has just started, or has stood still, may have missed an outage. Within this time, the other ones have recorded
+/// what they made in it: they call the registry again within a second.
 pub(super) const SETTLING: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +45,11 @@ impl Persister {
 
     /// The registry has not answered, or not in time.
     pub(super) fn note_trouble(&self) {
-        self.troubled_until.store(Clock::add(self.tracker.clock.now(), SLOW_FOR), Ordering::SeqCst);
+        self.note_trouble_for(SLOW_FOR);
+    }
+
+    pub(super) fn note_trouble_for(&self, time: Duration) {
+        self.troubled_until.fetch_max(Clock::add(self.tracker.clock.now(), time), Ordering::SeqCst);
     }
 
     /// A start has waited in vain.

@@ -4,7 +4,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{CALL_TIMEOUT, Calls, Persister, call, redelivery::MAX_ATTEMPTS, translate::apply_notice};
+use super::{
+    CALL_TIMEOUT, Calls, Persister, call, health::SETTLING, redelivery::MAX_ATTEMPTS, translate::apply_notice,
+};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -90,11 +92,10 @@ impl Persister {
         }
     }
 
-    /// Without a driver, the writer sends the heartbeats, each with one batch of recovery.
+    /// Without a driver, or before it has woken up, the writer sends the heartbeats, each with one batch of recovery.
     pub(super) async fn heartbeat_if_undriven(&self, pool: &Arc<Pool>) {
         let now = self.tracker.clock.now();
-        let since_last = now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst));
-        if since_last <= 2 * self.heartbeat_nanos() {
+        if !self.is_heartbeat_overdue(now) {
             return;
         }
         // A new handle may not be driven yet.
@@ -205,7 +206,12 @@ impl Persister {
 
     async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let now = self.tracker.clock.now();
-        self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
+        let is_overdue = self.is_heartbeat_overdue(now);
+        let last = self.last_heartbeat.swap(now.max(1), Ordering::SeqCst);
+        if is_overdue && last != 0 {
+            // The process was stopped, or its threads were blocked: it may have missed an outage.
+            self.note_trouble_for(SETTLING);
+        }
         self.expects_notices.store(false, Ordering::SeqCst);
         if calls.breaker.is_open(now) {
             return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
@@ -252,6 +258,10 @@ impl Persister {
         last == 0
             || self.expects_notices.load(Ordering::SeqCst)
             || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
+    }
+
+    fn is_heartbeat_overdue(&self, now: Nanos) -> bool {
+        now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst)) > self.heartbeat_nanos() * 3 / 2
     }
 
     fn heartbeat_nanos(&self) -> Nanos {

@@ -311,6 +311,31 @@ async fn g17_a_process_that_starts_after_an_outage_joins_what_was_made_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_a_process_that_stood_still_in_an_outage_joins_what_was_made_in_it() {
+    // The first request comes before its next heartbeat, or after it.
+    for is_driven_first in [false, true] {
+        let store = Store::default();
+        let (one, two) = (Replica::new(&store), Replica::new(&store));
+        let (driver, stopped) = (one.drive(), two.drive());
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        stopped.abort();
+        one.holder.set(Fault::Down);
+        birth(&one.sessions, "x").await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let continued = is_driven_first.then(|| two.drive());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        request(&two.sessions, "x").await;
+        one.holder.set(Fault::None);
+        assert!(store.active().is_empty(), "the first one has not called yet");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        driver.abort();
+        continued.inspect(|driver| driver.abort());
+        assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), String::new()));
+        assert_eq!(store.owners().len(), 1, "one record");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn g17_an_id_that_is_forgotten_before_it_is_on_record_leaves_nothing_behind() {
     let store = Store::default();
     let replica = after_an_outage(&store).await;
