@@ -73,8 +73,8 @@ pub(crate) trait Persistence: Send + Sync {
     /// The name of the transaction hook.
     fn transaction_hook(&self) -> Option<&str>;
 
-    /// Calls the transaction hook, and then [`Pool::on_committed`].
-    fn commit(&self, called: CalledEnd);
+    /// Calls the transaction hook, and then [`Pool::on_committed`]. `is_first_call`: no other hook was called before.
+    fn commit(&self, called: CalledEnd, is_first_call: bool);
 
     /// The end is over, and hooks have failed.
     fn on_failure(
@@ -183,13 +183,15 @@ impl Pool {
             && outcome != Outcome::Aborted
             && persistence.commits(generation)
         {
-            if self.has_called_none(end) {
+            let is_first_call = self.has_called_none(end);
+            if is_first_call {
                 persistence.on_call(generation, end);
             }
             if end.redelivery.is_none() {
                 generation.set_end_running();
             }
-            persistence.commit(CalledEnd { generation: Arc::clone(generation), end: end.clone(), outcome, failure });
+            let called = CalledEnd { generation: Arc::clone(generation), end: end.clone(), outcome, failure };
+            persistence.commit(called, is_first_call);
             return true;
         }
         self.complete_end(generation, end, outcome, failure)

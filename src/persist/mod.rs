@@ -377,8 +377,18 @@ impl Persistence for Persister {
         self.transaction_hook.as_deref()
     }
 
-    fn commit(&self, called: CalledEnd) {
-        self.outbox.push(OutboxEntry::Commit(Box::new(called)));
+    fn commit(&self, called: CalledEnd, is_first_call: bool) {
+        // The call of another hook was counted, and the answer was awaited: the calls that are counted for others can wait.
+        let may_pass = !is_first_call
+            && called.end.redelivery.is_none()
+            && called.generation.recovered_attempts().is_some()
+            && !self.is_draining();
+        let commit = OutboxEntry::Commit(Box::new(called));
+        if may_pass {
+            self.outbox.push_first([commit]);
+        } else {
+            self.outbox.push(commit);
+        }
     }
 
     fn on_failure(

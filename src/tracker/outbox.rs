@@ -74,6 +74,9 @@ const OVERLOAD: usize = if cfg!(shuttle) { 3 } else { 16_384 };
 /// The most entries that one call leaves for a later one because of their ids.
 const MAX_PASSED: usize = 8192;
 
+/// Up to this many entries are put back one by one. They come from the front of the queue, so each moves few others.
+const FEW: usize = 64;
+
 /// An entry, and its place in the order. It keeps its place when it is put back.
 #[derive(Debug)]
 pub(crate) struct Queued {
@@ -137,10 +140,15 @@ impl Outbox {
         let (mut before, after): (Vec<_>, Vec<_>) = entries.into_iter().partition(|queued| queued.place < first);
         before.sort_by_key(|queued| queued.place);
         before.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
-        if !after.is_empty() {
+        if after.len() > FEW {
             state.entries.extend(after);
             // Stable, and cheap for runs that are sorted.
             state.entries.make_contiguous().sort_by_key(|queued| queued.place);
+        } else {
+            for queued in after {
+                let at = state.entries.partition_point(|other| other.place <= queued.place);
+                state.entries.insert(at, queued);
+            }
         }
         self.len.store(state.entries.len(), Ordering::SeqCst);
     }

@@ -208,6 +208,11 @@ impl Store {
         state.ended.values().filter(|ended| ended.error.is_none()).map(|ended| ended.end.reason).collect()
     }
 
+    /// The calls that were counted for each end that is owed.
+    pub(crate) fn attempts(&self) -> Vec<u32> {
+        self.state().ended.values().map(|ended| ended.attempts).collect()
+    }
+
     pub(crate) fn dead_letters(&self) -> Vec<DeadLetter> {
         let letter = |ended: &Ended| {
             let error = ended.error.clone()?;

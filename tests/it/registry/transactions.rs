@@ -249,3 +249,21 @@ async fn g19_a_batch_hook_and_a_transaction_hook_are_called_once_each() {
     assert_eq!(ends.load(Ordering::SeqCst), 100);
     assert_ledger(&store, 100, 1, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn g19_what_was_counted_is_committed_before_more_is_counted() {
+    // If the process is killed, each end that was counted and not committed is nearer to being a dead letter.
+    let store = Store::with_ledger();
+    Replica::dead(&store, (1..3000).map(|n| format!("s{n}"))).await;
+    let replica = Replica::with(&store, |builder| builder.max_concurrent_hooks(2000));
+    replica.holder.set(Fault::Slow);
+    let driver = replica.drive();
+    for _ in 0..120 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let counted = store.attempts().into_iter().filter(|attempts| *attempts > 0).count();
+        // One call claims 256 ends, and another one commits 64.
+        assert!(counted <= 256, "{counted}");
+    }
+    driver.abort();
+    assert!(store.attempts().len() < 2500);
+}
