@@ -4,11 +4,21 @@
 
 use std::{fmt, time::Duration};
 
-use super::{Calls, MAX_START_WAIT, Persister};
-use crate::{observability::escape_controls, sync::Ordering, tracker::clock::Clock};
+use super::{Calls, MAX_START_WAIT, Persister, redelivery::HOLD_AGAIN_AFTER};
+use crate::{
+    observability::escape_controls,
+    sync::Ordering,
+    tracker::{
+        Generation,
+        clock::{Clock, Nanos},
+    },
+};
 
 /// After a slow call, starts do not wait for this time, so that a registry that is slow now and then does not flap.
 const SLOW_FOR: Duration = Duration::from_secs(5);
+
+/// So long after its note, a session that has no record asks for one before it creates it.
+const MAX_FINDING: Duration = Duration::from_secs(6);
 
 /// A process that has just started, or has stood still, may have missed an outage. Within this time, the other ones have recorded
 /// what they made in it: they call the registry again within a second.
@@ -43,8 +53,27 @@ impl Persister {
         is_troubled && self.hand_over_on_outage && !self.is_draining()
     }
 
+    /// Whether a session that has no record is to ask for one again before it creates it, [`HOLD_AGAIN_AFTER`] its last question:
+    /// there was trouble since then, in which others could not record what they have made. A registry that is always in trouble
+    /// does not hold it up for longer.
+    pub(super) fn finds_again(&self, generation: &Generation) -> bool {
+        let now = self.tracker.clock.now();
+        let is_within = |time, since: Nanos| now <= Clock::add(since, time);
+        let last_trouble = self.last_trouble.load(Ordering::SeqCst);
+        last_trouble != 0
+            && is_within(HOLD_AGAIN_AFTER, last_trouble)
+            && is_within(MAX_FINDING, generation.started_at)
+            && self.finds_first()
+    }
+
     /// The registry has not answered, or not in time.
-    pub(super) fn note_trouble(&self) {
+    fn note_trouble(&self) {
+        self.last_trouble.store(self.tracker.clock.now().max(1), Ordering::SeqCst);
+        self.note_trouble_for(SLOW_FOR);
+    }
+
+    /// There is no record of an id that another process may have made. It may have made others.
+    pub(super) fn on_not_found(&self) {
         self.note_trouble_for(SLOW_FOR);
     }
 

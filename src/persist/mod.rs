@@ -97,6 +97,8 @@ pub(crate) struct Persister {
     slow_until: AtomicU64,
     /// Until then, another process may have made ids that it has not recorded.
     troubled_until: AtomicU64,
+    /// When a call last failed, or was slow. 0: never.
+    last_trouble: AtomicU64,
     degradations: AtomicU64,
     meter: RegistryMeter,
     /// When the last heartbeat was attempted. 0: never.
@@ -150,6 +152,7 @@ impl Persister {
             health: AtomicU8::new(0),
             slow_until: AtomicU64::new(0),
             troubled_until: AtomicU64::new(nanos(SETTLING)),
+            last_trouble: AtomicU64::new(0),
             degradations: AtomicU64::new(0),
             meter: RegistryMeter::new(),
             last_heartbeat: AtomicU64::new(0),

@@ -87,11 +87,16 @@ impl Persister {
         may_wait
     }
 
-    /// Queues the postponed entries of this id again.
+    /// Queues the postponed entries of this id again. The end may be postponed once more.
     pub(super) fn requeue_postponed(&self, id: &SessionId) {
         let mut schedule = lock(&self.redeliveries.schedule);
-        let entries = schedule.postponed.by_id.remove(id);
-        self.requeue(entries.unwrap_or_default());
+        let entries = schedule.postponed.by_id.remove(id).unwrap_or_default();
+        match entries.first() {
+            Some(Queued { entry: OutboxEntry::End(generation, _), .. }) if self.finds_again(generation) => {
+                self.outbox.put_back(entries);
+            }
+            _ => self.requeue(entries),
+        }
     }
 
     /// Queues all postponed entries again.
@@ -102,7 +107,7 @@ impl Persister {
         }
     }
 
-    /// Must be called under the lock of the schedule.
+    /// The end creates its record, if there is still none to join. Must be called under the lock of the schedule.
     fn requeue(&self, entries: Vec<Queued>) {
         if let Some(Queued { entry: OutboxEntry::End(generation, _), .. }) = entries.first() {
             generation.stop_finding();

@@ -111,7 +111,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         OutboxEntry::Hold(generation) if *answer == Applied::NotFound => {
             // It is not on record. Another entry of the same generation asks again, and creates none either.
             generation.set_record_state(RecordState::Unsent);
-            persister.note_trouble();
+            persister.on_not_found();
             // No head waits for it.
             generation.notify_recorded();
             return Next::HoldLater(generation);
@@ -119,7 +119,7 @@ pub(super) fn apply_answer(persister: &Persister, queued: Queued, answer: &Appli
         OutboxEntry::Hold(generation) => apply_hold_answer(tracker, &generation, answer),
         OutboxEntry::End(ref generation, _) if *answer == Applied::NotFound => {
             generation.set_record_state(RecordState::Unsent);
-            persister.note_trouble();
+            persister.on_not_found();
             return Next::Postpone(Queued { entry, place });
         }
         OutboxEntry::Release(generation, _) if *answer == Applied::NotFound => {

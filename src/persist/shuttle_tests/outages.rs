@@ -68,7 +68,7 @@ fn g17_with_no_replicas_everything_starts_and_ends_here_in_an_outage() {
 fn g17_what_comes_after_a_postponed_end_of_its_id_waits_behind_it() {
     explore(|| {
         let model = Model::new();
-        model.persister.note_trouble();
+        model.persister.on_not_found();
         model.spawn(|model| {
             model.carry("a");
             model.end("a");
@@ -91,7 +91,7 @@ fn g17_what_comes_after_a_postponed_end_of_its_id_waits_behind_it() {
 fn g15_what_is_made_anew_comes_after_a_postponed_end_of_its_id() {
     explore(|| {
         let model = Model::new();
-        model.persister.note_trouble();
+        model.persister.on_not_found();
         model.spawn(|model| {
             model.carry("a");
             model.end("a");

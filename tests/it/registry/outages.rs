@@ -311,6 +311,46 @@ async fn g17_a_process_that_starts_after_an_outage_joins_what_was_made_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_a_second_outage_gives_others_time_again_to_record_what_they_have_made() {
+    for ends in [false, true] {
+        let store = Store::default();
+        let (one, two) = (Replica::new(&store), Replica::new(&store));
+        one.holder.set(Fault::Down);
+        let drivers = [one.drive(), two.drive()];
+        birth(&one.sessions, "x").await;
+        request(&two.sessions, "x").await;
+        if ends {
+            two.sessions.end("x", EndReason::Deleted);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        two.holder.set(Fault::Down);
+        two.sessions.note("y");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The first one calls again in 650 ms, and the second one asks again in 400 ms.
+        [&one, &two].iter().for_each(|replica| replica.holder.set(Fault::None));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        drivers.iter().for_each(tokio::task::JoinHandle::abort);
+        let expected = if ends { "-" } else { "" };
+        assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), expected.to_owned()));
+        assert_eq!(one.sessions.contains("x"), !ends);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn g17_an_id_without_a_record_starts_although_the_registry_is_always_slow() {
+    let store = Store::default();
+    let replica = Replica::new(&store);
+    replica.holder.set(Fault::Slow);
+    let driver = replica.drive();
+    request(&replica.sessions, "x").await;
+    request(&replica.sessions, "y").await;
+    replica.sessions.end("y", EndReason::Deleted);
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!((replica.recorder.order("x"), replica.recorder.order("y")), ("+".to_owned(), "+-".to_owned()));
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn g17_a_process_that_stood_still_in_an_outage_joins_what_was_made_in_it() {
     // The first request comes before its next heartbeat, or after it.
     for is_driven_first in [false, true] {
