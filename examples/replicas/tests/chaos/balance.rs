@@ -103,6 +103,10 @@ impl Balance {
                 if ended < started {
                     if end.writer != start.writer && start.at < end.at + SLACK {
                         self.add("ends of one process logged just before the start in another");
+                    } else if end.writer != start.writer && self.is_unanswered(&start.writer, end.at) {
+                        self.add(
+                            "ended elsewhere before its start, excused: its process had no answer about the record",
+                        );
                     } else {
                         self.violation("ended before it started", start, name.to_owned());
                     }
@@ -273,6 +277,14 @@ impl Balance {
         first.writer != second.writer
             && self.outage(&second.writer, second.started_at).is_some()
             && self.deeds.iter().filter(is_pause).any(|pause| pause.from < first.at && first.at < pause.until + SLACK)
+    }
+
+    /// Whether the process stood still then, or waited for the registry. A record may have been written, and others can end it,
+    /// before the process has the answer and calls the start hook.
+    fn is_unanswered(&self, process: &str, at: u64) -> bool {
+        let is_pause = |deed: &&Deed| deed.what == What::Paused && deed.process == process;
+        let mut pauses = self.deeds.iter().filter(is_pause);
+        self.outage(process, at).is_some() || pauses.any(|pause| pause.from < at && at < pause.until)
     }
 
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
