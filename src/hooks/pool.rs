@@ -73,8 +73,8 @@ pub(crate) trait Persistence: Send + Sync {
     /// The name of the transaction hook.
     fn transaction_hook(&self) -> Option<&str>;
 
-    /// Calls the transaction hook, and then [`Pool::on_committed`]. `is_first_call`: no other hook was called before.
-    fn commit(&self, called: CalledEnd, is_first_call: bool);
+    /// Calls the transaction hook, and then [`Pool::on_committed`]. `has_awaited`: by [`count_call`](Self::count_call).
+    fn commit(&self, called: CalledEnd, has_awaited: bool);
 
     /// The end is over, and hooks have failed.
     fn on_failure(
@@ -183,15 +183,16 @@ impl Pool {
             && outcome != Outcome::Aborted
             && persistence.commits(generation)
         {
-            let is_first_call = self.has_called_none(end);
-            if is_first_call {
+            if self.has_called_none(end) {
                 persistence.on_call(generation, end);
             }
             if end.redelivery.is_none() {
                 generation.set_end_running();
             }
+            let has_awaited =
+                end.redelivery.is_none() && !self.hooks.end.is_empty() && self.is_counted(generation, end);
             let called = CalledEnd { generation: Arc::clone(generation), end: end.clone(), outcome, failure };
-            persistence.commit(called, is_first_call);
+            persistence.commit(called, has_awaited);
             return true;
         }
         self.complete_end(generation, end, outcome, failure)

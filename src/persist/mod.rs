@@ -380,14 +380,11 @@ impl Persistence for Persister {
         self.transaction_hook.as_deref()
     }
 
-    fn commit(&self, called: CalledEnd, is_first_call: bool) {
-        // The call of another hook was counted, and the answer was awaited: the calls that are counted for others can wait.
-        let may_pass = !is_first_call
-            && called.end.redelivery.is_none()
-            && called.generation.recovered_attempts().is_some()
-            && !self.is_draining();
+    fn commit(&self, called: CalledEnd, has_awaited: bool) {
         let commit = OutboxEntry::Commit(Box::new(called));
-        if may_pass {
+        // A drain has not waited until the call was counted.
+        if has_awaited && !self.is_draining() {
+            // The calls that are counted for other ends can wait.
             self.outbox.push_first([commit]);
         } else {
             self.outbox.push(commit);
