@@ -78,7 +78,7 @@
 //! | `session_recovered_total` | counter | | ends that were recovered from dead processes; `session_ends_total` counts them too |
 //! | `session_dead_letters` | gauge | | ends in the registry whose hooks have failed too often, of all processes, at the last heartbeat |
 //! | `session_ignored_ids_total` | counter | | ids that are not valid |
-//! | `session_hook_duration_seconds` | histogram | `kind`, `hook` | calls of a hook, `kind` being `start`, `end` or `batch`; a call that is unfinished when `finish` returns is not counted |
+//! | `session_hook_duration_seconds` | histogram | `kind`, `hook` | calls of a hook, `kind` being `start`, `end`, `batch`, `transaction_start` or `transaction_end`; a call that is unfinished when `finish` returns is not counted |
 //! | `session_hook_failures_total` | counter | `kind`, `hook` | the calls that returned an error, panicked, or took too long |
 //! | `session_drain_duration_seconds` | histogram | | drains |
 //! | `session_unfinished_ends` | gauge | | ends that the last report of a shutdown lists as unfinished |
@@ -106,6 +106,8 @@ mod escape;
 mod metrics;
 mod spans;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) use self::metrics::TransactionMeters;
 pub(crate) use self::{
     escape::{error_chain, escape_controls},
     metrics::{CounterDelta, HookMeter, Meters, RegistryMeter, ReleaseCause, Stopwatch},

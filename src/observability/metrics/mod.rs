@@ -189,6 +189,20 @@ impl HookMeter {
     }
 }
 
+/// The metrics of a transaction hook.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) struct TransactionMeters {
+    pub(crate) start: HookMeter,
+    pub(crate) end: HookMeter,
+}
+
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+impl TransactionMeters {
+    pub(crate) fn new(hook: &str) -> Self {
+        Self { start: HookMeter::new("transaction_start", hook), end: HookMeter::new("transaction_end", hook) }
+    }
+}
+
 /// The metrics of a registry.
 #[derive(Debug)]
 pub(crate) struct RegistryMeter {

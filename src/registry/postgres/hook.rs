@@ -11,7 +11,7 @@ use sqlx::{Executor, PgConnection};
 use super::{error::Failure, holder::Tx};
 use crate::{
     error::BoxError,
-    observability::{error_chain, escape_controls},
+    observability::{Stopwatch, TransactionMeters, error_chain, escape_controls},
     panic::{CatchPanic, catch},
     session::{SessionEnd, SessionStart},
 };
@@ -33,6 +33,7 @@ use crate::{
 /// * Deferred constraints are checked when the calls for the group are over.
 /// * A hook may begin nested transactions. It must not commit or roll back the transaction itself: the registry detects that,
 ///   logs the error `session-hook-closed-transaction`, and repeats its changes without the hook. An end keeps its record then.
+/// * With feature `metrics`, its calls are timed and counted, for the recorder that is installed when the hook is set.
 ///
 /// # Examples
 ///
@@ -141,6 +142,7 @@ pub(super) type HookResults = Vec<Result<(), String>>;
 pub(super) struct NamedHook {
     name: String,
     hook: Box<dyn DynHook>,
+    meters: TransactionMeters,
 }
 
 /// The hook, for the calls of one transaction.
@@ -179,7 +181,8 @@ impl<'a> Slice<'a> {
 
 impl NamedHook {
     pub(super) fn new(name: String, hook: impl PostgresTransactionHook) -> Self {
-        Self { name, hook: Box::new(hook) }
+        let meters = TransactionMeters::new(&name);
+        Self { name, hook: Box::new(hook), meters }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -300,7 +303,11 @@ impl HookCalls<'_> {
     async fn in_savepoint(self, tx: &mut Tx, slice: Slice<'_>, limit: Duration) -> Result<Result<(), String>, Failure> {
         let savepoint = tx.sql.made(savepoint(limit));
         tx.conn().execute(savepoint).await?;
+        let began = Stopwatch::start();
         let mut result = self.hook.call(tx.conn(), slice, limit).await;
+        let meters = &self.hook.meters;
+        let meter = if matches!(slice, Slice::Starts(_)) { &meters.start } else { &meters.end };
+        meter.over(began, result.is_err());
         if result.is_ok() {
             let keep = tx.keep_savepoint;
             if let Err(error) = tx.conn().execute(keep).await {

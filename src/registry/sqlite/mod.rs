@@ -406,7 +406,7 @@ impl SqliteRegistryBuilder {
     ///
     /// See [`SqliteTransactionHook`] for an example.
     pub fn transaction_hook(mut self, name: impl Into<String>, hook: impl SqliteTransactionHook) -> Self {
-        self.hook = Some(Arc::new(TransactionHook { name: name.into(), hook: Box::new(hook) }));
+        self.hook = Some(Arc::new(TransactionHook::new(name.into(), hook)));
         self
     }
 

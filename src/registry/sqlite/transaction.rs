@@ -6,7 +6,7 @@ use rusqlite::{Error, ErrorCode, Transaction, ffi};
 
 use crate::{
     error::BoxError,
-    observability::{error_chain, escape_controls},
+    observability::{HookMeter, Stopwatch, TransactionMeters, error_chain, escape_controls},
     panic::catch,
     registry::{EndRecord, Record},
     session::{SessionEnd, SessionStart},
@@ -40,6 +40,7 @@ use crate::{
 /// * A hook must not end the transaction (`COMMIT`, `ROLLBACK`). If it does, an error is logged
 ///   (`session-hook-closed-transaction`), and its ends count as failed. Nothing else is lost. What it has committed stays, so
 ///   it is no longer exactly once.
+/// * With feature `metrics`, its calls are timed and counted, for the recorder that is installed when the hook is set.
 ///
 /// While the registry is unavailable, sessions and their ends wait for it. A session that starts and ends in an outage is written
 /// afterwards, with both calls. Only one that a shutdown ends in the outage has no record, and no call.
@@ -114,16 +115,22 @@ pub trait SqliteTransactionHook: Send + Sync + 'static {
 /// `source` is user code, and its chain may be endless.
 const MAX_CHAIN: usize = 32;
 
-/// A hook and its name.
+/// A hook, its name and its metrics.
 pub(super) struct TransactionHook {
     pub(super) name: String,
-    pub(super) hook: Box<dyn SqliteTransactionHook>,
+    hook: Box<dyn SqliteTransactionHook>,
+    meters: TransactionMeters,
 }
 
 impl TransactionHook {
+    pub(super) fn new(name: String, hook: impl SqliteTransactionHook) -> Self {
+        let meters = TransactionMeters::new(&name);
+        Self { name, hook: Box::new(hook), meters }
+    }
+
     pub(super) fn session_start(&self, tx: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
         let start = SessionStart::new(record.session.clone()).with_generation(record.generation);
-        if let Some(error) = self.call(tx, |hook| hook.session_start(tx, &start))? {
+        if let Some(error) = self.call(tx, &self.meters.start, |hook| hook.session_start(tx, &start))? {
             tracing::warn!(
                 name: "session-hook-failed",
                 session = %record.session.id.redacted(),
@@ -145,7 +152,7 @@ impl TransactionHook {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
-        match self.call(tx, |hook| hook.session_end(tx, ends))? {
+        match self.call(tx, &self.meters.end, |hook| hook.session_end(tx, ends))? {
             None => Ok(vec![None; ends.len()]),
             error if ends.len() == 1 => Ok(vec![error]),
             // One bad end holds up no other: it is found by halves.
@@ -162,14 +169,17 @@ impl TransactionHook {
     fn call(
         &self,
         tx: &Transaction<'_>,
+        meter: &HookMeter,
         call: impl FnOnce(&dyn SqliteTransactionHook) -> Result<(), BoxError>,
     ) -> rusqlite::Result<Option<String>> {
         tx.execute_batch("SAVEPOINT session_end_hook")?;
+        let began = Stopwatch::start();
         let error = match catch(|| call(&*self.hook)) {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error),
             Err(panic) => Some(format!("panicked: {panic}").into()),
         };
+        meter.over(began, error.is_some());
         let release = match &error {
             None => "RELEASE session_end_hook",
             Some(_) => "ROLLBACK TO session_end_hook; RELEASE session_end_hook",

@@ -9,6 +9,8 @@ mod dead_letters;
 mod deployment;
 mod disk_full;
 mod handle;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod multi_process;
 mod notices;
 mod operator_views;
