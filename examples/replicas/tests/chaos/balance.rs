@@ -246,11 +246,18 @@ impl Balance {
     /// Whether this one of two generations ended in an outage, before its own record was written: its process did not know the
     /// other one, whose process had not recorded it yet. `one` and `other` are events of the two processes.
     fn is_ended_before_its_record(&self, generation: &Generation, one: &Entry, other: &Entry) -> bool {
-        let (Some((_, start)), Some((_, end))) = (generation.starts.first(), generation.ends.first()) else {
-            return false;
+        let Some((_, start)) = generation.starts.first() else { return false };
+        let is_before = |at: u64| at <= start.at + CLOCKS;
+        let noted_at =
+            generation.ends.first().filter(|(_, end)| is_before(end.ended_at)).map(|(_, end)| end.started_at);
+        // A process that was killed before the end was written leaves its session to others, which end it later.
+        let is_end = |request: &&Request| {
+            let is_its = request.process == start.writer && request.id == start.id;
+            is_its && ["compact", "end"].contains(&request.what) && is_before(request.until)
         };
-        end.ended_at <= start.at + CLOCKS
-            && [one, other].into_iter().any(|entry| self.outage(&entry.writer, end.started_at).is_some())
+        let ended_by = || self.requests.iter().rfind(is_end).map(|request| request.from);
+        let is_out = |at| [one, other].into_iter().any(|entry| self.outage(&entry.writer, at).is_some());
+        noted_at.or_else(ended_by).is_some_and(is_out)
     }
 
     /// Whether this start happened in an outage, and its process stood still between the request and the record. Another process asks
