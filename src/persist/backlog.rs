@@ -80,7 +80,7 @@ impl Persister {
 
     /// Queues the changes that the registry has missed again, each at its place.
     pub(crate) fn replay_backlog(&self) {
-        let _no_group_is_taken = lock(&self.redeliveries.schedule);
+        let _no_group_is_taken = lock(&self.postponed);
         let entries = self.backlog().take();
         self.outbox.put_back(entries);
     }

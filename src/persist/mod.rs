@@ -35,6 +35,7 @@ use self::{
     backlog::Backlog,
     breaker::{CircuitBreaker, MAX_ATTEMPTS_IN_DRAIN},
     health::SETTLING,
+    postponed::Postponed,
     redelivery::Redeliveries,
     writer::Writer,
 };
@@ -90,6 +91,9 @@ pub(crate) struct Persister {
     calls: tokio::sync::Mutex<Calls>,
     writer: Mutex<Option<Arc<OnceLock<AbortHandle>>>>,
     backlog: Mutex<Backlog>,
+    /// The writer takes its groups under this lock. Whoever queues entries again holds it, so no later entry of their ids passes
+    /// them.
+    postponed: Mutex<Postponed>,
     redeliveries: Redeliveries,
     /// The `Health`.
     health: AtomicU8,
@@ -148,6 +152,7 @@ impl Persister {
             calls: tokio::sync::Mutex::new(Calls { breaker: CircuitBreaker::new(), missed: 0 }),
             writer: Mutex::default(),
             backlog: Mutex::default(),
+            postponed: Mutex::default(),
             redeliveries: Redeliveries::default(),
             health: AtomicU8::new(0),
             slow_until: AtomicU64::new(0),
@@ -209,6 +214,7 @@ impl Persister {
     /// Aborts the tasks.
     pub(crate) fn abort(&self) {
         self.redeliveries.close();
+        *lock(&self.postponed) = Postponed::default();
         self.abort_writer();
     }
 
@@ -240,7 +246,7 @@ impl Persister {
 
     /// Queues the deferred ends in the outbox again.
     fn reclaim_deferred(&self) {
-        let _no_group_is_taken = lock(&self.redeliveries.schedule);
+        let _no_group_is_taken = lock(&self.postponed);
         let deferred = std::mem::take(&mut *lock(&self.deferred));
         self.outbox.push_first(deferred.into_iter().map(|(generation, end)| OutboxEntry::End(generation, end)));
     }

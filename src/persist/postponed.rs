@@ -52,12 +52,11 @@ impl Postponed {
 impl Persister {
     /// Takes the next group from the outbox: up to `max` entries, without those that wait behind a postponed one.
     pub(super) fn take_group(&self, max: usize) -> Vec<Queued> {
-        // Whoever queues entries again holds this lock meanwhile, so no later entry of their ids passes them.
-        let mut schedule = lock(&self.redeliveries.schedule);
+        let mut postponed = lock(&self.postponed);
         loop {
             let mut group = self.outbox.take(max);
             let is_end = group.is_empty();
-            for entries in schedule.postponed.hold_back(&mut group) {
+            for entries in postponed.hold_back(&mut group) {
                 self.requeue(entries);
             }
             if is_end || !group.is_empty() {
@@ -76,11 +75,11 @@ impl Persister {
 
     /// Returns false if there is no time, or no room, to postpone it: then it is queued again.
     pub(super) fn keep_postponed(&self, end: Queued) -> bool {
-        let mut schedule = lock(&self.redeliveries.schedule);
+        let mut postponed = lock(&self.postponed);
         // Read under the lock: a drain begins first, and queues the postponed entries then.
-        let may_wait = !self.is_draining() && !schedule.is_closed && schedule.postponed.by_id.len() < MAX_IDS;
+        let may_wait = !self.is_draining() && postponed.by_id.len() < MAX_IDS;
         if may_wait {
-            schedule.postponed.by_id.insert(end.entry.id().clone(), vec![end]);
+            postponed.by_id.insert(end.entry.id().clone(), vec![end]);
         } else {
             self.requeue(vec![end]);
         }
@@ -89,8 +88,8 @@ impl Persister {
 
     /// Queues the postponed entries of this id again. The end may be postponed once more.
     pub(super) fn requeue_postponed(&self, id: &SessionId) {
-        let mut schedule = lock(&self.redeliveries.schedule);
-        let entries = schedule.postponed.by_id.remove(id).unwrap_or_default();
+        let mut postponed = lock(&self.postponed);
+        let entries = postponed.by_id.remove(id).unwrap_or_default();
         match entries.first() {
             Some(Queued { entry: OutboxEntry::End(generation, _), .. }) if self.finds_again(generation) => {
                 self.outbox.put_back(entries);
@@ -101,13 +100,13 @@ impl Persister {
 
     /// Queues all postponed entries again.
     pub(super) fn requeue_all_postponed(&self) {
-        let mut schedule = lock(&self.redeliveries.schedule);
-        for (_, entries) in std::mem::take(&mut schedule.postponed.by_id) {
+        let mut postponed = lock(&self.postponed);
+        for (_, entries) in std::mem::take(&mut postponed.by_id) {
             self.requeue(entries);
         }
     }
 
-    /// The end creates its record, if there is still none to join. Must be called under the lock of the schedule.
+    /// The end creates its record, if there is still none to join. Must be called under the lock of the postponed entries.
     fn requeue(&self, entries: Vec<Queued>) {
         if let Some(Queued { entry: OutboxEntry::End(generation, _), .. }) = entries.first() {
             generation.stop_finding();

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Persister, postponed::Postponed};
+use super::Persister;
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -40,7 +40,7 @@ pub(super) const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1500);
 /// What is to be done later, by time: ends are delivered again, holds repeated, and postponed entries queued again.
 #[derive(Debug, Default)]
 pub(super) struct Redeliveries {
-    pub(super) schedule: Mutex<Schedule>,
+    schedule: Mutex<Schedule>,
     /// Notified when an earlier time was added.
     changed: Notify,
     /// The runtime of the task has shut down.
@@ -48,14 +48,13 @@ pub(super) struct Redeliveries {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Schedule {
+struct Schedule {
     due: BTreeMap<(Instant, u64), Later>,
     /// All ends whose hooks have failed and that are neither delivered nor dead letters, by number: also those whose hooks run.
     failed: HashMap<u64, Arc<Generation>>,
-    pub(super) postponed: Postponed,
     added: u64,
     task: Option<Arc<OnceLock<AbortHandle>>>,
-    pub(super) is_closed: bool,
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -95,7 +94,6 @@ impl Redeliveries {
             schedule.is_closed = true;
             schedule.due.clear();
             schedule.failed.clear();
-            schedule.postponed = Postponed::default();
             schedule.task.clone()
         };
         if let Some(abort) = task.as_ref().and_then(|task| task.get()) {
