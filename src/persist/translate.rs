@@ -269,8 +269,10 @@ fn end_degraded(persister: &Persister, generation: Arc<Generation>, end: Pending
     if persister.may_start_unrecorded(&generation) {
         tracker.start_unrecorded(&generation);
     }
-    // A transaction hook sees each session, unless the process stops without the registry.
-    if (persister.transaction_hook.is_none() || persister.is_draining()) && generation.cancel_record() {
+    // A transaction hook sees each session, and what waits for an earlier end is recorded, unless the process stops without the
+    // registry.
+    let may_cancel = persister.transaction_hook.is_none() && !generation.has_predecessors();
+    if (may_cancel || persister.is_draining()) && generation.cancel_record() {
         return tracker.resolve_owned(&generation, end);
     }
     if generation.waits_for_record() {

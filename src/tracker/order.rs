@@ -73,10 +73,10 @@ impl Tracker {
     ) {
         let is_compaction = end.reason == EndReason::Compaction;
         let claim = if is_compaction { ClaimState::Compacted } else { ClaimState::EndPending };
-        // Without a record that others may have seen, the session ends here.
+        // Without a record that others may have seen, the session ends here. If its hooks have to wait, it is recorded all the same.
         let outbox = self.outbox.as_ref().filter(|outbox| {
             !outbox.may_cancel()
-                || !(generation.cancel_record()
+                || !(!generation.has_predecessors() && generation.cancel_record()
                     || outbox.is_overloaded() && self.cancel_waiting(shard, generation, after_unlock))
         });
         // The registry decides whether the session ends, or goes on elsewhere.

@@ -449,7 +449,7 @@ impl Generation {
         })
     }
 
-    pub(super) fn has_predecessors(&self) -> bool {
+    pub(crate) fn has_predecessors(&self) -> bool {
         lock(&self.extra).as_ref().is_some_and(|extra| extra.pending_predecessors > 0)
     }
 

@@ -9,6 +9,7 @@ use super::support::{birth, ended, request};
 use crate::support::recorder::assert_sum;
 use crate::support::replica::Replica;
 use crate::support::store::{Fault, Store};
+use crate::support::{answer, ask, exchange};
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_emptied_is_filled_again_before_it_is_believed() {
@@ -289,6 +290,41 @@ async fn g17_a_compaction_does_not_wait_for_the_record_of_the_old_session() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     // Another replica may use the new one at once, and end it.
     assert_eq!((replica.recorder.order("x"), replica.recorder.order("y")), ("+-".to_owned(), "+".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn g15_a_session_whose_end_waits_for_that_of_its_predecessor_is_on_record() {
+    // The end of `z` comes before it is known that there is no registry, or after it.
+    for pause in [0, 100].map(Duration::from_millis) {
+        let store = Store::default();
+        let replica = Replica::with(&store, |builder| {
+            builder.drain_timeout(Duration::MAX).on_session_end(|end: SessionEnd| async move {
+                if end.session.id == *"x" {
+                    pending::<()>().await;
+                }
+            })
+        });
+        let driver = replica.drive();
+        birth(&replica.sessions, "x").await;
+        replica.holder.set(Fault::Down);
+        replica.sessions.note("first");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(replica.sessions.is_degraded());
+        let compacts = [("x-session-id", "z"), ("x-session-compacted-from", "x")];
+        exchange(&replica.sessions.layer(), ask(&[("x-session-id", "x")]), answer(200, &compacts)).await;
+        tokio::time::sleep(pause).await;
+        replica.sessions.end("z", EndReason::Deleted);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        replica.holder.set(Fault::None);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(replica.recorder.order("z").is_empty(), "the hook of its predecessor hangs");
+        replica.holder.kill();
+        replica.holder.set(Fault::Hangs);
+        driver.abort();
+        let next = Replica::new(&store);
+        assert_eq!(next.sessions.recover().await.ended, 3);
+        assert_eq!((next.recorder.order("x"), next.recorder.order("z")), ("-".to_owned(), "-".to_owned()));
+    }
 }
 
 #[tokio::test(start_paused = true)]
