@@ -42,8 +42,11 @@ impl Store {
         match kind {
             Kind::Sqlite => Ok(Some(Self::Sqlite(Dir::new()?))),
             Kind::Redis => Ok(has_redis().then(|| Self::Redis(RedisServer::start()))),
-            // With its defaults: it syncs each commit.
-            Kind::Postgres => Ok(postgres_server::is_installed().then(|| Self::Postgres(PostgresServer::start(&[])))),
+            // It syncs each commit, as it does by default. A fleet has many connections.
+            Kind::Postgres => {
+                let start = || Self::Postgres(PostgresServer::start(&["max_connections=300"]));
+                Ok(postgres_server::is_installed().then(start))
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 
 /// A record may be this late: a group of changes, on a busy machine. In microseconds.
 const SLACK: u64 = 1_000_000;
+/// A hook that was under way returns within this time.
+const HOOK: u64 = 100_000;
 /// Times are rounded to milliseconds.
 const CLOCKS: u64 = 5_000;
 /// How far around a violation the schedule is shown.
@@ -143,6 +145,8 @@ impl Balance {
                 self.add("ended again, excused: paused for longer than its lease, between hook and record");
             } else if self.is_paused_before_the_answer(first, second) {
                 self.add("ended again, excused: paused for longer than its lease, before the answer about its record");
+            } else if self.is_paused_in_its_hook(first, second) {
+                self.add("ended again, excused: paused for longer than its lease, in a hook");
             } else if self.is_unconfirmed_at_a_stop(first) {
                 self.add("ended again, excused: stopped in an outage that began between hook and record");
             } else {
@@ -310,6 +314,18 @@ impl Balance {
         let is_pause = |deed: &&Deed| deed.what == What::Paused && deed.process == process;
         let mut pauses = self.deeds.iter().filter(is_pause);
         self.outage(process, at).is_some() || pauses.any(|pause| pause.from < at && at < pause.until)
+    }
+
+    /// Whether the process of the second end was paused for longer than its lease while it called the hook, and went on.
+    fn is_paused_in_its_hook(&self, first: &Entry, second: &Entry) -> bool {
+        let is_pause = |deed: &&Deed| {
+            let is_long = deed.until - deed.from > crash::LEASE.as_micros() as u64;
+            deed.what == What::Paused && deed.process == second.writer && is_long
+        };
+        let is_meanwhile = |deed: &Deed| {
+            (deed.from..deed.until).contains(&first.at) && (deed.from..deed.until + HOOK).contains(&second.at)
+        };
+        self.deeds.iter().filter(is_pause).any(is_meanwhile)
     }
 
     /// Whether a process was killed before it could record what it began then, because the registry did not answer.
