@@ -15,5 +15,6 @@ mod operator_views;
 mod panics;
 mod process;
 mod recovery;
+mod stuck_reader;
 mod support;
 mod transaction;
