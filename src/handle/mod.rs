@@ -814,7 +814,7 @@ impl ActiveSessions {
     /// for an earlier hook, or for the record of its session, is queued.
     ///
     /// It looks at every session, at most once a millisecond, so it is not for production. It has no deadline: with a hook that
-    /// hangs it never resolves. It does not wait for an end whose hooks have failed and that is to be delivered again, for
+    /// hangs it never resolves, and neither does it after a shutdown that has left hooks uncalled. It does not wait for an end whose hooks have failed and that is to be delivered again, for
     /// sessions that start meanwhile, or for changes that a registry has not written yet.
     ///
     /// # Panics

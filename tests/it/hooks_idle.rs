@@ -15,7 +15,7 @@ use crate::support::{
     within,
 };
 
-const HOOK: Duration = Duration::from_secs(3);
+const HOOK: Duration = Duration::from_millis(300);
 
 #[tokio::test(start_paused = true)]
 async fn without_hooks_it_is_ready_at_once() {
