@@ -13,8 +13,9 @@ use tower_session_end::{ActiveSessions, ShutdownReport, signal};
 ///
 /// Those of the server, and of the socket of systemd.
 pub async fn serve(sessions: ActiveSessions, app: Router, listener: TcpListener) -> io::Result<ShutdownReport> {
+    let signals = signal::terminate(); // handled from here on, so before systemd may send one
     let stop = async {
-        let request = signal::terminate().await;
+        let request = signals.await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         request
     };

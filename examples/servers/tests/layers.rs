@@ -69,20 +69,20 @@ fn recorded() -> (ActiveSessions, mpsc::UnboundedReceiver<SessionEnd>) {
     (builder.on_session_end(record).build().unwrap(), ends)
 }
 
+/// A host with a bug.
+fn panicking() -> Router {
+    async fn panic() {
+        panic!("a bug of the host");
+    }
+    Router::new().route("/", post(panic))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caught_panic_ends_the_work_and_not_the_session_on_both_sides() {
     for side in BOTH {
         let (sessions, mut ends) = recorded();
         sessions.note("4711");
-        let routes = Router::new().route(
-            "/",
-            post(async || {
-                if true {
-                    panic!("a bug of the host")
-                }
-            }),
-        );
-        let app = app(&sessions, side, routes, |app| app.layer(CatchPanicLayer::new()));
+        let app = app(&sessions, side, panicking(), |app| app.layer(CatchPanicLayer::new()));
         assert_eq!(send(app, ask()).await.status(), StatusCode::INTERNAL_SERVER_ERROR, "{side:?}");
         assert!(sessions.contains("4711"), "{side:?}");
         let report = sessions.drain(EndReason::Shutdown).await;
@@ -241,15 +241,7 @@ async fn a_middleware_outside_of_the_layer_cannot_extract() {
 async fn without_a_layer_for_panics_the_session_stays_and_its_work_is_over() {
     let (sessions, _ends) = recorded();
     sessions.note("4711");
-    let routes = Router::new().route(
-        "/",
-        post(async || {
-            if true {
-                panic!("a bug of the host")
-            }
-        }),
-    );
-    let app = routes.layer(sessions.layer());
+    let app = panicking().layer(sessions.layer());
     assert!(tokio::spawn(send(app, ask())).await.unwrap_err().is_panic());
     assert!(sessions.contains("4711"));
     let report = timeout(PATIENCE, sessions.drain(EndReason::Shutdown)).await.expect("no work");

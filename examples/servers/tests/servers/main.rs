@@ -27,15 +27,15 @@ async fn chat(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, is_h
     if is_http2 {
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
-        (id(within("a response", sender.send_request(request)).await.unwrap()), (Some(sender), None))
+        (id(&within("a response", sender.send_request(request)).await.unwrap()), (Some(sender), None))
     } else {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection);
-        (id(within("a response", sender.send_request(request)).await.unwrap()), (None, Some(sender)))
+        (id(&within("a response", sender.send_request(request)).await.unwrap()), (None, Some(sender)))
     }
 }
 
-fn id<B>(response: hyper::Response<B>) -> String {
+fn id<B>(response: &hyper::Response<B>) -> String {
     assert_eq!(response.status(), StatusCode::OK);
     response.headers()["x-session-id"].to_str().unwrap().to_owned()
 }
