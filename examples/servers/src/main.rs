@@ -5,7 +5,13 @@
 //! curl -X POST --unix-socket /tmp/gateway.sock http://gateway/chat
 //! ```
 
-use std::{env, future::pending, io, net::TcpListener};
+use std::{
+    env,
+    future::{Future, pending, ready},
+    io,
+    net::TcpListener,
+    pin::Pin,
+};
 
 use axum::{Router, routing::post};
 use axum_server::tls_rustls::RustlsConfig;
@@ -15,7 +21,7 @@ use tokio::{
     net::UnixListener,
     sync::mpsc,
 };
-use tower_session_end::{ActiveSessions, BoxError, SessionEnd, SessionId};
+use tower_session_end::{ActiveSessions, BoxError, SessionEnd, SessionId, SessionStart};
 
 const USAGE: &str = "servers tls <certificate> <key> | unix <socket> | hyper <socket> | worker | systemd";
 
@@ -37,22 +43,22 @@ fn listen_on(socket: &str) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Each line of the standard input is a job, which goes on until the shutdown unless it is `done`.
 async fn lines(jobs: mpsc::Sender<(String, Job)>) -> io::Result<()> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         let is_done = line == "done";
-        let job: Job = Box::pin(async move { if is_done { () } else { pending().await } });
+        let job: Job = if is_done { Box::pin(ready(())) } else { Box::pin(pending()) };
         drop(jobs.send((line, job)).await);
     }
     Ok(())
 }
 
-type Job = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
 async fn run() -> Result<(), BoxError> {
     let sessions = ActiveSessions::builder()
-        .on_session_start(async |start: tower_session_end::SessionStart| println!("{} started", start.session.id))
+        .on_session_start(async |start: SessionStart| println!("{} started", start.session.id))
         .on_session_end(async |end: SessionEnd| println!("{} ended: {}", end.session.id, end.reason))
         .build()?;
     let app = Router::new().route("/chat", post(chat)).layer(sessions.layer());
