@@ -25,6 +25,9 @@
 //! ([`close_connections`](ActiveSessionsBuilder::close_connections)). The last two
 //! sections show consumers of the ends: [a URL](#posting-ends-to-a-url) and [a database](#writing-ends-to-a-database).
 //!
+//! Pages of their own: [`servers`] beyond `axum::serve`, the order of [`layers`], [`testing`] your hooks, [`operations`], and
+//! the [`examples`] of the repository.
+//!
 //! # Ids in a header
 //!
 //! The gateway needs no code for this crate. A response with a new `x-session-id` starts a session, and one with
@@ -330,6 +333,32 @@
 //! ```
 //!
 #![doc = include_str!("guide/consumers.md")]
+
+/// Servers beyond `axum::serve`.
+///
+#[cfg_attr(not(doctest), doc = include_str!("guide/servers.md"))]
+pub mod servers {}
+
+/// The order of layers.
+///
+#[cfg_attr(not(doctest), doc = include_str!("guide/layers.md"))]
+pub mod layers {}
+
+/// Testing your hooks.
+///
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
+
+/// Running it: Kubernetes, systemd, containers, metrics, registries.
+///
+#[doc = include_str!("guide/operations.md")]
+pub mod operations {}
+
+/// The examples of the repository.
+///
+#[doc = include_str!("guide/examples.md")]
+pub mod examples {}
+
 // For the links, including those of the included files.
 #[allow(unused_imports, reason = "this module is documentation only")]
 use crate::{

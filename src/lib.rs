@@ -139,6 +139,10 @@
 mod error;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+/// The code of the README is tested as the documentation is.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
 mod handle;
 mod hooks;
 mod housekeeper;

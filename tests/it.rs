@@ -35,6 +35,7 @@ mod it {
     mod header_scan;
     mod hook_errors;
     mod hooks;
+    mod hooks_idle;
     #[cfg(feature = "axum")]
     mod hostile_clients;
     mod invalid_ids;
@@ -47,6 +48,7 @@ mod it {
     #[cfg(unix)]
     mod observability;
     mod on_new_id;
+    mod package_links;
     mod protocol_panics;
     mod races;
     mod registry;

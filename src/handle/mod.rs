@@ -810,6 +810,47 @@ impl ActiveSessions {
         self.inner.shutdown.drain(reason).await
     }
 
+    /// Waits until no hook runs or is queued, for tests: it ends no session, and what is active stays active. A hook that waits
+    /// for an earlier hook, or for the record of its session, is queued.
+    ///
+    /// It looks at every session, at most once a millisecond, so it is not for production. It has no deadline: with a hook that
+    /// hangs it never resolves, and neither does it after a shutdown that has left hooks uncalled. It does not wait for an end whose hooks have failed and that is to be delivered again, for
+    /// sessions that start meanwhile, or for changes that a registry has not written yet.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer, if there is something to wait for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason, SessionEnd};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tower_session_end::BuildError> {
+    /// let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    /// let sessions = ActiveSessions::builder()
+    ///     .on_session_end(move |end: SessionEnd| std::future::ready(ended.send(end)))
+    ///     .build()?;
+    /// sessions.note("a");
+    /// sessions.note("b");
+    /// sessions.end("a", EndReason::Deleted);
+    ///
+    /// sessions.hooks_idle().await;
+    /// assert_eq!(ends.try_recv().unwrap().session.id, "a");
+    /// assert!(ends.try_recv().is_err() && sessions.contains("b"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn hooks_idle(&self) {
+        while !self.inner.tracker.are_hooks_idle() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Runs the server to its end, bounds its connection drain, and returns the report of the shutdown.
     ///
     /// From the signal on it takes at most [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) +

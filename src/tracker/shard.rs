@@ -211,6 +211,11 @@ impl Shard {
         self.active.iter()
     }
 
+    /// Whether a claimed generation has hooks that have not completed.
+    pub(super) fn has_claimed(&self) -> bool {
+        !self.claimed.is_empty() || !self.claimed_earlier.is_empty()
+    }
+
     /// Every generation of `id`, active or claimed.
     pub(super) fn generations(&self, hash: u64, id: &SessionId) -> impl Iterator<Item = &Arc<Generation>> {
         let is_meant = |generation: &Arc<Generation>| generation.id == *id;

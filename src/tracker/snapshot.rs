@@ -44,6 +44,17 @@ impl Tracker {
         }
     }
 
+    /// Whether no hook runs, is queued, or waits for an earlier hook or for the registry. It looks at every generation.
+    pub(crate) fn are_hooks_idle(&self) -> bool {
+        // Most of what is not over is found without a lock.
+        self.queue.is_empty()
+            && self.awaited() == 0
+            && self.shards.iter().all(|shard| {
+                let shard = lock(shard);
+                !shard.has_claimed() && shard.active().all(|generation| generation.stage() >= Stage::Started)
+            })
+    }
+
     /// The sum of all shards' counts, and every generation whose end is unfinished. With `give_up`, these are no longer
     /// awaited.
     pub(crate) fn collect_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Generation>, Stage)>) {

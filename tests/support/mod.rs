@@ -4,6 +4,7 @@
 pub(crate) mod clients;
 pub(crate) mod logging;
 mod net;
+pub(crate) mod operations_page;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres_server;
 pub(crate) mod random;

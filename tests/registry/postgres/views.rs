@@ -3,6 +3,7 @@
 use tower_session_end::registry::{Applied, Registry};
 
 use super::support::{OWNED, dead_letter, end, hold, holder, new_schema, one, record, shared};
+use crate::support::operations_page;
 
 #[tokio::test]
 async fn an_operator_reads_the_views() {
@@ -45,4 +46,27 @@ async fn an_operator_reads_the_views() {
     assert_eq!(b.claim_orphans(10).await.unwrap().len(), 1);
     let row = ask("SELECT reason, claimed_by FROM ending_sessions WHERE id = 'lost'");
     assert!(row.starts_with("lost|") && row.contains(&process), "{row}");
+}
+
+#[tokio::test]
+async fn each_command_of_the_operations_page_shows_what_it_says() {
+    let Some(server) = shared() else { return };
+    let schema = new_schema();
+    let holder = holder(server, &schema).await;
+    let [active, ending, dead] = [record("active"), record("ending"), record("dead")];
+    for record in [&active, &ending, &dead] {
+        one(&holder, hold(record)).await;
+    }
+    for record in [&ending, &dead] {
+        assert_eq!(one(&holder, end(record)).await, OWNED);
+    }
+    one(&holder, dead_letter(&dead, "no")).await;
+    let asked = operations_page::commands("psql -c");
+    let answers: Vec<_> =
+        asked.iter().map(|sql| server.ask(&sql.replace("session_end.", &format!("{schema}.")))).collect();
+    assert_eq!(answers.len(), 3);
+    let process = format!("(process {}", std::process::id());
+    assert!(answers[0].contains(&process) && answers[0].ends_with("|1"), "{answers:?}");
+    assert!(answers[1].starts_with("ending|deleted|0|") && answers[1].contains(&process), "{answers:?}");
+    assert_eq!(answers[2], "dead|0|no");
 }

@@ -8,6 +8,7 @@ use tower_session_end::{
 use super::support::{
     RedisServer, YOURS, attempted, builder, claim_orphans, dead_letter, done, end, hold, holder, one, record, records,
 };
+use crate::support::operations_page;
 
 /// As in a tool of an operator.
 fn operator(server: &RedisServer) -> RedisRegistry {
@@ -130,4 +131,20 @@ async fn an_operator_is_no_holder() {
     holder.release_lease().await.unwrap();
     assert!(clone.heartbeat().await.is_err());
     assert_eq!(clone.dead_letters(10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn each_command_of_the_operations_page_shows_what_it_says() {
+    let server = RedisServer::start();
+    let holder = holder(&server).await;
+    let failed = record("failed");
+    one(&holder, hold(&failed)).await;
+    one(&holder, end(&failed)).await;
+    one(&holder, dead_letter(&failed, "no")).await;
+    let answers: Vec<_> = operations_page::commands("redis-cli").iter().map(|command| server.ask(command)).collect();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[..2], ["1".to_owned(), failed.generation.to_string()]);
+    assert_eq!(answers[2].lines().count(), 2, "a holder and its time: {answers:?}");
+    let record = server.ask(&format!("hgetall {{tower-session-end}}:session:{}", failed.generation));
+    assert!(record.contains("failed") && record.lines().any(|line| line == "no"), "{record}");
 }

@@ -17,5 +17,6 @@ mod operator_views;
 mod panics;
 mod process;
 mod recovery;
+mod stuck_reader;
 mod support;
 mod transaction;

@@ -5,10 +5,11 @@ use std::{process::Command, time::Duration};
 use rusqlite::types::ValueRef;
 use tower_session_end::{
     EndReason, Session,
-    registry::{EndRecord, Record, Registry, SqliteRegistry},
+    registry::{Change, EndRecord, Record, Registry, SqliteRegistry},
 };
 
 use super::support::{Dir, end, hold, holds, record};
+use crate::support::operations_page;
 
 /// The answer to a query, a line a row.
 fn ask(dir: &Dir, sql: &str) -> Vec<String> {
@@ -87,4 +88,21 @@ async fn an_operator_sees_what_is_ending_and_why_and_how_often_it_was_tried() {
     assert_eq!(ending[0], expected(0), "no hook was called");
     assert!(ending[1].starts_with("new|lost|"), "{ending:?}");
     assert_eq!(ask(&dir, "select * from active_sessions"), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn each_command_of_the_operations_page_shows_what_it_says() {
+    let dir = Dir::new();
+    let registry = dir.open();
+    let (ending, dead) = (record("ending"), record("dead"));
+    registry.apply(holds(&[record("active"), ending.clone(), dead.clone()])).await.unwrap();
+    let ended = |record: &Record| end(record, EndRecord::new(EndReason::Idle, None, std::time::SystemTime::now(), 1));
+    registry.apply(vec![ended(&ending), ended(&dead)]).await.unwrap();
+    let failed = Change::DeadLetter { generation: dead.generation, error: "no".to_owned() };
+    registry.apply(vec![failed]).await.unwrap();
+    let answers: Vec<_> = operations_page::commands("sqlite3 sessions.db").iter().map(|sql| ask(&dir, sql)).collect();
+    assert_eq!(answers.len(), 4);
+    for (answer, shown) in answers.iter().zip(["active|", "idle|1|", "dead|0|no", "0|"]) {
+        assert!(answer.len() == 1 && answer[0].starts_with(shown), "{answer:?}");
+    }
 }
