@@ -1,18 +1,15 @@
 //! One exchange: the generation that its request belongs to, and what its response says about sessions.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
-use http::{Method, StatusCode, response};
+use http::{HeaderMap, Method, Response, StatusCode, response};
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
-    protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
+    protocol::{HeaderProtocol, OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
+    shutdown::OpenResponses,
     tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Origin, Scope},
 };
 
@@ -36,7 +33,7 @@ pub(super) struct HandleClosed;
 impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
-        shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
+        shared.shutdown.open_responses.begin();
         let began = shared.claim_number();
         Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
     }
@@ -49,6 +46,11 @@ impl Exchange {
         &self.shared.sessions
     }
 
+    #[inline]
+    pub(super) fn open_responses(&self) -> &OpenResponses {
+        &self.shared.shutdown.open_responses
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.shared.phase() == Phase::Closed
     }
@@ -58,19 +60,28 @@ impl Exchange {
         self.shared.phase() == Phase::Open
     }
 
-    /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
+    /// Whether [`apply_response`](Self::apply_response) would find no change. In the usual case it says so without taking
+    /// the response apart.
     #[inline(always)]
-    pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
-        match &self.shared.protocol {
-            ProtocolKind::Header(protocol) => {
-                !response.extensions.is_empty()
-                    || protocol.has_session_headers(&response.headers)
-                    // With the preset, `request` is set only for an id that is not active.
-                    || (protocol.adopts() && request.is_some())
-                    || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
-            }
-            ProtocolKind::Other(_) => true,
+    pub(super) fn is_unchanged_by<B>(&self, request: Option<&RequestInfo>, response: &Response<B>) -> bool {
+        let ProtocolKind::Header(protocol) = &self.shared.protocol else { return false };
+        if !response.extensions().is_empty()
+            || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
+        {
+            return false;
         }
+        match protocol.has_session_headers(response.headers()) {
+            true => self.is_named_alone(protocol, response.headers()),
+            // With the preset, `request` is set only for an id that is not active.
+            false => !protocol.adopts() || request.is_none(),
+        }
+    }
+
+    /// Whether the response repeats the id of the request's session, and no more.
+    #[inline(never)]
+    fn is_named_alone(&self, protocol: &HeaderProtocol, response: &HeaderMap) -> bool {
+        let tracked = self.generation.as_ref().map(|generation| generation.id.as_bytes());
+        tracked.is_some() && tracked == protocol.sole_id(response)
     }
 
     /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
@@ -88,7 +99,7 @@ impl Exchange {
             generation.trust();
         }
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
-        // Short paths for the most frequent responses: the session continues, or one starts.
+        // A short path for the most frequent change: a session starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
             && let Some(id) = protocol.sole_id(&response.headers)
         {
@@ -320,7 +331,7 @@ impl Drop for Exchange {
         if let Some(generation) = &self.generation {
             self.end_activity(generation);
         }
-        self.shared.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
+        self.shared.shutdown.open_responses.end();
     }
 }
 

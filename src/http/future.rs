@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version, response};
+use http::{Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -80,26 +80,29 @@ where
             return Poll::Pending; // polled again after it was ready
         };
         match inner.poll(cx) {
-            Poll::Ready(Ok(response)) => {
-                let (mut parts, body) = response.into_parts();
+            // A response is large, and is moved as rarely as possible.
+            Poll::Ready(Ok(mut response)) => {
                 if !termination.exchange.is_open() {
-                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
+                    close_connection(termination.exchange.sessions(), *this.version, &mut response);
                 }
-                if termination.exchange.may_update(this.request.as_ref(), &parts) {
-                    match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
+                if !termination.exchange.is_unchanged_by(this.request.as_ref(), &response) {
+                    let (mut parts, body) = response.into_parts();
+                    let applied = termination.exchange.apply_response(this.request.as_ref(), &mut parts);
+                    response = Response::from_parts(parts, body);
+                    match applied {
                         Ok(None) => {}
-                        Ok(Some(record_wait)) => return self.wait_for_record(parts, body, record_wait, cx),
+                        Ok(Some(record_wait)) => return self.wait_for_record(response, record_wait, cx),
                         Err(HandleClosed) => {
                             *this.termination = None;
                             return Poll::Ready(Ok(unavailable(*this.version)));
                         }
                     }
                 }
-                if !has_known_length(&body) {
-                    return Poll::Ready(Ok(self.wrap(parts, body)));
+                if !has_frames_of_known_length(response.body()) {
+                    return Poll::Ready(Ok(self.wrap(response)));
                 }
                 let termination = this.termination.take();
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, termination))))
+                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))))
             }
             Poll::Ready(Err(error)) => {
                 *this.termination = None;
@@ -112,40 +115,42 @@ where
 
 /// Whether a body has an exact length, so that it is no stream, and is not over: the usual case.
 #[inline]
-fn has_known_length<B: Body>(body: &B) -> bool {
-    !body.is_end_stream() && body.size_hint().exact().is_some()
+fn has_frames_of_known_length<B: Body>(body: &B) -> bool {
+    body.size_hint().exact().is_some_and(|length| length > 0)
 }
 
 impl<F, B> ResponseFuture<F, B> {
     /// For a body that may be a stream, or is over.
     #[inline(never)]
-    fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
+    fn wrap(self: Pin<&mut Self>, response: Response<B>) -> Response<SessionBody<B>>
     where
         B: Body,
     {
         let this = self.project();
+        let body = response.body();
         if body.is_end_stream() {
             // A server does not poll a body that is over, so the exchange ends here.
             *this.termination = None;
         } else if let Some(termination) = this.termination
-            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &parts) == StreamKind::Listening
+            && body.size_hint().exact().is_none()
+            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &response) == StreamKind::Listening
             && termination.exchange.begin_stream()
         {
             termination.end_with_session();
         }
-        let body = match is_grpc(*this.version, &parts.headers) {
-            true => SessionBody::grpc(body, this.termination.take()),
-            false => SessionBody::new(body, this.termination.take()),
-        };
-        Response::from_parts(parts, body)
+        let is_grpc = is_grpc(*this.version, response.headers());
+        let termination = this.termination.take();
+        response.map(|body| match is_grpc {
+            true => SessionBody::grpc(body, termination),
+            false => SessionBody::new(body, termination),
+        })
     }
 
     /// The head starts a session, and waits for its record.
     #[cold]
     fn wait_for_record<E>(
         mut self: Pin<&mut Self>,
-        parts: response::Parts,
-        body: B,
+        response: Response<B>,
         record_wait: RecordWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<SessionBody<B>>, E>>
@@ -156,10 +161,11 @@ impl<F, B> ResponseFuture<F, B> {
         let Some(termination) = this.termination.as_ref() else { return Poll::Pending };
         let sessions = termination.exchange.sessions().clone();
         // The session has an activity until the head has left, also if the body is over.
-        let response = if body.is_end_stream() || has_known_length(&body) {
-            Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
+        let response = if response.body().is_end_stream() || response.body().size_hint().exact().is_some() {
+            let termination = this.termination.take();
+            response.map(|body| SessionBody::new(body, termination))
         } else {
-            self.as_mut().wrap(parts, body)
+            self.as_mut().wrap(response)
         };
         let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
         let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
@@ -203,13 +209,12 @@ fn poll_pending_head<B>(
     match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
         Some(pending) if is_recorded => {
-            let PendingHead { sessions, response, .. } = *pending;
-            let (mut parts, body) = response.into_parts();
+            let PendingHead { sessions, mut response, .. } = *pending;
             if sessions.phase() != Phase::Open {
                 // The shutdown may have begun during the wait.
-                close_connection(&sessions, version, &mut parts);
+                close_connection(&sessions, version, &mut response);
             }
-            Poll::Ready(Response::from_parts(parts, body))
+            Poll::Ready(response)
         }
         Some(_) => Poll::Ready(unavailable(version)),
     }
