@@ -13,7 +13,7 @@ use axum::{
     extract::State,
     http::{
         HeaderMap, HeaderValue, Method, Request, Uri,
-        header::{CACHE_CONTROL, COOKIE, HOST},
+        header::{CACHE_CONTROL, COOKIE, DATE, HOST},
     },
     response::{IntoResponse, Response},
     routing::post,
@@ -210,9 +210,10 @@ impl Connection {
 
 const ANSWER: &str = "{\"answer\":42}";
 
-/// Answers with two headers of its own, and repeats the id of a known session.
+/// Answers with two headers of its own, and repeats the id of a known session. The one is the date, which hyper would add:
+/// its value would change with the time.
 async fn chat(State(session_use): State<SessionUse>, headers: HeaderMap, _body: String) -> Response {
-    let own = [(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    let own = [(CACHE_CONTROL, "no-store"), (DATE, "Sun, 06 Nov 1994 08:49:37 GMT")];
     match headers.get(&ID_HEADER).filter(|_| session_use == SessionUse::InBoth) {
         Some(id) => (own, [(ID_HEADER.clone(), id.clone())], ANSWER).into_response(),
         None => (own, ANSWER).into_response(),

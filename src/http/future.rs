@@ -80,29 +80,17 @@ where
             return Poll::Pending; // polled again after it was ready
         };
         match inner.poll(cx) {
-            // A response is large, and is moved as rarely as possible.
-            Poll::Ready(Ok(mut response)) => {
-                if !termination.exchange.is_open() {
-                    close_connection(termination.exchange.sessions(), *this.version, &mut response);
+            // A response is large: in the usual case it is moved once.
+            Poll::Ready(Ok(response)) => {
+                let exchange = &termination.exchange;
+                if exchange.is_open()
+                    && exchange.is_unchanged_by(this.request.as_ref(), &response)
+                    && has_frames_of_known_length(response.body())
+                {
+                    let termination = this.termination.take();
+                    return Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))));
                 }
-                if !termination.exchange.is_unchanged_by(this.request.as_ref(), &response) {
-                    let (mut parts, body) = response.into_parts();
-                    let applied = termination.exchange.apply_response(this.request.as_ref(), &mut parts);
-                    response = Response::from_parts(parts, body);
-                    match applied {
-                        Ok(None) => {}
-                        Ok(Some(record_wait)) => return self.wait_for_record(response, record_wait, cx),
-                        Err(HandleClosed) => {
-                            *this.termination = None;
-                            return Poll::Ready(Ok(unavailable(*this.version)));
-                        }
-                    }
-                }
-                if !has_frames_of_known_length(response.body()) {
-                    return Poll::Ready(Ok(self.wrap(response)));
-                }
-                let termination = this.termination.take();
-                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))))
+                self.respond(response, cx)
             }
             Poll::Ready(Err(error)) => {
                 *this.termination = None;
@@ -120,6 +108,37 @@ fn has_frames_of_known_length<B: Body>(body: &B) -> bool {
 }
 
 impl<F, B> ResponseFuture<F, B> {
+    /// For a response that may change something, or whose body may be a stream or is over.
+    #[inline(never)]
+    fn respond<E>(
+        mut self: Pin<&mut Self>,
+        mut response: Response<B>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<SessionBody<B>>, E>>
+    where
+        B: Body,
+    {
+        let this = self.as_mut().project();
+        let Some(termination) = this.termination else { return Poll::Pending };
+        if !termination.exchange.is_open() {
+            close_connection(termination.exchange.sessions(), *this.version, &mut response);
+        }
+        if !termination.exchange.is_unchanged_by(this.request.as_ref(), &response) {
+            let (mut parts, body) = response.into_parts();
+            let applied = termination.exchange.apply_response(this.request.as_ref(), &mut parts);
+            response = Response::from_parts(parts, body);
+            match applied {
+                Ok(None) => {}
+                Ok(Some(record_wait)) => return self.wait_for_record(response, record_wait, cx),
+                Err(HandleClosed) => {
+                    *this.termination = None;
+                    return Poll::Ready(Ok(unavailable(*this.version)));
+                }
+            }
+        }
+        Poll::Ready(Ok(self.wrap(response)))
+    }
+
     /// For a body that may be a stream, or is over.
     #[inline(never)]
     fn wrap(self: Pin<&mut Self>, response: Response<B>) -> Response<SessionBody<B>>

@@ -82,27 +82,42 @@ where
     }
 
     #[inline]
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let shared = &self.shared;
-        let (is_get, version) = (request.method() == Method::GET, request.version());
-        let begun = match &shared.protocol {
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let begun = match &self.shared.protocol {
             ProtocolKind::Header(protocol) => match protocol.index_of_id(request.headers()) {
-                None if !shared.is_closing() => Some(Begun { exchange: Exchange::begin(shared, None), info: None }),
-                index => begin_with_header(shared, protocol, request.method(), request.headers(), index),
+                None if !self.shared.is_closing() => {
+                    Some(Begun { exchange: Exchange::begin(&self.shared, None), info: None })
+                }
+                index => begin_with_header(&self.shared, protocol, request.method(), request.headers(), index),
             },
             ProtocolKind::Other(protocol) => {
+                // A request is large, and is moved here only if it has to be.
                 let (parts, body) = request.into_parts();
-                let begun = begin(shared, &**protocol, &parts);
-                request = Request::from_parts(parts, body);
-                begun
+                let begun = begin(&self.shared, &**protocol, &parts);
+                return self.call_begun(begun, Request::from_parts(parts, body));
             }
         };
+        self.call_begun(begun, request)
+    }
+}
+
+impl<S> SessionService<S> {
+    #[inline(always)]
+    fn call_begun<ReqBody, ResBody>(
+        &mut self,
+        begun: Option<Begun>,
+        #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
+        mut request: Request<ReqBody>,
+    ) -> ResponseFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        let (is_get, version) = (request.method() == Method::GET, request.version());
         let Some(Begun { exchange, info }) = begun else { return ResponseFuture::refused(version) };
         #[cfg(feature = "axum")]
         if self.extractors {
-            RequestContext::insert(request.extensions_mut(), shared, exchange.generation(), info.as_ref());
+            RequestContext::insert(request.extensions_mut(), &self.shared, exchange.generation(), info.as_ref());
         }
-        // A request is large, and is moved here only.
         let state = State::Calling { inner: self.inner.call(request) };
         ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, is_get, version }
     }
