@@ -27,8 +27,9 @@ use layers::{Case, LayerKind};
 use whole_server::{Protocol, ServerCase, ServerLayer};
 
 /// The two run lengths. Tables and buffers have grown before the end of the shorter one.
-const SHORT: usize = 500;
-const LONG: usize = 2500;
+const LENGTHS: [usize; 2] = [500, 2500];
+/// A whole server executes a hundred times as many instructions.
+const SERVER_LENGTHS: [usize; 2] = [250, 1000];
 
 /// Frames of a short body and of a long one.
 const FRAMES: [usize; 2] = [100, 500];
@@ -128,7 +129,7 @@ impl Costs {
         if let Some(known) = self.0.get(&index) {
             return Ok(*known);
         }
-        let cost = measure(index)?;
+        let cost = measure(index, case)?;
         self.0.insert(index, cost);
         Ok(cost)
     }
@@ -139,7 +140,7 @@ impl Costs {
         for _ in 1..TRIES {
             if cost(self)? > limit {
                 let before = self.of(case)?;
-                self.0.insert(index, measure(index)?.min(before));
+                self.0.insert(index, measure(index, case)?.min(before));
             }
         }
         cost(self)
@@ -278,9 +279,13 @@ fn gate(costs: &mut Costs) -> Fallible<()> {
     if exceeded { Err("the layer exceeds its limit of instructions".into()) } else { Ok(()) }
 }
 
-/// Instructions per exchange of the case.
-fn measure(case: usize) -> Fallible<u64> {
-    Ok((count(case, LONG)? - count(case, SHORT)?) / (LONG - SHORT) as u64)
+/// Instructions per exchange of the case with this index.
+fn measure(index: usize, case: Measured) -> Fallible<u64> {
+    let [short, long] = match case {
+        Measured::Service(_) => LENGTHS,
+        Measured::Server(_) => SERVER_LENGTHS,
+    };
+    Ok((count(index, long)? - count(index, short)?) / (long - short) as u64)
 }
 
 /// The instructions of a whole process that runs the case `length` times.

@@ -70,18 +70,18 @@ impl Exchange {
         {
             return false;
         }
-        match protocol.has_session_headers(response.headers()) {
-            true => self.is_named_alone(protocol, response.headers()),
+        match protocol.index_of_session_header(response.headers()) {
+            Some(first) => self.is_named_alone(protocol, response.headers(), first),
             // With the preset, `request` is set only for an id that is not active.
-            false => !protocol.adopts() || request.is_none(),
+            None => !protocol.adopts() || request.is_none(),
         }
     }
 
     /// Whether the response repeats the id of the request's session, and no more.
     #[inline(never)]
-    fn is_named_alone(&self, protocol: &HeaderProtocol, response: &HeaderMap) -> bool {
-        let tracked = self.generation.as_ref().map(|generation| generation.id.as_bytes());
-        tracked.is_some() && tracked == protocol.sole_id(response)
+    fn is_named_alone(&self, protocol: &HeaderProtocol, response: &HeaderMap, first: usize) -> bool {
+        let Some(generation) = &self.generation else { return false };
+        protocol.sole_id(response, first) == Some(generation.id.as_bytes())
     }
 
     /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
@@ -101,7 +101,8 @@ impl Exchange {
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
         // A short path for the most frequent change: a session starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
-            && let Some(id) = protocol.sole_id(&response.headers)
+            && let Some(first) = protocol.index_of_session_header(&response.headers)
+            && let Some(id) = protocol.sole_id(&response.headers, first)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
                 return Ok(None);

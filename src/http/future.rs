@@ -79,19 +79,18 @@ where
         let Some(termination) = this.termination else {
             return Poll::Pending; // polled again after it was ready
         };
-        match inner.poll(cx) {
-            // A response is large: in the usual case it is moved once.
-            Poll::Ready(Ok(response)) => {
-                let exchange = &termination.exchange;
-                if exchange.is_open()
-                    && exchange.is_unchanged_by(this.request.as_ref(), &response)
-                    && has_frames_of_known_length(response.body())
-                {
-                    let termination = this.termination.take();
-                    return Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))));
-                }
-                self.respond(response, cx)
+        let polled = inner.poll(cx);
+        // Looked at by reference first: a response is large, and is moved once in the usual case.
+        let is_usual = matches!(&polled, Poll::Ready(Ok(response)) if
+            termination.exchange.is_open()
+                && termination.exchange.is_unchanged_by(this.request.as_ref(), response)
+                && has_frames_of_known_length(response.body()));
+        match polled {
+            Poll::Ready(Ok(response)) if is_usual => {
+                let termination = this.termination.take();
+                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))))
             }
+            Poll::Ready(Ok(response)) => self.respond(response, cx),
             Poll::Ready(Err(error)) => {
                 *this.termination = None;
                 Poll::Ready(Err(error))

@@ -6,6 +6,8 @@ use std::{
     task::{Context, Poll},
 };
 
+#[cfg(feature = "axum")]
+use http::Extensions;
 use http::{HeaderMap, Method, Request, Response, request};
 use http_body::Body;
 use tower_service::Service;
@@ -15,7 +17,7 @@ use super::extract::RequestContext;
 use super::{ResponseFuture, SessionBody, exchange::Exchange, future::State, layer::Shared, termination::Termination};
 use crate::{
     error::BoxError,
-    protocol::{HeaderProtocol, ProtocolKind, RequestInfo, SessionProtocol},
+    protocol::{HeaderProtocol, ProtocolKind, RequestInfo},
     session::{Phase, SessionId},
 };
 
@@ -81,45 +83,53 @@ where
         self.inner.poll_ready(cx)
     }
 
+    // A request is large. The usual path moves it once, into the host: it is passed to no other function here.
     #[inline]
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let begun = match &self.shared.protocol {
-            ProtocolKind::Header(protocol) => match protocol.index_of_id(request.headers()) {
-                None if !self.shared.is_closing() => {
-                    Some(Begun { exchange: Exchange::begin(&self.shared, None), info: None })
-                }
-                index => begin_with_header(&self.shared, protocol, request.method(), request.headers(), index),
-            },
-            ProtocolKind::Other(protocol) => {
-                // A request is large, and is moved here only if it has to be.
-                let (parts, body) = request.into_parts();
-                let begun = begin(&self.shared, &**protocol, &parts);
-                return self.call_begun(begun, Request::from_parts(parts, body));
-            }
+    #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let protocol = match &self.shared.protocol {
+            ProtocolKind::Header(protocol) => protocol,
+            ProtocolKind::Other(_) => return self.call_with_other_protocol(request),
         };
-        self.call_begun(begun, request)
+        let begun = match protocol.index_of_id(request.headers()) {
+            None if !self.shared.is_closing() => {
+                Some(Begun { exchange: Exchange::begin(&self.shared, None), info: None })
+            }
+            index => begin_with_header(&self.shared, protocol, request.method(), request.headers(), index),
+        };
+        let (is_get, version) = (request.method() == Method::GET, request.version());
+        let Some(begun) = begun else { return ResponseFuture::refused(version) };
+        #[cfg(feature = "axum")]
+        if self.extractors {
+            begun.insert_context(&self.shared, request.extensions_mut());
+        }
+        let state = State::Calling { inner: self.inner.call(request) };
+        let termination = Some(Termination::new(begun.exchange));
+        ResponseFuture { state, termination, request: begun.info, is_get, version }
     }
 }
 
 impl<S> SessionService<S> {
-    #[inline(always)]
-    fn call_begun<ReqBody, ResBody>(
+    #[inline(never)]
+    fn call_with_other_protocol<ReqBody, ResBody>(
         &mut self,
-        begun: Option<Begun>,
-        #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
-        mut request: Request<ReqBody>,
+        request: Request<ReqBody>,
     ) -> ResponseFuture<S::Future, ResBody>
     where
         S: Service<Request<ReqBody>>,
     {
-        let (is_get, version) = (request.method() == Method::GET, request.version());
-        let Some(Begun { exchange, info }) = begun else { return ResponseFuture::refused(version) };
+        #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
+        let (mut parts, body) = request.into_parts();
+        let (is_get, version) = (parts.method == Method::GET, parts.version);
+        let begun = begin_with_parts(&self.shared, &parts);
+        let Some(begun) = begun else { return ResponseFuture::refused(version) };
         #[cfg(feature = "axum")]
         if self.extractors {
-            RequestContext::insert(request.extensions_mut(), &self.shared, exchange.generation(), info.as_ref());
+            begun.insert_context(&self.shared, &mut parts.extensions);
         }
-        let state = State::Calling { inner: self.inner.call(request) };
-        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, is_get, version }
+        let state = State::Calling { inner: self.inner.call(Request::from_parts(parts, body)) };
+        let termination = Some(Termination::new(begun.exchange));
+        ResponseFuture { state, termination, request: begun.info, is_get, version }
     }
 }
 
@@ -128,6 +138,13 @@ struct Begun {
     exchange: Exchange,
     /// With the preset, `None` if the id is active: the exchange has it.
     info: Option<RequestInfo>,
+}
+
+#[cfg(feature = "axum")]
+impl Begun {
+    fn insert_context(&self, shared: &Arc<Shared>, extensions: &mut Extensions) {
+        RequestContext::insert(extensions, shared, self.exchange.generation(), self.info.as_ref());
+    }
 }
 
 /// A request that may carry an id in a header, or may be refused.
@@ -154,12 +171,12 @@ fn begin_with_header(
     (!may_start).then_some(Begun { exchange, info })
 }
 
-/// A request of a protocol that may read every part of it.
+/// A request of a protocol that may read every part of its head.
 #[inline(never)]
-fn begin(shared: &Arc<Shared>, protocol: &dyn SessionProtocol, request: &request::Parts) -> Option<Begun> {
-    if shared.phase() == Phase::Closed {
+fn begin_with_parts(shared: &Arc<Shared>, request: &request::Parts) -> Option<Begun> {
+    let (ProtocolKind::Other(protocol), true) = (&shared.protocol, shared.phase() != Phase::Closed) else {
         return None;
-    }
+    };
     let id = protocol.request_id_among(request, &|id| shared.is_tracked(id));
     // The exchange ends the activity when it is dropped, also by a panic.
     let exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_request(id.as_bytes())));
