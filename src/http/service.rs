@@ -103,9 +103,15 @@ where
         if self.extractors {
             begun.insert_context(&self.shared, request.extensions_mut());
         }
-        let state = State::Calling { inner: self.inner.call(request) };
-        let termination = Some(Termination::new(begun.exchange));
-        ResponseFuture { state, termination, request: begun.info, is_get, version }
+        let (termination, info) = (Some(Termination::new(begun.exchange)), begun.info);
+        // Written in place: the future is larger than the request.
+        ResponseFuture {
+            state: State::Calling { inner: self.inner.call(request) },
+            termination,
+            request: info,
+            is_get,
+            version,
+        }
     }
 }
 
