@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The most allocations that the layer may add, with its defaults, to a layer that does nothing in a whole server.
-const SERVER_LIMITS: [(SessionUse, f64); 2] = [(SessionUse::None, 4.0), (SessionUse::InBoth, 4.0)];
+const SERVER_LIMITS: [(SessionUse, f64); 2] = [(SessionUse::None, 2.0), (SessionUse::InBoth, 2.0)];
 
 fn gate() -> Result<(), Box<dyn Error>> {
     let mut exceeded = false;
