@@ -2,12 +2,12 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use http::{HeaderMap, Method, Response, StatusCode, response};
+use http::{Method, StatusCode, response};
 
 use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
-    protocol::{HeaderProtocol, OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
+    protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
     shutdown::OpenResponses,
     tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Origin, Scope},
@@ -60,28 +60,19 @@ impl Exchange {
         self.shared.phase() == Phase::Open
     }
 
-    /// Whether [`apply_response`](Self::apply_response) would find no change. In the usual case it says so without taking
-    /// the response apart.
+    /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
-    pub(super) fn is_unchanged_by<B>(&self, request: Option<&RequestInfo>, response: &Response<B>) -> bool {
-        let ProtocolKind::Header(protocol) = &self.shared.protocol else { return false };
-        if !response.extensions().is_empty()
-            || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
-        {
-            return false;
+    pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
+        match &self.shared.protocol {
+            ProtocolKind::Header(protocol) => {
+                !response.extensions.is_empty()
+                    || protocol.has_session_headers(&response.headers)
+                    // With the preset, `request` is set only for an id that is not active.
+                    || (protocol.adopts() && request.is_some())
+                    || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
+            }
+            ProtocolKind::Other(_) => true,
         }
-        match protocol.index_of_session_header(response.headers()) {
-            Some(first) => self.is_named_alone(protocol, response.headers(), first),
-            // With the preset, `request` is set only for an id that is not active.
-            None => !protocol.adopts() || request.is_none(),
-        }
-    }
-
-    /// Whether the response repeats the id of the request's session, and no more.
-    #[inline(never)]
-    fn is_named_alone(&self, protocol: &HeaderProtocol, response: &HeaderMap, first: usize) -> bool {
-        let Some(generation) = &self.generation else { return false };
-        protocol.sole_id(response, first) == Some(generation.id.as_bytes())
     }
 
     /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
@@ -99,10 +90,9 @@ impl Exchange {
             generation.trust();
         }
         let tracked = self.generation.as_ref().map(|generation| &generation.id);
-        // A short path for the most frequent change: a session starts.
+        // Short paths for the most frequent responses: the session continues, or one starts.
         if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
-            && let Some(first) = protocol.index_of_session_header(&response.headers)
-            && let Some(id) = protocol.sole_id(&response.headers, first)
+            && let Some(id) = protocol.sole_id(&response.headers)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
                 return Ok(None);

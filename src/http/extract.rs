@@ -8,46 +8,37 @@ use axum_core::{
 };
 use http::{Extensions, StatusCode, request::Parts};
 
-use super::{StreamKind, layer::Shared};
-use crate::{
-    handle::ActiveSessions,
-    protocol::{RequestInfo, SessionUpdate},
-    session::SessionId,
-    tracker::Generation,
-};
+use super::StreamKind;
+use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId, tracker::Generation};
 
-/// Inserted into a request's extensions by the layer. Small: most requests are handled without it.
+/// Inserted into a request's extensions by the layer.
 #[derive(Clone)]
 pub(super) struct RequestContext {
-    shared: Arc<Shared>,
-    /// The one that the request was counted in.
-    generation: Option<Arc<Generation>>,
-    /// The id of a request that was not counted in any.
-    untracked: Option<Box<SessionId>>,
+    sessions: ActiveSessions,
+    id: Option<SessionId>,
+    /// The number of the generation that the request was counted in; 0 for none.
+    counted_in: u64,
 }
 
 impl RequestContext {
-    /// `generation` is the one that the request was counted in. A layer of the same handle outside of this one may have
-    /// counted it there before.
+    /// `generation` is the one that the request was counted in, and has the id. A layer of the same handle outside of
+    /// this one may have counted it there before.
     pub(super) fn insert(
         extensions: &mut Extensions,
-        shared: &Arc<Shared>,
+        sessions: &ActiveSessions,
         generation: Option<&Arc<Generation>>,
-        info: Option<&RequestInfo>,
+        id: Option<&SessionId>,
     ) {
-        let untracked = match (generation, info) {
-            (None, Some(info)) => info.id().cloned().map(Box::new),
-            (Some(_), _) | (None, None) => None,
-        };
-        let context = Self { shared: Arc::clone(shared), generation: generation.cloned(), untracked };
+        let counted_in = generation.map_or(0, |generation| generation.number);
+        let context = Self { sessions: sessions.clone(), id: id.cloned(), counted_in };
         if let (Some(outer), Some(generation)) = (extensions.insert(context), generation) {
-            outer.count_once(&shared.sessions, generation);
+            outer.count_once(sessions, generation);
         }
     }
 
     #[cold]
-    fn count_once(self, sessions: &ActiveSessions, generation: &Arc<Generation>) {
-        if self.generation.is_some_and(|counted| Arc::ptr_eq(&counted, generation)) {
+    fn count_once(self, sessions: &ActiveSessions, generation: &Generation) {
+        if self.counted_in == generation.number && Arc::ptr_eq(&self.sessions.inner, &sessions.inner) {
             generation.uncount_request();
             sessions.inner.nested_layers.call_once(|| {
                 tracing::warn!(
@@ -57,10 +48,6 @@ impl RequestContext {
                 );
             });
         }
-    }
-
-    fn id(&self) -> Option<&SessionId> {
-        self.generation.as_ref().map(|generation| &generation.id).or(self.untracked.as_deref())
     }
 
     fn of(parts: &Parts) -> Result<&Self, MissingSessionLayer> {
@@ -86,7 +73,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ActiveSessions {
     type Rejection = MissingSessionLayer;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        Ok(RequestContext::of(parts)?.shared.sessions.clone())
+        Ok(RequestContext::of(parts)?.sessions.clone())
     }
 }
 
@@ -109,7 +96,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionId {
     type Rejection = SessionIdRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        RequestContext::of(parts)?.id().cloned().ok_or(SessionIdRejection::MissingSessionId)
+        RequestContext::of(parts)?.id.clone().ok_or(SessionIdRejection::MissingSessionId)
     }
 }
 
@@ -117,7 +104,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionId {
     type Rejection = MissingSessionLayer;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
-        Ok(RequestContext::of(parts)?.id().cloned())
+        Ok(RequestContext::of(parts)?.id.clone())
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version};
+use http::{Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -79,18 +79,28 @@ where
         let Some(termination) = this.termination else {
             return Poll::Pending; // polled again after it was ready
         };
-        let polled = inner.poll(cx);
-        // Looked at by reference first: a response is large, and is moved once in the usual case.
-        let is_usual = matches!(&polled, Poll::Ready(Ok(response)) if
-            termination.exchange.is_open()
-                && termination.exchange.is_unchanged_by(this.request.as_ref(), response)
-                && has_frames_of_known_length(response.body()));
-        match polled {
-            Poll::Ready(Ok(response)) if is_usual => {
+        match inner.poll(cx) {
+            Poll::Ready(Ok(response)) => {
+                let (mut parts, body) = response.into_parts();
+                if !termination.exchange.is_open() {
+                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
+                }
+                if termination.exchange.may_update(this.request.as_ref(), &parts) {
+                    match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
+                        Ok(None) => {}
+                        Ok(Some(record_wait)) => return self.wait_for_record(parts, body, record_wait, cx),
+                        Err(HandleClosed) => {
+                            *this.termination = None;
+                            return Poll::Ready(Ok(unavailable(*this.version)));
+                        }
+                    }
+                }
+                if !has_known_length(&body) {
+                    return Poll::Ready(Ok(self.wrap(parts, body)));
+                }
                 let termination = this.termination.take();
-                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, termination))))
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, termination))))
             }
-            Poll::Ready(Ok(response)) => self.respond(response, cx),
             Poll::Ready(Err(error)) => {
                 *this.termination = None;
                 Poll::Ready(Err(error))
@@ -102,73 +112,40 @@ where
 
 /// Whether a body has an exact length, so that it is no stream, and is not over: the usual case.
 #[inline]
-fn has_frames_of_known_length<B: Body>(body: &B) -> bool {
-    body.size_hint().exact().is_some_and(|length| length > 0)
+fn has_known_length<B: Body>(body: &B) -> bool {
+    !body.is_end_stream() && body.size_hint().exact().is_some()
 }
 
 impl<F, B> ResponseFuture<F, B> {
-    /// For a response that may change something, or whose body may be a stream or is over.
-    #[inline(never)]
-    fn respond<E>(
-        mut self: Pin<&mut Self>,
-        mut response: Response<B>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<SessionBody<B>>, E>>
-    where
-        B: Body,
-    {
-        let this = self.as_mut().project();
-        let Some(termination) = this.termination else { return Poll::Pending };
-        if !termination.exchange.is_open() {
-            close_connection(termination.exchange.sessions(), *this.version, &mut response);
-        }
-        if !termination.exchange.is_unchanged_by(this.request.as_ref(), &response) {
-            let (mut parts, body) = response.into_parts();
-            let applied = termination.exchange.apply_response(this.request.as_ref(), &mut parts);
-            response = Response::from_parts(parts, body);
-            match applied {
-                Ok(None) => {}
-                Ok(Some(record_wait)) => return self.wait_for_record(response, record_wait, cx),
-                Err(HandleClosed) => {
-                    *this.termination = None;
-                    return Poll::Ready(Ok(unavailable(*this.version)));
-                }
-            }
-        }
-        Poll::Ready(Ok(self.wrap(response)))
-    }
-
     /// For a body that may be a stream, or is over.
     #[inline(never)]
-    fn wrap(self: Pin<&mut Self>, response: Response<B>) -> Response<SessionBody<B>>
+    fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
     where
         B: Body,
     {
         let this = self.project();
-        let body = response.body();
         if body.is_end_stream() {
             // A server does not poll a body that is over, so the exchange ends here.
             *this.termination = None;
         } else if let Some(termination) = this.termination
-            && body.size_hint().exact().is_none()
-            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &response) == StreamKind::Listening
+            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &parts) == StreamKind::Listening
             && termination.exchange.begin_stream()
         {
             termination.end_with_session();
         }
-        let is_grpc = is_grpc(*this.version, response.headers());
-        let termination = this.termination.take();
-        response.map(|body| match is_grpc {
-            true => SessionBody::grpc(body, termination),
-            false => SessionBody::new(body, termination),
-        })
+        let body = match is_grpc(*this.version, &parts.headers) {
+            true => SessionBody::grpc(body, this.termination.take()),
+            false => SessionBody::new(body, this.termination.take()),
+        };
+        Response::from_parts(parts, body)
     }
 
     /// The head starts a session, and waits for its record.
     #[cold]
     fn wait_for_record<E>(
         mut self: Pin<&mut Self>,
-        response: Response<B>,
+        parts: response::Parts,
+        body: B,
         record_wait: RecordWait,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<SessionBody<B>>, E>>
@@ -179,11 +156,10 @@ impl<F, B> ResponseFuture<F, B> {
         let Some(termination) = this.termination.as_ref() else { return Poll::Pending };
         let sessions = termination.exchange.sessions().clone();
         // The session has an activity until the head has left, also if the body is over.
-        let response = if response.body().is_end_stream() || response.body().size_hint().exact().is_some() {
-            let termination = this.termination.take();
-            response.map(|body| SessionBody::new(body, termination))
+        let response = if body.is_end_stream() || has_known_length(&body) {
+            Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
         } else {
-            self.as_mut().wrap(response)
+            self.as_mut().wrap(parts, body)
         };
         let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
         let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
@@ -227,12 +203,13 @@ fn poll_pending_head<B>(
     match slot.take_if(|_| is_recorded || is_closed) {
         None => Poll::Pending,
         Some(pending) if is_recorded => {
-            let PendingHead { sessions, mut response, .. } = *pending;
+            let PendingHead { sessions, response, .. } = *pending;
+            let (mut parts, body) = response.into_parts();
             if sessions.phase() != Phase::Open {
                 // The shutdown may have begun during the wait.
-                close_connection(&sessions, version, &mut response);
+                close_connection(&sessions, version, &mut parts);
             }
-            Poll::Ready(response)
+            Poll::Ready(Response::from_parts(parts, body))
         }
         Some(_) => Poll::Ready(unavailable(version)),
     }

@@ -19,6 +19,7 @@ pub use self::{
 use http::{
     HeaderValue, Response, StatusCode, Version,
     header::{CONNECTION, RETRY_AFTER},
+    response,
 };
 
 use crate::handle::ActiveSessions;
@@ -40,17 +41,17 @@ fn unavailable<B>(version: Version) -> Response<SessionBody<B>> {
 /// In a shutdown: tells an HTTP/1 client that this response is the last one on its connection. Repeating it changes
 /// nothing.
 #[cold]
-fn close_connection<B>(sessions: &ActiveSessions, version: Version, response: &mut Response<B>) {
-    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+fn close_connection(sessions: &ActiveSessions, version: Version, response: &mut response::Parts) {
+    let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
     if !sessions.inner.close_connections || version > Version::HTTP_11 || is_upgrade {
         return;
     }
     if version == Version::HTTP_10 {
         // To a response of a later version, hyper would add `keep-alive` for such a client.
-        *response.version_mut() = version;
+        response.version = version;
     }
     let mut options = Vec::new();
-    let values = response.headers().get_all(CONNECTION).into_iter();
+    let values = response.headers.get_all(CONNECTION).into_iter();
     for option in values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
         // The host's others, such as the names of hop-by-hop headers, stay.
         if !(option.is_empty() || option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")) {
@@ -60,5 +61,5 @@ fn close_connection<B>(sessions: &ActiveSessions, version: Version, response: &m
     }
     options.extend_from_slice(b"close");
     let value = HeaderValue::from_maybe_shared(options).unwrap_or(HeaderValue::from_static("close"));
-    response.headers_mut().insert(CONNECTION, value);
+    response.headers.insert(CONNECTION, value);
 }

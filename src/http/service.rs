@@ -6,9 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-#[cfg(feature = "axum")]
-use http::Extensions;
-use http::{HeaderMap, Method, Request, Response, request};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
@@ -17,7 +15,7 @@ use super::extract::RequestContext;
 use super::{ResponseFuture, SessionBody, exchange::Exchange, future::State, layer::Shared, termination::Termination};
 use crate::{
     error::BoxError,
-    protocol::{HeaderProtocol, ProtocolKind, RequestInfo},
+    protocol::{ProtocolKind, RequestInfo},
     session::{Phase, SessionId},
 };
 
@@ -83,112 +81,78 @@ where
         self.inner.poll_ready(cx)
     }
 
-    // A request is large. The usual path moves it once, into the host: it is passed to no other function here.
     #[inline]
-    #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let protocol = match &self.shared.protocol {
-            ProtocolKind::Header(protocol) => protocol,
-            ProtocolKind::Other(_) => return self.call_with_other_protocol(request),
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let shared = &self.shared;
+        let index_of_id = match &shared.protocol {
+            ProtocolKind::Header(protocol) => protocol.index_of_id(request.headers()),
+            ProtocolKind::Other(_) => Some(0),
         };
-        let begun = match protocol.index_of_id(request.headers()) {
-            None if !self.shared.is_closing() => {
-                Some(Begun { exchange: Exchange::begin(&self.shared, None), info: None })
-            }
-            index => begin_with_header(&self.shared, protocol, request.method(), request.headers(), index),
-        };
-        let (is_get, version) = (request.method() == Method::GET, request.version());
-        let Some(begun) = begun else { return ResponseFuture::refused(version) };
-        #[cfg(feature = "axum")]
-        if self.extractors {
-            begun.insert_context(&self.shared, request.extensions_mut());
+        // The fast path does not touch the request: a request is large, and is not moved here.
+        if index_of_id.is_none() && !self.extractors && !shared.is_closing() {
+            let (is_get, version) = (request.method() == Method::GET, request.version());
+            let termination = Termination::new(Exchange::begin(shared, None));
+            let state = State::Calling { inner: self.inner.call(request) };
+            return ResponseFuture { state, termination: Some(termination), request: None, is_get, version };
         }
-        let (termination, info) = (Some(Termination::new(begun.exchange)), begun.info);
-        // Written in place: the future is larger than the request.
-        ResponseFuture {
-            state: State::Calling { inner: self.inner.call(request) },
-            termination,
-            request: info,
-            is_get,
-            version,
-        }
+        self.call_slow_path(request, index_of_id)
     }
 }
 
 impl<S> SessionService<S> {
+    /// For a request that may carry an id, that may be refused, or whose extensions the extractors need.
     #[inline(never)]
-    fn call_with_other_protocol<ReqBody, ResBody>(
+    fn call_slow_path<ReqBody, ResBody>(
         &mut self,
-        request: Request<ReqBody>,
+        mut request: Request<ReqBody>,
+        index_of_id: Option<usize>,
     ) -> ResponseFuture<S::Future, ResBody>
     where
         S: Service<Request<ReqBody>>,
     {
-        #[cfg_attr(not(feature = "axum"), expect(unused_mut, reason = "the extractors change it"))]
-        let (mut parts, body) = request.into_parts();
-        let (is_get, version) = (parts.method == Method::GET, parts.version);
-        let begun = begin_with_parts(&self.shared, &parts);
-        let Some(begun) = begun else { return ResponseFuture::refused(version) };
+        let shared = &self.shared;
+        let version = request.version();
+        if shared.phase() == Phase::Closed {
+            return ResponseFuture::refused(version);
+        }
+        let (exchange, info, may_start);
+        match &shared.protocol {
+            ProtocolKind::Header(protocol) => {
+                let value = index_of_id.and_then(|index| protocol.id_at(request.headers(), index));
+                let generation = value.and_then(|value| shared.begin_request(value));
+                // The value of an active session is a valid id; any other is checked.
+                info = match value {
+                    Some(value) if generation.is_none() => untracked_request(request.method(), value),
+                    _ => None,
+                };
+                may_start = shared.refuses() && generation.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, generation);
+            }
+            ProtocolKind::Other(protocol) => {
+                let (parts, body) = request.into_parts();
+                let id = protocol.request_id_among(&parts, &|id| shared.is_tracked(id));
+                // The exchange ends the activity when it is dropped, also by a panic.
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_request(id.as_bytes())));
+                let request_info =
+                    RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
+                may_start = shared.refuses() && protocol.may_start(&parts, request_info.tracked());
+                info = Some(request_info);
+                request = Request::from_parts(parts, body);
+            }
+        }
+        if may_start {
+            return ResponseFuture::refused(version);
+        }
         #[cfg(feature = "axum")]
         if self.extractors {
-            begun.insert_context(&self.shared, &mut parts.extensions);
+            let generation = exchange.generation();
+            let id = generation.map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
+            RequestContext::insert(request.extensions_mut(), &shared.sessions, generation, id);
         }
-        let state = State::Calling { inner: self.inner.call(Request::from_parts(parts, body)) };
-        let termination = Some(Termination::new(begun.exchange));
-        ResponseFuture { state, termination, request: begun.info, is_get, version }
+        let is_get = request.method() == Method::GET;
+        let state = State::Calling { inner: self.inner.call(request) };
+        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, is_get, version }
     }
-}
-
-/// A request that is not refused.
-struct Begun {
-    exchange: Exchange,
-    /// With the preset, `None` if the id is active: the exchange has it.
-    info: Option<RequestInfo>,
-}
-
-#[cfg(feature = "axum")]
-impl Begun {
-    fn insert_context(&self, shared: &Arc<Shared>, extensions: &mut Extensions) {
-        RequestContext::insert(extensions, shared, self.exchange.generation(), self.info.as_ref());
-    }
-}
-
-/// A request that may carry an id in a header, or may be refused.
-#[inline(never)]
-fn begin_with_header(
-    shared: &Arc<Shared>,
-    protocol: &HeaderProtocol,
-    method: &Method,
-    headers: &HeaderMap,
-    index_of_id: Option<usize>,
-) -> Option<Begun> {
-    if shared.phase() == Phase::Closed {
-        return None;
-    }
-    let value = index_of_id.and_then(|index| protocol.id_at(headers, index));
-    let generation = value.and_then(|value| shared.begin_request(value));
-    // The value of an active session is a valid id; any other is checked.
-    let info = match value {
-        Some(value) if generation.is_none() => untracked_request(method, value),
-        _ => None,
-    };
-    let may_start = generation.is_none() && shared.refuses() && !method.is_safe();
-    let exchange = Exchange::begin(shared, generation);
-    (!may_start).then_some(Begun { exchange, info })
-}
-
-/// A request of a protocol that may read every part of its head.
-#[inline(never)]
-fn begin_with_parts(shared: &Arc<Shared>, request: &request::Parts) -> Option<Begun> {
-    let (ProtocolKind::Other(protocol), true) = (&shared.protocol, shared.phase() != Phase::Closed) else {
-        return None;
-    };
-    let id = protocol.request_id_among(request, &|id| shared.is_tracked(id));
-    // The exchange ends the activity when it is dropped, also by a panic.
-    let exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_request(id.as_bytes())));
-    let info = RequestInfo { method: request.method.clone(), id, is_tracked: exchange.generation().is_some() };
-    let may_start = shared.refuses() && protocol.may_start(request, info.tracked());
-    (!may_start).then_some(Begun { exchange, info: Some(info) })
 }
 
 /// A request whose id is not active; `None` if the id is not valid.

@@ -268,10 +268,8 @@ impl SessionProtocol for HeaderProtocol {
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
-        let first = self.index_of_session_header(&response.headers);
-        let sole_id = first.and_then(|first| self.sole_id(&response.headers, first));
-        if !(self.adopt || first.is_some())
-            || request.tracked().is_some_and(|tracked| sole_id == Some(tracked.as_bytes()))
+        if !(self.adopt || self.has_session_headers(&response.headers))
+            || request.tracked().is_some_and(|id| self.sole_id(&response.headers) == Some(id.as_bytes()))
         {
             return SessionUpdate::empty();
         }

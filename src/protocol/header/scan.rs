@@ -58,12 +58,12 @@ impl HeaderProtocol {
         }
     }
 
-    /// The index of the first of the three headers in a response.
+    /// Whether a response has any of the three headers.
     #[inline(always)]
-    pub(crate) fn index_of_session_header(&self, headers: &HeaderMap) -> Option<usize> {
+    pub(crate) fn has_session_headers(&self, headers: &HeaderMap) -> bool {
         match self.has_default_names {
-            true => find_name(headers, |name| *name == ID || *name == END || *name == COMPACTED_FROM),
-            false => find_name(headers, |name| *name == self.id || *name == self.end || *name == self.compacted_from),
+            true => headers.keys().any(|name| *name == ID || *name == END || *name == COMPACTED_FROM),
+            false => headers.keys().any(|name| *name == self.id || *name == self.end || *name == self.compacted_from),
         }
     }
 
@@ -110,17 +110,13 @@ impl HeaderProtocol {
         update
     }
 
-    /// The id in a response that has no control header: the usual case of a response with a session. The first of the
-    /// three headers is at this index.
-    pub(crate) fn sole_id<'a>(&self, headers: &'a HeaderMap, first: usize) -> Option<&'a [u8]> {
+    /// The id in a response that has no control header: the usual case of a response with a session.
+    pub(crate) fn sole_id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let index = match self.has_default_names {
-            true => find_unless(headers, first, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
-            false => find_unless(
-                headers,
-                first,
-                |name| *name == self.id,
-                |name| *name == self.end || *name == self.compacted_from,
-            ),
+            true => find_unless(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
+            false => {
+                find_unless(headers, |name| *name == self.id, |name| *name == self.end || *name == self.compacted_from)
+            }
         };
         self.value_at(headers, index?).map(HeaderValue::as_bytes)
     }
@@ -175,16 +171,15 @@ fn find_name(headers: &HeaderMap, matches: impl Fn(&HeaderName) -> bool) -> Opti
 /// Up to this index, stepping to a value is faster than hashing the name.
 const MAX_VALUE_STEPS: usize = 8;
 
-/// The index of the last name that matches, from `first` on; `None` if there is an unwanted name.
+/// The index of the last name that matches; `None` if there is an unwanted name.
 #[inline(always)]
 fn find_unless(
     headers: &HeaderMap,
-    first: usize,
     matches: impl Fn(&HeaderName) -> bool,
     is_unwanted: impl Fn(&HeaderName) -> bool,
 ) -> Option<usize> {
     let mut index = None;
-    for (position, name) in headers.keys().enumerate().skip(first) {
+    for (position, name) in headers.keys().enumerate() {
         if matches(name) {
             index = Some(position);
         } else if is_unwanted(name) {
