@@ -2,8 +2,9 @@
 //! difference between them leaves out one-time work.
 //!
 //! ```text
-//! cargo bench -p benches --bench instructions             # everything
-//! cargo bench -p benches --bench instructions -- --gate   # only the cases with a limit; fails if one is exceeded
+//! cargo bench -p benches --bench instructions               # everything
+//! cargo bench -p benches --bench instructions -- --server   # only the whole server
+//! cargo bench -p benches --bench instructions -- --gate     # only the cases with a limit; fails if one is exceeded
 //! ```
 //!
 //! Needs `valgrind`. Without `--bench`, as in `cargo test --benches`, every case runs once and nothing is
@@ -12,6 +13,7 @@
 mod host;
 mod layers;
 mod plot_data;
+mod whole_server;
 
 use std::{
     collections::HashMap,
@@ -22,10 +24,12 @@ use std::{
 
 use host::{HEADERS, Kind, SessionUse};
 use layers::{Case, LayerKind};
+use whole_server::{Protocol, ServerCase, ServerLayer};
 
 /// The two run lengths. Tables and buffers have grown before the end of the shorter one.
-const SHORT: usize = 500;
-const LONG: usize = 2500;
+const LENGTHS: [usize; 2] = [500, 2500];
+/// A whole server executes a hundred times as many instructions.
+const SERVER_LENGTHS: [usize; 2] = [250, 1000];
 
 /// Frames of a short body and of a long one.
 const FRAMES: [usize; 2] = [100, 500];
@@ -40,24 +44,56 @@ fn main() -> Fallible<()> {
     if let [flag, case, length] = args.as_slice()
         && flag == "--run"
     {
-        let _rest = run(cases().nth(case.parse()?).ok_or("no such case")?, length.parse()?);
+        let case = cases().nth(case.parse()?).ok_or("no such case")?;
         // Exits without dropping the service.
-        exit(0);
+        case.run(length.parse()?, || exit(0));
     }
     if !args.iter().any(|arg| arg == "--bench") {
-        cases().for_each(|case| drop(run(case, 1)));
+        cases().for_each(|case| case.run(1, || {}));
         return Ok(());
     }
     let mut costs = Costs::default();
     if args.iter().any(|arg| arg == "--gate") {
         return gate(&mut costs);
     }
+    if args.iter().any(|arg| arg == "--server") {
+        return servers(&mut costs);
+    }
     heads(&mut costs)?;
-    bodies(&mut costs)
+    bodies(&mut costs)?;
+    servers(&mut costs)
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measured {
+    /// A layer around a bare service.
+    Service(Case),
+    /// A layer in a whole server.
+    Server(ServerCase),
+}
+
+impl Measured {
+    /// Runs the case so many times, then calls `then`. Each request is made just before it is sent, so that the allocator
+    /// reuses the memory that was just freed. The cost of making it cancels out against the bare host's.
+    fn run(self, length: usize, then: impl FnOnce()) {
+        match self {
+            Self::Service(case) => {
+                let mut exchange = case.exchange();
+                (0..length).for_each(|_| exchange(case.request()));
+                then();
+            }
+            Self::Server(case) => {
+                let mut connection = case.connect();
+                (0..length).for_each(|_| connection.exchange());
+                then();
+            }
+        }
+    }
 }
 
 /// All cases. The index of a case is its name for the process that runs it.
-fn cases() -> impl Iterator<Item = Case> {
+fn cases() -> impl Iterator<Item = Measured> {
     let talks = SessionUse::ALL
         .into_iter()
         .flat_map(|session_use| HEADERS.into_iter().map(move |headers| (session_use, headers)));
@@ -73,15 +109,10 @@ fn cases() -> impl Iterator<Item = Case> {
             FRAMES.map(|frames| Case { layer, session_use, headers: HEADERS[0], frames: Some((kind, frames)) })
         })
     });
-    heads.chain(bodies)
-}
-
-/// Runs the case `n` times. Each request is made just before it is sent, so that the allocator reuses the memory that
-/// was just freed. The cost of making it cancels out against the bare host's.
-fn run(case: Case, length: usize) -> impl Sized {
-    let mut exchange = case.exchange();
-    (0..length).for_each(|_| exchange(case.request()));
-    exchange
+    let servers = ServerCase::exchanges().flat_map(|(protocol, session_use)| {
+        ServerLayer::ALL.into_iter().map(move |layer| ServerCase { layer, session_use, protocol })
+    });
+    heads.chain(bodies).map(Measured::Service).chain(servers.map(Measured::Server))
 }
 
 /// Each process seeds its tables of ids at random, and now and then two ids share a slot. So a case that exceeds its
@@ -93,38 +124,51 @@ struct Costs(HashMap<usize, u64>);
 
 impl Costs {
     /// Instructions of one exchange.
-    fn of(&mut self, case: Case) -> Fallible<u64> {
+    fn of(&mut self, case: Measured) -> Fallible<u64> {
         let index = cases().position(|other| other == case).ok_or("no such case")?;
         if let Some(known) = self.0.get(&index) {
             return Ok(*known);
         }
-        let cost = measure(index)?;
+        let cost = measure(index, case)?;
         self.0.insert(index, cost);
         Ok(cost)
     }
 
-    /// Measures the case again and keeps the smaller count.
-    fn again(&mut self, case: Case) -> Fallible<()> {
-        let before = self.of(case)?;
+    /// The `cost` of our `case`. If it exceeds the limit, the case is measured again, and the smaller count is kept.
+    fn within(&mut self, limit: f64, case: Measured, cost: impl Fn(&mut Self) -> Fallible<f64>) -> Fallible<f64> {
         let index = cases().position(|other| other == case).ok_or("no such case")?;
-        self.0.insert(index, measure(index)?.min(before));
-        Ok(())
+        for _ in 1..TRIES {
+            if cost(self)? > limit {
+                let before = self.of(case)?;
+                self.0.insert(index, measure(index, case)?.min(before));
+            }
+        }
+        cost(self)
     }
 
     /// Instructions that a layer adds to the bare host.
     fn over_bare(&mut self, layer: LayerKind, session_use: SessionUse, headers: usize) -> Fallible<f64> {
-        let of = |costs: &mut Self, layer| costs.of(Case { layer, session_use, headers, frames: None });
+        let of =
+            |costs: &mut Self, layer| costs.of(Measured::Service(Case { layer, session_use, headers, frames: None }));
         Ok(of(self, layer)? as f64 - of(self, LayerKind::Bare)? as f64)
     }
 
     /// Instructions that a layer adds to each frame of the body.
     fn a_frame(&mut self, kind: Kind, session_use: SessionUse) -> Fallible<f64> {
         let mut each = |layer| -> Fallible<f64> {
-            let mut of =
-                |frames| self.of(Case { layer, session_use, headers: HEADERS[0], frames: Some((kind, frames)) });
+            let mut of = |frames| {
+                let frames = Some((kind, frames));
+                self.of(Measured::Service(Case { layer, session_use, headers: HEADERS[0], frames }))
+            };
             Ok((of(FRAMES[1])? as f64 - of(FRAMES[0])? as f64) / (FRAMES[1] - FRAMES[0]) as f64)
         };
         Ok(each(LayerKind::Sessions)? - each(LayerKind::Bare)?)
+    }
+
+    /// Instructions that a layer adds to the bare server.
+    fn over_bare_server(&mut self, case: ServerCase) -> Fallible<f64> {
+        let bare = ServerCase { layer: ServerLayer::Bare, ..case };
+        Ok(self.of(Measured::Server(case))? as f64 - self.of(Measured::Server(bare))? as f64)
     }
 }
 
@@ -164,6 +208,27 @@ fn bodies(costs: &mut Costs) -> Fallible<()> {
     Ok(())
 }
 
+fn servers(costs: &mut Costs) -> Fallible<()> {
+    let names: Vec<_> = ServerLayer::ALL[1..].iter().map(|layer| layer.name()).collect();
+    println!("\n| a whole server, over bare | | bare | {} |", names.join(" | "));
+    println!("|---|---|---:|{}", "---:|".repeat(names.len()));
+    for (protocol, session_use) in ServerCase::exchanges() {
+        let bare = ServerCase { layer: ServerLayer::Bare, session_use, protocol };
+        print!("| {} | {} | {} |", protocol.name(), session_use.name(), costs.of(Measured::Server(bare))?);
+        let mut points = Vec::new();
+        for layer in &ServerLayer::ALL[1..] {
+            let over = costs.over_bare_server(ServerCase { layer: *layer, ..bare })?;
+            print!(" {over:.0} |");
+            points.push((layer.name(), over));
+        }
+        println!();
+        for (name, over) in points {
+            plot_data::point(&format!("instructions, {}", protocol.name()), name, session_use.name(), over);
+        }
+    }
+    Ok(())
+}
+
 /// The limits with 3 headers and with 15, relative to the cost of another layer for the same exchange.
 ///
 /// With many headers, comparing each name matters, and so does reading a value at the end of the map: a look-up by hash
@@ -175,6 +240,10 @@ const LIMITS: [(SessionUse, [f64; 2], LayerKind); 4] = [
     (SessionUse::NewId, [1.05, 1.05], LayerKind::Set),
 ];
 
+/// The limits in a whole server over HTTP/1 and HTTP/2, with the defaults, relative to `PropagateRequestId`.
+const SERVER_LIMITS: [(SessionUse, [f64; 2]); 2] =
+    [(SessionUse::None, [1.47, 1.6]), (SessionUse::InBoth, [1.13, 1.25])];
+
 fn gate(costs: &mut Costs) -> Fallible<()> {
     let mut exceeded = false;
     let mut check = |what: &str, cost: f64, limit: f64| {
@@ -185,15 +254,18 @@ fn gate(costs: &mut Costs) -> Fallible<()> {
     for (session_use, parts, yardstick) in LIMITS {
         for (headers, part) in HEADERS.into_iter().zip(parts) {
             let limit = part * costs.over_bare(yardstick, session_use, headers)?;
-            let ours = Case { layer: LayerKind::Sessions, session_use, headers, frames: None };
-            let mut cost = costs.over_bare(LayerKind::Sessions, session_use, headers)?;
-            for _ in 1..TRIES {
-                if cost > limit {
-                    costs.again(ours)?;
-                    cost = costs.over_bare(LayerKind::Sessions, session_use, headers)?;
-                }
-            }
+            let ours = Measured::Service(Case { layer: LayerKind::Sessions, session_use, headers, frames: None });
+            let cost = costs.within(limit, ours, |costs| costs.over_bare(LayerKind::Sessions, session_use, headers))?;
             check(&format!("{}, {headers} headers", session_use.name()), cost, limit);
+        }
+    }
+    for (session_use, parts) in SERVER_LIMITS {
+        for (protocol, part) in Protocol::ALL.into_iter().zip(parts) {
+            let of = |layer| ServerCase { layer, session_use, protocol };
+            let limit = part * costs.over_bare_server(of(ServerLayer::Propagate))?;
+            let ours = of(ServerLayer::Sessions);
+            let cost = costs.within(limit, Measured::Server(ours), |costs| costs.over_bare_server(ours))?;
+            check(&format!("a whole server, {}, {}", protocol.name(), session_use.name()), cost, limit);
         }
     }
     for kind in [Kind::Sized, Kind::Unsized, Kind::Events] {
@@ -208,9 +280,13 @@ fn gate(costs: &mut Costs) -> Fallible<()> {
     if exceeded { Err("the layer exceeds its limit of instructions".into()) } else { Ok(()) }
 }
 
-/// Instructions per exchange of the case.
-fn measure(case: usize) -> Fallible<u64> {
-    Ok((count(case, LONG)? - count(case, SHORT)?) / (LONG - SHORT) as u64)
+/// Instructions per exchange of the case with this index.
+fn measure(index: usize, case: Measured) -> Fallible<u64> {
+    let [short, long] = match case {
+        Measured::Service(_) => LENGTHS,
+        Measured::Server(_) => SERVER_LENGTHS,
+    };
+    Ok((count(index, long)? - count(index, short)?) / (long - short) as u64)
 }
 
 /// The instructions of a whole process that runs the case `length` times.

@@ -153,7 +153,7 @@ impl SessionProtocol for Own {
     }
 }
 
-fn sessions() -> ActiveSessions {
+pub(crate) fn sessions() -> ActiveSessions {
     let sessions = ActiveSessions::builder().build().expect("the defaults are valid");
     sessions.note(ID);
     for other in 0..OTHERS {

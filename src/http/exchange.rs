@@ -1,10 +1,6 @@
 //! One exchange: the generation that its request belongs to, and what its response says about sessions.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use http::{Method, StatusCode, response};
 
@@ -13,6 +9,7 @@ use crate::{
     handle::ActiveSessions,
     protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
+    shutdown::OpenResponses,
     tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Origin, Scope},
 };
 
@@ -36,7 +33,7 @@ pub(super) struct HandleClosed;
 impl Exchange {
     #[inline]
     pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
-        shared.shutdown.open_responses.fetch_add(1, Ordering::SeqCst);
+        shared.shutdown.open_responses.begin();
         let began = shared.claim_number();
         Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
     }
@@ -47,6 +44,11 @@ impl Exchange {
 
     pub(super) fn sessions(&self) -> &ActiveSessions {
         &self.shared.sessions
+    }
+
+    #[inline]
+    pub(super) fn open_responses(&self) -> &OpenResponses {
+        &self.shared.shutdown.open_responses
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -320,7 +322,7 @@ impl Drop for Exchange {
         if let Some(generation) = &self.generation {
             self.end_activity(generation);
         }
-        self.shared.shutdown.open_responses.fetch_sub(1, Ordering::SeqCst);
+        self.shared.shutdown.open_responses.end();
     }
 }
 

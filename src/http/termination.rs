@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::exchange::Exchange;
-use crate::{handle::ActiveSessions, session::Phase, tracker::Generation};
+use crate::{handle::ActiveSessions, session::Phase, shutdown::Slot, tracker::Generation};
 
 /// How long a stream may continue after the drain: the time for a last event that the host sends from another task.
 const GOODBYE_GRACE: Duration = Duration::from_millis(20);
@@ -19,9 +19,10 @@ const GOODBYE_GRACE: Duration = Duration::from_millis(20);
 /// Lasts from the request's head to the response body's end.
 pub(super) struct Termination {
     pub(super) exchange: Exchange,
-    /// Made when the host is first pending, or for an event stream. Boxed, so that bodies and futures are `Unpin` if
-    /// the host's are, and small if the host is never pending.
+    /// For an event stream. Boxed, so that bodies and futures are `Unpin` if the host's are, and small.
     terminated: Option<Pin<Box<dyn Future<Output = Terminated> + Send + Sync>>>,
+    /// Taken when the host is first pending, otherwise.
+    slot: Option<Slot>,
 }
 
 /// Why an exchange ended before the host ended it.
@@ -36,7 +37,7 @@ pub(super) enum Terminated {
 impl Termination {
     #[inline]
     pub(super) fn new(exchange: Exchange) -> Self {
-        Self { exchange, terminated: None }
+        Self { exchange, terminated: None, slot: None }
     }
 
     /// For an event stream: it ends with its session.
@@ -57,15 +58,13 @@ impl Termination {
     /// Polled each time that the host is pending.
     #[inline(never)]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Terminated> {
-        let closed = &self.exchange.sessions().inner.shutdown.closed;
-        let terminated = self.terminated.get_or_insert_with(|| {
-            let closed = closed.clone();
-            Box::pin(async move {
-                closed.cancelled().await;
-                Terminated::Forced
-            })
-        });
-        let terminated = ready!(terminated.as_mut().poll(cx));
+        let Some(stream) = &mut self.terminated else {
+            return match self.exchange.open_responses().poll_closed(&mut self.slot, cx) {
+                true => Poll::Ready(Terminated::Forced),
+                false => Poll::Pending,
+            };
+        };
+        let terminated = ready!(stream.as_mut().poll(cx));
         self.terminated = None;
         Poll::Ready(terminated)
     }
@@ -78,6 +77,15 @@ impl Termination {
             return Some(Terminated::SessionEnded);
         }
         (has_more && self.exchange.is_closed()).then_some(Terminated::Forced)
+    }
+}
+
+impl Drop for Termination {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            self.exchange.open_responses().cancel(slot);
+        }
     }
 }
 

@@ -118,12 +118,12 @@ impl Shutdown {
     /// A server that has ended may leave tasks of HTTP/2 streams behind that have not run since: they end at once.
     async fn open_responses_at_the_end(&self) -> usize {
         for _ in 0..YIELDS_FOR_STREAMS {
-            if self.open_responses.load(Ordering::SeqCst) == 0 {
+            if self.open_responses.count() == 0 {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        self.open_responses.load(Ordering::SeqCst)
+        self.open_responses.count()
     }
 
     /// Asks `keep_if` about the sessions that the drain had no time for, while the connections drain.
@@ -266,7 +266,7 @@ impl Shutdown {
         let hook_deadline = || Instant::now().checked_add(self.config.hook_timeout);
         self.wait_for_hooks(self.connection_deadline(started_at).or_else(hook_deadline)).await;
         // Responses that timed out tell their clients.
-        while timed_out && self.open_responses.load(Ordering::SeqCst) > 0 {
+        while timed_out && self.open_responses.count() > 0 {
             let Some(end) = self.final_deadline(started_at).filter(|end| *end > Instant::now()) else { break };
             sleep_until(end.min(Instant::now() + Duration::from_millis(1))).await;
         }
@@ -298,6 +298,7 @@ impl Shutdown {
         self.closing.cancel();
         self.drained.cancel();
         self.closed.cancel();
+        self.open_responses.close();
     }
 
     /// When `finish` has to return.

@@ -3,6 +3,7 @@
 mod drain;
 mod finish;
 mod listener;
+mod open_responses;
 pub(crate) mod report;
 pub mod signal;
 mod state;
@@ -14,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, Once, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -23,6 +24,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::open_responses::{OpenResponses, Slot};
 pub use self::{finish::FinishOutput, listener::AcceptUntilSignal};
 use self::{signal::ShutdownRequest, state::ShutdownState};
 use crate::{
@@ -66,8 +68,8 @@ pub(crate) struct Shutdown {
     pub(crate) drained: CancellationToken,
     /// Cancelled when the phase becomes `Closed`: then open requests and bodies end.
     pub(crate) closed: CancellationToken,
-    /// Requests without a response head, and response bodies without an end.
-    pub(crate) open_responses: AtomicUsize,
+    /// Closed after `closed` is cancelled.
+    pub(crate) open_responses: OpenResponses,
 }
 
 impl Shutdown {
@@ -94,7 +96,7 @@ impl Shutdown {
             closing: CancellationToken::new(),
             drained: CancellationToken::new(),
             closed: CancellationToken::new(),
-            open_responses: AtomicUsize::new(0),
+            open_responses: OpenResponses::default(),
         })
     }
 
