@@ -173,6 +173,7 @@ pub use self::{
     },
     shutdown::{
         AcceptUntilSignal, FinishOutput, ShutdownFuture,
+        progress::{DrainProgress, DrainWatch},
         report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
         signal,
     },

@@ -27,8 +27,8 @@ use crate::{
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
     shutdown::{
-        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport,
-        signal::ShutdownRequest,
+        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, progress::DrainWatch,
+        report::DrainReport, signal::ShutdownRequest,
     },
     tasks::Tasks,
     tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Origin, Outbox, Scope, Tracker},
@@ -808,6 +808,36 @@ impl ActiveSessions {
     /// ```
     pub async fn drain(&self, reason: EndReason) -> DrainReport {
         self.inner.shutdown.drain(reason).await
+    }
+
+    /// Watches the drain, for a progress bar or a log: how many sessions have ended, of how many, and until when.
+    ///
+    /// It may be called at any time. A watch costs nothing until a drain begins, and does not keep the handle alive. It
+    /// ends with the shutdown: see [`DrainWatch::changed`].
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// let mut watch = sessions.drain_progress();
+    /// let shown = tokio::spawn(async move {
+    ///     let mut last = None;
+    ///     while let Some(progress) = watch.changed().await {
+    ///         println!("{progress}");
+    ///         last = Some(progress);
+    ///     }
+    ///     last
+    /// });
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// let last = shown.await.unwrap().unwrap();
+    /// assert_eq!((last.ended, last.of), (1, 1));
+    /// assert!(last.deadline.is_some());
+    /// # }
+    /// ```
+    pub fn drain_progress(&self) -> DrainWatch {
+        self.inner.shutdown.watch()
     }
 
     /// Runs the server to its end, bounds its connection drain, and returns the report of the shutdown.

@@ -3,6 +3,7 @@
 mod drain;
 mod finish;
 mod listener;
+pub(crate) mod progress;
 pub(crate) mod report;
 pub mod signal;
 mod state;
