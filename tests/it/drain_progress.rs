@@ -84,6 +84,22 @@ async fn the_counts_rise_to_the_number_of_sessions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_changes_are_few_readings() {
+    // One second, and a change each millisecond.
+    let hooks = Recorder::default().slow_builder(|_| Duration::from_millis(1));
+    let sessions = hooks.max_concurrent_hooks(1).build().unwrap();
+    for number in 0..1000 {
+        sessions.note(number.to_string());
+    }
+    let reading = tokio::spawn(readings(sessions.drain_progress()));
+    let report = sessions.drain(EndReason::Shutdown).await;
+    assert_eq!(report.ended, 1000, "{report}");
+    let readings = reading.await.unwrap();
+    assert!((8..=25).contains(&readings.len()), "{}: {readings:?}", readings.len());
+    assert_eq!(readings.last().map(counts), Some((1000, 1000)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_waits_for_the_drain_and_reads_its_deadline_then() {
     let sessions = ActiveSessions::builder().drain_timeout(SECOND * 5).build().unwrap();
     sessions.note("a");
