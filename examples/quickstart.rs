@@ -30,8 +30,8 @@ use hyper_util::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, DrainWatch, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
-    signal,
+    ActiveSessions, BoxError, DrainWatch, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart,
+    SessionUpdate, signal,
 };
 use tracing_subscriber::filter::LevelFilter;
 

@@ -2,6 +2,7 @@
 
 mod builder;
 mod guard;
+mod misuse;
 mod recovery;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 };
 
 use self::builder::Settings;
+pub(crate) use self::misuse::IsHandle;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     guard::{ClosingFuture, SessionGuard, WorkGuard},
