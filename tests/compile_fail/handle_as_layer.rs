@@ -1,10 +1,7 @@
-use tower_layer::Layer;
+use axum::Router;
 use tower_session_end::ActiveSessions;
-
-/// As axum's `Router::layer`.
-fn serve_with(_: impl Layer<()>) {}
 
 fn main() {
     let sessions = ActiveSessions::builder().build().unwrap();
-    serve_with(sessions);
+    let _: Router = Router::new().layer(sessions);
 }
