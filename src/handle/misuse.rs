@@ -55,6 +55,7 @@ where
 
 /// The methods of the handle that are called right after `build`.
 #[doc(hidden)]
+#[allow(clippy::must_use_candidate, reason = "it is never called")]
 impl ActiveSessionsBuilder {
     pub fn layer<L>(&self) -> L
     where

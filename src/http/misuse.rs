@@ -4,6 +4,7 @@ use super::SessionLayer;
 use crate::handle::IsHandle;
 
 #[doc(hidden)]
+#[allow(clippy::must_use_candidate, reason = "it is never called")]
 impl SessionLayer {
     pub fn note<S, N>(&self, _: S) -> N
     where
