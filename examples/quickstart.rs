@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, extract::Path, http::StatusCode, routing::post};
@@ -30,8 +30,8 @@ use hyper_util::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart, SessionUpdate,
-    signal,
+    ActiveSessions, BoxError, DrainWatch, GenerationId, Session, SessionEnd, SessionHook, SessionId, SessionStart,
+    SessionUpdate, signal,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -55,7 +55,10 @@ async fn run() -> Result<(), BoxError> {
     let address = listener.local_addr()?;
     let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
 
-    // 4. `finish` runs the server, bounds its shutdown, and returns the report. This is all that a gateway needs; this
+    // 4. A watch of the drain, for a progress bar or a log.
+    tokio::spawn(show(sessions.drain_progress(), event_log.bar.clone()));
+
+    // 5. `finish` runs the server, bounds its shutdown, and returns the report. This is all that a gateway needs; this
     //    example also runs its own client at the same time.
     let served = async { Ok(sessions.finish(server).await.into_result()?) };
     let (report, ()) = tokio::try_join!(served, visit(address, &sessions, &event_log))?;
@@ -63,6 +66,19 @@ async fn run() -> Result<(), BoxError> {
     event_log.bar.finish_and_clear();
     println!("\n{report}");
     event_log.check()
+}
+
+/// Shows the drain on the bar, and prints a line a second while it lasts. This one is over sooner.
+async fn show(mut watch: DrainWatch, bar: ProgressBar) {
+    let mut last_line = None;
+    while let Some(progress) = watch.changed().await {
+        bar.set_length(progress.of);
+        bar.set_position(progress.ended);
+        if last_line.get_or_insert_with(Instant::now).elapsed() >= Duration::from_secs(1) {
+            bar.suspend(|| println!("draining: {progress}"));
+            last_line = Some(Instant::now());
+        }
+    }
 }
 
 /// Starts a session. A [`SessionUpdate`] can carry more than a header, and is never sent. The header is for the
@@ -174,7 +190,6 @@ impl SessionHook for EventLog {
             None => self.print(&format!("session_end    {:<12} {}", end.session.id, end.reason)),
         }
         self.count(end.generation, |(_, ends)| *ends += 1);
-        self.bar.inc(1);
         Ok(())
     }
 }
@@ -182,7 +197,7 @@ impl SessionHook for EventLog {
 impl EventLog {
     fn new() -> Self {
         // Hidden until the shutdown, and always if stderr is not a terminal.
-        let bar = ProgressBar::with_draw_target(Some(GENERATIONS), ProgressDrawTarget::hidden());
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{spinner} draining {wide_bar} {pos} of {len} session_end");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_millis(50));

@@ -34,6 +34,29 @@
 //! }
 //! ```
 //!
+//! A hook that uses a client or a database is a closure that owns one, and gives a clone of it to each future. (An
+//! `async move |end|` that captures cannot be a hook: its future would borrow from the closure, and a hook outlives the
+//! call.)
+//!
+//! ```
+//! use tower_session_end::{ActiveSessions, SessionEnd};
+//! # #[derive(Clone)]
+//! # struct Client;
+//! # impl Client {
+//! #     async fn complete(&self, _: &SessionEnd) -> Result<(), std::io::Error> { Ok(()) }
+//! # }
+//! # fn connect() -> Client { Client }
+//!
+//! let client = connect(); // a pool, or anything else that is cheap to clone
+//! let sessions = ActiveSessions::builder()
+//!     .on_session_end(move |end: SessionEnd| {
+//!         let client = client.clone();
+//!         async move { client.complete(&end).await }
+//!     })
+//!     .build()?;
+//! # Ok::<(), tower_session_end::BuildError>(())
+//! ```
+//!
 //! The [`guide`] shows which part of the crate fits which gateway (MCP, cookies, gRPC, WebSockets, event streams,
 //! jobs), and which consumer of the ends (a URL, a database).
 //!
@@ -177,6 +200,7 @@ pub use self::{
     },
     shutdown::{
         AcceptUntilSignal, FinishOutput, ShutdownFuture,
+        progress::{DrainProgress, DrainWatch},
         report::{ConnectionReport, DrainReport, EndStage, ShutdownReport, UnfinishedEnd},
         signal,
     },

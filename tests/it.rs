@@ -21,6 +21,7 @@ mod it {
     mod cookie_values;
     mod doubt;
     mod drain;
+    mod drain_progress;
     mod echoes;
     mod expiry_and_cap;
     #[cfg(feature = "axum")]

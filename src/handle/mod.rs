@@ -2,6 +2,7 @@
 
 mod builder;
 mod guard;
+mod misuse;
 mod recovery;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 };
 
 use self::builder::Settings;
+pub(crate) use self::misuse::IsHandle;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     guard::{ClosingFuture, SessionGuard, WorkGuard},
@@ -27,8 +29,8 @@ use crate::{
     persist::{PersistConfig, Persister},
     session::{EndReason, InvalidSessionId, Phase, Session},
     shutdown::{
-        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, report::DrainReport,
-        signal::ShutdownRequest,
+        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, progress::DrainWatch,
+        report::DrainReport, signal::ShutdownRequest,
     },
     tasks::Tasks,
     tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Origin, Outbox, Scope, Tracker},
@@ -814,8 +816,9 @@ impl ActiveSessions {
     /// for an earlier hook, or for the record of its session, is queued.
     ///
     /// It looks at every session, at most once a millisecond, so it is not for production. It has no deadline: with a hook that
-    /// hangs it never resolves, and neither does it after a shutdown that has left hooks uncalled. It does not wait for an end whose hooks have failed and that is to be delivered again, for
-    /// sessions that start meanwhile, or for changes that a registry has not written yet.
+    /// hangs it never resolves, and neither does it after a shutdown that has left hooks uncalled. It does not wait for an end whose
+    /// hooks have failed and that is to be delivered again, for sessions that start meanwhile, or for changes that a registry has not
+    /// written yet.
     ///
     /// # Panics
     ///
@@ -849,6 +852,38 @@ impl ActiveSessions {
         while !self.inner.tracker.are_hooks_idle() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Watches the drain, for a progress bar or a log: how many sessions have ended, of how many, and until when.
+    ///
+    /// It may be called at any time. A watch costs nothing until a drain begins, and does not keep the handle alive. It
+    /// ends with the shutdown: see [`DrainWatch::changed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_session_end::{ActiveSessions, EndReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let sessions = ActiveSessions::builder().build().unwrap();
+    /// sessions.note("a");
+    /// let mut watch = sessions.drain_progress();
+    /// let shown = tokio::spawn(async move {
+    ///     let mut last = None;
+    ///     while let Some(progress) = watch.changed().await {
+    ///         println!("{progress}");
+    ///         last = Some(progress);
+    ///     }
+    ///     last
+    /// });
+    /// let _ = sessions.drain(EndReason::Shutdown).await;
+    /// let last = shown.await.unwrap().unwrap();
+    /// assert_eq!((last.ended, last.of), (1, 1));
+    /// assert!(last.deadline.is_some());
+    /// # }
+    /// ```
+    pub fn drain_progress(&self) -> DrainWatch {
+        self.inner.shutdown.watch()
     }
 
     /// Runs the server to its end, bounds its connection drain, and returns the report of the shutdown.

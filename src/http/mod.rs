@@ -6,6 +6,7 @@ mod exchange;
 mod extract;
 mod future;
 mod layer;
+mod misuse;
 mod service;
 mod stream_kind;
 mod termination;

@@ -49,7 +49,10 @@ impl Shutdown {
         self.sweep(false, drain.deadline).await;
         self.wait_for_hooks(drain.deadline).await;
         self.until_written(drain.deadline).await;
-        drain.report.get_or_init(|| self.complete(drain)).clone()
+        let report = drain.report.get_or_init(|| self.complete(drain)).clone();
+        // Tells those who watch that there is a report.
+        self.state.update(|_| {});
+        report
     }
 
     /// Begins a drain without waiting for it.

@@ -360,7 +360,10 @@ struct ServerToken {
 
 impl ServerToken {
     fn new(shutdown: &Arc<Shutdown>) -> Self {
-        shutdown.state.update(|progress| progress.servers += 1);
+        shutdown.state.update(|progress| {
+            progress.servers += 1;
+            progress.finishing += 1;
+        });
         Self { shutdown: Arc::clone(shutdown), has_left: false.into() }
     }
 
@@ -381,7 +384,7 @@ impl Drop for ServerToken {
     fn drop(&mut self) {
         self.leave();
         // The second signals may hold the waker of this `finish`. The update wakes the others, which poll them again.
-        self.shutdown.state.update(|_| {});
+        self.shutdown.state.update(|progress| progress.finishing -= 1);
     }
 }
 

@@ -4,6 +4,7 @@ mod drain;
 mod finish;
 mod listener;
 mod open_responses;
+pub(crate) mod progress;
 pub(crate) mod report;
 pub mod signal;
 mod state;

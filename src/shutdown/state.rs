@@ -28,6 +28,8 @@ pub(crate) struct ShutdownProgress {
     pub(crate) connections_since: Option<Instant>,
     /// `finish` futures that have not left yet.
     pub(crate) servers: usize,
+    /// `finish` futures that have not returned, and were not dropped.
+    pub(crate) finishing: usize,
     /// `shutdown_on` futures that got their signal.
     pub(crate) signalled: usize,
     /// `shutdown_on` futures that got their second signal.
@@ -40,6 +42,11 @@ impl ShutdownProgress {
     /// Whether a drain has begun.
     pub(crate) const fn has_drain(&self) -> bool {
         self.first_drain.is_some()
+    }
+
+    /// Whether no drain runs, and the last one has its report.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.last_drain.as_ref().is_some_and(|drain| drain.report.get().is_some())
     }
 
     /// Whether every future that got a signal got a second one.
@@ -119,6 +126,17 @@ impl ShutdownState {
 
     pub(crate) fn first_drain(&self) -> Option<Arc<Drain>> {
         self.progress.borrow().first_drain.clone()
+    }
+
+    /// The first drain, and the deadline of the last one.
+    pub(crate) fn first_drain_and_deadline(&self) -> Option<(Arc<Drain>, Option<Instant>)> {
+        let progress = self.progress.borrow();
+        let first = progress.first_drain.as_ref()?;
+        Some((Arc::clone(first), progress.last_drain.as_ref().unwrap_or(first).deadline))
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<ShutdownProgress> {
+        self.progress.subscribe()
     }
 
     /// Resolves at the next change after this call.

@@ -62,6 +62,17 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Generations that are neither active nor have an end to come.
+    pub(crate) const fn over(&self) -> u64 {
+        let released = self.forgotten + self.kept + self.held_elsewhere + self.ended_elsewhere + self.handed_over;
+        self.ended + self.failed + released
+    }
+
+    /// Generations whose end is not over.
+    pub(crate) const fn unfinished(&self) -> u64 {
+        self.active + self.pending_ends + self.aborted
+    }
+
     pub(super) fn release(&mut self, cause: ReleaseCause) {
         *match cause {
             ReleaseCause::Forgotten => &mut self.forgotten,

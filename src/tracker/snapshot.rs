@@ -19,6 +19,15 @@ impl Tracker {
         sessions
     }
 
+    /// The sum of all shards' counts, for a look at them: it changes nothing.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for shard in &self.shards {
+            sum.add(&lock(shard).counts);
+        }
+        sum
+    }
+
     /// The sum of all shards' counts. Each shard balances when it is read, so the sum does too. All pending ends are
     /// awaited from now on.
     pub(crate) fn baseline_counts(&self) -> Counts {

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Ctrl-C and SIGTERM shut it down with reason `shutdown`, SIGUSR1 with `restart`. A second signal ends the waiting at
-//! once. Afterwards no row is `active`, and each has one end. The settings are environment variables: see [`Config`].
+//! once. A drain that takes longer than a second logs its progress. Afterwards no row is `active`, and each has one end.
+//! The settings are environment variables: see [`Config`].
 //!
 //! It exits with 0 if every session had its end, and with 1 if not, or if the server failed. Connections that were
 //! closed at their deadline do not change the exit code.
@@ -29,10 +30,11 @@ mod store;
 use std::{
     io::stderr,
     process::{ExitCode, exit},
+    time::{Duration, Instant},
 };
 
 use tokio::{net::TcpListener, runtime::Runtime, time::sleep};
-use tower_session_end::{ActiveSessions, BoxError, EndReason, SessionEnd, ShutdownReport, signal};
+use tower_session_end::{ActiveSessions, BoxError, DrainWatch, EndReason, SessionEnd, ShutdownReport, signal};
 
 use crate::{agent::Agent, config::Config, store::Store};
 
@@ -62,6 +64,7 @@ async fn run(config: Config) -> Result<ShutdownReport, BoxError> {
     let listener = TcpListener::bind(&config.listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
 
+    tokio::spawn(log_progress(sessions.drain_progress()));
     let app = app::router(agent, &sessions);
     let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signals));
     let report = sessions.finish(server).await.into_result()?;
@@ -75,6 +78,21 @@ async fn run(config: Config) -> Result<ShutdownReport, BoxError> {
     });
     sleep(config.linger).await;
     Ok(report)
+}
+
+/// Logs a line a second while a drain lasts.
+async fn log_progress(mut watch: DrainWatch) {
+    while watch.changed().await.is_some() {
+        loop {
+            sleep(Duration::from_secs(1)).await;
+            let progress = watch.now();
+            if progress.ended == progress.of {
+                break;
+            }
+            let left = progress.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            tracing::info!(left_s = left.map(|left| left.as_secs_f32()), "{progress}");
+        }
+    }
 }
 
 fn main() -> ExitCode {

@@ -16,6 +16,7 @@ mod guide {}
 mod manager;
 mod server;
 mod tools;
+mod unavailable;
 
 pub use self::{
     client::{Connected, call, connect},

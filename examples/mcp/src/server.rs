@@ -16,6 +16,8 @@ use tokio::{net::TcpListener, time::sleep};
 use tower::Layer;
 use tower_session_end::{ActiveSessions, McpProtocol, SessionService, ShutdownReport, signal::ShutdownRequest};
 
+use crate::unavailable::Unavailable;
+
 /// How rmcp's service is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mount {
@@ -54,6 +56,7 @@ where
     // flight have had `settle_timeout`. Then rmcp: its token ends the remaining streams and their workers. Then the
     // connections drain, with little left to wait for.
     let (drained, token) = (sessions.shutdown_on(signal), host.config.cancellation_token.clone());
+    let host = Unavailable::when_cancelled(token.clone(), host);
     let shutdown = async move {
         drained.await;
         token.cancel();
@@ -79,7 +82,7 @@ where
 /// hyper-util's server: it accepts until `shutdown` resolves, and then waits for its connections.
 async fn hyper<H, M>(
     listener: TcpListener,
-    service: SessionService<StreamableHttpService<H, M>>,
+    service: SessionService<Unavailable<StreamableHttpService<H, M>>>,
     shutdown: impl Future<Output = ()>,
 ) where
     H: ServerHandler + Send + 'static,

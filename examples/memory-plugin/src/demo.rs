@@ -2,7 +2,7 @@
 //! records afterwards.
 
 use std::{
-    io::{self, ErrorKind},
+    io,
     net::SocketAddr,
     path::Path,
     process::Command,
@@ -18,6 +18,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use memory_plugin::{
+    base_url::BaseUrl,
     gateway,
     receiver::{self, Store},
 };
@@ -25,21 +26,26 @@ use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
 use tower_session_end::{BoxError, signal};
 
-use crate::{Config, DEFAULT_PLUGIN};
+use crate::Config;
+
+/// Clients that send requests when the signal comes, and how many sessions each of them has started by then.
+const CLIENTS: usize = 8;
+const SESSIONS: usize = 5;
 
 pub(crate) async fn run(config: Config) -> Result<(), BoxError> {
     timeout(Duration::from_secs(60), drive(config)).await?
 }
 
 async fn drive(config: Config) -> Result<(), BoxError> {
-    let store = match &config.plugin {
-        Some(base) => {
-            println!("the plugin is {base}");
-            None
+    let (base, store) = match &config.plugin {
+        Some(base) => (base.clone(), None),
+        None => {
+            let (base, store) = own_receiver().await?;
+            (base, Some(store))
         }
-        None => own_receiver().await?,
     };
-    let plugin = config.plugin()?;
+    println!("the plugin is {}{base}", if store.is_some() { "the example's own receiver on " } else { "" });
+    let plugin = config.plugin_at(&base)?;
     let tally = plugin.tally();
     let signal = signal::terminate();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -52,6 +58,9 @@ async fn drive(config: Config) -> Result<(), BoxError> {
     println!("the plugin accepted {inits} init and {completes} complete, and {failed} calls failed");
     if !report.sessions.is_clean() || failed > 0 || inits != completes {
         return Err("a call to the plugin failed".into());
+    }
+    if report.sessions.late_starts > 0 {
+        return Err("a session started in the shutdown".into());
     }
     let ids = visitor.ids();
     if let Some(store) = store {
@@ -69,21 +78,14 @@ async fn drive(config: Config) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Starts the example's own plugin at the default address, unless another process listens there.
-async fn own_receiver() -> Result<Option<Store>, BoxError> {
-    let listener = match TcpListener::bind(DEFAULT_PLUGIN).await {
-        Ok(listener) => listener,
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            println!("the plugin is the process that already listens on {DEFAULT_PLUGIN}");
-            return Ok(None);
-        }
-        Err(error) => return Err(format!("{DEFAULT_PLUGIN}: {error}").into()),
-    };
-    println!("the plugin is the example's own receiver on {DEFAULT_PLUGIN}");
+/// Starts the example's own plugin on a free port.
+async fn own_receiver() -> Result<(BaseUrl, Store), BoxError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let base = format!("http://{}", listener.local_addr()?).parse()?;
     let store = Store::open(Path::new(":memory:"))?;
     let router = receiver::router(store.clone());
     tokio::spawn(async move { axum::serve(listener, router).await });
-    Ok(Some(store))
+    Ok((base, store))
 }
 
 /// The requests of the clients, and the SIGTERM of the operator.
@@ -97,21 +99,24 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
     visitor.chat(slack.as_deref(), "one more thing").await?;
     println!("three sessions: one is active, one was compacted, one was deleted and resumed");
 
-    // These clients send requests until the gateway exits.
+    // Each of these clients starts some sessions. It goes on in the last one until the gateway refuses to start it
+    // again, after the shutdown has ended it.
     let (answered, mut answers) = mpsc::unbounded_channel();
     let mut clients = JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..CLIENTS {
         let (visitor, answered) = (visitor.clone(), answered.clone());
         clients.spawn(async move {
             let mut id = None;
-            while let Ok(answer) = visitor.chat(id.as_deref(), "hello").await {
-                // Alternates between the last session and a new one.
-                id = if id.is_none() { answer } else { None };
+            for number in 1.. {
+                let of = if number <= SESSIONS { None } else { id.as_deref() };
+                let Ok(answer) = visitor.chat(of, "hello").await else { break };
+                id = answer;
                 let _ = answered.send(());
             }
         });
     }
-    for _ in 0..100 {
+    drop(answered);
+    for _ in 0..CLIENTS * SESSIONS * 2 {
         answers.recv().await;
     }
     println!("sending SIGTERM to this process");

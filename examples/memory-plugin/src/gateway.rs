@@ -35,6 +35,10 @@ pub async fn serve(
     let sessions = ActiveSessions::builder()
         .drain_timeout(drain_timeout)
         .connection_drain_timeout(Duration::from_secs(5))
+        // A call may wait for the limit of the plugin for this long.
+        .hook_timeout(Duration::from_secs(300))
+        // A session that started in the drain would cost two calls, which the others need.
+        .refuse_new_sessions(true)
         .hook(plugin)
         .build()?;
     let app = router(&sessions);

@@ -7,5 +7,6 @@
 
 pub mod base_url;
 pub mod gateway;
+pub mod limits;
 pub mod plugin;
 pub mod receiver;

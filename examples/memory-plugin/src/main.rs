@@ -16,12 +16,16 @@
 //!
 //! | variable | default | meaning |
 //! |---|---|---|
-//! | `MEMORY_PLUGIN_URL` | `http://127.0.0.1:37777` | the URL of the plugin; may have a path |
+//! | `MEMORY_PLUGIN_URL` | `http://127.0.0.1:37777` | the URL of the plugin; may have a path. Without it, the program without a mode starts a plugin of its own, on a free port |
 //! | `MEMORY_PLUGIN_TIMEOUT_MS` | 5000 | the timeout of one attempt |
+//! | `MEMORY_PLUGIN_LIMIT` | `300/60` | at most this number of calls in this number of seconds |
 //! | `GATEWAY_ADDR` | `127.0.0.1:3000` | where `serve` listens; port 0 takes any free port |
 //! | `GATEWAY_DRAIN_TIMEOUT_MS` | 10000 | the budget for the ends at shutdown |
 //! | `RECEIVER_ADDR` | `127.0.0.1:37777` | where `receiver` listens |
 //! | `RECEIVER_DB` | `memory.db` | its SQLite file |
+//!
+//! A session costs two calls, so a drain of 10 s can need more than the limit allows. What the plugin has not accepted by
+//! the deadline is in the report, as `failed` or as `unfinished`.
 //!
 //! `serve` exits with 0 if the plugin has accepted every end, and with 1 if not.
 
@@ -38,6 +42,7 @@ use std::{
 use memory_plugin::{
     base_url::BaseUrl,
     gateway,
+    limits::CallLimit,
     plugin::MemoryPlugin,
     receiver::{self, Store},
 };
@@ -50,9 +55,10 @@ const DEFAULT_PLUGIN: &str = "127.0.0.1:37777";
 
 /// The settings of the gateway, from the environment.
 struct Config {
-    /// `None` means the default address.
+    /// `None` if it is not set.
     plugin: Option<BaseUrl>,
     patience: Duration,
+    limit: CallLimit,
     drain_timeout: Duration,
 }
 
@@ -66,16 +72,16 @@ impl Config {
         Ok(Self {
             plugin,
             patience: millis("MEMORY_PLUGIN_TIMEOUT_MS", 5_000)?,
+            limit: match var("MEMORY_PLUGIN_LIMIT")? {
+                Some(limit) => limit.parse().map_err(|error| format!("MEMORY_PLUGIN_LIMIT is {error}"))?,
+                None => CallLimit::default(),
+            },
             drain_timeout: millis("GATEWAY_DRAIN_TIMEOUT_MS", 10_000)?,
         })
     }
 
-    fn plugin(&self) -> Result<MemoryPlugin, BoxError> {
-        let base = match &self.plugin {
-            Some(base) => base.clone(),
-            None => format!("http://{DEFAULT_PLUGIN}").parse()?,
-        };
-        Ok(MemoryPlugin::new(&base, self.patience)?)
+    fn plugin_at(&self, base: &BaseUrl) -> Result<MemoryPlugin, BoxError> {
+        Ok(MemoryPlugin::new(base, self.patience, self.limit)?)
     }
 }
 
@@ -93,7 +99,11 @@ fn millis(name: &str, default: u64) -> Result<Duration, BoxError> {
 }
 
 async fn serve(config: Config) -> Result<(), BoxError> {
-    let plugin = config.plugin()?;
+    let base = match &config.plugin {
+        Some(base) => base.clone(),
+        None => format!("http://{DEFAULT_PLUGIN}").parse()?,
+    };
+    let plugin = config.plugin_at(&base)?;
     // Registered before the address is printed, so that no signal is missed.
     let signal = signal::terminate();
     let listener = TcpListener::bind(var("GATEWAY_ADDR")?.as_deref().unwrap_or("127.0.0.1:3000")).await?;

@@ -227,7 +227,22 @@ async fn the_demo_uses_the_configured_plugin() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let rows = receiver.rows();
-    assert!(rows.len() > 50 && rows.values().all(|row| row.status == "completed"), "{said}");
+    assert!(rows.len() > 30 && rows.values().all(|row| row.status == "completed"), "{said}");
+}
+
+#[tokio::test]
+async fn the_demo_without_a_url_starts_a_plugin_of_its_own() {
+    // Nothing of this test listens there if another process does.
+    let default = std::net::TcpListener::bind("127.0.0.1:37777").ok();
+    let output = within("an exit", program(&[]).output()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.starts_with("the plugin is the example's own receiver on http://127.0.0.1:"), "{said}");
+    assert!(!said.contains(":37777"), "{said}");
+    if let Some(default) = default {
+        default.set_nonblocking(true).unwrap();
+        assert!(default.accept().is_err(), "the demo has connected to the default address");
+    }
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ impl ActiveSessionsBuilder {
     #[track_caller]
     pub fn on_session_start<F, Fut>(mut self, f: F) -> Self
     where
-        F: Fn(SessionStart) -> Fut + Send + Sync + 'static,
+        F: Fn(SessionStart) -> Fut + Send + Sync + 'static, // to capture: { let db = db.clone(); async move {..} }
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = call_site_name("on_session_start", Location::caller());
@@ -87,7 +87,7 @@ impl ActiveSessionsBuilder {
     #[track_caller]
     pub fn on_session_end<F, Fut>(mut self, f: F) -> Self
     where
-        F: Fn(SessionEnd) -> Fut + Send + Sync + 'static,
+        F: Fn(SessionEnd) -> Fut + Send + Sync + 'static, // to capture: { let db = db.clone(); async move {..} }
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = call_site_name("on_session_end", Location::caller());
@@ -137,7 +137,7 @@ impl ActiveSessionsBuilder {
     #[track_caller]
     pub fn on_session_end_batch<F, Fut>(mut self, max: usize, f: F) -> Self
     where
-        F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static,
+        F: Fn(Vec<SessionEnd>) -> Fut + Send + Sync + 'static, // to capture: { let db = db.clone(); async move {..} }
         Fut: Future<Output: HookOutput> + Send + 'static,
     {
         let name = call_site_name("on_session_end_batch", Location::caller());

@@ -74,6 +74,17 @@ async fn it_shuts_down_without_any_session() {
 }
 
 #[tokio::test]
+async fn a_drain_that_lasts_logs_its_progress() {
+    let gateway = Gateway::start(&[("HOOK_DELAY_MS", "2500")]).await;
+    gateway.client.open("telegram").await;
+    gateway.signal("TERM").await;
+    let gone = gateway.gone_within(SLACK).await;
+    gone.assert_each_had_its_end();
+    let lines = gone.log.lines().filter(|line| line.contains("0 of 1 sessions have ended")).count();
+    assert!((1..=2).contains(&lines), "{}", gone.log);
+}
+
+#[tokio::test]
 async fn a_second_sigterm_ends_the_waiting_at_once() {
     // The first end blocks the database for longer than the test waits.
     let settings = [("HOOK_DELAY_MS", "600000"), ("DRAIN_TIMEOUT_MS", "600000")];

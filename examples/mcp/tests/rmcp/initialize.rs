@@ -113,17 +113,39 @@ async fn begin_initialize<M>(host: &Host<M>) -> TcpStream {
     client
 }
 
+/// A host whose handler has begun an `initialize`, and waits for a permit; and the client that waits for its answer.
+async fn initialize_under_way(mount: Mount, go: &Arc<Semaphore>) -> (Host<NotifyingManager>, TcpStream) {
+    let come = Arc::new(Semaphore::new(0));
+    let handler = {
+        let (come, go) = (Arc::clone(&come), Arc::clone(go));
+        move |tools| Ok(Hesitating { tools, come: Arc::clone(&come), go: Arc::clone(&go) })
+    };
+    let host = Setup::new(mount).start(NotifyingManager::new, handler).await;
+    let client = begin_initialize(&host).await;
+    within("the handler", come.acquire()).await.unwrap().forget();
+    (host, client)
+}
+
+#[tokio::test]
+async fn an_initialize_under_way_when_the_drain_ends_gets_503() {
+    for mount in Mount::ALL {
+        let (mut host, mut client) = initialize_under_way(mount, &Arc::new(Semaphore::new(0))).await;
+        host.signal();
+        let mut answer = Vec::new();
+        within("the end of the connection", client.read_to_end(&mut answer)).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{mount:?}: {answer}");
+        assert!(!answer.contains("mcp-session-id"), "{mount:?}: {answer}");
+        let (recorder, report) = host.stopped().await;
+        assert!(recorder.started().is_empty(), "{report}");
+    }
+}
+
 #[tokio::test]
 async fn an_initialize_that_the_client_cancels_before_its_answer_is_never_seen() {
     for mount in Mount::ALL {
-        let (come, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let handler = {
-            let (come, go) = (Arc::clone(&come), Arc::clone(&go));
-            move |tools| Ok(Hesitating { tools, come: Arc::clone(&come), go: Arc::clone(&go) })
-        };
-        let host = Setup::new(mount).start(NotifyingManager::new, handler).await;
-        let mut client = begin_initialize(&host).await;
-        within("the handler", come.acquire()).await.unwrap().forget();
+        let go = Arc::new(Semaphore::new(0));
+        let (host, mut client) = initialize_under_way(mount, &go).await;
         assert_eq!(host.manager.local.sessions.read().await.len(), 1, "rmcp must have the session");
         // The server closes its side too, and drops the request of this connection.
         client.shutdown().await.unwrap();

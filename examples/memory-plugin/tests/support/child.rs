@@ -66,6 +66,9 @@ impl Listening {
     }
 }
 
+/// A limit that no test reaches.
+const UNLIMITED: &str = "1000000/1";
+
 /// The gateway: `memory_plugin serve`.
 pub(crate) struct Gateway {
     process: Listening,
@@ -83,6 +86,7 @@ impl Gateway {
         command.env("MEMORY_PLUGIN_URL", plugin).env("GATEWAY_ADDR", "127.0.0.1:0");
         // A budget that a test does not reach unless it sets its own.
         command.env("GATEWAY_DRAIN_TIMEOUT_MS", "30000").env("MEMORY_PLUGIN_TIMEOUT_MS", "30000");
+        command.env("MEMORY_PLUGIN_LIMIT", UNLIMITED);
         command.envs(settings.iter().copied()).stderr(fs::File::create(&log).expect("the directory must be writable"));
         let process = Listening::start(&mut command).await;
         let client = Client::new(process.address);

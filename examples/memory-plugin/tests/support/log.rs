@@ -4,14 +4,14 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{Request, State},
-    http::StatusCode,
+    http::{StatusCode, header::RETRY_AFTER},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
@@ -28,6 +28,9 @@ pub(crate) struct Faults {
     pub(crate) hanging: usize,
     /// The delay of every answer.
     pub(crate) delay: Duration,
+    /// So many calls are accepted in each time of this length. Others are answered with 429, and with the rest of the
+    /// time in `Retry-After`.
+    pub(crate) rule: Option<(usize, Duration)>,
     /// The path under which the plugin is mounted.
     pub(crate) prefix: &'static str,
 }
@@ -37,6 +40,8 @@ pub(crate) struct Faults {
 pub(crate) struct Log {
     faults: Faults,
     entries: Arc<Mutex<Vec<Entry>>>,
+    /// Of the rule: when the present time began, and how many calls have come in it.
+    window: Arc<Mutex<Option<(Instant, usize)>>>,
     pub(crate) store: Store,
 }
 
@@ -46,6 +51,7 @@ pub(crate) struct Entry {
     /// `init` or `complete`.
     pub(crate) call: String,
     pub(crate) body: Value,
+    pub(crate) at: Instant,
     /// `None` until it is answered.
     pub(crate) status: Option<StatusCode>,
 }
@@ -53,7 +59,8 @@ pub(crate) struct Entry {
 impl Log {
     /// Starts a plugin, and returns it and its URL.
     pub(crate) async fn start(faults: Faults) -> (Self, String) {
-        let log = Self { faults, entries: Arc::default(), store: Store::open(Path::new(":memory:")).unwrap() };
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        let log = Self { faults, entries: Arc::default(), window: Arc::default(), store };
         let router = receiver::router(log.store.clone()).layer(from_fn_with_state(log.clone(), write_down));
         let app = if faults.prefix.is_empty() { router } else { Router::new().nest(faults.prefix, router) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -64,6 +71,23 @@ impl Log {
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
         self.entries.lock().unwrap().clone()
+    }
+
+    /// The number of answers with this status.
+    pub(crate) fn answered(&self, status: StatusCode) -> usize {
+        self.entries().iter().filter(|entry| entry.status == Some(status)).count()
+    }
+
+    /// The rest of the time of the rule, if its calls are used up.
+    fn refused(&self) -> Option<Duration> {
+        let (calls, time) = self.faults.rule?;
+        let mut window = self.window.lock().unwrap();
+        let (began, count) = match *window {
+            Some((began, count)) if began.elapsed() < time => (began, count + 1),
+            _ => (Instant::now(), 1),
+        };
+        *window = Some((began, count));
+        (count > calls).then(|| time.saturating_sub(began.elapsed()))
     }
 
     /// The accepted calls of each session, in order: `+` for an `init`, `-` for a `complete`.
@@ -117,13 +141,16 @@ async fn write_down(State(log): State<Log>, request: Request, next: Next) -> Res
     let id = body["contentSessionId"].as_str().unwrap().to_owned();
     let (index, number) = {
         let mut entries = log.entries.lock().unwrap();
-        entries.push(Entry { id: id.clone(), call: call.clone(), body, status: None });
+        entries.push(Entry { id: id.clone(), call: call.clone(), body, at: Instant::now(), status: None });
         (entries.len() - 1, entries.iter().filter(|entry| entry.id == id && entry.call == call).count())
     };
-    let Faults { failing, hanging, delay, prefix: _ } = log.faults;
+    let Faults { failing, hanging, delay, rule: _, prefix: _ } = log.faults;
     tokio::time::sleep(delay).await;
     let (fails, status) = failing.unwrap_or_default();
-    let response = if number <= fails {
+    let response = if let Some(rest) = log.refused() {
+        let seconds = rest.as_secs() + 1;
+        (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], "too many\n").into_response()
+    } else if number <= fails {
         (StatusCode::from_u16(status).unwrap(), "not now\n").into_response()
     } else if number <= fails + hanging {
         std::future::pending().await

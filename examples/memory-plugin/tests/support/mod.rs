@@ -1,6 +1,6 @@
 //! Shared by the tests: the built program as a child process, a client for its gateway, and a plugin that records its
 //! calls.
-#![allow(dead_code, reason = "each test crate uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test crate uses a part of it")]
 
 mod child;
 mod client;
