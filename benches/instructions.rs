@@ -234,7 +234,7 @@ fn servers(costs: &mut Costs) -> Fallible<()> {
 /// With many headers, comparing each name matters, and so does reading a value at the end of the map: a look-up by hash
 /// takes 200 instructions, and walking there takes as many.
 const LIMITS: [(SessionUse, [f64; 2], LayerKind); 4] = [
-    (SessionUse::None, [0.6, 0.67], LayerKind::Propagate),
+    (SessionUse::None, [0.64, 0.7], LayerKind::Propagate),
     (SessionUse::InRequest, [0.65, 0.65], LayerKind::Propagate),
     (SessionUse::InBoth, [0.65, 0.85], LayerKind::Propagate),
     (SessionUse::NewId, [1.05, 1.05], LayerKind::Set),
