@@ -17,7 +17,6 @@
 
 #[path = "registries/counting.rs"]
 mod counting;
-#[allow(dead_code, reason = "a part of it is used")]
 mod measure;
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "../tests/support/postgres_server.rs"]
@@ -76,8 +75,7 @@ fn main() -> Fallible<()> {
     };
     println!("{}\n", describe());
     println!(
-        "| registry | replicas | sessions | calls a second of one at rest | {} of the server for it | all ends of dead ones after, s |",
-        "commands or transactions"
+        "| registry | replicas | sessions | calls a second of one at rest | served for it a second | all ends of dead ones after, s |"
     );
     println!("|---|{}", "---:|".repeat(5));
     for kind in KINDS {
