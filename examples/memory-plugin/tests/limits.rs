@@ -123,8 +123,7 @@ async fn a_new_session_is_refused_while_the_gateway_drains() {
     // The session has ended, and this would start it again.
     let (status, _) = within("an answer", gateway.client.try_chat(Some(&id), "again")).await.unwrap();
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    let said = gateway.stopped_cleanly().await;
-    assert!(said.contains("0 late sessions"), "{said}");
+    gateway.stopped_cleanly().await;
     assert_eq!(log.accepted()[&id], "+-");
 }
 
