@@ -81,7 +81,7 @@ async fn a_drain_that_lasts_logs_its_progress() {
     let gone = gateway.gone_within(SLACK).await;
     gone.assert_each_had_its_end();
     let lines = gone.log.lines().filter(|line| line.contains("0 of 1 sessions have ended")).count();
-    assert!((1..=2).contains(&lines), "{}", gone.log);
+    assert!(lines >= 1, "{}", gone.log);
 }
 
 #[tokio::test]
