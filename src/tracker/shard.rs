@@ -234,11 +234,6 @@ impl Shard {
         self.active.find(hash, is_meant).into_iter().chain(self.claimed.find(hash, is_meant)).chain(earlier)
     }
 
-    #[cfg(all(test, shuttle))]
-    pub(super) fn has_claimed(&self) -> bool {
-        !self.claimed.is_empty() || !self.claimed_earlier.is_empty()
-    }
-
     /// Generations whose `session_end` has not completed.
     pub(super) fn pending_ends(&self) -> impl Iterator<Item = &Arc<Generation>> {
         let claimed = self.claimed.iter().chain(self.claimed_earlier.values());
