@@ -98,23 +98,25 @@ async fn visit(visitor: &Visitor) -> Result<(), BoxError> {
 
     // Each of these clients starts some sessions. It goes on in the last one until the gateway refuses to start it
     // again, after the shutdown has ended it.
-    let (answered, mut answers) = mpsc::unbounded_channel();
+    let (started, mut starts) = mpsc::unbounded_channel();
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
-        let (visitor, answered) = (visitor.clone(), answered.clone());
+        let (visitor, started) = (visitor.clone(), started.clone());
         clients.spawn(async move {
             let mut id = None;
             for number in 1.. {
                 let of = if number <= SESSIONS { None } else { id.as_deref() };
                 let Ok(answer) = visitor.chat(of, "hello").await else { break };
                 id = answer;
-                let _ = answered.send(());
+                if number == SESSIONS {
+                    let _ = started.send(());
+                }
             }
         });
     }
-    drop(answered);
-    for _ in 0..CLIENTS * SESSIONS * 2 {
-        answers.recv().await;
+    drop(started);
+    for _ in 0..CLIENTS {
+        starts.recv().await.ok_or("the clients could not start their sessions")?;
     }
     println!("sending SIGTERM to this process");
     raise_sigterm()?;

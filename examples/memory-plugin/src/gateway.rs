@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_session_end::{
-    ActiveSessions, BoxError, EndReason, Session, SessionId, SessionUpdate, ShutdownReport, signal::Terminate,
+    ActiveSessions, BoxError, EndReason, Phase, Session, SessionId, SessionUpdate, ShutdownReport, signal::Terminate,
 };
 
 use crate::plugin::{MemoryPlugin, PROJECT, PROMPT};
@@ -83,6 +83,7 @@ impl Agent {
 }
 
 const NO_SUCH_SESSION: (StatusCode, &str) = (StatusCode::NOT_FOUND, "no such session\n");
+const SHUTTING_DOWN: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
 
 type Header = [(&'static str, String); 1];
 type Rejection = (StatusCode, &'static str);
@@ -108,6 +109,11 @@ async fn chat(
     Json(Chat { message, project }): Json<Chat>,
 ) -> Result<(SessionUpdate, Header, Json<Value>), Rejection> {
     let is_active = id.as_ref().is_some_and(|id| sessions.contains(id));
+    // The layer refuses what comes in a shutdown. A request that came before must not start a session either, nor the
+    // one again that the shutdown has just ended.
+    if !is_active && sessions.phase() >= Phase::Closing {
+        return Err(SHUTTING_DOWN);
+    }
     let mut conversations = agent.conversations();
     let id = match id {
         Some(id) => id,
@@ -143,7 +149,7 @@ async fn close(State(agent): State<Agent>, id: SessionId) -> Result<(StatusCode,
 }
 
 async fn ready(sessions: ActiveSessions) -> (StatusCode, &'static str) {
-    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n") }
+    if sessions.is_ready() { (StatusCode::OK, "ready\n") } else { SHUTTING_DOWN }
 }
 
 fn new_id() -> SessionId {
