@@ -1,5 +1,5 @@
 //! Mistakes that the compiler explains. The methods and impls here cannot be called: they need a trait that has no
-//! implementation, and whoever tries gets the trait's message.
+//! implementation, so a call is an error of the compiler with the trait's message.
 //!
 //! `for<'a>` lets a bound stand that can never hold.
 

@@ -17,7 +17,7 @@ use crate::{
 /// After a slow call, starts do not wait for this time, so that a registry that is slow now and then does not flap.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 
-/// So long after its note, a session that has no record asks for one before it creates it.
+/// For this time after its note, a session that has no record may ask for one before it creates it.
 const MAX_FINDING: Duration = Duration::from_secs(6);
 
 /// A process that has just started, or has stood still, may have missed an outage. Within this time, the other ones have recorded
@@ -53,9 +53,9 @@ impl Persister {
         is_troubled && self.hand_over_on_outage && !self.is_draining()
     }
 
-    /// Whether a session that has no record is to ask for one again before it creates it, [`HOLD_AGAIN_AFTER`] its last question:
-    /// there was trouble since then, in which others could not record what they have made. A registry that is always in trouble
-    /// does not hold it up for longer.
+    /// Whether a session that has no record asks for one again before it creates it. It has asked [`HOLD_AGAIN_AFTER`] ago, and there
+    /// was trouble since then, in which others could not record what they had made. After [`MAX_FINDING`] it asks no more, so a
+    /// registry that is always in trouble does not hold it up for longer.
     pub(super) fn finds_again(&self, generation: &Generation) -> bool {
         let now = self.tracker.clock.now();
         let is_within = |time, since: Nanos| now <= Clock::add(since, time);

@@ -219,7 +219,7 @@ mod shuttle_tests {
                 saw_close = responses.poll_closed(&mut slot, &Context::from_waker(&waker));
             }
             closer.join().expect("it does not panic");
-            assert!(saw_close || tasks[1].0.load(Ordering::SeqCst), "it waits for ever");
+            assert!(saw_close || tasks[1].0.load(Ordering::SeqCst), "its last task is never woken");
         });
     }
 }

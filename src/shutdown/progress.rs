@@ -1,4 +1,4 @@
-//! The progress of a drain, for whoever watches it.
+//! The progress of a drain, for progress bars and logs.
 //!
 //! Nothing is counted for it: a reading is the sum of the tracker's own counts. So a drain that is not watched pays
 //! nothing, and one that is pays for each reading, not for each hook.
