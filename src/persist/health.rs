@@ -53,31 +53,44 @@ impl Persister {
         is_troubled && self.hand_over_on_outage && !self.is_draining()
     }
 
-    /// Whether a session that has no record asks for one again before it creates it. It has asked [`HOLD_AGAIN_AFTER`] ago, and there
-    /// was trouble since then, in which others could not record what they had made. After [`MAX_FINDING`] it asks no more, so a
-    /// registry that is always in trouble does not hold it up for longer.
-    pub(super) fn finds_again(&self, generation: &Generation) -> bool {
+    /// A session that had no record [`HOLD_AGAIN_AFTER`] ago is recorded now: if there was trouble since then, in which others
+    /// could not record what they had made, it asks for a record once more before it creates one. After [`MAX_FINDING`] it asks no
+    /// more, so a registry that is always in trouble does not hold it up for longer.
+    pub(super) fn find_again_or_create(&self, generation: &Generation) {
+        // The heartbeat of this moment may not have been sent yet.
+        self.note_standstill();
         let now = self.tracker.clock.now();
-        let is_within = |time, since: Nanos| now <= Clock::add(since, time);
+        let is_within = |time, since: Nanos| now < Clock::add(since, time);
         let last_trouble = self.last_trouble.load(Ordering::SeqCst);
-        last_trouble != 0
+        let finds_again = last_trouble != 0
             && is_within(HOLD_AGAIN_AFTER, last_trouble)
             && is_within(MAX_FINDING, generation.started_at)
-            && self.finds_first()
+            && self.finds_first();
+        if !finds_again {
+            generation.stop_finding();
+        }
     }
 
-    /// The registry has not answered, or not in time.
-    fn note_trouble(&self) {
-        self.last_trouble.store(self.tracker.clock.now().max(1), Ordering::SeqCst);
-        self.note_trouble_for(SLOW_FOR);
+    /// A late heartbeat shows that the process was stopped, or its threads were blocked: it may have missed an outage.
+    pub(super) fn note_standstill(&self) {
+        let last_heartbeat = self.last_heartbeat.load(Ordering::SeqCst);
+        if last_heartbeat != 0 && self.is_heartbeat_overdue(self.tracker.clock.now()) {
+            self.note_trouble(SETTLING);
+        }
     }
 
-    /// There is no record of an id that another process may have made. It may have made others.
+    /// There is no record of an id that another process may have made. It may have made others, for which no one has asked yet.
     pub(super) fn on_not_found(&self) {
-        self.note_trouble_for(SLOW_FOR);
+        self.extend_trouble(SLOW_FOR);
     }
 
-    pub(super) fn note_trouble_for(&self, time: Duration) {
+    /// Other processes may not have been able to record what they made until now. They do so within this time.
+    fn note_trouble(&self, time: Duration) {
+        self.last_trouble.store(self.tracker.clock.now().max(1), Ordering::SeqCst);
+        self.extend_trouble(time);
+    }
+
+    fn extend_trouble(&self, time: Duration) {
         self.troubled_until.fetch_max(Clock::add(self.tracker.clock.now(), time), Ordering::SeqCst);
     }
 
@@ -92,7 +105,7 @@ impl Persister {
             return;
         }
         self.slow_until.store(Clock::add(self.tracker.clock.now(), SLOW_FOR), Ordering::SeqCst);
-        self.note_trouble();
+        self.note_trouble(SLOW_FOR);
         if self.worsen(Health::Slow) == Health::InTime as u8 {
             tracing::warn!(
                 name: "session-registry-slow",
@@ -104,7 +117,7 @@ impl Persister {
 
     /// The registry does not answer.
     pub(super) fn degrade(&self, error: &dyn fmt::Display) {
-        self.note_trouble();
+        self.note_trouble(SLOW_FOR);
         if self.worsen(Health::Down) != Health::Down as u8 {
             tracing::warn!(
                 name: "session-registry-degraded",

@@ -4,9 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{
-    CALL_TIMEOUT, Calls, Persister, call, health::SETTLING, redelivery::MAX_ATTEMPTS, translate::apply_notice,
-};
+use super::{CALL_TIMEOUT, Calls, Persister, call, redelivery::MAX_ATTEMPTS, translate::apply_notice};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -206,12 +204,8 @@ impl Persister {
 
     async fn heartbeat(&self, calls: &mut Calls) -> Result<(), RegistryError> {
         let now = self.tracker.clock.now();
-        let is_overdue = self.is_heartbeat_overdue(now);
-        let last = self.last_heartbeat.swap(now.max(1), Ordering::SeqCst);
-        if is_overdue && last != 0 {
-            // The process was stopped, or its threads were blocked: it may have missed an outage.
-            self.note_trouble_for(SETTLING);
-        }
+        self.note_standstill();
+        self.last_heartbeat.store(now.max(1), Ordering::SeqCst);
         self.expects_notices.store(false, Ordering::SeqCst);
         if calls.breaker.is_open(now) {
             return Err(RegistryError::unavailable("the circuit breaker is open after an error"));
@@ -260,7 +254,7 @@ impl Persister {
             || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 
-    fn is_heartbeat_overdue(&self, now: Nanos) -> bool {
+    pub(super) fn is_heartbeat_overdue(&self, now: Nanos) -> bool {
         now.saturating_sub(self.last_heartbeat.load(Ordering::SeqCst)) > self.heartbeat_nanos() * 3 / 2
     }
 

@@ -90,12 +90,10 @@ impl Persister {
     pub(super) fn requeue_postponed(&self, id: &SessionId) {
         let mut postponed = lock(&self.postponed);
         let entries = postponed.by_id.remove(id).unwrap_or_default();
-        match entries.first() {
-            Some(Queued { entry: OutboxEntry::End(generation, _), .. }) if self.finds_again(generation) => {
-                self.outbox.put_back(entries);
-            }
-            _ => self.requeue(entries),
+        if let Some(Queued { entry: OutboxEntry::End(generation, _), .. }) = entries.first() {
+            self.find_again_or_create(generation);
         }
+        self.outbox.put_back(entries);
     }
 
     /// Queues all postponed entries again.

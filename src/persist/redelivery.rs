@@ -328,9 +328,7 @@ impl Runner {
                     // What has started or ended meanwhile has been held for that.
                     Later::Hold(generation) if !generation.waits_for_record() => {}
                     Later::Hold(generation) => {
-                        if !self.persister.finds_again(&generation) {
-                            generation.stop_finding();
-                        }
+                        self.persister.find_again_or_create(&generation);
                         self.persister.outbox.push(OutboxEntry::Hold(generation));
                     }
                     Later::Postponed(id) => self.persister.requeue_postponed(&id),

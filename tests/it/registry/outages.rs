@@ -412,6 +412,31 @@ async fn g17_a_process_that_stood_still_in_an_outage_joins_what_was_made_in_it()
 }
 
 #[tokio::test(start_paused = true)]
+async fn g17_a_process_that_stood_still_while_it_waited_for_a_record_asks_for_it_again() {
+    for ends in [false, true] {
+        let store = Store::default();
+        let (one, two) = (Replica::new(&store), Replica::new(&store));
+        one.holder.set(Fault::Down);
+        let drivers = [one.drive(), two.drive()];
+        birth(&one.sessions, "x").await;
+        request(&two.sessions, "x").await;
+        if ends {
+            two.sessions.end("x", EndReason::Deleted);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // No timer of the second one runs until its wait is over. The first one cannot call until later.
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        one.holder.set(Fault::None);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        drivers.iter().for_each(tokio::task::JoinHandle::abort);
+        let expected = if ends { "-" } else { "" };
+        assert_eq!((one.recorder.order("x"), two.recorder.order("x")), ("+".to_owned(), expected.to_owned()));
+        assert_eq!(one.sessions.contains("x"), !ends);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn g17_an_id_that_is_forgotten_before_it_is_on_record_leaves_nothing_behind() {
     let store = Store::default();
     let replica = after_an_outage(&store).await;
@@ -429,15 +454,14 @@ async fn g17_an_id_that_is_forgotten_before_it_is_on_record_leaves_nothing_behin
     assert_eq!(replica.recorder.order("x"), "+");
 }
 
-/// A replica whose registry was down a moment ago.
+/// A replica whose registry was down a moment ago. It sends heartbeats until the test ends.
 async fn after_an_outage(store: &Store) -> Replica {
     let replica = Replica::new(store);
     replica.holder.set(Fault::Down);
     birth(&replica.sessions, "made").await;
     replica.holder.set(Fault::None);
-    let driver = replica.drive();
+    replica.drive();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    driver.abort();
     assert!(!replica.sessions.is_degraded());
     replica
 }
