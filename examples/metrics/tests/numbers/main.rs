@@ -3,6 +3,7 @@
 mod operations;
 #[cfg(unix)]
 mod process;
+mod prometheus;
 mod registry;
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "../../../../tests/support/store.rs"]
