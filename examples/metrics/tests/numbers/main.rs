@@ -1,5 +1,6 @@
 //! Metrics as a real exporter serves them. Each test has its own exporter.
 
+mod dashboard;
 mod operations;
 #[cfg(unix)]
 mod process;

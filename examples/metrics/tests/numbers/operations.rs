@@ -7,7 +7,7 @@ use tower_session_end::{ActiveSessions, BoxError, EndReason};
 
 use crate::{store::Store, support::Exporter};
 
-const DASHBOARD: &str = include_str!("../../../../src/guide/dashboard.json");
+pub(crate) const DASHBOARD: &str = include_str!("../../../../src/guide/dashboard.json");
 const PAGE: &str = include_str!("../../../../src/guide/operations.md");
 
 /// Each word of a query.

@@ -12,19 +12,22 @@ use crate::{
     support::Exporter,
 };
 
-struct Prometheus {
+pub(crate) struct Prometheus {
     base: String,
     _process: Child,
 }
 
 impl Prometheus {
-    /// Scrapes and evaluates five times a second.
-    fn start(dir: &Path, exporter: &Exporter) -> Self {
+    /// The exporters are its instances `gateway-1`, `gateway-2` and so on.
+    pub(crate) fn start(dir: &Path, exporters: &[Exporter], interval: &str) -> Self {
         fs::write(dir.join("rules.yml"), alert_rules()).unwrap();
+        let targets = exporters.iter().zip(1..).map(|(exporter, number)| {
+            format!("{{ targets: ['{}'], labels: {{ instance: gateway-{number} }} }}", exporter.address())
+        });
         let config = format!(
-            "global: {{ scrape_interval: 200ms, evaluation_interval: 200ms }}\nrule_files: [rules.yml]\n\
-             scrape_configs: [{{ job_name: gateway, static_configs: [{{ targets: ['{}'] }}] }}]\n",
-            exporter.address()
+            "global: {{ scrape_interval: {interval}, evaluation_interval: {interval} }}\nrule_files: [rules.yml]\n\
+             scrape_configs: [{{ job_name: gateway, static_configs: [{}] }}]\n",
+            targets.collect::<Vec<_>>().join(", ")
         );
         fs::write(dir.join("prometheus.yml"), config).unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -42,12 +45,19 @@ impl Prometheus {
         Ok(serde_json::from_str(&reqwest::get(format!("{}{path}", self.base)).await?.text().await?)?)
     }
 
+    /// The series of each second from `began` on.
+    pub(crate) async fn range(&self, query: &str, began: f64, seconds: u32) -> Value {
+        let end = began + f64::from(seconds);
+        let path = format!("/query_range?query={}&start={began}&end={end}&step=1", encoded(query));
+        self.get(&path).await.unwrap()
+    }
+
     /// Asks until there is a series, with a limit.
     async fn has_series(&self, query: &str) {
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!("/query?query={}", encoded(query));
         let mut answer = Err("not asked".into());
         for _ in 0..300 {
-            answer = self.get(&format!("/query?query={encoded}")).await;
+            answer = self.get(&path).await;
             if answer
                 .as_ref()
                 .is_ok_and(|answer| answer["data"]["result"].as_array().is_some_and(|all| !all.is_empty()))
@@ -60,8 +70,12 @@ impl Prometheus {
     }
 }
 
+fn encoded(query: &str) -> String {
+    query.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
 /// What Grafana puts in the place of its variables.
-fn as_grafana_asks(query: &str) -> String {
+pub(crate) fn as_grafana_asks(query: &str) -> String {
     query.replace("$job", ".*").replace("$__rate_interval", "30s").replace("$__range", "1h")
 }
 
@@ -82,7 +96,7 @@ async fn prometheus_answers_every_query_and_takes_every_rule() {
     let sessions = exporter.build(builder);
     let dir = env::temp_dir().join(format!("prometheus-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
-    let prometheus = Prometheus::start(&dir, &exporter);
+    let prometheus = Prometheus::start(&dir, std::slice::from_ref(&exporter), "200ms");
     prometheus.has_series("session_active").await;
     // From here on, so that it sees the counters grow.
     for number in 0..10 {
