@@ -64,7 +64,7 @@ async fn drain(n: usize, some_hang: bool, ended: Ended) {
     for number in 0..n {
         sessions.note(number.to_string());
     }
-    sessions.drain(EndReason::Shutdown).await;
+    let _ = sessions.drain(EndReason::Shutdown).await;
 }
 
 async fn one_after_the_other(n: usize, some_hang: bool, ended: Ended) {
