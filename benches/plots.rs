@@ -5,8 +5,8 @@
 //! cargo run -p benches --bin plots -- saved.txt another.txt
 //! ```
 //!
-//! The files go to `benches/plots/`. Other lines are printed unchanged, so that a pipe still shows the tables. Text
-//! uses the fonts of the viewer.
+//! The files go to `plots/` at the root, because cargo publishes nothing from the folder of another crate. Other lines are
+//! printed unchanged, so that a pipe still shows the tables. Text uses the fonts of the viewer.
 
 #[path = "plotting/draw.rs"]
 mod draw;
@@ -61,7 +61,7 @@ fn main() -> Fallible<()> {
     for file in files {
         read(BufReader::new(File::open(&file).map_err(|error| format!("{file}: {error}"))?), &mut all)?;
     }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("plots");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plots");
     fs::create_dir_all(&dir)?;
     for (name, data) in &all {
         let Some(figure) = FIGURES.iter().find(|figure| figure.name == name) else {

@@ -352,6 +352,8 @@ pub mod testing {}
 /// Running it: Kubernetes, systemd, containers, metrics, registries.
 ///
 #[doc = include_str!("guide/operations.md")]
+#[doc = ""]
+#[doc = include_str!("guide/dashboard.svg")]
 pub mod operations {}
 
 /// The examples of the repository.

@@ -58,7 +58,8 @@
 //! ```
 //!
 //! The [`guide`] shows which part of the crate fits which gateway (MCP, cookies, gRPC, WebSockets, event streams,
-//! jobs), and which consumer of the ends (a URL, a database).
+//! jobs), and which consumer of the ends (a URL, a database). Its modules are about other servers, the order of layers,
+//! tests of your hooks, and operations.
 //!
 //! # How it works
 //!
@@ -123,7 +124,7 @@
 //! **What is promised:** within the life of a process, exactly one `session_end` for each generation. After a crash,
 //! delivery is at-least-once: if the process died after a hook ran and before the registry recorded that, the hook is
 //! called again, for the same [`GenerationId`]. Consumers that cannot take the same end twice have to deduplicate by
-//! [`SessionEnd::idempotency_key`].
+//! [`SessionEnd::idempotency_key`]. On SQLite and PostgreSQL, what a transaction hook writes takes effect once.
 //!
 //! **If a hook fails:** with a registry it is called again after 1, 2, 4 and 8 s. Then the end is a dead letter: the
 //! registry keeps it until an operator asks to deliver it again.
@@ -155,6 +156,7 @@
 //! | `postgres` | no | `registry::PostgresRegistry`, a registry in a PostgreSQL database, with hooks that write in its transactions |
 //! | `redis` | no | `registry::RedisRegistry`, a registry on Redis or Valkey, for the processes of several machines |
 //! | `redis-cluster` | no | `redis`, and its cluster client |
+//! | `full` | no | all of the above |
 //! | `registry-conformance` | no | `registry::conformance`, the tests for a [`Registry`](registry::Registry) of your own |
 //! | `full` | no | `axum`, `cookie`, `metrics`, `postgres`, `redis`, `redis-cluster` and `sqlite` |
 #![cfg_attr(docsrs, feature(doc_cfg))]

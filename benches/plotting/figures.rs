@@ -45,7 +45,7 @@ const fn lines(
 const LIVE: (&str, Scale) = ("live sessions", Scale::Log);
 const CONCURRENT: (&str, Scale) = ("concurrent starts", Scale::Log);
 
-pub(crate) const FIGURES: [Figure; 20] = [
+pub(crate) const FIGURES: [Figure; 21] = [
     bars(
         "instructions, 3 headers",
         "Instructions that a layer adds to a request with 3 headers",
@@ -73,6 +73,12 @@ pub(crate) const FIGURES: [Figure; 20] = [
     ),
     bars("drain: time", "Time of a drain with a budget of 2 s", "seconds, median of the runs"),
     bars("drain: ended", "Sessions that a drain ends within its budget of 2 s", "sessions ended, % of those noted"),
+    lines(
+        "drain: over time",
+        "A shutdown with 10,000 sessions, whose hooks take 10 ms each",
+        ("seconds since the drain began; its budget is 2 s", Scale::Linear),
+        ("sessions ended", Scale::Linear),
+    ),
     bars("note and end: rate", "Starts and ends among a million live sessions, two threads", "pairs per second"),
     bars(
         "note and end: ratio",

@@ -1,4 +1,4 @@
-//! Mistakes that the compiler explains. The methods and impls here cannot be called: they need a trait that has no
+//! Mistakes that the compiler explains. The methods and the impl here cannot be called: they need a trait that has no
 //! implementation, so a call is an error of the compiler with the trait's message.
 //!
 //! `for<'a>` lets a bound stand that can never hold.
@@ -22,7 +22,7 @@ pub trait IsHandle {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a layer",
     label = "this is no layer",
-    note = "the handle makes its layer: `.layer(sessions.layer())`; a builder becomes the handle with `.build()?`"
+    note = "the handle makes its layer: `.layer(sessions.layer())`"
 )]
 pub trait IsLayer<S> {
     /// The body of a method that cannot be called.
@@ -41,19 +41,7 @@ where
     }
 }
 
-#[doc(hidden)]
-impl<S> Layer<S> for ActiveSessionsBuilder
-where
-    Self: IsLayer<S>,
-{
-    type Service = S;
-
-    fn layer(&self, _: S) -> S {
-        self.uncallable()
-    }
-}
-
-/// The methods of the handle that are called right after `build`.
+/// The first methods of the handle that are called after `build`. The compiler's own error for the others names the type.
 #[doc(hidden)]
 #[allow(clippy::must_use_candidate, reason = "it is never called")]
 impl ActiveSessionsBuilder {
@@ -72,13 +60,6 @@ impl ActiveSessionsBuilder {
     }
 
     pub fn shutdown_on<F, S>(&self, _: F) -> S
-    where
-        for<'a> Self: IsHandle,
-    {
-        self.uncallable()
-    }
-
-    pub fn finish<S, R>(&self, _: S) -> R
     where
         for<'a> Self: IsHandle,
     {

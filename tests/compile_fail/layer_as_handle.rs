@@ -2,7 +2,6 @@ use tower_session_end::{ActiveSessions, signal};
 
 fn main() {
     let sessions = ActiveSessions::builder().build().unwrap().layer();
-    sessions.note("a");
     let shutdown = sessions.shutdown_on(signal::terminate());
     let finish = sessions.finish(shutdown);
     drop(finish);

@@ -73,6 +73,16 @@ fn each_link_of_the_readme_and_the_pages_beside_it_leads_into_the_package() {
 }
 
 #[test]
+fn each_example_has_a_row_in_the_guide() {
+    let page = fs::read_to_string(Path::new(ROOT).join("src/guide/examples.md")).unwrap();
+    for example in fs::read_dir(Path::new(ROOT).join("examples")).unwrap() {
+        let name = example.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned();
+        let is_told = page.contains(&format!("`examples/{name}`")) || page.contains(&format!("--example {name}`"));
+        assert!(is_told, "{name}");
+    }
+}
+
+#[test]
 fn broken_links_are_found() {
     let text = "[a](b.md) [c](#here) [d](#nowhere) [e](x.md) [f](b.md#it-is)\n```text\n[g](y.md)\n```\n## Here\n";
     let pages = [("a.md", text), ("b.md", "# It *is*")].map(|(name, text)| (name.to_owned(), text.to_owned())).into();

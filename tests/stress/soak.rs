@@ -1,7 +1,7 @@
 //! Births and ends without a pause, with idle expiry, the cap, streams, compactions, guards, and a registry: what the
 //! process keeps of them.
 //!
-//! A few seconds here; `SOAK_SECONDS=3600 cargo test --release --test soak -- --nocapture` for an hour.
+//! A few seconds here; `SOAK_SECONDS=3600 cargo test --release --test stress soak:: -- --nocapture` for an hour.
 
 use std::{
     collections::VecDeque,

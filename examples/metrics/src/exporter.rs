@@ -42,6 +42,12 @@ impl Scraped {
         Ok(Self { address, serving })
     }
 
+    /// Where `/metrics` is served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Scrapes `/metrics`.
     ///
     /// # Errors

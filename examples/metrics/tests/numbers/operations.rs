@@ -7,7 +7,7 @@ use tower_session_end::{ActiveSessions, BoxError, EndReason};
 
 use crate::{store::Store, support::Exporter};
 
-const DASHBOARD: &str = include_str!("../../../../src/guide/dashboard.json");
+pub(crate) const DASHBOARD: &str = include_str!("../../../../src/guide/dashboard.json");
 const PAGE: &str = include_str!("../../../../src/guide/operations.md");
 
 /// Each word of a query.
@@ -26,15 +26,21 @@ fn groups(query: &str) -> BTreeSet<&str> {
     lists.flat_map(words).filter(|word| !["", "job", "instance"].contains(word)).collect()
 }
 
-fn queries_of_the_dashboard() -> Vec<String> {
+pub(crate) fn queries_of_the_dashboard() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
     targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
 }
 
-fn queries_of_the_alerts() -> Vec<String> {
+pub(crate) fn queries_of_the_alerts() -> Vec<String> {
     PAGE.lines().filter_map(|line| Some(line.trim().strip_prefix("expr: ")?.to_owned())).collect()
+}
+
+/// The block of the page that begins with the groups.
+pub(crate) fn alert_rules() -> &'static str {
+    let mut blocks = PAGE.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.find(|block| block.starts_with("groups:")).unwrap()
 }
 
 /// The names of the samples, and the labels of each.

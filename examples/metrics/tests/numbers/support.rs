@@ -1,6 +1,6 @@
 //! An exporter on its own port.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use metrics_example::{
     exporter::{Scraped, recorder},
@@ -24,6 +24,10 @@ impl Exporter {
     /// A handle whose metrics go to this exporter.
     pub(crate) fn build(&self, builder: ActiveSessionsBuilder) -> ActiveSessions {
         metrics::with_local_recorder(&self.recorder, || builder.build().unwrap())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.scraped.address()
     }
 
     /// Scrapes the exporter.
