@@ -53,7 +53,7 @@ impl Chats {
             "INSERT INTO {0} (id, {column}) VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET {column} = {0}.{column} + 1",
             self.table
         );
-        sqlx::query(&*count.leak()).bind(id).execute(&mut *transaction).await?;
+        sqlx::query(&*count.leak()).persistent(false).bind(id).execute(&mut *transaction).await?;
         if id.contains("err") {
             return Err("an error of the hook".into());
         }
