@@ -21,15 +21,15 @@ use super::support::{
 
 /// What the hook does for ids with these words in them.
 #[derive(Clone)]
-struct Chats {
+pub(super) struct Chats {
     table: &'static str,
-    calls: Arc<AtomicUsize>,
+    pub(super) calls: Arc<AtomicUsize>,
     last: Arc<Mutex<Option<SessionEnd>>>,
 }
 
 impl Chats {
     /// With a table of its own.
-    fn new(server: &PostgresServer, schema: &str) -> Self {
+    pub(super) fn new(server: &PostgresServer, schema: &str) -> Self {
         let table = format!("chats_of_{schema}");
         server.ask(&format!(
             "CREATE TABLE {table} (id text PRIMARY KEY, starts integer NOT NULL DEFAULT 0, ends integer NOT NULL DEFAULT 0);
@@ -43,7 +43,7 @@ impl Chats {
     }
 
     /// The rows, as `id starts ends`.
-    fn rows(&self, server: &PostgresServer) -> Vec<String> {
+    pub(super) fn rows(&self, server: &PostgresServer) -> Vec<String> {
         let rows = server.ask(&format!("SELECT id || ' ' || starts || ' ' || ends FROM {} ORDER BY 1", self.table));
         rows.lines().map(str::to_owned).collect()
     }
@@ -53,7 +53,7 @@ impl Chats {
             "INSERT INTO {0} (id, {column}) VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET {column} = {0}.{column} + 1",
             self.table
         );
-        sqlx::query(&*count.leak()).bind(id).execute(&mut *transaction).await?;
+        sqlx::query(&*count.leak()).persistent(false).bind(id).execute(&mut *transaction).await?;
         if id.contains("err") {
             return Err("an error of the hook".into());
         }

@@ -1,5 +1,6 @@
 //! The registry on a real PostgreSQL server: what it promises, and what becomes of it when the server or a holder fails.
 
+mod commits;
 mod conformance;
 mod costs;
 mod counters;

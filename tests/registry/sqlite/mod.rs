@@ -1,5 +1,6 @@
 //! The registry in an SQLite file.
 
+mod commits;
 mod conformance;
 mod contention;
 mod corruption;
