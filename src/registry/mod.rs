@@ -36,6 +36,9 @@ use crate::session::{EndReason, GenerationId, Session, SessionId};
 /// The version of `rusqlite` whose types a [`SqliteTransactionHook`] gets.
 #[cfg(feature = "sqlite")]
 pub use rusqlite;
+/// The version of `sqlx` whose pool a [`PostgresRegistry`] uses, and whose types a [`PostgresTransactionHook`] gets.
+#[cfg(feature = "postgres")]
+pub use sqlx;
 
 /// A durable record of active sessions, their holders and their pending ends.
 ///

@@ -38,9 +38,9 @@ use crate::session::{GenerationId, SessionId};
 
 /// A [`Registry`] on PostgreSQL (14 or later), for any number of processes on any number of machines (feature `postgres`).
 ///
-/// It uses a pool of the `sqlx` crate, 0.8: addresses, passwords and TLS are configured with that crate. It uses one
-/// connection at a time. The pool may be that of the application. But if the application has used up its pool, a drain waits for a
-/// connection: a pool of its own with two connections avoids that.
+/// It uses a pool of the `sqlx` crate, 0.8 (exported as [`registry::sqlx`](super::sqlx)): addresses, passwords and TLS are
+/// configured with that crate. It uses one connection at a time. The pool may be that of the application. But if the application has
+/// used up its pool, a drain waits for a connection: a pool of its own with two connections avoids that.
 ///
 /// ```no_run
 /// use sqlx::postgres::PgPoolOptions;
