@@ -49,6 +49,20 @@ macro_rules! is_claimed {
     };
 }
 
+/// Which holds are on the sessions of this array. `session = ANY(..)` reads the whole table as long as PostgreSQL has no
+/// statistics of it.
+macro_rules! of_sessions {
+    ($numbers:literal) => {
+        concat!(
+            "ctid = ANY (ARRAY (SELECT h.ctid FROM unnest(",
+            $numbers,
+            "::bigint[]) AS u (number)
+                CROSS JOIN LATERAL (SELECT o.ctid FROM {s}.holds o WHERE o.session = u.number OFFSET 0) h))"
+        )
+    };
+}
+pub(super) use of_sessions;
+
 /// The generation of `u`, if the condition holds.
 macro_rules! found {
     ($condition:literal) => {
@@ -394,8 +408,9 @@ async fn replace_details(tx: &mut Tx, changed: &[(i64, &Record)]) -> Result<(), 
 /// Ends sessions that only adopted holders hold. Each is claimed by one of them, so that its adopter finds it.
 async fn mark_lost(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     let mark = concat!(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($2))
-         UPDATE {s}.sessions s SET reason = 'lost', ended_at = ",
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s SET reason = 'lost', ended_at = ",
         now!(),
         ", claimer = coalesce((SELECT h.holder FROM {s}.holds h JOIN {s}.holders o ON o.number = h.holder
                 WHERE h.session = s.number AND o.adopted_by IS NOT NULL ORDER BY h.released, o.number LIMIT 1), $1)
@@ -565,7 +580,8 @@ async fn leave(tx: &mut Tx, leavings: &[Leaving<'_>], answers: &mut [Applied]) -
     notify(tx, &ended_for_all).await?;
     end(tx, &ending).await?;
     release(tx, &released).await?;
-    of_numbers(tx, "DELETE FROM {s}.holds WHERE session = ANY($2) AND holder = $1", &kept).await?;
+    let keep = concat!("DELETE FROM {s}.holds WHERE holder = $1 AND ", of_sessions!("$2"));
+    of_numbers(tx, keep, &kept).await?;
     remove(tx, &removed).await
 }
 
@@ -589,14 +605,15 @@ async fn end(tx: &mut Tx, ending: &[Ending<'_>]) -> Result<(), Failure> {
     if ending.is_empty() {
         return Ok(());
     }
-    let end = tx.sql.text(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($2))
-         UPDATE {s}.sessions s
+    let end = tx.sql.text(concat!(
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s
          SET requests = u.requests, reason = u.reason, next = u.next::json, ended_at = u.ended_at, claimer = $1
          FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
             AS u (number, requests, reason, next, ended_at)
-         WHERE s.number = u.number",
-    );
+         WHERE s.number = u.number"
+    ));
     let me = tx.me;
     let next =
         ending.iter().map(|ending| ending.end.next.as_ref().map(json).transpose()).collect::<Result<Vec<_>, _>>()?;
@@ -617,11 +634,12 @@ async fn release(tx: &mut Tx, released: &[(i64, u64)]) -> Result<(), Failure> {
     if released.is_empty() {
         return Ok(());
     }
-    let release = tx.sql.text(
-        "WITH released AS (UPDATE {s}.holds SET released = true WHERE session = ANY($2) AND holder = $1)
-         UPDATE {s}.sessions s SET requests = u.requests FROM unnest($2::bigint[], $3::bigint[]) AS u (number, requests)
-         WHERE s.number = u.number",
-    );
+    let release = tx.sql.text(concat!(
+        "WITH released AS (UPDATE {s}.holds SET released = true WHERE holder = $1 AND ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s SET requests = u.requests FROM unnest($2::bigint[], $3::bigint[]) AS u (number, requests)
+         WHERE s.number = u.number"
+    ));
     let me = tx.me;
     let query = sqlx::query(release)
         .persistent(false)
@@ -638,11 +656,9 @@ macro_rules! is_owed {
         concat!(
             "CASE WHEN s.reason IS NOT NULL THEN ",
             is_claimed!("s"),
-            " ELSE (SELECT true FROM {s}.holds h WHERE h.session = s.number AND NOT h.released
-                    AND (SELECT o.adopted_by = $1 FROM {s}.holders o WHERE o.number = h.holder LIMIT 1) LIMIT 1)
-                    IS NOT NULL AND NOT (",
-            is_held!("s"),
-            ") END"
+            " ELSE (SELECT bool_or(o.adopted_by = $1) AND bool_and(o.adopted_by IS NOT NULL) FROM {s}.holds h
+                CROSS JOIN LATERAL (SELECT * FROM {s}.holders a WHERE a.number = h.holder LIMIT 1) o
+                WHERE h.session = s.number AND NOT h.released) END"
         )
     };
 }
@@ -756,8 +772,9 @@ async fn make_dead_letters(tx: &mut Tx, dead: &[(i64, &str)]) -> Result<(), Fail
         return Ok(());
     }
     let make = tx.sql.text(concat!(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($1))
-         UPDATE {s}.sessions s SET dead = true, error = u.error, claimer = NULL, reason = coalesce(s.reason, $3),
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$1"),
+        ") UPDATE {s}.sessions s SET dead = true, error = u.error, claimer = NULL, reason = coalesce(s.reason, $3),
             ended_at = coalesce(s.ended_at, ",
         now!(),
         ") FROM unnest($1::bigint[], $2::text[]) AS u (number, error) WHERE s.number = u.number"
@@ -801,9 +818,11 @@ async fn remove(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     if numbers.is_empty() {
         return Ok(());
     }
-    let remove = tx.sql.text(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($1)) DELETE FROM {s}.sessions WHERE number = ANY($1)",
-    );
+    let remove = tx.sql.text(concat!(
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$1"),
+        ") DELETE FROM {s}.sessions WHERE number = ANY($1)"
+    ));
     sqlx::query(remove).persistent(false).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }
