@@ -121,11 +121,15 @@ impl Outbox {
 
     /// Whether sessions come and go faster than the registry takes them.
     pub(super) fn is_overloaded(&self) -> bool {
-        self.len.load(Ordering::SeqCst) > OVERLOAD
+        self.len() > OVERLOAD
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len.load(Ordering::SeqCst) == 0
+        self.len() == 0
     }
 
     /// Queues entries before everything else, in their order.

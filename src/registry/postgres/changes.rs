@@ -49,15 +49,17 @@ macro_rules! is_claimed {
     };
 }
 
-/// Which holds are on the sessions of this array. `session = ANY(..)` reads the whole table as long as PostgreSQL has no
-/// statistics of it.
+/// Which holds are on the sessions of this array, or of the rows `u.number`. `session = ANY(..)` reads the whole table as long as
+/// PostgreSQL has no statistics of it.
 macro_rules! of_sessions {
     ($numbers:literal) => {
+        of_sessions!(FROM concat!("unnest(", $numbers, "::bigint[]) AS u (number)"))
+    };
+    (FROM $rows:expr) => {
         concat!(
-            "ctid = ANY (ARRAY (SELECT h.ctid FROM unnest(",
-            $numbers,
-            "::bigint[]) AS u (number)
-                CROSS JOIN LATERAL (SELECT o.ctid FROM {s}.holds o WHERE o.session = u.number OFFSET 0) h))"
+            "ctid = ANY (ARRAY (SELECT h.ctid FROM ",
+            $rows,
+            " CROSS JOIN LATERAL (SELECT o.ctid FROM {s}.holds o WHERE o.session = u.number OFFSET 0) h))"
         )
     };
 }
@@ -198,7 +200,12 @@ pub(super) async fn apply(
         let starts: Vec<_> = created.into_iter().map(start_of).collect();
         hook.starts(tx, &starts).await?;
     }
-    owed(tx, &group.owed, hook, &mut answers).await?;
+    let mut owed_changes = group.owed;
+    if hook.is_none() {
+        count_and_remove(tx, &owed_changes).await?;
+        owed_changes.retain(|(.., kind)| matches!(kind, Owed::DeadLetter(_)));
+    }
+    owed(tx, &owed_changes, hook, &mut answers).await?;
     Ok(answers)
 }
 
@@ -661,6 +668,37 @@ macro_rules! is_owed {
                 WHERE h.session = s.number AND NOT h.released) END"
         )
     };
+}
+
+/// As [`owed`], without a hook: counts the calls of some ends, and removes the records of others. One statement, because a
+/// recovery consists of these.
+async fn count_and_remove(tx: &mut Tx, owed: &[(usize, GenerationId, Owed<'_>)]) -> Result<(), Failure> {
+    let attempts = |kind| match kind {
+        Owed::Attempted(attempts) => Some(Some(i64::from(attempts))),
+        Owed::Delivered => Some(None),
+        Owed::Commit | Owed::DeadLetter(_) => None,
+    };
+    let changed = owed.iter().filter_map(|(_, generation, kind)| Some((generation.to_string(), attempts(*kind)?)));
+    let (generations, attempts): (Vec<String>, Vec<Option<i64>>) = changed.unzip();
+    if generations.is_empty() {
+        return Ok(());
+    }
+    let statement = tx.sql.text(concat!(
+        "WITH found AS MATERIALIZED (SELECT s.number, u.attempts
+            FROM unnest($2::text[], $3::bigint[]) AS u (generation, attempts) CROSS JOIN ",
+        found!(""),
+        " WHERE ",
+        is_owed!(),
+        "), counted AS (UPDATE {s}.sessions s SET attempts = f.attempts FROM found f
+            WHERE s.number = f.number AND f.attempts IS NOT NULL),
+         released AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!(FROM "(SELECT number FROM found WHERE attempts IS NULL) u"),
+        ") DELETE FROM {s}.sessions WHERE number = ANY (ARRAY (SELECT number FROM found WHERE attempts IS NULL))"
+    ));
+    let me = tx.me;
+    let query = sqlx::query(statement).persistent(false).bind(me).bind(generations).bind(attempts);
+    query.execute(tx.conn()).await?;
+    Ok(())
 }
 
 /// Changes of ends that this holder has claimed, or that are lost and that it delivers. The others are left alone.

@@ -222,6 +222,9 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
     let page = page(tx, dead, progress, len, max).await?;
     set_aside_unreadable(tx, &page.unreadable).await?;
     if page.shared.is_empty() {
+        if page.unreadable.is_empty() {
+            tx.skip_sync().await?;
+        }
         return Ok(page);
     }
     let lock = tx.sql.text("SELECT number FROM {s}.sessions WHERE number = ANY($1) ORDER BY number FOR UPDATE");
