@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The most orphans of one call.
-const RECOVERY_BATCH: usize = 1000;
+const RECOVERY_BATCH: usize = 500;
 
 /// The most such calls after one heartbeat.
 const BATCHES_PER_ROUND: usize = 64;

@@ -64,9 +64,9 @@ impl Writer {
     }
 
     /// Lets tasks that are ready push their entries first, so that the group has them: hooks that waited for the last answers, and
-    /// starts that have come together.
+    /// starts that have come together. A single entry is written at once.
     async fn until_pushed(&self) {
-        let mut len = 0;
+        let mut len = 1;
         for _ in 0..MAX_YIELDS {
             let before = std::mem::replace(&mut len, self.persister.outbox.len());
             if len == before || len >= ENTRIES_PER_CALL {

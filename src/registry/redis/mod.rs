@@ -344,9 +344,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// other holders share the sessions of the dead one.
 const PAGES_PER_CALL: usize = 16;
 
-/// The most orphans of one recovery call. Starts wait for it.
-const ORPHANS_PER_CALL: usize = 256;
-
 /// How many dead letters one script reads.
 const DEAD_LETTERS_PER_SCRIPT: usize = 256;
 
@@ -378,7 +375,6 @@ impl Registry for RedisRegistry {
                 break;
             }
         }
-        let max = max.min(ORPHANS_PER_CALL);
         let mut orphans = Vec::new();
         for _ in 0..PAGES_PER_CALL {
             let Some((dead, kind, after)) = recovery.next().filter(|_| orphans.len() < max) else { break };
