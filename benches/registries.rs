@@ -11,7 +11,8 @@
 //! call the registry, the benchmark fails.
 //!
 //! The second table is about a process that has died with 200,000 sessions: another one ends them, with a hook that does
-//! nothing, while a client starts a session about every 2 ms.
+//! nothing, while a client starts a session about every 2 ms. Beside it, bare statements do the same with the same rows,
+//! and no client (`registries/bare.rs`).
 //!
 //! SQLite uses a real file in the system's temporary directory (`TMPDIR`), with the defaults of `SqliteRegistry`.
 //! Redis and PostgreSQL are separate servers on free ports (`$REDIS_SERVER`, or `redis-server` in the path; `postgres` in
@@ -21,10 +22,15 @@
 //! ```text
 //! cargo bench -p benches --features registries --bench registries                  # about 2 minutes
 //! cargo bench -p benches --features registries --bench registries -- --seconds 1
+//! cargo bench -p benches --features registries --bench registries -- --recovery --store SQLite
 //! ```
+//!
+//! `--recovery` leaves out the first table, `--store` all stores but one.
 //!
 //! Without `--bench` each row has a few starts only.
 
+#[path = "registries/bare.rs"]
+mod bare;
 #[path = "registries/counting.rs"]
 mod counting;
 mod measure;
@@ -58,7 +64,7 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::Empty;
 use measure::{Fallible, Spread, describe};
 use stores::{Kind, Store};
-use tokio::task::JoinSet;
+use tokio::{runtime::Runtime, task::JoinSet};
 use tower_layer::Layer;
 use tower_service::Service;
 use tower_session_end::{
@@ -94,14 +100,24 @@ fn main() -> Fallible<()> {
     if let Some(flag) = args.iter().position(|arg| arg == "--seconds") {
         amount.time = Duration::from_secs_f64(args.get(flag + 1).ok_or("`--seconds` needs a number")?.parse()?);
     }
+    let argument = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let kinds = KINDS.into_iter().filter(|kind| argument("--store").is_none_or(|store| store == kind.name()));
+    let kinds: Vec<_> = kinds.collect();
     println!("{}\n", describe());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if !args.iter().any(|arg| arg == "--recovery") {
+        starts(&runtime, &kinds, amount)?;
+    }
+    recoveries(&runtime, &kinds, amount.recovered)
+}
+
+fn starts(runtime: &Runtime, kinds: &[Kind], amount: Amount) -> Fallible<()> {
     println!(
         "| registry | durability | concurrent | starts | starts/s | written/s | wait p50, ms | p99, ms | starts per commit | degraded | calls for known sessions |"
     );
     println!("|---|---|{}", "---:|".repeat(9));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let rows = [Durability::Strict, Durability::Relaxed].map(|durability| UNDER_WAY.map(|n| (durability, n)));
-    for kind in KINDS {
+    for &kind in kinds {
         for (durability, under_way) in rows.into_iter().flatten() {
             let Some(store) = Store::new(kind)? else {
                 eprintln!("{} is left out: its server is not installed", kind.name());
@@ -118,20 +134,38 @@ fn main() -> Fallible<()> {
         }
     }
 
-    println!("\n{}\n|---|{}", recovery::HEADING, "---:|".repeat(7));
-    for kind in KINDS {
+    Ok(())
+}
+
+fn recoveries(runtime: &Runtime, kinds: &[Kind], sessions: usize) -> Fallible<()> {
+    println!("\n{}\n|---|{}", recovery::HEADING, "---:|".repeat(9));
+    for &kind in kinds {
         let Some(store) = Store::new(kind)? else { continue };
-        let (name, sessions) = (kind.name(), amount.recovered);
-        runtime.block_on(async {
+        let bare = runtime.block_on(async {
             match &store {
-                Store::Sqlite(dir) => recovery::measure(name, dir.registry()?, dir.registry()?, sessions).await,
+                Store::Sqlite(dir) => {
+                    recovery::record_and_die(dir.registry()?, sessions).await?;
+                    bare::sqlite(&dir.registry()?, sessions)
+                }
                 Store::Redis(server) => {
-                    let (dead, survivor) = (stores::redis(server).await?, stores::redis(server).await?);
-                    recovery::measure(name, dead, survivor, sessions).await
+                    recovery::record_and_die(stores::redis(server).await?, sessions).await?;
+                    bare::redis(server, sessions).await
                 }
                 Store::Postgres(server) => {
-                    let (dead, survivor) = (stores::postgres(server).await?, stores::postgres(server).await?);
-                    recovery::measure(name, dead, survivor, sessions).await
+                    recovery::record_and_die(stores::postgres(server).await?, sessions).await?;
+                    bare::postgres(server, sessions).await
+                }
+            }
+        })?;
+        drop(store);
+        let Some(store) = Store::new(kind)? else { continue };
+        let row = recovery::Row { kind: kind.name(), sessions, bare };
+        runtime.block_on(async {
+            match &store {
+                Store::Sqlite(dir) => row.measure(dir.registry()?, dir.registry()?).await,
+                Store::Redis(server) => row.measure(stores::redis(server).await?, stores::redis(server).await?).await,
+                Store::Postgres(server) => {
+                    row.measure(stores::postgres(server).await?, stores::postgres(server).await?).await
                 }
             }
         })?;

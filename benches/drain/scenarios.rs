@@ -112,7 +112,7 @@ async fn drained(n: usize, builder: ActiveSessionsBuilder) -> Figures {
     let report = sessions.drain(EndReason::Shutdown).await;
     // The time in the report ends before the report is made; this is the time that a caller waits.
     let elapsed = begun.elapsed();
-    assert_eq!(report.total(), report.ended + report.failed + report.unfinished.len() as u64, "the sum holds");
+    assert_eq!(report.total(), report.ended + report.failed + report.unfinished_count, "the sum holds");
     figures(&report, elapsed)
 }
 
@@ -122,7 +122,7 @@ fn figures(report: &DrainReport, elapsed: Duration) -> Figures {
         ("elapsed s", elapsed.as_secs_f64()),
         ("as reported s", report.elapsed.as_secs_f64()),
         ("ended", report.ended as f64),
-        ("unfinished", report.unfinished.len() as f64),
+        ("unfinished", report.unfinished_count as f64),
         ("of them running", stage(tower_session_end::EndStage::Running)),
     ]
 }

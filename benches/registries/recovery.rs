@@ -29,43 +29,60 @@ const PER_CALL: usize = 1_000;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// The heading of the table.
-pub(crate) const HEADING: &str = "| registry | sessions | ended after, s | removed after, s | starts meanwhile | wait p50, ms | p99, ms | longest, ms |";
+pub(crate) const HEADING: &str = "| registry | sessions | bare statements, s | ended after, s | removed after, s | of the bare ones | starts meanwhile | wait p50, ms | p99, ms | longest, ms |";
 
-/// Measures a row: `dead` has recorded these sessions when it exits, and `survivor` ends them.
-pub(crate) async fn measure(kind: &str, dead: impl Registry, survivor: impl Registry, sessions: usize) -> Fallible<()> {
-    record_all(&dead, sessions).await?;
-    dead.release_lease().await?;
-    drop(dead);
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) kind: &'static str,
+    pub(crate) sessions: usize,
+    /// How long the bare statements took.
+    pub(crate) bare: Duration,
+}
 
-    let active = ActiveSessions::builder()
-        .max_sessions(usize::MAX)
-        .on_session_end(async |_: SessionEnd| {})
-        .registry(survivor)
-        .recovery_timeout(Duration::from_secs(600))
-        .build()?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let starts = tokio::spawn(starts(active.clone(), Arc::clone(&is_over)));
-    let begun = Instant::now();
-    let report = active.recover().await;
-    let ended = begun.elapsed();
-    until_written(&active).await?;
-    let removed = begun.elapsed();
-    is_over.store(true, Ordering::SeqCst);
-    let waits = Spread::of(starts.await?);
-    active.forget_all();
-    if report.ended != sessions as u64 {
-        return Err(format!("of {sessions} sessions: {report}").into());
+impl Row {
+    /// `dead` has recorded these sessions when it exits, and `survivor` ends them.
+    pub(crate) async fn measure(self, dead: impl Registry, survivor: impl Registry) -> Fallible<()> {
+        let Self { kind, sessions, bare } = self;
+        record_and_die(dead, sessions).await?;
+        let active = ActiveSessions::builder()
+            .max_sessions(usize::MAX)
+            .on_session_end(async |_: SessionEnd| {})
+            .registry(survivor)
+            .recovery_timeout(Duration::from_secs(600))
+            .build()?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let starts = tokio::spawn(starts(active.clone(), Arc::clone(&is_over)));
+        let begun = Instant::now();
+        let report = active.recover().await;
+        let ended = begun.elapsed();
+        until_written(&active).await?;
+        let removed = begun.elapsed();
+        is_over.store(true, Ordering::SeqCst);
+        let waits = Spread::of(starts.await?);
+        active.forget_all();
+        if report.ended != sessions as u64 {
+            return Err(format!("of {sessions} sessions: {report}").into());
+        }
+        println!(
+            "| {kind} | {sessions} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {:.3} | {:.3} | {:.3} |",
+            bare.as_secs_f64(),
+            ended.as_secs_f64(),
+            removed.as_secs_f64(),
+            removed.as_secs_f64() / bare.as_secs_f64(),
+            waits.len(),
+            waits.median(),
+            waits.at(0.99),
+            waits.at(1.0),
+        );
+        Ok(())
     }
-    println!(
-        "| {kind} | {sessions} | {:.2} | {:.2} | {} | {:.3} | {:.3} | {:.3} |",
-        ended.as_secs_f64(),
-        removed.as_secs_f64(),
-        waits.len(),
-        waits.median(),
-        waits.at(0.99),
-        waits.at(1.0),
-    );
-    Ok(())
+}
+
+/// A process has recorded these sessions when it exits.
+pub(crate) async fn record_and_die(registry: impl Registry, sessions: usize) -> Fallible<()> {
+    record_all(&registry, sessions).await?;
+    Ok(registry.release_lease().await?)
 }
 
 async fn record_all(registry: &impl Registry, sessions: usize) -> Fallible<()> {

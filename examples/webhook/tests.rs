@@ -19,7 +19,7 @@ use tower_session_end::{ActiveSessions, DrainReport, EndReason, HookError, Sessi
 
 fn assert_sum(report: &DrainReport) {
     let over = report.ended + report.failed + report.kept + report.forgotten;
-    assert_eq!(report.total(), over + report.unfinished.len() as u64, "{report}");
+    assert_eq!(report.total(), over + report.unfinished_count, "{report}");
 }
 
 async fn within<F: Future>(what: &str, future: F) -> F::Output {

@@ -158,7 +158,7 @@ async fn run(data: &[u8]) {
     let finished = within(stop, "the stop", sessions.finish(pending::<()>())).await;
     within(slack, "the shutdown future", shutdown).await.expect("no panic");
     for report in [&finished.report.drain, &finished.report.sessions] {
-        let here = report.ended + report.failed + report.kept + report.forgotten + report.unfinished.len() as u64;
+        let here = report.ended + report.failed + report.kept + report.forgotten + report.unfinished_count;
         let elsewhere = report.held_elsewhere + report.ended_elsewhere + report.handed_over;
         assert_eq!(report.total(), here + elsewhere, "{report}");
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The most orphans of one call.
-const RECOVERY_BATCH: usize = 256;
+const RECOVERY_BATCH: usize = 500;
 
 /// The most such calls after one heartbeat.
 const BATCHES_PER_ROUND: usize = 64;

@@ -7,7 +7,7 @@ use tracing::Instrument;
 
 use super::{
     Shutdown,
-    report::{DrainReport, UnfinishedEnd},
+    report::{DrainReport, MAX_LISTED, UnfinishedEnd},
     state::{Drain, DrainWaiter},
 };
 use crate::{
@@ -134,7 +134,7 @@ impl Shutdown {
     fn complete(&self, drain: &Drain) -> DrainReport {
         let report = self.account(drain, true);
         self.begin_connection_drain();
-        self.tracker.meters.on_drain_done(report.elapsed, report.unfinished.len());
+        self.tracker.meters.on_drain_done(report.elapsed, report.unfinished_count);
         log_drain(&report);
         report
     }
@@ -161,19 +161,15 @@ impl Shutdown {
     /// wait for what is unfinished now.
     pub(super) fn account(&self, drain: &Drain, give_up: bool) -> DrainReport {
         let tracker = &self.tracker;
-        let (mut after, mut unfinished) = tracker.collect_unfinished(give_up);
-        if give_up {
-            // `finish` waits for unfinished late starts, and reports them.
-            let all = unfinished.len();
-            unfinished.retain(|(generation, _)| !tracker.is_late_start(generation));
-            after.starts -= (all - unfinished.len()) as u64;
-        }
-        let unfinished: Vec<_> =
-            unfinished.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
+        // `finish` waits for unfinished late starts, and reports them.
+        let (after, unfinished) = tracker.collect_unfinished(give_up, MAX_LISTED);
+        let listed = unfinished.first.iter().map(|(generation, stage)| self.unfinished(generation, *stage)).collect();
         let mut report = DrainReport::empty(drain.reason, self.config.drain_timeout);
         let is_past_deadline = drain.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        report.timed_out = is_past_deadline && !unfinished.is_empty();
-        report.count(&drain.baseline, &after, unfinished);
+        report.timed_out = is_past_deadline && unfinished.count > 0;
+        report.count(&drain.baseline, &after);
+        report.unfinished_count = unfinished.count;
+        report.unfinished = listed;
         report.failures = self.pool.failures();
         report.elapsed = drain.started_at.elapsed();
         report
@@ -205,7 +201,7 @@ pub(super) fn log_drain(report: &DrainReport) {
         ended_elsewhere = report.ended_elsewhere,
         handed_over = report.handed_over,
         at_work = report.at_work,
-        unfinished = report.unfinished.len(),
+        unfinished = report.unfinished_count,
         timed_out = report.timed_out,
         elapsed_ms = report.elapsed.as_millis() as u64,
         "session-end-drain: {report}",

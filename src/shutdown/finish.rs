@@ -323,7 +323,7 @@ impl Shutdown {
         let progress = self.state.progress();
         let sessions = self.account(drain, false);
         let drain = drain.report.get().cloned();
-        self.tracker.meters.set_unfinished(sessions.unfinished.len());
+        self.tracker.meters.set_unfinished(sessions.unfinished_count);
         if drain.as_ref().is_none_or(|drain| drain.is_clean() && !sessions.is_clean()) {
             // Otherwise the drain has logged the same already.
             log_drain(&sessions);
@@ -342,7 +342,7 @@ impl Shutdown {
             forced = report.forced,
             ended = report.sessions.ended,
             failed = report.sessions.failed,
-            unfinished = report.sessions.unfinished.len(),
+            unfinished = report.sessions.unfinished_count,
             timed_out = report.connections.timed_out,
             open_responses = report.connections.open_responses,
             elapsed_ms = report.connections.elapsed.as_millis() as u64,

@@ -10,6 +10,9 @@ use crate::{
     tracker::{Counts, Stage},
 };
 
+/// The most unfinished ends that a report lists.
+pub(crate) const MAX_LISTED: usize = 10_000;
+
 /// The report of a drain.
 ///
 /// It counts deliveries, never attempts, and the sum holds:
@@ -17,7 +20,7 @@ use crate::{
 /// [`active`](Self::active) + [`already_ending`](Self::already_ending) + [`late_starts`](Self::late_starts) =
 /// [`ended`](Self::ended) + [`failed`](Self::failed) + [`kept`](Self::kept) + [`forgotten`](Self::forgotten) +
 /// [`held_elsewhere`](Self::held_elsewhere) + [`ended_elsewhere`](Self::ended_elsewhere) +
-/// [`handed_over`](Self::handed_over) + the number of [`unfinished`](Self::unfinished).
+/// [`handed_over`](Self::handed_over) + [`unfinished_count`](Self::unfinished_count).
 ///
 /// `Display` shows the counts and the first 8 unfinished sessions in one line, with [redacted](SessionId::redacted)
 /// ids. The JSON form has `camelCase` names, times in milliseconds (`elapsedMs`, `budgetMs`), and whole ids in
@@ -82,6 +85,8 @@ pub struct DrainReport {
     /// replica, delivers their `session_end`.
     pub handed_over: u64,
     /// Sessions whose `session_end` was not over when the report was made.
+    pub unfinished_count: u64,
+    /// These sessions, 10,000 at most: to list a million would take a tenth of the default budget.
     pub unfinished: Vec<UnfinishedEnd>,
     /// The first 256 failures of hooks since the drain began, of `session_start` and `session_end`.
     pub failures: Vec<HookFailure>,
@@ -100,7 +105,7 @@ pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Resul
 }
 
 impl DrainReport {
-    /// Whether nothing is [`unfinished`](Self::unfinished), [`failed`](Self::failed) or
+    /// Whether nothing is [`unfinished`](Self::unfinished_count), [`failed`](Self::failed) or
     /// [`handed_over`](Self::handed_over).
     ///
     /// ```
@@ -115,7 +120,7 @@ impl DrainReport {
     /// ```
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.unfinished.is_empty() && self.failed == 0 && self.handed_over == 0
+        self.unfinished_count == 0 && self.failed == 0 && self.handed_over == 0
     }
 
     /// All sessions of the drain: [`active`](Self::active) + [`already_ending`](Self::already_ending) +
@@ -136,7 +141,7 @@ impl DrainReport {
     }
 
     /// Sets the counts to the difference between `before` and `after`.
-    pub(crate) fn count(&mut self, before: &Counts, after: &Counts, unfinished: Vec<UnfinishedEnd>) {
+    pub(crate) fn count(&mut self, before: &Counts, after: &Counts) {
         self.active = before.active;
         self.already_ending = before.pending_ends + before.aborted;
         self.late_starts = after.starts - before.starts;
@@ -148,7 +153,6 @@ impl DrainReport {
         self.ended_elsewhere = after.ended_elsewhere - before.ended_elsewhere;
         self.handed_over = after.handed_over - before.handed_over;
         self.at_work = after.at_work - before.at_work;
-        self.unfinished = unfinished;
     }
 
     pub(crate) const fn empty(reason: EndReason, budget: Duration) -> Self {
@@ -165,6 +169,7 @@ impl DrainReport {
             ended_elsewhere: 0,
             at_work: 0,
             handed_over: 0,
+            unfinished_count: 0,
             unfinished: Vec::new(),
             failures: Vec::new(),
             elapsed: Duration::ZERO,
@@ -184,7 +189,9 @@ impl fmt::Display for DrainReport {
 
 impl DrainReport {
     fn fmt_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, active, already_ending, late_starts, ended, failed, forgotten, kept, unfinished, .. } = self;
+        let Self {
+            reason, active, already_ending, late_starts, ended, failed, forgotten, kept, unfinished_count, ..
+        } = self;
         write!(
             f,
             "{reason}: of {active} active, {already_ending} ending and {late_starts} late sessions, {ended} ended"
@@ -202,7 +209,7 @@ impl DrainReport {
                 write!(f, ", {count} {what}")?;
             }
         }
-        write!(f, ", {} unfinished", unfinished.len())?;
+        write!(f, ", {unfinished_count} unfinished")?;
         if self.at_work > 0 {
             write!(f, ", {} ended at work", self.at_work)?;
         }
@@ -216,8 +223,8 @@ impl DrainReport {
         for unfinished in self.unfinished.iter().take(8) {
             write!(f, "; {unfinished}")?;
         }
-        if self.unfinished.len() > 8 {
-            write!(f, "; and {} more", self.unfinished.len() - 8)?;
+        if self.unfinished_count > 8 {
+            write!(f, "; and {} more", self.unfinished_count - 8)?;
         }
         Ok(())
     }

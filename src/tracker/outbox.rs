@@ -10,7 +10,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::generation::{CalledEnd, Generation, PendingEnd, RecordState};
+use super::{
+    generation::{CalledEnd, Generation, PendingEnd, RecordState},
+    queue::return_memory,
+};
 use crate::{
     observability::ReleaseCause,
     session::{GenerationId, SessionId},
@@ -121,11 +124,15 @@ impl Outbox {
 
     /// Whether sessions come and go faster than the registry takes them.
     pub(super) fn is_overloaded(&self) -> bool {
-        self.len.load(Ordering::SeqCst) > OVERLOAD
+        self.len() > OVERLOAD
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len.load(Ordering::SeqCst) == 0
+        self.len() == 0
     }
 
     /// Queues entries before everything else, in their order.
@@ -176,7 +183,26 @@ impl Outbox {
             }
         }
         later.into_iter().rev().for_each(|queued| state.entries.push_front(queued));
+        return_memory(&mut state.entries);
         self.len.store(state.entries.len(), Ordering::SeqCst);
         taken
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::session::Session;
+
+    #[test]
+    fn an_outbox_returns_the_memory_of_a_burst() {
+        let outbox = Outbox::new(false);
+        for n in 0..100_000_u64 {
+            let session = Session::try_from(n.to_string()).unwrap();
+            outbox.push(OutboxEntry::Delivered(Arc::new(Generation::new(session, n, 0, None))));
+        }
+        while !outbox.take(1000).is_empty() {}
+        let capacity = lock(&outbox.state).entries.capacity();
+        assert!(capacity <= 4096, "{capacity}");
     }
 }

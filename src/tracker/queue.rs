@@ -59,6 +59,16 @@ pub(crate) struct Queue {
     len: AtomicUsize,
 }
 
+/// An empty queue with room for more entries than this has had a burst.
+const MAX_KEPT_CAPACITY: usize = 4096;
+
+/// Returns the memory of a burst once it is over. Must be called after entries were taken.
+pub(super) fn return_memory<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && queue.capacity() > MAX_KEPT_CAPACITY {
+        *queue = VecDeque::new();
+    }
+}
+
 impl Queue {
     pub(super) fn new() -> Self {
         let limits = RunLimits { deadline: NEVER, draining: false, closed: false };
@@ -92,6 +102,7 @@ impl Queue {
             return None;
         }
         let job = state.jobs.pop_front()?;
+        return_memory(&mut state.jobs);
         state.started += 1;
         self.len.store(state.jobs.len(), Ordering::SeqCst);
         Some(job)
@@ -101,5 +112,28 @@ impl Queue {
 impl RunLimits {
     pub(crate) fn allow_start(&self, now: Nanos) -> bool {
         !self.closed && now < self.deadline
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::session::Session;
+
+    #[test]
+    fn a_queue_returns_the_memory_of_a_burst() {
+        let queue = Queue::new();
+        let generation = Arc::new(Generation::new(Session::try_from("a").unwrap(), 0, 0, None));
+        queue.push_all((0..100_000).map(|_| Job::Start(Arc::clone(&generation))).collect());
+        let mut state = queue.state();
+        for _ in 0..100_000 {
+            assert!(queue.pop(&mut state, 0).is_some());
+        }
+        assert!(state.jobs.capacity() <= MAX_KEPT_CAPACITY, "{}", state.jobs.capacity());
+        drop(state);
+        // A few jobs at a time keep their room.
+        queue.push(Job::Start(generation));
+        let mut state = queue.state();
+        assert!(queue.pop(&mut state, 0).is_some() && state.jobs.capacity() > 0);
     }
 }

@@ -8,6 +8,13 @@ use crate::{
     sync::{Ordering, lock},
 };
 
+/// Generations whose end is unfinished.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished {
+    pub(crate) count: u64,
+    pub(crate) first: Vec<(Arc<Generation>, Stage)>,
+}
+
 impl Tracker {
     /// A copy of the active sessions. Of a compaction it contains either the old session or the new one.
     pub(crate) fn snapshot(&self) -> Vec<Session> {
@@ -64,11 +71,22 @@ impl Tracker {
             })
     }
 
-    /// The sum of all shards' counts, and every generation whose end is unfinished. With `give_up`, these are no longer
-    /// awaited.
-    pub(crate) fn collect_unfinished(&self, give_up: bool) -> (Counts, Vec<(Arc<Generation>, Stage)>) {
+    /// The sum of all shards' counts, and the generations whose end is unfinished, of which `max` are listed. With `give_up`, these
+    /// are no longer awaited, and late starts are left out.
+    pub(crate) fn collect_unfinished(&self, give_up: bool, max: usize) -> (Counts, Unfinished) {
         let mut sum = Counts::default();
-        let mut unfinished = Vec::new();
+        let mut unfinished = Unfinished::default();
+        let mut late = 0;
+        let mut add = |generation: &Arc<Generation>, stage| {
+            if give_up && self.is_late_start(generation) {
+                late += 1;
+                return;
+            }
+            unfinished.count += 1;
+            if unfinished.first.len() < max {
+                unfinished.first.push((Arc::clone(generation), stage));
+            }
+        };
         let mut drained = false;
         for shard in &self.shards {
             let shard = lock(shard);
@@ -77,15 +95,16 @@ impl Tracker {
                 if give_up && generation.set_given_up(true) {
                     drained |= self.decrement_awaited();
                 }
-                unfinished.push((Arc::clone(generation), generation.stage()));
+                add(generation, generation.stage());
             }
-            unfinished.extend(shard.aborted.iter().map(|generation| (Arc::clone(generation), Stage::EndRunning)));
+            shard.aborted.iter().for_each(|generation| add(generation, Stage::EndRunning));
             // No sweep has claimed it yet, or `keep_if` is still running for it.
-            unfinished.extend(shard.active().map(|generation| (Arc::clone(generation), Stage::Started)));
+            shard.active().for_each(|generation| add(generation, Stage::Started));
         }
         if drained {
             self.drained.notify_waiters();
         }
+        sum.starts -= late;
         (sum, unfinished)
     }
 }

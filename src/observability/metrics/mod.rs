@@ -149,12 +149,12 @@ impl Meters {
         self.ignored_ids.increment(1);
     }
 
-    pub(crate) fn on_drain_done(&self, elapsed: Duration, unfinished: usize) {
+    pub(crate) fn on_drain_done(&self, elapsed: Duration, unfinished: u64) {
         self.drain_duration.record(elapsed.as_secs_f64());
         self.set_unfinished(unfinished);
     }
 
-    pub(crate) fn set_unfinished(&self, unfinished: usize) {
+    pub(crate) fn set_unfinished(&self, unfinished: u64) {
         self.unfinished.set(unfinished as f64);
     }
 }

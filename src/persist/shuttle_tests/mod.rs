@@ -473,7 +473,7 @@ impl Model {
         self.write_all();
         assert!(self.persister.outbox.is_empty() && self.persister.backlog().is_empty());
         assert_nothing_is_left(&self.tracker);
-        let counts = self.tracker.collect_unfinished(false).0;
+        let counts = self.tracker.collect_unfinished(false, 0).0;
         self.check_hooks(&counts);
         counts
     }

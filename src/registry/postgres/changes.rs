@@ -49,6 +49,22 @@ macro_rules! is_claimed {
     };
 }
 
+/// Which holds are on the sessions of this array, or of the rows `u.number`. `session = ANY(..)` reads the whole table as long as
+/// PostgreSQL has no statistics of it.
+macro_rules! of_sessions {
+    ($numbers:literal) => {
+        of_sessions!(FROM concat!("unnest(", $numbers, "::bigint[]) AS u (number)"))
+    };
+    (FROM $rows:expr) => {
+        concat!(
+            "ctid = ANY (ARRAY (SELECT h.ctid FROM ",
+            $rows,
+            " CROSS JOIN LATERAL (SELECT o.ctid FROM {s}.holds o WHERE o.session = u.number OFFSET 0) h))"
+        )
+    };
+}
+pub(super) use of_sessions;
+
 /// The generation of `u`, if the condition holds.
 macro_rules! found {
     ($condition:literal) => {
@@ -184,7 +200,12 @@ pub(super) async fn apply(
         let starts: Vec<_> = created.into_iter().map(start_of).collect();
         hook.starts(tx, &starts).await?;
     }
-    owed(tx, &group.owed, hook, &mut answers).await?;
+    let mut owed_changes = group.owed;
+    if hook.is_none() {
+        count_and_remove(tx, &owed_changes).await?;
+        owed_changes.retain(|(.., kind)| matches!(kind, Owed::DeadLetter(_)));
+    }
+    owed(tx, &owed_changes, hook, &mut answers).await?;
     Ok(answers)
 }
 
@@ -394,8 +415,9 @@ async fn replace_details(tx: &mut Tx, changed: &[(i64, &Record)]) -> Result<(), 
 /// Ends sessions that only adopted holders hold. Each is claimed by one of them, so that its adopter finds it.
 async fn mark_lost(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     let mark = concat!(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($2))
-         UPDATE {s}.sessions s SET reason = 'lost', ended_at = ",
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s SET reason = 'lost', ended_at = ",
         now!(),
         ", claimer = coalesce((SELECT h.holder FROM {s}.holds h JOIN {s}.holders o ON o.number = h.holder
                 WHERE h.session = s.number AND o.adopted_by IS NOT NULL ORDER BY h.released, o.number LIMIT 1), $1)
@@ -565,7 +587,8 @@ async fn leave(tx: &mut Tx, leavings: &[Leaving<'_>], answers: &mut [Applied]) -
     notify(tx, &ended_for_all).await?;
     end(tx, &ending).await?;
     release(tx, &released).await?;
-    of_numbers(tx, "DELETE FROM {s}.holds WHERE session = ANY($2) AND holder = $1", &kept).await?;
+    let keep = concat!("DELETE FROM {s}.holds WHERE holder = $1 AND ", of_sessions!("$2"));
+    of_numbers(tx, keep, &kept).await?;
     remove(tx, &removed).await
 }
 
@@ -589,14 +612,15 @@ async fn end(tx: &mut Tx, ending: &[Ending<'_>]) -> Result<(), Failure> {
     if ending.is_empty() {
         return Ok(());
     }
-    let end = tx.sql.text(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($2))
-         UPDATE {s}.sessions s
+    let end = tx.sql.text(concat!(
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s
          SET requests = u.requests, reason = u.reason, next = u.next::json, ended_at = u.ended_at, claimer = $1
          FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
             AS u (number, requests, reason, next, ended_at)
-         WHERE s.number = u.number",
-    );
+         WHERE s.number = u.number"
+    ));
     let me = tx.me;
     let next =
         ending.iter().map(|ending| ending.end.next.as_ref().map(json).transpose()).collect::<Result<Vec<_>, _>>()?;
@@ -617,11 +641,12 @@ async fn release(tx: &mut Tx, released: &[(i64, u64)]) -> Result<(), Failure> {
     if released.is_empty() {
         return Ok(());
     }
-    let release = tx.sql.text(
-        "WITH released AS (UPDATE {s}.holds SET released = true WHERE session = ANY($2) AND holder = $1)
-         UPDATE {s}.sessions s SET requests = u.requests FROM unnest($2::bigint[], $3::bigint[]) AS u (number, requests)
-         WHERE s.number = u.number",
-    );
+    let release = tx.sql.text(concat!(
+        "WITH released AS (UPDATE {s}.holds SET released = true WHERE holder = $1 AND ",
+        of_sessions!("$2"),
+        ") UPDATE {s}.sessions s SET requests = u.requests FROM unnest($2::bigint[], $3::bigint[]) AS u (number, requests)
+         WHERE s.number = u.number"
+    ));
     let me = tx.me;
     let query = sqlx::query(release)
         .persistent(false)
@@ -638,13 +663,42 @@ macro_rules! is_owed {
         concat!(
             "CASE WHEN s.reason IS NOT NULL THEN ",
             is_claimed!("s"),
-            " ELSE (SELECT true FROM {s}.holds h WHERE h.session = s.number AND NOT h.released
-                    AND (SELECT o.adopted_by = $1 FROM {s}.holders o WHERE o.number = h.holder LIMIT 1) LIMIT 1)
-                    IS NOT NULL AND NOT (",
-            is_held!("s"),
-            ") END"
+            " ELSE (SELECT bool_or(o.adopted_by = $1) AND bool_and(o.adopted_by IS NOT NULL) FROM {s}.holds h
+                CROSS JOIN LATERAL (SELECT * FROM {s}.holders a WHERE a.number = h.holder LIMIT 1) o
+                WHERE h.session = s.number AND NOT h.released) END"
         )
     };
+}
+
+/// As [`owed`], without a hook: counts the calls of some ends, and removes the records of others. One statement, because a
+/// recovery consists of these.
+async fn count_and_remove(tx: &mut Tx, owed: &[(usize, GenerationId, Owed<'_>)]) -> Result<(), Failure> {
+    let attempts = |kind| match kind {
+        Owed::Attempted(attempts) => Some(Some(i64::from(attempts))),
+        Owed::Delivered => Some(None),
+        Owed::Commit | Owed::DeadLetter(_) => None,
+    };
+    let changed = owed.iter().filter_map(|(_, generation, kind)| Some((generation.to_string(), attempts(*kind)?)));
+    let (generations, attempts): (Vec<String>, Vec<Option<i64>>) = changed.unzip();
+    if generations.is_empty() {
+        return Ok(());
+    }
+    let statement = tx.sql.text(concat!(
+        "WITH found AS MATERIALIZED (SELECT s.number, u.attempts
+            FROM unnest($2::text[], $3::bigint[]) AS u (generation, attempts) CROSS JOIN ",
+        found!(""),
+        " WHERE ",
+        is_owed!(),
+        "), counted AS (UPDATE {s}.sessions s SET attempts = f.attempts FROM found f
+            WHERE s.number = f.number AND f.attempts IS NOT NULL),
+         released AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!(FROM "(SELECT number FROM found WHERE attempts IS NULL) u"),
+        ") DELETE FROM {s}.sessions WHERE number = ANY (ARRAY (SELECT number FROM found WHERE attempts IS NULL))"
+    ));
+    let me = tx.me;
+    let query = sqlx::query(statement).persistent(false).bind(me).bind(generations).bind(attempts);
+    query.execute(tx.conn()).await?;
+    Ok(())
 }
 
 /// Changes of ends that this holder has claimed, or that are lost and that it delivers. The others are left alone.
@@ -756,8 +810,9 @@ async fn make_dead_letters(tx: &mut Tx, dead: &[(i64, &str)]) -> Result<(), Fail
         return Ok(());
     }
     let make = tx.sql.text(concat!(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($1))
-         UPDATE {s}.sessions s SET dead = true, error = u.error, claimer = NULL, reason = coalesce(s.reason, $3),
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$1"),
+        ") UPDATE {s}.sessions s SET dead = true, error = u.error, claimer = NULL, reason = coalesce(s.reason, $3),
             ended_at = coalesce(s.ended_at, ",
         now!(),
         ") FROM unnest($1::bigint[], $2::text[]) AS u (number, error) WHERE s.number = u.number"
@@ -801,9 +856,11 @@ async fn remove(tx: &mut Tx, numbers: &[i64]) -> Result<(), Failure> {
     if numbers.is_empty() {
         return Ok(());
     }
-    let remove = tx.sql.text(
-        "WITH deleted AS (DELETE FROM {s}.holds WHERE session = ANY($1)) DELETE FROM {s}.sessions WHERE number = ANY($1)",
-    );
+    let remove = tx.sql.text(concat!(
+        "WITH deleted AS (DELETE FROM {s}.holds WHERE ",
+        of_sessions!("$1"),
+        ") DELETE FROM {s}.sessions WHERE number = ANY($1)"
+    ));
     sqlx::query(remove).persistent(false).bind(numbers).execute(tx.conn()).await?;
     Ok(())
 }

@@ -38,6 +38,10 @@ const LONGEST_STEP: Duration = Duration::from_secs(1);
 const BEGIN: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan";
 
+/// A page is read in the order of an index. Without statistics PostgreSQL may expect fewer rows than a page has, and would read and
+/// sort all that a holder holds. No transaction hook runs in such a transaction.
+const IN_ORDER: &str = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off";
+
 /// The lock of the schema that a transaction takes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SchemaLock {
@@ -135,6 +139,14 @@ impl Tx {
     pub(super) fn conn(&mut self) -> &mut PgConnection {
         // It is there until `commit` or `rollback` consumes this.
         self.conn.as_mut().expect("a transaction has its connection")
+    }
+
+    /// Nothing was changed that has to outlive a crash of the server: the row of this holder was locked, which counts as a change.
+    pub(super) async fn skip_sync(&mut self) -> Result<(), Failure> {
+        if self.renewal.is_none() {
+            self.conn().execute("SET LOCAL synchronous_commit = off").await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn commit(mut self) -> Result<(), Failure> {
@@ -352,11 +364,12 @@ impl Holder {
     async fn begin_on(&self, mut tx: Tx, settings: &Settings, lock: SchemaLock) -> Result<Tx, Failure> {
         let (limits, number) = (limits(settings), self.sql.lock_number());
         tx.keep_savepoint = self.sql.made(format!("{}; {limits}", hook::KEEP));
-        let shared = match lock {
+        let more = match lock {
             SchemaLock::Shared => format!("; SELECT pg_advisory_xact_lock_shared({number})"),
-            SchemaLock::None | SchemaLock::Exclusive => String::new(),
+            SchemaLock::None => format!("; {IN_ORDER}"),
+            SchemaLock::Exclusive => String::new(),
         };
-        let begin = format!("{BEGIN}; {limits}{shared}");
+        let begin = format!("{BEGIN}; {limits}{more}");
         let begin = self.sql.made(begin);
         // `Tx` ends the transaction, not this guard. It has told the connection that a transaction is open.
         let _ = ManuallyDrop::new(tx.conn().begin_with(begin).await?);

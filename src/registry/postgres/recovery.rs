@@ -12,7 +12,7 @@ use sqlx::Row;
 
 use super::{
     super::{Orphan, RegistryError},
-    changes::set_aside_unreadable,
+    changes::{of_sessions, set_aside_unreadable},
     codec::{self, end_columns},
     error::Failure,
     holder::{Context, Holder, SchemaLock, Tx},
@@ -78,6 +78,13 @@ impl Recovery {
         self.adopted.retain(|dead, _| !removed.contains(dead));
     }
 
+    /// A page was read.
+    fn advance(&mut self, dead: i64, progress: Progress, page: Page, orphans: &mut Vec<Orphan>) {
+        orphans.extend(page.orphans);
+        let cursor = page.next.unwrap_or(progress.cursor);
+        self.adopted.insert(dead, Progress { cursor, is_finished: page.next.is_none(), ..progress });
+    }
+
     /// Forgets all holders but these. New ones are read from the beginning.
     fn set_adopted(&mut self, adopted: Vec<(i64, i64)>) {
         let before = std::mem::take(&mut self.adopted);
@@ -102,36 +109,50 @@ pub(super) async fn claim_orphans(
     let mut recovery = holder.recovery.clone();
     let start = Instant::now();
     let mut has_tried = false;
+    let mut orphans = Vec::new();
+    // As many entries as are wanted; more if there were no orphans among them.
+    let mut len = max.min(PAGE);
     let may_adopt_more = loop {
         let mut tx = holder.begin(context, SchemaLock::None).await?;
-        let others = read_others(&mut tx).await;
-        let (adopted, has_adoptable) = holder.end(context, tx, others).await?;
-        recovery.set_adopted(adopted);
+        let first = first_page(&mut tx, &mut recovery, len, max).await;
+        let (page, has_adoptable) = holder.end(context, tx, first).await?;
+        if let Some((dead, progress, page)) = page {
+            len = PAGE;
+            recovery.advance(dead, progress, page, &mut orphans);
+            break has_adoptable;
+        }
         // The rest is adopted, by this holder or another one, once this is read.
-        if !has_adoptable || recovery.next().is_some() || has_tried && start.elapsed() > PATIENCE {
+        if !has_adoptable || has_tried && start.elapsed() > PATIENCE {
             break has_adoptable;
         }
         adopt(holder, context).await?;
         has_tried = true;
     };
-    let mut orphans = Vec::new();
-    // As many entries as are wanted; more if there were no orphans among them.
-    let mut len = max.min(PAGE);
-    for _ in 0..PAGES_PER_CALL {
+    for _ in 1..PAGES_PER_CALL {
         let Some((dead, progress)) = recovery.next().filter(|_| orphans.is_empty()) else { break };
         let mut tx = holder.begin(context, SchemaLock::None).await?;
         let page = read_page(&mut tx, dead, progress, len, max).await;
         len = PAGE;
         let page = holder.end(context, tx, page).await?;
-        orphans.extend(page.orphans);
-        let is_finished = page.next.is_none();
-        let cursor = page.next.unwrap_or(progress.cursor);
-        recovery.adopted.insert(dead, Progress { cursor, is_finished, ..progress });
+        recovery.advance(dead, progress, page, &mut orphans);
     }
     holder.recovery_was_cut = orphans.is_empty() && (recovery.next().is_some() || may_adopt_more);
     // Set last: if the caller drops this call before, the next one must return the same orphans.
     holder.recovery = recovery;
     Ok(orphans)
+}
+
+/// Reads which holders this one has adopted, and a page of one of them, and whether there are others that it may adopt.
+async fn first_page(
+    tx: &mut Tx,
+    recovery: &mut Recovery,
+    len: usize,
+    max: usize,
+) -> Result<(Option<(i64, Progress, Page)>, bool), Failure> {
+    let (adopted, has_adoptable) = read_others(tx).await?;
+    recovery.set_adopted(adopted);
+    let Some((dead, progress)) = recovery.next() else { return Ok((None, has_adoptable)) };
+    Ok((Some((dead, progress, read_page(tx, dead, progress, len, max).await?)), has_adoptable))
 }
 
 /// The holders that this one has adopted, with the times, and whether there are others that it may adopt.
@@ -201,15 +222,20 @@ async fn read_page(tx: &mut Tx, dead: i64, progress: Progress, len: usize, max: 
     let page = page(tx, dead, progress, len, max).await?;
     set_aside_unreadable(tx, &page.unreadable).await?;
     if page.shared.is_empty() {
+        if page.unreadable.is_empty() {
+            tx.skip_sync().await?;
+        }
         return Ok(page);
     }
     let lock = tx.sql.text("SELECT number FROM {s}.sessions WHERE number = ANY($1) ORDER BY number FOR UPDATE");
     sqlx::query(lock).persistent(false).bind(&page.shared).execute(tx.conn()).await?;
-    let delete = tx.sql.text(
-        "DELETE FROM {s}.holds h WHERE h.session = ANY($2) AND h.holder = $1 AND (h.released
+    let delete = tx.sql.text(concat!(
+        "DELETE FROM {s}.holds h WHERE ",
+        of_sessions!("$2"),
+        " AND h.holder = $1 AND (h.released
             OR (SELECT s.reason IS NULL FROM {s}.sessions s WHERE s.number = h.session LIMIT 1) IS NOT TRUE
-            OR (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))",
-    );
+            OR (SELECT true FROM {s}.holds o WHERE o.session = h.session AND o.holder <> $1 AND NOT o.released LIMIT 1))"
+    ));
     let deleted = sqlx::query(delete).persistent(false).bind(dead).bind(&page.shared).execute(tx.conn()).await?;
     if deleted.rows_affected() == page.shared.len() as u64 {
         return Ok(page);

@@ -25,7 +25,7 @@ end
 
 -- The answer for a record that is not active.
 local function claimed_or_gone(record, answer_if_mine)
-  local claimer, kind = claim_of(record)
+  local claimer, kind = claim_of(record, redis.call('HGET', record, 'claimer'))
   if claimer == rid then
     return answer_if_mine
   elseif claimer then
@@ -135,7 +135,15 @@ end
 local function attempted()
   local generation, attempts = next_arg(), next_arg()
   local record = record_key(generation)
-  if claim_of(record) then
+  -- Most are of lost sessions: their fields are read once.
+  local living, dead, is_claimed = holders_of(record)
+  local is_owed
+  if is_claimed then
+    is_owed = claim_of(record, redis.call('HGET', record, 'claimer'))
+  else
+    is_owed = lost_by(living, dead)
+  end
+  if is_owed then
     redis.call('HSET', record, 'attempts', attempts)
   end
   return {'OK'}
@@ -144,12 +152,13 @@ end
 local function delivered()
   local generation = next_arg()
   local record = record_key(generation)
-  local claimer, kind = claim_of(record)
+  local fields = redis.call('HMGET', record, 'claimer', 'id')
+  local claimer, kind = claim_of(record, fields[1])
   if kind == 'claimed' then
     redis.call('ZREM', claimed_key(claimer), generation)
     redis.call('DEL', record)
   elseif kind == 'held' then
-    remove_holds(record, generation, redis.call('HGET', record, 'id'), {}, {claimer}, false, false)
+    remove_holds(record, generation, fields[2], {}, {claimer}, false, false)
   end
   return {'OK'}
 end
@@ -157,7 +166,7 @@ end
 local function dead_letter()
   local generation, text = next_arg(), next_arg()
   local record = record_key(generation)
-  local claimer, kind = claim_of(record)
+  local claimer, kind = claim_of(record, redis.call('HGET', record, 'claimer'))
   if not claimer then
     return {'OK'}
   end

@@ -15,30 +15,34 @@ local function adopter_of(holder)
   end
 end
 
--- The holders that hold the record, and the adopted ones, which hold nothing.
+-- The holders that hold the record, the adopted ones, which hold nothing, and whether the record has a claimer.
 local function holders_of(record)
-  local living, dead = {}, {}
+  local living, dead, is_claimed = {}, {}, false
   for _, field in ipairs(redis.call('HKEYS', record)) do
-    local holder = string.match(field, '^holder:(.+)$')
-    if holder then
+    if string.sub(field, 1, 7) == 'holder:' then
+      local holder = string.sub(field, 8)
       local list = adopter_of(holder) and dead or living
       list[#list + 1] = holder
+    elseif field == 'claimer' then
+      is_claimed = true
     end
   end
-  return living, dead
+  return living, dead, is_claimed
 end
 
--- The holder in whose set the claimed end is, this one or one that it has adopted, and the kind of the set.
-local function claim_of(record)
-  local claimer = redis.call('HGET', record, 'claimer')
-  if claimer then
-    if claimer == rid or adopter_of(claimer) == rid then
-      return claimer, 'claimed'
-    end
-    return nil
-  end
-  local living, dead = holders_of(record)
+-- The adopted holder that alone holds a record without a claimer, if this holder has adopted it.
+local function lost_by(living, dead)
   if #living == 0 and #dead == 1 and adopter_of(dead[1]) == rid then
     return dead[1], 'held'
+  end
+end
+
+-- The holder in whose set the claimed end is, this one or one that it has adopted, and the kind of the set. The claimer is the
+-- field of the record, or false.
+local function claim_of(record, claimer)
+  if not claimer then
+    return lost_by(holders_of(record))
+  elseif claimer == rid or adopter_of(claimer) == rid then
+    return claimer, 'claimed'
   end
 end
