@@ -7,19 +7,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, Version, response};
+use http::{Method, Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody, StreamKind, close_connection,
-    exchange::{HandleClosed, RecordWait},
+    context::RequestContext,
+    exchange::{Exchange, HandleClosed, RecordWait},
+    in_flight::InFlight,
     stream_kind::is_grpc,
-    termination::Termination,
     unavailable,
 };
-use crate::{handle::ActiveSessions, protocol::RequestInfo, session::Phase};
+use crate::{handle::ActiveSessions, session::Phase};
 
 pin_project! {
     /// The response future of a [`SessionService`](super::SessionService).
@@ -34,10 +35,10 @@ pin_project! {
         #[pin]
         pub(super) state: State<F, B>,
         // Until there is a response.
-        pub(super) termination: Option<Termination>,
-        // With the preset, `None` if the id is active: the exchange has it.
-        pub(super) request: Option<RequestInfo>,
-        pub(super) is_get: bool,
+        pub(super) exchange: Option<Exchange>,
+        // `None` without extractors.
+        pub(super) context: Option<RequestContext>,
+        pub(super) method: Method,
         pub(super) version: Version,
     }
 }
@@ -61,7 +62,8 @@ pub(super) struct PendingHead<B> {
 impl<F, B> ResponseFuture<F, B> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { state: State::Responding { pending: None }, termination: None, request: None, is_get: false, version }
+        let state = State::Responding { pending: None };
+        Self { state, exchange: None, context: None, method: Method::GET, version }
     }
 }
 
@@ -76,33 +78,20 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
         let StateProj::Calling { inner } = this.state.project() else { return self.poll_response(cx) };
-        let Some(termination) = this.termination else {
+        let Some(exchange) = this.exchange else {
             return Poll::Pending; // polled again after it was ready
         };
-        match inner.poll(cx) {
+        match RequestContext::enter(this.context, || inner.poll(cx)) {
             Poll::Ready(Ok(response)) => {
-                let (mut parts, body) = response.into_parts();
-                if !termination.exchange.is_open() {
-                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
+                let is_usual = exchange.phase() == Phase::Open && has_known_length(response.body());
+                if !is_usual || exchange.may_update(&response) {
+                    return self.respond(response, cx);
                 }
-                if termination.exchange.may_update(this.request.as_ref(), &parts) {
-                    match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
-                        Ok(None) => {}
-                        Ok(Some(record_wait)) => return self.wait_for_record(parts, body, record_wait, cx),
-                        Err(HandleClosed) => {
-                            *this.termination = None;
-                            return Poll::Ready(Ok(unavailable(*this.version)));
-                        }
-                    }
-                }
-                if !has_known_length(&body) {
-                    return Poll::Ready(Ok(self.wrap(parts, body)));
-                }
-                let termination = this.termination.take();
-                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, termination))))
+                let in_flight = this.exchange.take().map(|exchange| exchange.in_flight);
+                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, in_flight))))
             }
             Poll::Ready(Err(error)) => {
-                *this.termination = None;
+                *this.exchange = None;
                 Poll::Ready(Err(error))
             }
             Poll::Pending => self.wait(cx),
@@ -116,65 +105,53 @@ fn has_known_length<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
 }
 
-impl<F, B> ResponseFuture<F, B> {
-    /// For a body that may be a stream, or is over.
+impl<F, B: Body> ResponseFuture<F, B> {
+    /// For a response that may change a session, or that the phase changes, or whose body may be a stream or is over.
     #[inline(never)]
-    fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
-    where
-        B: Body,
-    {
-        let this = self.project();
-        if body.is_end_stream() {
-            // A server does not poll a body that is over, so the exchange ends here.
-            *this.termination = None;
-        } else if let Some(termination) = this.termination
-            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &parts) == StreamKind::Listening
-            && termination.exchange.begin_stream()
-        {
-            termination.end_with_session();
-        }
-        let body = match is_grpc(*this.version, &parts.headers) {
-            true => SessionBody::grpc(body, this.termination.take()),
-            false => SessionBody::new(body, this.termination.take()),
-        };
-        Response::from_parts(parts, body)
-    }
-
-    /// The head starts a session, and waits for its record.
-    #[cold]
-    fn wait_for_record<E>(
+    fn respond<E>(
         mut self: Pin<&mut Self>,
-        parts: response::Parts,
-        body: B,
-        record_wait: RecordWait,
+        response: Response<B>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<SessionBody<B>>, E>>
-    where
-        B: Body,
-    {
+    ) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let this = self.as_mut().project();
-        let Some(termination) = this.termination.as_ref() else { return Poll::Pending };
-        let sessions = termination.exchange.sessions().clone();
-        // The session has an activity until the head has left, also if the body is over.
-        let response = if body.is_end_stream() || has_known_length(&body) {
-            Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
-        } else {
-            self.as_mut().wrap(parts, body)
+        let Some(exchange) = this.exchange else { return Poll::Pending };
+        let may_update = exchange.may_update(&response);
+        let (mut parts, body) = response.into_parts();
+        if exchange.phase() != Phase::Open {
+            close_connection(exchange.sessions(), *this.version, &mut parts);
+        }
+        let record_wait = match may_update {
+            true => exchange.apply_response(this.method, &mut parts),
+            false => Ok(None),
         };
-        let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
-        let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
-        // The host's future is dropped here, not with this one.
-        self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
-        self.poll_response(cx)
+        let in_flight = this.exchange.take().map(|exchange| exchange.in_flight);
+        match (record_wait, in_flight) {
+            (Ok(None), in_flight) => {
+                // A server does not poll a body that is over, so the exchange ends here.
+                let in_flight = in_flight.filter(|_| !body.is_end_stream());
+                Poll::Ready(Ok(wrap(this.method, *this.version, parts, body, in_flight)))
+            }
+            (Ok(Some(record_wait)), Some(in_flight)) => {
+                // The session has an activity until the head has left, also if the body is over.
+                let sessions = in_flight.sessions().clone();
+                let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
+                let response = wrap(this.method, *this.version, parts, body, Some(in_flight));
+                let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
+                // The host's future is dropped here, not with this one.
+                self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
+                self.poll_response(cx)
+            }
+            (Err(HandleClosed), _) | (Ok(Some(_)), None) => Poll::Ready(Ok(unavailable(*this.version))),
+        }
     }
 
     /// The host is pending.
     #[inline(never)]
     fn wait<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let mut this = self.project();
-        let Some(termination) = this.termination else { return Poll::Pending };
-        let _forced = ready!(termination.poll(cx));
-        *this.termination = None;
+        let Some(exchange) = this.exchange else { return Poll::Pending };
+        let _forced = ready!(exchange.in_flight.poll(cx));
+        *this.exchange = None;
         // The host's future is dropped here, not with this one.
         this.state.set(State::Responding { pending: None });
         Poll::Ready(Ok(unavailable(*this.version)))
@@ -189,6 +166,28 @@ impl<F, B> ResponseFuture<F, B> {
             StateProj::Responding { pending } => poll_pending_head(pending, cx, *this.version).map(Ok),
         }
     }
+}
+
+/// The body in flight. With `in_flight` it may be a stream.
+fn wrap<B: Body>(
+    method: &Method,
+    version: Version,
+    parts: response::Parts,
+    body: B,
+    mut in_flight: Option<InFlight>,
+) -> Response<SessionBody<B>> {
+    let may_be_stream = !body.is_end_stream() && body.size_hint().exact().is_none();
+    if may_be_stream
+        && let Some(in_flight) = &mut in_flight
+        && StreamKind::of(in_flight.sessions(), method, &parts) == StreamKind::Listening
+    {
+        in_flight.begin_stream();
+    }
+    let body = match may_be_stream && is_grpc(version, &parts.headers) {
+        true => SessionBody::grpc(body, in_flight),
+        false => SessionBody::new(body, in_flight),
+    };
+    Response::from_parts(parts, body)
 }
 
 /// Returns the head once its session is recorded. In `Closed` no head with a new id leaves.

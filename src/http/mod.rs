@@ -1,15 +1,16 @@
 //! The Tower layer, its service, future and body; axum's extractors.
 
 mod body;
+mod context;
 mod exchange;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
+mod in_flight;
 mod layer;
 mod misuse;
 mod service;
 mod stream_kind;
-mod termination;
 
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};
