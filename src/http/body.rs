@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::in_flight::{InFlight, Terminated};
+use super::termination::{Terminated, Termination};
 use crate::error::BoxError;
 
 /// After this many frames that were ready at once, the body checks whether it has to end: one that is never pending
@@ -57,7 +57,7 @@ pin_project! {
             #[pin]
             inner: B,
             // Until the body ends.
-            in_flight: Option<InFlight>,
+            termination: Option<Termination>,
             // Frames until the next check.
             frames: u8,
             // Whether it ends with trailers, if the layer ends it.
@@ -72,13 +72,13 @@ pin_project! {
 
 impl<B> SessionBody<B> {
     #[inline]
-    pub(super) fn new(inner: B, in_flight: Option<InFlight>) -> Self {
-        Self { state: State::Host { inner, in_flight, frames: FRAMES_PER_CHECK, is_grpc: false } }
+    pub(super) fn new(inner: B, termination: Option<Termination>) -> Self {
+        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK, is_grpc: false } }
     }
 
     /// As [`new`](Self::new), for a gRPC stream: it ends with trailers if the layer ends it.
-    pub(super) const fn grpc(inner: B, in_flight: Option<InFlight>) -> Self {
-        Self { state: State::Host { inner, in_flight, frames: FRAMES_PER_CHECK, is_grpc: true } }
+    pub(super) const fn grpc(inner: B, termination: Option<Termination>) -> Self {
+        Self { state: State::Host { inner, termination, frames: FRAMES_PER_CHECK, is_grpc: true } }
     }
 
     /// The host's body; `None` if the layer has ended it, or has answered in the host's place.
@@ -120,18 +120,19 @@ impl<B> SessionBody<B> {
     where
         B: Body<Error: Into<BoxError>>,
     {
-        let StateProj::Host { mut inner, in_flight, frames, is_grpc } = self.as_mut().project().state.project() else {
+        let StateProj::Host { mut inner, termination, frames, is_grpc } = self.as_mut().project().state.project()
+        else {
             return self.poll_trailers();
         };
         *frames = FRAMES_PER_CHECK;
         let polled = inner.as_mut().poll_frame(cx).map_err(Into::into);
-        let (Poll::Ready(Some(Ok(frame))), Some(in_flight)) = (&polled, in_flight) else {
+        let (Poll::Ready(Some(Ok(frame))), Some(termination)) = (&polled, termination) else {
             return self.on_poll(polled, cx);
         };
         let has_more = !frame.is_trailers() && !inner.is_end_stream();
         // The host's own trailers are the last ones.
         *is_grpc &= has_more;
-        let Some(terminated) = in_flight.check(cx, has_more) else { return polled };
+        let Some(terminated) = termination.check(cx, has_more) else { return polled };
         let is_cut = terminated == Terminated::Forced && !*is_grpc;
         self.end(terminated);
         // Unless an error takes its place, this frame is the last one before the trailers.
@@ -141,11 +142,11 @@ impl<B> SessionBody<B> {
     /// Handles the polls that did not yield data.
     #[inline(never)]
     fn on_poll<T>(mut self: Pin<&mut Self>, polled: Polled<T>, cx: &mut Context<'_>) -> Polled<T> {
-        let StateProj::Host { in_flight: slot, frames, is_grpc, .. } = self.as_mut().project().state.project() else {
+        let StateProj::Host { termination: slot, frames, is_grpc, .. } = self.as_mut().project().state.project() else {
             return polled;
         };
         *frames = FRAMES_PER_CHECK;
-        let Some(in_flight) = slot else { return polled };
+        let Some(termination) = slot else { return polled };
         match &polled {
             Poll::Ready(Some(frame)) => {
                 *is_grpc &= frame.as_ref().is_ok_and(Frame::is_data);
@@ -156,7 +157,7 @@ impl<B> SessionBody<B> {
                 polled
             }
             Poll::Pending => {
-                let terminated = ready!(in_flight.poll(cx));
+                let terminated = ready!(termination.poll(cx));
                 let is_cut = terminated == Terminated::Forced && !*is_grpc;
                 self.as_mut().end(terminated);
                 if is_cut { Poll::Ready(Some(Err(ForcedEnd.into()))) } else { self.poll_trailers() }

@@ -5,14 +5,13 @@
 
 use std::{cell::Cell, sync::Arc};
 
-use http::Request;
 #[cfg(feature = "axum")]
 use http::request::Parts;
 
 use super::{exchange::Exchange, layer::Shared};
 #[cfg(feature = "axum")]
 use crate::handle::ActiveSessions;
-use crate::{session::SessionId, tracker::Generation};
+use crate::{protocol::RequestInfo, session::SessionId, tracker::Generation};
 
 thread_local! {
     /// The context of the innermost layer that is polling its host.
@@ -26,6 +25,7 @@ pub(super) struct RequestContext {
     /// The generation that the request was counted in.
     generation: Option<Arc<Generation>>,
     /// The id of the request, if that is not active.
+    #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "only the extractors read it"))]
     untracked: Option<Arc<SessionId>>,
     /// The host has been polled: whether a layer outside of this one has counted the request is known.
     is_polled: bool,
@@ -38,23 +38,18 @@ pub(super) struct Extractors {
     pub(super) in_other_tasks: bool,
 }
 
-impl Extractors {
-    #[inline]
-    pub(super) fn context<B>(self, exchange: &Exchange, request: &mut Request<B>) -> RequestContext {
-        let context = RequestContext {
-            shared: Arc::clone(&exchange.in_flight.shared),
-            generation: exchange.in_flight.generation.clone(),
-            untracked: exchange.untracked.clone(),
-            is_polled: false,
-        };
-        if self.in_other_tasks {
-            request.extensions_mut().insert(context.clone());
-        }
-        context
-    }
-}
-
 impl RequestContext {
+    /// `info` is needed for an id that is not active.
+    #[inline]
+    pub(super) fn new(exchange: &Exchange, info: Option<&RequestInfo>) -> Self {
+        Self {
+            shared: Arc::clone(exchange.shared()),
+            generation: exchange.generation().cloned(),
+            untracked: info.and_then(untracked_id),
+            is_polled: false,
+        }
+    }
+
     /// Calls `host` with the context in the thread-local. Contexts of nested layers are put back in their order, also by a
     /// panic.
     #[inline]
@@ -134,4 +129,9 @@ impl Drop for Entered<'_> {
             *self.slot = inner;
         }
     }
+}
+
+#[cold]
+fn untracked_id(info: &RequestInfo) -> Option<Arc<SessionId>> {
+    info.id().filter(|_| !info.is_tracked()).cloned().map(Arc::new)
 }

@@ -2,22 +2,24 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use http::{Method, Response, StatusCode, response};
+use http::{Method, StatusCode, response};
 
-use super::{in_flight::InFlight, layer::Shared};
+use super::layer::Shared;
 use crate::{
     handle::ActiveSessions,
     protocol::{OnNewId, ProtocolKind, RequestInfo, SessionChange, SessionUpdate},
     session::{Phase, Session, SessionId},
+    shutdown::OpenResponses,
     tracker::{Activity, ClaimNumber, Generation, NoteSource, Noted, Origin, Scope},
 };
 
-/// Lasts from the request's head to the response's.
+/// Lasts from the request's head to the response body's end. Its session has an activity for that time.
 pub(super) struct Exchange {
-    /// Goes on in the response body.
-    pub(super) in_flight: InFlight,
-    /// The id of the request, if that is valid and not active. Shared with the extractors.
-    pub(super) untracked: Option<Arc<SessionId>>,
+    shared: Arc<Shared>,
+    /// The generation that was active when the request came, or that the response started. If the response changes
+    /// this id, it changes this generation and no later one.
+    generation: Option<Arc<Generation>>,
+    activity: Activity,
     /// The claims before the request began: a generation that was claimed later is not revived by the response.
     began: ClaimNumber,
 }
@@ -30,47 +32,51 @@ pub(super) struct HandleClosed;
 
 impl Exchange {
     #[inline]
-    pub(super) fn begin(
-        shared: &Arc<Shared>,
-        generation: Option<Arc<Generation>>,
-        untracked: Option<Arc<SessionId>>,
-    ) -> Self {
-        let in_flight = InFlight::begin(shared, generation);
-        Self { in_flight, untracked, began: shared.claim_number() }
+    pub(super) fn begin(shared: &Arc<Shared>, generation: Option<Arc<Generation>>) -> Self {
+        shared.shutdown.open_responses.begin();
+        let began = shared.claim_number();
+        Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
+        self.generation.as_ref()
     }
 
     pub(super) fn sessions(&self) -> &ActiveSessions {
-        self.in_flight.sessions()
+        &self.shared.sessions
+    }
+
+    #[inline]
+    pub(super) fn open_responses(&self) -> &OpenResponses {
+        &self.shared.shutdown.open_responses
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.phase() == Phase::Closed
+    }
+
+    #[inline(always)]
+    pub(super) fn is_open(&self) -> bool {
+        self.shared.phase() == Phase::Open
     }
 
     /// Whether [`apply_response`](Self::apply_response) may find a change in the response.
     #[inline(always)]
-    pub(super) fn may_update<B>(&self, response: &Response<B>) -> bool {
-        let InFlight { shared, generation, .. } = &self.in_flight;
-        match &shared.protocol {
+    pub(super) fn may_update(&self, request: Option<&RequestInfo>, response: &response::Parts) -> bool {
+        match &self.shared.protocol {
             ProtocolKind::Header(protocol) => {
-                !response.extensions().is_empty()
-                    || (protocol.adopts() && self.untracked.is_some())
-                    || generation.as_ref().is_some_and(|generation| generation.is_doubted())
-                    || protocol.may_update(response.headers(), generation.as_ref().map(|generation| &generation.id))
+                !response.extensions.is_empty()
+                    || protocol.has_session_headers(&response.headers)
+                    // With the preset, `request` is set only for an id that is not active.
+                    || (protocol.adopts() && request.is_some())
+                    || self.generation.as_ref().is_some_and(|generation| generation.is_doubted())
             }
             ProtocolKind::Other(_) => true,
         }
-    }
-
-    #[inline(always)]
-    pub(super) fn phase(&self) -> Phase {
-        self.in_flight.shared.phase()
-    }
-
-    /// The request, as the protocol gets it. With the preset, `None` unless the request has a valid id that is not active.
-    fn request_info(&self, method: &Method) -> Option<RequestInfo> {
-        let generation = self.in_flight.generation.as_ref();
-        if matches!(self.in_flight.shared.protocol, ProtocolKind::Header(_)) && self.untracked.is_none() {
-            return None;
-        }
-        let id = generation.map(|generation| &generation.id).or(self.untracked.as_deref());
-        Some(RequestInfo { method: method.clone(), id: id.cloned(), is_tracked: generation.is_some() })
     }
 
     /// Applies the changes that the response declares: the handler's first, which take precedence, then the protocol's.
@@ -78,20 +84,18 @@ impl Exchange {
     #[inline(never)]
     pub(super) fn apply_response(
         &mut self,
-        method: &Method,
+        request: Option<&RequestInfo>,
         response: &mut response::Parts,
     ) -> Result<Option<RecordWait>, HandleClosed> {
-        let request = self.request_info(method);
-        let request = request.as_ref();
-        if let Some(generation) = &self.in_flight.generation
+        if let Some(generation) = &self.generation
             && generation.is_doubted()
             && shows_session(response.status)
         {
             generation.trust();
         }
-        let tracked = self.in_flight.generation.as_ref().map(|generation| &generation.id);
+        let tracked = self.generation.as_ref().map(|generation| &generation.id);
         // Short paths for the most frequent responses: the session continues, or one starts.
-        if let (ProtocolKind::Header(protocol), false) = (&self.in_flight.shared.protocol, has_update(response))
+        if let (ProtocolKind::Header(protocol), false) = (&self.shared.protocol, has_update(response))
             && let Some(id) = protocol.sole_id(&response.headers)
         {
             if tracked.is_some_and(|tracked| tracked.as_bytes() == id) {
@@ -99,7 +103,7 @@ impl Exchange {
             }
             if let Some(id) = protocol.starting_id(id, response) {
                 let policy = protocol.new_id_policy();
-                if policy != OnNewId::Keep && self.in_flight.generation.is_some() {
+                if policy != OnNewId::Keep && self.generation.is_some() {
                     return self.apply_new_id(policy, request.and_then(RequestInfo::id), Session::new(id));
                 }
                 let start = self.note_from_header(request.and_then(RequestInfo::id), Session::new(id))?;
@@ -108,7 +112,7 @@ impl Exchange {
         }
         let carried = request.map_or(tracked, RequestInfo::id).cloned();
         // Before the handler's update is removed: `adopt` depends on whether there is one.
-        let from_protocol = match (&self.in_flight.shared.protocol, request) {
+        let from_protocol = match (&self.shared.protocol, request) {
             (ProtocolKind::Header(protocol), _) => protocol.update(request, tracked, response),
             (ProtocolKind::Other(protocol), Some(request)) => protocol.response(request, response),
             (ProtocolKind::Other(_), None) => SessionUpdate::empty(),
@@ -173,9 +177,9 @@ impl Exchange {
         carried: Option<&SessionId>,
         new: Session,
     ) -> Result<Option<RecordWait>, HandleClosed> {
-        let sessions = &self.in_flight.shared.sessions;
-        let (source, activity) = (NoteSource::ResponseHead(self.began, Origin::Made), Some(self.in_flight.activity));
-        let old = self.in_flight.generation.clone().filter(|_| !self.in_flight.shared.is_tracked(&new.id));
+        let sessions = &self.shared.sessions;
+        let (source, activity) = (NoteSource::ResponseHead(self.began, Origin::Made), Some(self.activity));
+        let old = self.generation.clone().filter(|_| !self.shared.is_tracked(&new.id));
         let noted = match (policy, &old) {
             (OnNewId::Compact, Some(old)) => {
                 sessions.compact_generation(old.id.as_str(), Some(old), new, source, activity).1
@@ -208,7 +212,7 @@ impl Exchange {
         change: SessionChange,
         source: NoteSource,
     ) -> Result<Option<Arc<Generation>>, HandleClosed> {
-        let sessions = &self.in_flight.shared.sessions;
+        let sessions = &self.shared.sessions;
         let activity = self.initial_activity();
         match change {
             SessionChange::Started(session) => {
@@ -220,7 +224,7 @@ impl Exchange {
                 Ok(None)
             }
             SessionChange::Ended(id, reason) => {
-                match self.in_flight.generation.as_ref().filter(|generation| generation.id == id) {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
                     // This response must not end a later generation of the same id.
                     Some(generation) => sessions.end_generation(generation, reason, Scope::Everywhere),
                     None => sessions.end(id, reason),
@@ -228,7 +232,7 @@ impl Exchange {
                 Ok(None)
             }
             SessionChange::Doubted(id) => {
-                match self.in_flight.generation.as_ref().filter(|generation| generation.id == id) {
+                match self.generation.as_ref().filter(|generation| generation.id == id) {
                     Some(generation) => sessions.inner.housekeeper.doubt(generation),
                     None => {
                         let generation = sessions.inner.tracker.find(id.as_bytes());
@@ -238,7 +242,7 @@ impl Exchange {
                 Ok(None)
             }
             SessionChange::Compacted(old, session) => {
-                let only = self.in_flight.generation.as_ref().filter(|generation| generation.id == old);
+                let only = self.generation.as_ref().filter(|generation| generation.id == old);
                 let noted = sessions.compact_generation(old.as_str(), only, session, source, activity).1;
                 self.attach(noted, activity)
             }
@@ -252,12 +256,10 @@ impl Exchange {
         carried: Option<&SessionId>,
         session: Session,
     ) -> Result<Option<Arc<Generation>>, HandleClosed> {
-        let sessions = &self.in_flight.shared.sessions;
+        let sessions = &self.shared.sessions;
         if carried == Some(&session.id) {
             // Filtered, because the exchange may belong to another session that the handler has just started.
-            if let Some(generation) =
-                self.in_flight.generation.as_ref().filter(|generation| generation.id == session.id)
-            {
+            if let Some(generation) = self.generation.as_ref().filter(|generation| generation.id == session.id) {
                 // If the generation has ended by now, this response is late, and starts nothing.
                 sessions.inner.tracker.set_details(generation, session);
                 return Ok(None);
@@ -279,8 +281,8 @@ impl Exchange {
 
     /// The activity with which a session starts here; `None` if this exchange already belongs to an active session.
     fn initial_activity(&self) -> Option<Activity> {
-        let is_free = self.in_flight.generation.as_ref().is_none_or(|generation| !generation.is_active());
-        is_free.then_some(self.in_flight.activity)
+        let is_free = self.generation.as_ref().is_none_or(|generation| !generation.is_active());
+        is_free.then_some(self.activity)
     }
 
     /// The exchange belongs to the noted session from here on, if that has started with its `activity`.
@@ -290,14 +292,41 @@ impl Exchange {
             Noted::Started(generation) | Noted::AlreadyActive(generation) => {
                 let waits = self.delays_head(&generation).then(|| Arc::clone(&generation));
                 if activity.is_some()
-                    && let Some(ended) = self.in_flight.generation.replace(generation)
+                    && let Some(ended) = self.generation.replace(generation)
                 {
-                    self.in_flight.end_activity(&ended);
+                    self.end_activity(&ended);
                 }
                 Ok(waits)
             }
             Noted::Tombstoned => Ok(None),
         }
+    }
+
+    /// Turns the activity into [`Activity::Stream`]: a client that listens is not work. Returns whether the stream has
+    /// to end with its session.
+    #[inline(never)]
+    pub(super) fn begin_stream(&mut self) -> bool {
+        if let Some(generation) = self.generation.clone() {
+            generation.begin_activity(Activity::Stream);
+            self.end_activity(&generation);
+            self.activity = Activity::Stream;
+        }
+        self.sessions().inner.end_streams
+    }
+
+    #[inline(never)]
+    fn end_activity(&self, generation: &Arc<Generation>) {
+        self.shared.end_activity(generation, self.activity);
+    }
+}
+
+impl Drop for Exchange {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(generation) = &self.generation {
+            self.end_activity(generation);
+        }
+        self.shared.shutdown.open_responses.end();
     }
 }
 

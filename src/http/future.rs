@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Method, Response, Version, response};
+use http::{Response, Version, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -15,12 +15,12 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::{
     SessionBody, StreamKind, close_connection,
     context::RequestContext,
-    exchange::{Exchange, HandleClosed, RecordWait},
-    in_flight::InFlight,
+    exchange::{HandleClosed, RecordWait},
     stream_kind::is_grpc,
+    termination::Termination,
     unavailable,
 };
-use crate::{handle::ActiveSessions, session::Phase};
+use crate::{handle::ActiveSessions, protocol::RequestInfo, session::Phase};
 
 pin_project! {
     /// The response future of a [`SessionService`](super::SessionService).
@@ -35,10 +35,12 @@ pin_project! {
         #[pin]
         pub(super) state: State<F, B>,
         // Until there is a response.
-        pub(super) exchange: Option<Exchange>,
+        pub(super) termination: Option<Termination>,
+        // With the preset, `None` if the id is active: the exchange has it.
+        pub(super) request: Option<RequestInfo>,
         // `None` without extractors.
         pub(super) context: Option<RequestContext>,
-        pub(super) method: Method,
+        pub(super) is_get: bool,
         pub(super) version: Version,
     }
 }
@@ -63,7 +65,7 @@ impl<F, B> ResponseFuture<F, B> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
         let state = State::Responding { pending: None };
-        Self { state, exchange: None, context: None, method: Method::GET, version }
+        Self { state, termination: None, request: None, context: None, is_get: false, version }
     }
 }
 
@@ -78,20 +80,33 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
         let StateProj::Calling { inner } = this.state.project() else { return self.poll_response(cx) };
-        let Some(exchange) = this.exchange else {
+        let Some(termination) = this.termination else {
             return Poll::Pending; // polled again after it was ready
         };
         match RequestContext::enter(this.context, || inner.poll(cx)) {
             Poll::Ready(Ok(response)) => {
-                let is_usual = exchange.phase() == Phase::Open && has_known_length(response.body());
-                if !is_usual || exchange.may_update(&response) {
-                    return self.respond(response, cx);
+                let (mut parts, body) = response.into_parts();
+                if !termination.exchange.is_open() {
+                    close_connection(termination.exchange.sessions(), *this.version, &mut parts);
                 }
-                let in_flight = this.exchange.take().map(|exchange| exchange.in_flight);
-                Poll::Ready(Ok(response.map(|body| SessionBody::new(body, in_flight))))
+                if termination.exchange.may_update(this.request.as_ref(), &parts) {
+                    match termination.exchange.apply_response(this.request.as_ref(), &mut parts) {
+                        Ok(None) => {}
+                        Ok(Some(record_wait)) => return self.wait_for_record(parts, body, record_wait, cx),
+                        Err(HandleClosed) => {
+                            *this.termination = None;
+                            return Poll::Ready(Ok(unavailable(*this.version)));
+                        }
+                    }
+                }
+                if !has_known_length(&body) {
+                    return Poll::Ready(Ok(self.wrap(parts, body)));
+                }
+                let termination = this.termination.take();
+                Poll::Ready(Ok(Response::from_parts(parts, SessionBody::new(body, termination))))
             }
             Poll::Ready(Err(error)) => {
-                *this.exchange = None;
+                *this.termination = None;
                 Poll::Ready(Err(error))
             }
             Poll::Pending => self.wait(cx),
@@ -105,53 +120,65 @@ fn has_known_length<B: Body>(body: &B) -> bool {
     !body.is_end_stream() && body.size_hint().exact().is_some()
 }
 
-impl<F, B: Body> ResponseFuture<F, B> {
-    /// For a response that may change a session, or that the phase changes, or whose body may be a stream or is over.
+impl<F, B> ResponseFuture<F, B> {
+    /// For a body that may be a stream, or is over.
     #[inline(never)]
-    fn respond<E>(
-        mut self: Pin<&mut Self>,
-        response: Response<B>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Response<SessionBody<B>>, E>> {
-        let this = self.as_mut().project();
-        let Some(exchange) = this.exchange else { return Poll::Pending };
-        let may_update = exchange.may_update(&response);
-        let (mut parts, body) = response.into_parts();
-        if exchange.phase() != Phase::Open {
-            close_connection(exchange.sessions(), *this.version, &mut parts);
+    fn wrap(self: Pin<&mut Self>, parts: response::Parts, body: B) -> Response<SessionBody<B>>
+    where
+        B: Body,
+    {
+        let this = self.project();
+        if body.is_end_stream() {
+            // A server does not poll a body that is over, so the exchange ends here.
+            *this.termination = None;
+        } else if let Some(termination) = this.termination
+            && StreamKind::of(termination.exchange.sessions(), *this.is_get, &parts) == StreamKind::Listening
+            && termination.exchange.begin_stream()
+        {
+            termination.end_with_session();
         }
-        let record_wait = match may_update {
-            true => exchange.apply_response(this.method, &mut parts),
-            false => Ok(None),
+        let body = match is_grpc(*this.version, &parts.headers) {
+            true => SessionBody::grpc(body, this.termination.take()),
+            false => SessionBody::new(body, this.termination.take()),
         };
-        let in_flight = this.exchange.take().map(|exchange| exchange.in_flight);
-        match (record_wait, in_flight) {
-            (Ok(None), in_flight) => {
-                // A server does not poll a body that is over, so the exchange ends here.
-                let in_flight = in_flight.filter(|_| !body.is_end_stream());
-                Poll::Ready(Ok(wrap(this.method, *this.version, parts, body, in_flight)))
-            }
-            (Ok(Some(record_wait)), Some(in_flight)) => {
-                // The session has an activity until the head has left, also if the body is over.
-                let sessions = in_flight.sessions().clone();
-                let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
-                let response = wrap(this.method, *this.version, parts, body, Some(in_flight));
-                let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
-                // The host's future is dropped here, not with this one.
-                self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
-                self.poll_response(cx)
-            }
-            (Err(HandleClosed), _) | (Ok(Some(_)), None) => Poll::Ready(Ok(unavailable(*this.version))),
-        }
+        Response::from_parts(parts, body)
+    }
+
+    /// The head starts a session, and waits for its record.
+    #[cold]
+    fn wait_for_record<E>(
+        mut self: Pin<&mut Self>,
+        parts: response::Parts,
+        body: B,
+        record_wait: RecordWait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<SessionBody<B>>, E>>
+    where
+        B: Body,
+    {
+        let this = self.as_mut().project();
+        let Some(termination) = this.termination.as_ref() else { return Poll::Pending };
+        let sessions = termination.exchange.sessions().clone();
+        // The session has an activity until the head has left, also if the body is over.
+        let response = if body.is_end_stream() || has_known_length(&body) {
+            Response::from_parts(parts, SessionBody::new(body, this.termination.take()))
+        } else {
+            self.as_mut().wrap(parts, body)
+        };
+        let closed = Box::pin(sessions.inner.shutdown.closed.clone().cancelled_owned());
+        let pending = Box::new(PendingHead { sessions, record_wait, response, closed });
+        // The host's future is dropped here, not with this one.
+        self.as_mut().project().state.set(State::Responding { pending: Some(pending) });
+        self.poll_response(cx)
     }
 
     /// The host is pending.
     #[inline(never)]
     fn wait<E>(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Response<SessionBody<B>>, E>> {
         let mut this = self.project();
-        let Some(exchange) = this.exchange else { return Poll::Pending };
-        let _forced = ready!(exchange.in_flight.poll(cx));
-        *this.exchange = None;
+        let Some(termination) = this.termination else { return Poll::Pending };
+        let _forced = ready!(termination.poll(cx));
+        *this.termination = None;
         // The host's future is dropped here, not with this one.
         this.state.set(State::Responding { pending: None });
         Poll::Ready(Ok(unavailable(*this.version)))
@@ -166,28 +193,6 @@ impl<F, B: Body> ResponseFuture<F, B> {
             StateProj::Responding { pending } => poll_pending_head(pending, cx, *this.version).map(Ok),
         }
     }
-}
-
-/// The body in flight. With `in_flight` it may be a stream.
-fn wrap<B: Body>(
-    method: &Method,
-    version: Version,
-    parts: response::Parts,
-    body: B,
-    mut in_flight: Option<InFlight>,
-) -> Response<SessionBody<B>> {
-    let may_be_stream = !body.is_end_stream() && body.size_hint().exact().is_none();
-    if may_be_stream
-        && let Some(in_flight) = &mut in_flight
-        && StreamKind::of(in_flight.sessions(), method, &parts) == StreamKind::Listening
-    {
-        in_flight.begin_stream();
-    }
-    let body = match may_be_stream && is_grpc(version, &parts.headers) {
-        true => SessionBody::grpc(body, in_flight),
-        false => SessionBody::new(body, in_flight),
-    };
-    Response::from_parts(parts, body)
 }
 
 /// Returns the head once its session is recorded. In `Closed` no head with a new id leaves.

@@ -6,11 +6,11 @@ mod exchange;
 #[cfg(feature = "axum")]
 mod extract;
 mod future;
-mod in_flight;
 mod layer;
 mod misuse;
 mod service;
 mod stream_kind;
+mod termination;
 
 #[cfg(feature = "axum")]
 pub use self::extract::{MissingSessionLayer, SessionIdRejection};

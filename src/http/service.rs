@@ -1,19 +1,26 @@
 //! [`SessionService`].
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, Method, Request, Response, request};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{ResponseFuture, SessionBody, context::Extractors, exchange::Exchange, future::State, layer::Shared};
+use super::{
+    ResponseFuture, SessionBody,
+    context::{Extractors, RequestContext},
+    exchange::Exchange,
+    future::State,
+    layer::Shared,
+    termination::Termination,
+};
 use crate::{
     error::BoxError,
-    protocol::{HeaderProtocol, ProtocolKind, SessionProtocol},
+    protocol::{ProtocolKind, RequestInfo},
     session::{Phase, SessionId},
 };
 
@@ -80,99 +87,93 @@ where
     }
 
     #[inline]
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let (method, version) = (request.method().clone(), request.version());
-        let Some(exchange) = begin(&self.shared, &mut request) else { return ResponseFuture::refused(version) };
-        let context = self.extractors.map(|extractors| extractors.context(&exchange, &mut request));
-        ResponseFuture {
-            state: State::Calling { inner: self.inner.call(request) },
-            exchange: Some(exchange),
-            context,
-            method,
-            version,
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let shared = &self.shared;
+        let index_of_id = match &shared.protocol {
+            ProtocolKind::Header(protocol) => protocol.index_of_id(request.headers()),
+            ProtocolKind::Other(_) => Some(0),
+        };
+        // The fast path does not touch the request: a request is large, and is not moved here.
+        let in_other_tasks = self.extractors.is_some_and(|extractors| extractors.in_other_tasks);
+        if index_of_id.is_none() && !in_other_tasks && !shared.is_closing() {
+            let (is_get, version) = (request.method() == Method::GET, request.version());
+            let exchange = Exchange::begin(shared, None);
+            let context = self.extractors.map(|_| RequestContext::new(&exchange, None));
+            let termination = Some(Termination::new(exchange));
+            let state = State::Calling { inner: self.inner.call(request) };
+            return ResponseFuture { state, termination, request: None, context, is_get, version };
         }
+        self.call_slow_path(request, index_of_id)
     }
 }
 
-/// Begins the exchange of a request; `None` if it is refused. The request is large, so it is not moved.
-#[inline]
-fn begin<B>(shared: &Arc<Shared>, request: &mut Request<B>) -> Option<Exchange> {
-    let phase = shared.phase();
-    if phase == Phase::Closed {
-        return None;
-    }
-    match &shared.protocol {
-        ProtocolKind::Header(protocol) => match protocol.index_of_id(request.headers()) {
-            None if phase < Phase::Closing => Some(Exchange::begin(shared, None, None)),
-            index => begin_with(shared, protocol, request.method(), request.headers(), index),
-        },
-        ProtocolKind::Other(protocol) => {
-            let mut head = take_head(request);
-            let exchange = begin_by(shared, &**protocol, &head);
-            put_head(request, &mut head);
-            exchange
+impl<S> SessionService<S> {
+    /// For a request that may carry an id, that may be refused, or whose extensions the extractors need.
+    #[inline(never)]
+    fn call_slow_path<ReqBody, ResBody>(
+        &mut self,
+        mut request: Request<ReqBody>,
+        index_of_id: Option<usize>,
+    ) -> ResponseFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        let shared = &self.shared;
+        let version = request.version();
+        if shared.phase() == Phase::Closed {
+            return ResponseFuture::refused(version);
         }
+        let (exchange, info, may_start);
+        match &shared.protocol {
+            ProtocolKind::Header(protocol) => {
+                let value = index_of_id.and_then(|index| protocol.id_at(request.headers(), index));
+                let generation = value.and_then(|value| shared.begin_request(value));
+                // The value of an active session is a valid id; any other is checked.
+                info = match value {
+                    Some(value) if generation.is_none() => untracked_request(request.method(), value),
+                    _ => None,
+                };
+                may_start = shared.refuses() && generation.is_none() && !request.method().is_safe();
+                exchange = Exchange::begin(shared, generation);
+            }
+            ProtocolKind::Other(protocol) => {
+                let (parts, body) = request.into_parts();
+                let id = protocol.request_id_among(&parts, &|id| shared.is_tracked(id));
+                // The exchange ends the activity when it is dropped, also by a panic.
+                exchange = Exchange::begin(shared, id.as_ref().and_then(|id| shared.begin_request(id.as_bytes())));
+                let request_info =
+                    RequestInfo { method: parts.method.clone(), id, is_tracked: exchange.generation().is_some() };
+                may_start = shared.refuses() && protocol.may_start(&parts, request_info.tracked());
+                info = Some(request_info);
+                request = Request::from_parts(parts, body);
+            }
+        }
+        if may_start {
+            return ResponseFuture::refused(version);
+        }
+        let context = self.extractors.map(|extractors| {
+            let context = RequestContext::new(&exchange, info.as_ref());
+            if extractors.in_other_tasks {
+                request.extensions_mut().insert(context.clone());
+            }
+            context
+        });
+        let is_get = request.method() == Method::GET;
+        let state = State::Calling { inner: self.inner.call(request) };
+        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, context, is_get, version }
     }
 }
 
-/// For a request that has the header of the id at this index, or that may be refused.
-#[inline(never)]
-fn begin_with(
-    shared: &Arc<Shared>,
-    protocol: &HeaderProtocol,
-    method: &Method,
-    headers: &HeaderMap,
-    index_of_id: Option<usize>,
-) -> Option<Exchange> {
-    let value = index_of_id.and_then(|index| protocol.id_at(headers, index));
-    let generation = value.and_then(|value| shared.begin_request(value));
-    let is_tracked = generation.is_some();
-    // The value of an active session is a valid id; any other is checked.
-    let untracked = value.filter(|_| !is_tracked).and_then(untracked_id);
-    // The exchange ends the activity when it is dropped.
-    let exchange = Exchange::begin(shared, generation, untracked);
-    let may_start = shared.refuses() && !is_tracked && !method.is_safe();
-    (!may_start).then_some(exchange)
-}
-
-/// As [`begin_with`], for a protocol of the user's.
-#[inline(never)]
-fn begin_by(shared: &Arc<Shared>, protocol: &dyn SessionProtocol, head: &request::Parts) -> Option<Exchange> {
-    let id = protocol.request_id_among(head, &|id| shared.is_tracked(id));
-    let generation = id.as_ref().and_then(|id| shared.begin_request(id.as_bytes()));
-    let is_tracked = generation.is_some();
-    // The exchange ends the activity when it is dropped, also by a panic.
-    let mut exchange = Exchange::begin(shared, generation, None);
-    let may_start = shared.refuses() && protocol.may_start(head, id.as_ref().filter(|_| is_tracked));
-    exchange.untracked = id.filter(|_| !is_tracked).map(Arc::new);
-    (!may_start).then_some(exchange)
-}
-
-/// The id of a request that is not active; `None` if it is not valid.
+/// A request whose id is not active; `None` if the id is not valid.
 #[cold]
-fn untracked_id(id: &[u8]) -> Option<Arc<SessionId>> {
-    SessionId::from_bytes(id, usize::MAX).ok().map(Arc::new)
-}
-
-/// The head of a request as [`request::Parts`], without its body. Until [`put_head`] the request has none.
-fn take_head<B>(request: &mut Request<B>) -> request::Parts {
-    let mut head = Request::new(()).into_parts().0;
-    head.version = request.version();
-    put_head(request, &mut head);
-    head
-}
-
-/// Swaps the head of a request and this one.
-fn put_head<B>(request: &mut Request<B>, head: &mut request::Parts) {
-    mem::swap(request.method_mut(), &mut head.method);
-    mem::swap(request.uri_mut(), &mut head.uri);
-    mem::swap(request.headers_mut(), &mut head.headers);
-    mem::swap(request.extensions_mut(), &mut head.extensions);
+fn untracked_request(method: &Method, id: &[u8]) -> Option<RequestInfo> {
+    let id = SessionId::from_bytes(id, usize::MAX).ok()?;
+    Some(RequestInfo { method: method.clone(), id: Some(id), is_tracked: false })
 }
 
 impl<S: fmt::Debug> fmt::Debug for SessionService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner, shared, .. } = self;
+        let Self { inner, shared, extractors: _ } = self;
         f.debug_struct("SessionService")
             .field("inner", inner)
             .field("sessions", &shared.sessions)

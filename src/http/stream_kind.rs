@@ -1,6 +1,6 @@
 //! [`StreamKind`]: what a response body without a known length is.
 
-use http::{HeaderMap, HeaderValue, Method, Version, header::CONTENT_TYPE, response};
+use http::{HeaderMap, HeaderValue, Version, header::CONTENT_TYPE, response};
 
 use crate::handle::ActiveSessions;
 
@@ -55,13 +55,13 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
-    pub(super) fn of(sessions: &ActiveSessions, method: &Method, response: &response::Parts) -> Self {
+    pub(super) fn of(sessions: &ActiveSessions, is_get: bool, response: &response::Parts) -> Self {
         if let Some(kind) = response.extensions.get() {
             return *kind;
         }
         let essence = essence(&response.headers);
         let is_listed = |listed: &String| listed.as_bytes().eq_ignore_ascii_case(essence);
-        match method == Method::GET && sessions.inner.listening_media_types.iter().any(is_listed) {
+        match is_get && sessions.inner.listening_media_types.iter().any(is_listed) {
             true => Self::Listening,
             false => Self::Answer,
         }

@@ -10,7 +10,7 @@ use std::{
 
 use slab::Slab;
 
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 #[cfg(not(shuttle))]
 const SHARDS: usize = 16;
@@ -41,8 +41,8 @@ struct Waiting {
 /// The place of one that waits; for [`OpenResponses::cancel`].
 #[derive(Debug)]
 pub(crate) struct Slot {
-    shard: usize,
-    key: usize,
+    shard: u32,
+    key: u32,
 }
 
 impl OpenResponses {
@@ -60,49 +60,50 @@ impl OpenResponses {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// The task of `cx` is woken when the handle is closed; `None` if it is closed.
+    /// Returns true if the handle is closed. Otherwise the task of `cx` is woken when that happens.
     ///
-    /// The slot must be given to [`cancel`](Self::cancel). No waker is cloned, dropped or woken under a lock: that is the
-    /// runtime's code.
-    pub(crate) fn wait(&self, cx: &Context<'_>) -> Option<Slot> {
-        let waker = cx.waker().clone();
-        let shard = shard_of(&waker);
-        let mut waiting = lock(&self.shards[shard].0);
-        if waiting.is_closed {
-            return None;
-        }
-        Some(Slot { shard, key: waiting.wakers.insert(waker) })
-    }
-
-    /// Returns true if the handle is closed. Otherwise the task of `cx` is woken when that happens, and no earlier one.
-    pub(crate) fn wait_again(&self, slot: &Slot, cx: &Context<'_>) -> bool {
+    /// `slot` is the place of the caller, and `None` at first. No waker is cloned, dropped or woken under a lock: that is
+    /// the runtime's code.
+    pub(crate) fn poll_closed(&self, slot: &mut Option<Slot>, cx: &Context<'_>) -> bool {
         let waker = cx.waker();
-        {
-            let waiting = self.waiting(slot);
+        let Some(place) = slot else {
+            let shard = shard_of(waker);
+            let waker = waker.clone();
+            let mut waiting = self.waiting(shard);
             if waiting.is_closed {
                 return true;
             }
-            if waiting.wakers.get(slot.key).is_some_and(|known| known.will_wake(waker)) {
+            let key = waiting.wakers.insert(waker);
+            // More slots would take 100 GB.
+            *slot = u32::try_from(key).ok().map(|key| Slot { shard, key });
+            return false;
+        };
+        {
+            let waiting = self.waiting(place.shard);
+            if waiting.is_closed {
+                return true;
+            }
+            if waiting.wakers.get(place.key as usize).is_some_and(|known| known.will_wake(waker)) {
                 return false;
             }
         }
         // It has moved to another task.
         let mut waker = waker.clone();
-        let mut waiting = self.waiting(slot);
-        if let Some(known) = waiting.wakers.get_mut(slot.key) {
+        let mut waiting = self.waiting(place.shard);
+        if let Some(known) = waiting.wakers.get_mut(place.key as usize) {
             mem::swap(known, &mut waker);
         }
         waiting.is_closed
     }
 
-    /// Must be called when the caller of [`wait`](Self::wait) waits no longer.
+    /// Must be called when the caller of [`poll_closed`](Self::poll_closed) waits no longer.
     pub(crate) fn cancel(&self, slot: &Slot) {
-        let mut waiting = self.waiting(slot);
-        let waker = waiting.wakers.try_remove(slot.key);
-        let has_spare_slots = waiting.wakers.is_empty() && waiting.wakers.capacity() > SPARE_SLOTS;
-        let spare = has_spare_slots.then(|| mem::take(&mut waiting.wakers));
-        drop(waiting);
-        drop((waker, spare));
+        let _dropped_after_the_lock = {
+            let mut waiting = self.waiting(slot.shard);
+            let waker = waiting.wakers.try_remove(slot.key as usize);
+            let spare = waiting.wakers.is_empty() && waiting.wakers.capacity() > SPARE_SLOTS;
+            (waker, spare.then(|| mem::take(&mut waiting.wakers)))
+        };
     }
 
     /// Wakes all that wait, and lets no other begin to.
@@ -117,15 +118,15 @@ impl OpenResponses {
         }
     }
 
-    fn waiting(&self, slot: &Slot) -> MutexGuard<'_, Waiting> {
-        lock(&self.shards[slot.shard % SHARDS].0)
+    fn waiting(&self, shard: u32) -> crate::sync::MutexGuard<'_, Waiting> {
+        lock(&self.shards[shard as usize % SHARDS].0)
     }
 }
 
 /// Tasks are spread by the address of what they wake, which is aligned to 128 bytes in tokio.
-fn shard_of(waker: &Waker) -> usize {
+fn shard_of(waker: &Waker) -> u32 {
     let address = waker.data().addr() >> 7;
-    (address ^ address >> 4) % SHARDS
+    ((address ^ address >> 4) % SHARDS) as u32
 }
 
 #[cfg(all(test, not(shuttle)))]
@@ -158,26 +159,28 @@ mod tests {
         let responses = OpenResponses::default();
         let tasks = [(); 3].map(|()| Arc::new(Woken::default()));
         let wakers = tasks.clone().map(Waker::from);
-        let moved = responses.wait(&Context::from_waker(&wakers[0])).expect("it is open");
+        let (mut moved, mut cancelled) = (None, None);
         for waker in &wakers[..2] {
             for _ in 0..2 {
-                assert!(!responses.wait_again(&moved, &Context::from_waker(waker)));
+                assert!(!responses.poll_closed(&mut moved, &Context::from_waker(waker)));
             }
         }
-        let cancelled = responses.wait(&Context::from_waker(&wakers[2])).expect("it is open");
-        responses.cancel(&cancelled);
+        assert!(!responses.poll_closed(&mut cancelled, &Context::from_waker(&wakers[2])));
+        responses.cancel(&cancelled.take().expect("it waits"));
         responses.close();
         assert_eq!(tasks.each_ref().map(|task| task.count()), [0, 1, 0]);
-        assert!(responses.wait_again(&moved, &Context::from_waker(&wakers[1])));
-        assert!(responses.wait(&Context::from_waker(&wakers[2])).is_none());
-        responses.cancel(&moved);
+        assert!(responses.poll_closed(&mut moved, &Context::from_waker(&wakers[1])));
+        assert!(responses.poll_closed(&mut cancelled, &Context::from_waker(&wakers[2])));
+        assert!(cancelled.is_none());
+        responses.cancel(&moved.take().expect("it waited"));
     }
 
     #[test]
     fn slots_are_given_back_after_a_burst() {
         let responses = OpenResponses::default();
         let waker = Waker::noop();
-        let slots = [(); 1000].map(|()| responses.wait(&Context::from_waker(waker)));
+        let mut slots = [(); 1000].map(|()| None);
+        slots.iter_mut().for_each(|slot| assert!(!responses.poll_closed(slot, &Context::from_waker(waker))));
         let capacity = || responses.shards.iter().map(|shard| lock(&shard.0).wakers.capacity()).max();
         assert!(capacity() >= Some(1000));
         slots.iter().flatten().for_each(|slot| responses.cancel(slot));
@@ -209,9 +212,12 @@ mod shuttle_tests {
             let closing = Arc::clone(&responses);
             let closer = thread::spawn(move || closing.close());
             let tasks = [(); 2].map(|()| Arc::new(Woken(AtomicBool::new(false))));
-            let [first, second] = tasks.each_ref().map(|task| Waker::from(Arc::clone(task)));
-            let slot = responses.wait(&Context::from_waker(&first));
-            let saw_close = slot.is_none_or(|slot| responses.wait_again(&slot, &Context::from_waker(&second)));
+            let mut slot = None;
+            let mut saw_close = false;
+            for task in &tasks {
+                let waker = Waker::from(Arc::clone(task));
+                saw_close = responses.poll_closed(&mut slot, &Context::from_waker(&waker));
+            }
             closer.join().expect("it does not panic");
             assert!(saw_close || tasks[1].0.load(Ordering::SeqCst), "its last task is never woken");
         });

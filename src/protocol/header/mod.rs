@@ -268,7 +268,9 @@ impl SessionProtocol for HeaderProtocol {
     }
 
     fn response(&self, request: &RequestInfo, response: &mut response::Parts) -> SessionUpdate {
-        if !self.may_update(&response.headers, request.tracked()) && (request.is_tracked() || !self.adopt) {
+        if !(self.adopt || self.has_session_headers(&response.headers))
+            || request.tracked().is_some_and(|id| self.sole_id(&response.headers) == Some(id.as_bytes()))
+        {
             return SessionUpdate::empty();
         }
         self.update(Some(request), request.tracked(), response)

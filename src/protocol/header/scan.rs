@@ -58,15 +58,13 @@ impl HeaderProtocol {
         }
     }
 
-    /// Whether a response has any of the three headers, except for one that repeats the id of the request's session:
-    /// `tracked`.
+    /// Whether a response has any of the three headers.
     #[inline(always)]
-    pub(crate) fn may_update(&self, headers: &HeaderMap, tracked: Option<&SessionId>) -> bool {
-        let has_session_headers = match self.has_default_names {
+    pub(crate) fn has_session_headers(&self, headers: &HeaderMap) -> bool {
+        match self.has_default_names {
             true => headers.keys().any(|name| *name == ID || *name == END || *name == COMPACTED_FROM),
             false => headers.keys().any(|name| *name == self.id || *name == self.end || *name == self.compacted_from),
-        };
-        has_session_headers && tracked.is_none_or(|tracked| self.sole_id(headers) != Some(tracked.as_bytes()))
+        }
     }
 
     /// The value of the id's header at this index, if its length is valid. Its bytes are not checked yet.
@@ -112,16 +110,15 @@ impl HeaderProtocol {
         update
     }
 
-    /// The id in a response that has no control header: the usual case of a response with a session. `None` if it is
-    /// ambiguous.
+    /// The id in a response that has no control header: the usual case of a response with a session.
     pub(crate) fn sole_id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
-        let id = match self.has_default_names {
+        let index = match self.has_default_names {
             true => find_unless(headers, |name| *name == ID, |name| *name == END || *name == COMPACTED_FROM),
             false => {
                 find_unless(headers, |name| *name == self.id, |name| *name == self.end || *name == self.compacted_from)
             }
         };
-        id.one().map(HeaderValue::as_bytes)
+        self.value_at(headers, index?).map(HeaderValue::as_bytes)
     }
 
     /// The value of the id's header, which is at this index; `None` if it is ambiguous.
@@ -174,20 +171,20 @@ fn find_name(headers: &HeaderMap, matches: impl Fn(&HeaderName) -> bool) -> Opti
 /// Up to this index, stepping to a value is faster than hashing the name.
 const MAX_VALUE_STEPS: usize = 8;
 
-/// The value of the name that matches; none if there is an unwanted name.
+/// The index of the last name that matches; `None` if there is an unwanted name.
 #[inline(always)]
 fn find_unless(
     headers: &HeaderMap,
     matches: impl Fn(&HeaderName) -> bool,
     is_unwanted: impl Fn(&HeaderName) -> bool,
-) -> UniqueHeader<'_> {
-    let mut found = UniqueHeader::None;
-    for (name, value) in headers {
+) -> Option<usize> {
+    let mut index = None;
+    for (position, name) in headers.keys().enumerate() {
         if matches(name) {
-            found.add(value);
+            index = Some(position);
         } else if is_unwanted(name) {
-            return UniqueHeader::None;
+            return None;
         }
     }
-    found
+    index
 }
