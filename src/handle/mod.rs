@@ -93,7 +93,6 @@ pub(crate) struct Inner {
     ignored_ids: AtomicU64,
     ignored_id: Once,
     /// Two layers of this handle saw one request.
-    #[cfg(feature = "axum")]
     pub(crate) nested_layers: Once,
 }
 
@@ -166,7 +165,6 @@ impl ActiveSessions {
             recovery_timeout,
             ignored_ids: AtomicU64::new(0),
             ignored_id: Once::new(),
-            #[cfg(feature = "axum")]
             nested_layers: Once::new(),
         };
         Self { inner: Arc::new(inner) }

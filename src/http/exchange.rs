@@ -38,6 +38,10 @@ impl Exchange {
         Self { shared: Arc::clone(shared), generation, activity: Activity::Work, began }
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(super) fn generation(&self) -> Option<&Arc<Generation>> {
         self.generation.as_ref()
     }

@@ -1,61 +1,22 @@
 //! The extractors for axum: the handle, and the id that a request carries.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{convert::Infallible, fmt};
 
 use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
-use http::{Extensions, StatusCode, request::Parts};
+use http::{StatusCode, request::Parts};
 
-use super::StreamKind;
-use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId, tracker::Generation};
+use super::{StreamKind, context::RequestContext};
+use crate::{handle::ActiveSessions, protocol::SessionUpdate, session::SessionId};
 
-/// Inserted into a request's extensions by the layer.
-#[derive(Clone)]
-pub(super) struct RequestContext {
-    sessions: ActiveSessions,
-    id: Option<SessionId>,
-    /// The number of the generation that the request was counted in; 0 for none.
-    counted_in: u64,
+fn context_of(parts: &Parts) -> Result<RequestContext, MissingSessionLayer> {
+    RequestContext::of(parts).ok_or(MissingSessionLayer(()))
 }
 
-impl RequestContext {
-    /// `generation` is the one that the request was counted in, and has the id. A layer of the same handle outside of
-    /// this one may have counted it there before.
-    pub(super) fn insert(
-        extensions: &mut Extensions,
-        sessions: &ActiveSessions,
-        generation: Option<&Arc<Generation>>,
-        id: Option<&SessionId>,
-    ) {
-        let counted_in = generation.map_or(0, |generation| generation.number);
-        let context = Self { sessions: sessions.clone(), id: id.cloned(), counted_in };
-        if let (Some(outer), Some(generation)) = (extensions.insert(context), generation) {
-            outer.count_once(sessions, generation);
-        }
-    }
-
-    #[cold]
-    fn count_once(self, sessions: &ActiveSessions, generation: &Generation) {
-        if self.counted_in == generation.number && Arc::ptr_eq(&self.sessions.inner, &sessions.inner) {
-            generation.uncount_request();
-            sessions.inner.nested_layers.call_once(|| {
-                tracing::warn!(
-                    name: "session-layers-nested",
-                    "two session layers of one handle saw a request in the same session, which is counted once; remove \
-                     one of the layers",
-                );
-            });
-        }
-    }
-
-    fn of(parts: &Parts) -> Result<&Self, MissingSessionLayer> {
-        parts.extensions.get().ok_or(MissingSessionLayer(()))
-    }
-}
-
-/// The handle of the layer around this handler. Rejects with 500 if there is no layer.
+/// The handle of the layer around this handler. Rejects with 500 if there is no layer, or if the handler runs in another
+/// task than the layer; see [`extractors_in_other_tasks`](crate::SessionLayer::extractors_in_other_tasks).
 ///
 /// ```
 /// use axum::{Json, Router, routing::get};
@@ -73,12 +34,13 @@ impl<S: Send + Sync> FromRequestParts<S> for ActiveSessions {
     type Rejection = MissingSessionLayer;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        Ok(RequestContext::of(parts)?.sessions.clone())
+        Ok(context_of(parts)?.sessions().clone())
     }
 }
 
 /// The id that this request carries. Rejects with 400 if it carries no valid id, and with 500 if there is no layer.
-/// `Option<SessionId>` is `None` instead of the 400.
+/// `Option<SessionId>` is `None` instead of the 400. In another task than the layer's it needs
+/// [`extractors_in_other_tasks`](crate::SessionLayer::extractors_in_other_tasks).
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -96,7 +58,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionId {
     type Rejection = SessionIdRejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        RequestContext::of(parts)?.id.clone().ok_or(SessionIdRejection::MissingSessionId)
+        context_of(parts)?.id().cloned().ok_or(SessionIdRejection::MissingSessionId)
     }
 }
 
@@ -104,7 +66,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionId {
     type Rejection = MissingSessionLayer;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
-        Ok(RequestContext::of(parts)?.id.clone())
+        Ok(context_of(parts)?.id().cloned())
     }
 }
 
@@ -156,7 +118,8 @@ impl IntoResponseParts for StreamKind {
 }
 
 /// Rejection with 500: there is no [`SessionLayer`](crate::SessionLayer) around the handler, or it is
-/// [`without_extractors`](crate::SessionLayer::without_extractors).
+/// [`without_extractors`](crate::SessionLayer::without_extractors). Or the handler runs in another task than the layer,
+/// which is not made for [that](crate::SessionLayer::extractors_in_other_tasks).
 #[derive(Debug)]
 pub struct MissingSessionLayer(());
 
@@ -164,7 +127,8 @@ impl fmt::Display for MissingSessionLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "no session layer with extractors around this handler: add `.layer(sessions.layer())` to the router, \
-             without `without_extractors`",
+             without `without_extractors`; a handler in another task than the layer needs \
+             `extractors_in_other_tasks` too",
         )
     }
 }

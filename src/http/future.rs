@@ -14,6 +14,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     SessionBody, StreamKind, close_connection,
+    context::RequestContext,
     exchange::{HandleClosed, RecordWait},
     stream_kind::is_grpc,
     termination::Termination,
@@ -37,6 +38,8 @@ pin_project! {
         pub(super) termination: Option<Termination>,
         // With the preset, `None` if the id is active: the exchange has it.
         pub(super) request: Option<RequestInfo>,
+        // `None` without extractors.
+        pub(super) context: Option<RequestContext>,
         pub(super) is_get: bool,
         pub(super) version: Version,
     }
@@ -61,7 +64,8 @@ pub(super) struct PendingHead<B> {
 impl<F, B> ResponseFuture<F, B> {
     #[cold]
     pub(super) fn refused(version: Version) -> Self {
-        Self { state: State::Responding { pending: None }, termination: None, request: None, is_get: false, version }
+        let state = State::Responding { pending: None };
+        Self { state, termination: None, request: None, context: None, is_get: false, version }
     }
 }
 
@@ -79,7 +83,7 @@ where
         let Some(termination) = this.termination else {
             return Poll::Pending; // polled again after it was ready
         };
-        match inner.poll(cx) {
+        match RequestContext::enter(this.context, || inner.poll(cx)) {
             Poll::Ready(Ok(response)) => {
                 let (mut parts, body) = response.into_parts();
                 if !termination.exchange.is_open() {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
-use super::SessionService;
+use super::{SessionService, context::Extractors};
 use crate::{
     handle::ActiveSessions,
     housekeeper::Housekeeper,
@@ -63,7 +63,8 @@ impl ActiveSessions {
 #[derive(Clone)]
 pub struct SessionLayer {
     shared: Arc<Shared>,
-    extractors: bool,
+    /// `None` if they are switched off.
+    extractors: Option<Extractors>,
 }
 
 /// Shared by all clones of a layer and its services.
@@ -144,12 +145,44 @@ impl SessionLayer {
             shutdown: Arc::clone(&sessions.inner.shutdown),
             protocol: ProtocolKind::new(protocol),
         };
-        Self { shared: Arc::new(shared), extractors: cfg!(feature = "axum") }
+        Self {
+            shared: Arc::new(shared),
+            extractors: cfg!(feature = "axum").then_some(Extractors { in_other_tasks: false }),
+        }
     }
 
-    /// Switches the axum extractors off, which saves an insertion into each request's extensions. Handlers that use
-    /// them then fail with [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are
-    /// none.
+    /// Makes the axum extractors work in other tasks than the layer's too.
+    ///
+    /// By default they work while the layer's future is polled: in handlers and middleware, also after an `await`, but not
+    /// in a task that is spawned with the request, as by `tokio::spawn(next.run(request))`, and not after the handler has
+    /// returned. There they are rejected with [`MissingSessionLayer`](crate::MissingSessionLayer). What they have returned
+    /// before may be moved anywhere.
+    ///
+    /// With this, what they need is in the extensions of each request, which takes an allocation. Without the feature
+    /// `axum` there are no extractors.
+    ///
+    /// ```
+    /// use axum::{Router, extract::Request, middleware::{Next, from_fn}, response::{IntoResponse, Response}};
+    /// use http::StatusCode;
+    ///
+    /// /// The handler runs to its end, also if the client leaves.
+    /// async fn run_to_the_end(request: Request, next: Next) -> Response {
+    ///     let handler = tokio::spawn(next.run(request));
+    ///     handler.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    /// }
+    ///
+    /// # let sessions = tower_session_end::ActiveSessions::builder().build().unwrap();
+    /// let layer = sessions.layer().extractors_in_other_tasks();
+    /// let app: Router = Router::new().layer(from_fn(run_to_the_end)).layer(layer);
+    /// ```
+    #[must_use]
+    pub fn extractors_in_other_tasks(self) -> Self {
+        let extractors = cfg!(feature = "axum").then_some(Extractors { in_other_tasks: true });
+        Self { extractors, ..self }
+    }
+
+    /// Switches the axum extractors off. Handlers that use them then fail with
+    /// [`MissingSessionLayer`](crate::MissingSessionLayer). Without the feature `axum` there are none.
     ///
     /// It also switches off the check for a second layer of the same handle around the same host: a request that two
     /// layers see in the same session is counted once with the extractors, and twice without them.
@@ -161,7 +194,7 @@ impl SessionLayer {
     /// ```
     #[must_use]
     pub fn without_extractors(self) -> Self {
-        Self { extractors: false, ..self }
+        Self { extractors: None, ..self }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The Tower layer, its service, future and body; axum's extractors.
 
 mod body;
+mod context;
 mod exchange;
 #[cfg(feature = "axum")]
 mod extract;

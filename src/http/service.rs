@@ -10,9 +10,14 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-#[cfg(feature = "axum")]
-use super::extract::RequestContext;
-use super::{ResponseFuture, SessionBody, exchange::Exchange, future::State, layer::Shared, termination::Termination};
+use super::{
+    ResponseFuture, SessionBody,
+    context::{Extractors, RequestContext},
+    exchange::Exchange,
+    future::State,
+    layer::Shared,
+    termination::Termination,
+};
 use crate::{
     error::BoxError,
     protocol::{ProtocolKind, RequestInfo},
@@ -40,12 +45,12 @@ use crate::{
 pub struct SessionService<S> {
     inner: S,
     shared: Arc<Shared>,
-    #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "there are none"))]
-    extractors: bool,
+    /// `None` if they are switched off.
+    extractors: Option<Extractors>,
 }
 
 impl<S> SessionService<S> {
-    pub(super) fn new(inner: S, shared: Arc<Shared>, extractors: bool) -> Self {
+    pub(super) fn new(inner: S, shared: Arc<Shared>, extractors: Option<Extractors>) -> Self {
         Self { inner, shared, extractors }
     }
 
@@ -89,11 +94,14 @@ where
             ProtocolKind::Other(_) => Some(0),
         };
         // The fast path does not touch the request: a request is large, and is not moved here.
-        if index_of_id.is_none() && !self.extractors && !shared.is_closing() {
+        let in_other_tasks = self.extractors.is_some_and(|extractors| extractors.in_other_tasks);
+        if index_of_id.is_none() && !in_other_tasks && !shared.is_closing() {
             let (is_get, version) = (request.method() == Method::GET, request.version());
-            let termination = Termination::new(Exchange::begin(shared, None));
+            let exchange = Exchange::begin(shared, None);
+            let context = self.extractors.map(|_| RequestContext::new(&exchange, None));
+            let termination = Some(Termination::new(exchange));
             let state = State::Calling { inner: self.inner.call(request) };
-            return ResponseFuture { state, termination: Some(termination), request: None, is_get, version };
+            return ResponseFuture { state, termination, request: None, context, is_get, version };
         }
         self.call_slow_path(request, index_of_id)
     }
@@ -143,15 +151,16 @@ impl<S> SessionService<S> {
         if may_start {
             return ResponseFuture::refused(version);
         }
-        #[cfg(feature = "axum")]
-        if self.extractors {
-            let generation = exchange.generation();
-            let id = generation.map(|generation| &generation.id).or(info.as_ref().and_then(RequestInfo::id));
-            RequestContext::insert(request.extensions_mut(), &shared.sessions, generation, id);
-        }
+        let context = self.extractors.map(|extractors| {
+            let context = RequestContext::new(&exchange, info.as_ref());
+            if extractors.in_other_tasks {
+                request.extensions_mut().insert(context.clone());
+            }
+            context
+        });
         let is_get = request.method() == Method::GET;
         let state = State::Calling { inner: self.inner.call(request) };
-        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, is_get, version }
+        ResponseFuture { state, termination: Some(Termination::new(exchange)), request: info, context, is_get, version }
     }
 }
 

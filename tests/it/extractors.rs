@@ -4,13 +4,16 @@ use crate::support::Recorder;
 use axum::{
     Router,
     body::Body,
-    extract::State,
+    extract::{FromRequestParts, State},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::post,
 };
+use futures_util::FutureExt;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use tower::ServiceExt;
+use std::panic::AssertUnwindSafe;
+use tower::{Layer, ServiceExt};
 use tower_session_end::{ActiveSessions, EndReason, HeaderProtocol, SessionId, SessionIdRejection};
 
 /// The status and the text of one request with these headers.
@@ -132,7 +135,7 @@ async fn extractors_can_be_left_out_and_all_else_works() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_the_extractors_out_leaves_the_request_as_it_was() {
+async fn the_request_is_left_as_it_was_unless_it_may_move_to_another_task() {
     async fn extensions(request: axum::extract::Request) -> String {
         request.extensions().len().to_string()
     }
@@ -140,7 +143,9 @@ async fn leaving_the_extractors_out_leaves_the_request_as_it_was() {
     let count = async |app: Router| call(app, &[("x-session-id", "a")]).await.1.parse::<usize>().unwrap();
     let bare = count(app(extensions)).await;
     assert_eq!(count(app(extensions).layer(sessions.layer().without_extractors())).await, bare);
-    assert_eq!(count(app(extensions).layer(sessions.layer())).await, bare + 1, "one insertion");
+    assert_eq!(count(app(extensions).layer(sessions.layer())).await, bare, "they need no insertion either");
+    let in_other_tasks = sessions.layer().extractors_in_other_tasks();
+    assert_eq!(count(app(extensions).layer(in_other_tasks)).await, bare + 1, "one insertion");
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +165,6 @@ async fn a_rejection_can_be_handled() {
 
 #[tokio::test(start_paused = true)]
 async fn middleware_inside_of_the_layer_gets_the_extractors_too() {
-    use axum::middleware::{Next, from_fn};
     async fn forget(sessions: ActiveSessions, id: SessionId, request: axum::extract::Request, next: Next) -> Response {
         sessions.forget(&id);
         next.run(request).await
@@ -170,4 +174,137 @@ async fn middleware_inside_of_the_layer_gets_the_extractors_too() {
     let app = app(show_id).layer(from_fn(forget)).layer(sessions.layer());
     assert_eq!(call(app, &[("x-session-id", "a")]).await.1, "a");
     assert!(recorder.ended_after_drain(&sessions).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_is_spawned_with_the_request_needs_a_layer_made_for_it() {
+    async fn spawned(request: Request<Body>, next: Next) -> Response {
+        tokio::spawn(next.run(request)).await.unwrap()
+    }
+    let (recorder, sessions) = Recorder::sessions();
+    sessions.note("a");
+    let spawned = |handler: Router| handler.layer(from_fn(spawned));
+    let (status, text) = call(spawned(app(end_mine)).layer(sessions.layer()), &[("x-session-id", "a")]).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(text.contains("extractors_in_other_tasks"), "{text}");
+    let layer = sessions.layer().extractors_in_other_tasks();
+    let unknown = call(spawned(app(show_id)).layer(layer.clone()), &[("x-session-id", "unknown")]).await;
+    assert_eq!(unknown, (StatusCode::OK, "unknown".to_owned()));
+    assert_eq!(call(spawned(app(show_optional)).layer(layer.clone()), &[]).await.1, "none");
+    let ended = call(spawned(app(end_mine)).layer(layer), &[("x-session-id", "a")]).await;
+    assert_eq!(ended, (StatusCode::OK, "true".to_owned()));
+    assert_eq!(recorder.ended_after_drain(&sessions).await, ["a deleted"]);
+}
+
+#[tokio::test]
+async fn a_host_may_be_called_in_another_task_and_polled_in_this_one() {
+    // As tower's `Buffer` does it.
+    let sessions = ActiveSessions::builder().build().unwrap();
+    let app = app(show_id);
+    let buffered = tower::service_fn(move |request: Request<Body>| {
+        let mut app = app.clone();
+        async move {
+            let called = tokio::spawn(async move { tower::Service::call(&mut app, request) });
+            called.await.unwrap().await
+        }
+    });
+    let request = Request::post("/").header("x-session-id", "a").body(Body::empty()).unwrap();
+    let response = sessions.layer().layer(buffered).oneshot(request).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_id_is_what_the_layer_has_read_whatever_becomes_of_the_head() {
+    async fn strip(mut request: Request<Body>, next: Next) -> Response {
+        request.headers_mut().clear();
+        next.run(request).await
+    }
+    let sessions = ActiveSessions::builder().build().unwrap();
+    for is_tracked in [false, true] {
+        let app = app(show_id).layer(from_fn(strip)).layer(sessions.layer());
+        assert_eq!(call(app, &[("x-session-id", "a")]).await.1, "a", "tracked: {is_tracked}");
+        sessions.note("a");
+    }
+}
+
+/// Extracts again and again, and lets others run in between.
+async fn show_id_after_many_polls(request: Request<Body>) -> String {
+    let (mut head, _) = request.into_parts();
+    let own = head.headers["x-session-id"].to_str().unwrap().to_owned();
+    for _ in 0..20 {
+        let id = SessionId::from_request_parts(&mut head, &()).await.map(|id| id.to_string());
+        assert_eq!(id.ok().as_ref(), Some(&own));
+        tokio::task::yield_now().await;
+    }
+    own
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_that_are_polled_in_turns_by_many_threads_get_their_own_ids() {
+    let sessions = ActiveSessions::builder().build().unwrap();
+    let app = app(show_id_after_many_polls).layer(sessions.layer());
+    (0..100).step_by(2).for_each(|tracked| drop(sessions.note(tracked.to_string())));
+    let each = |id: usize| {
+        let app = app.clone();
+        tokio::spawn(async move { call(app, &[("x-session-id", &id.to_string())]).await.1 })
+    };
+    for (id, shown) in (0..100).map(each).collect::<Vec<_>>().into_iter().enumerate() {
+        assert_eq!(shown.await.unwrap(), id.to_string());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_one_task_polls_in_turns_get_their_own_ids() {
+    // The outer request asks three others, which have a layer of another handle.
+    let (outer, inner) = (ActiveSessions::builder().build().unwrap(), ActiveSessions::builder().build().unwrap());
+    let asked = app(show_id_after_many_polls).layer(inner.layer());
+    let asks = async move |request: Request<Body>| {
+        let (mut head, _) = request.into_parts();
+        let before = SessionId::from_request_parts(&mut head, &()).await.unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|id| {
+            let asked = asked.clone();
+            async move { call(asked, &[("x-session-id", id)]).await.1 }
+        });
+        let (a, b, c) = tokio::join!(a, b, c);
+        let after = SessionId::from_request_parts(&mut head, &()).await.unwrap();
+        format!("{before} {a} {b} {c} {after}")
+    };
+    let app = app(asks).layer(outer.layer());
+    assert_eq!(call(app, &[("x-session-id", "outer")]).await.1, "outer a b c outer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_for_the_next_request_of_the_thread() {
+    async fn panics(_: SessionId) {
+        panic!("the handler's");
+    }
+    let sessions = ActiveSessions::builder().build().unwrap();
+    sessions.note("a");
+    let without_layer = async || call(app(show_id), &[("x-session-id", "b")]).await.0;
+    call(app(show_id).layer(sessions.layer()), &[("x-session-id", "a")]).await;
+    assert_eq!(without_layer().await, StatusCode::INTERNAL_SERVER_ERROR, "after a response");
+    let panicking = app(panics).layer(sessions.layer());
+    let ask = async || call(panicking.clone(), &[("x-session-id", "a")]).await;
+    assert!(AssertUnwindSafe(ask()).catch_unwind().await.is_err());
+    assert_eq!(without_layer().await, StatusCode::INTERNAL_SERVER_ERROR, "after a panic");
+    let pending = app(async |_: SessionId| std::future::pending::<()>().await).layer(sessions.layer());
+    let cancelled = call(pending, &[("x-session-id", "a")]);
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(1), cancelled).await.is_err());
+    assert_eq!(without_layer().await, StatusCode::INTERNAL_SERVER_ERROR, "after a cancellation");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_an_inner_layers_host_leaves_the_outer_one_its_own() {
+    async fn panics() {
+        panic!("the handler's");
+    }
+    let (outer, inner) = (ActiveSessions::builder().build().unwrap(), ActiveSessions::builder().build().unwrap());
+    let panicking = app(panics).layer(inner.layer());
+    let asks = async move |request: Request<Body>| {
+        let ask = call(panicking, &[("x-session-id", "inner")]);
+        assert!(AssertUnwindSafe(ask).catch_unwind().await.is_err());
+        let (mut head, _) = request.into_parts();
+        SessionId::from_request_parts(&mut head, &()).await.unwrap().to_string()
+    };
+    assert_eq!(call(app(asks).layer(outer.layer()), &[("x-session-id", "outer")]).await.1, "outer");
 }

@@ -151,7 +151,6 @@ impl Generation {
     }
 
     /// Takes back one [`count_request`](Self::count_request): the request was counted twice.
-    #[cfg(feature = "axum")]
     pub(crate) fn uncount_request(&self) {
         self.requests.fetch_sub(1, Ordering::Relaxed);
     }
