@@ -1,14 +1,16 @@
-//! [`ActiveSessions`], the handle. All of its public methods are here, except those that make a layer.
+//! [`ActiveSessions`], the handle: its parts, and the methods by which sessions start and end. The other methods are in
+//! `observe` and `shutdown`, and those that make a layer in `http`.
 
 mod builder;
 mod guard;
 mod misuse;
+mod note_outcome;
+mod observe;
 mod recovery;
+mod shutdown;
 
 use std::{
-    convert::Infallible,
     fmt,
-    future::{Future, IntoFuture},
     sync::{
         Arc, Once,
         atomic::{AtomicU64, Ordering},
@@ -21,17 +23,15 @@ pub(crate) use self::misuse::IsHandle;
 pub use self::{
     builder::{ActiveSessionsBuilder, BuildError},
     guard::{ClosingFuture, SessionGuard, WorkGuard},
+    note_outcome::NoteOutcome,
     recovery::RecoveryReport,
 };
 use crate::{
     hooks::{HookSet, Persistence, Pool, PoolConfig},
     housekeeper::{Housekeeper, HousekeeperConfig},
     persist::{PersistConfig, Persister},
-    session::{EndReason, InvalidSessionId, Phase, Session},
-    shutdown::{
-        AcceptUntilSignal, FinishOutput, Shutdown, ShutdownConfig, ShutdownFuture, progress::DrainWatch,
-        report::DrainReport, signal::ShutdownRequest,
-    },
+    session::{EndReason, InvalidSessionId, Session},
+    shutdown::{Shutdown, ShutdownConfig},
     tasks::Tasks,
     tracker::{Activity, Compacted, ExpiryLimits, Generation, NoteSource, Noted, Origin, Outbox, Scope, Tracker},
 };
@@ -187,8 +187,8 @@ impl ActiveSessions {
     ///
     /// Takes a [`Session`], a [`SessionId`](crate::SessionId), or text that converts. An invalid id is ignored: the
     /// outcome has the error, the id is counted in [`ignored_ids`](Self::ignored_ids), and the first one is logged.
-    /// Noting an active id again replaces its details and fires nothing. In [`Phase::Closing`] the session ends at
-    /// once, with the reason of the shutdown; in [`Phase::Closed`] it is not noted.
+    /// Noting an active id again replaces its details and fires nothing. In [`Phase::Closing`](crate::Phase::Closing) the
+    /// session ends at once, with the reason of the shutdown; in [`Phase::Closed`](crate::Phase::Closed) it is not noted.
     ///
     /// ```
     /// # use tower_session_end::{ActiveSessions, Session, SessionId};
@@ -374,146 +374,6 @@ impl ActiveSessions {
         (ended_old, noted)
     }
 
-    /// Whether the session is active.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// assert!(sessions.contains("a") && !sessions.contains("b"));
-    /// ```
-    #[must_use]
-    pub fn contains(&self, id: impl AsRef<str>) -> bool {
-        self.inner.tracker.find(id.as_ref().as_bytes()).is_some()
-    }
-
-    /// A copy of the session, if it is active.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, Session};
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note(Session::try_from("a").unwrap().with_key("chat"));
-    /// assert_eq!(sessions.get("a").unwrap().key.as_deref(), Some("chat"));
-    /// assert!(sessions.get("b").is_none());
-    /// ```
-    #[must_use]
-    pub fn get(&self, id: impl AsRef<str>) -> Option<Session> {
-        self.inner.tracker.find(id.as_ref().as_bytes()).map(|generation| generation.session())
-    }
-
-    /// A copy of every active session, in no particular order.
-    ///
-    /// Of a compaction that runs at the same time, it has either the old session or the new one.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let mut snapshot = sessions.snapshot();
-    /// snapshot.clear();
-    /// assert_eq!(sessions.len(), 1);
-    /// ```
-    #[must_use]
-    pub fn snapshot(&self) -> Vec<Session> {
-        self.inner.tracker.snapshot()
-    }
-
-    /// The number of active sessions.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// assert_eq!(sessions.len(), 1);
-    /// ```
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.inner.tracker.len()
-    }
-
-    /// Whether no session is active.
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(sessions.is_empty());
-    /// ```
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The phase of the shutdown; [`Phase::Open`] while none runs. It only moves forward.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason, Phase};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert_eq!(sessions.phase(), Phase::Open);
-    /// let _ = sessions.drain(EndReason::Shutdown).await;
-    /// assert_eq!(sessions.phase(), Phase::Closing);
-    /// # }
-    /// ```
-    #[must_use]
-    #[inline]
-    pub fn phase(&self) -> Phase {
-        self.inner.tracker.phase()
-    }
-
-    /// The reason of the shutdown under way; `None` until one is requested.
-    ///
-    /// It is set from the signal on, in [`Phase::LameDuck`] too, and before [`closing`](Self::closing) resolves. A
-    /// handler, a hook or the holder of a guard can tell a restart from a shutdown by it. Further signals can change it
-    /// until the drain begins; from then on it is the reason with which the drain ends sessions. One atomic load.
-    ///
-    /// ```
-    /// # use std::{future::ready, time::Duration};
-    /// # use tower_session_end::{ActiveSessions, EndReason, Phase};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().lame_duck_timeout(Duration::from_secs(60)).build().unwrap();
-    /// assert_eq!(sessions.shutdown_reason(), None);
-    ///
-    /// let shutdown = tokio::spawn(sessions.shutdown_on(ready(EndReason::Restart)));
-    /// tokio::task::yield_now().await;
-    /// assert_eq!(sessions.phase(), Phase::LameDuck);
-    /// assert_eq!(sessions.shutdown_reason(), Some(EndReason::Restart));
-    /// # shutdown.abort();
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn shutdown_reason(&self) -> Option<EndReason> {
-        self.inner.tracker.requested_shutdown()
-    }
-
-    /// Whether the phase is [`Phase::Open`]: the answer for a readiness probe.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// // A readiness probe: 503 from the signal on.
-    /// let status = if sessions.is_ready() { 200 } else { 503 };
-    /// assert_eq!(status, 200);
-    /// ```
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.phase() == Phase::Open
-    }
-
-    /// The number of ids that were ignored so far, because they were empty, too long, ambiguous, or not visible ASCII.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("not an id");
-    /// assert_eq!(sessions.ignored_ids(), 1);
-    /// ```
-    #[must_use]
-    pub fn ignored_ids(&self) -> u64 {
-        self.inner.ignored_ids.load(Ordering::Relaxed)
-    }
-
     /// Delivers the pending `session_end`s of processes that exited without delivering them, from the
     /// [registry](crate::ActiveSessionsBuilder::registry). A session that such a process held ends with the reason
     /// [`Lost`](crate::EndReason::Lost); an end that it left unfinished keeps its reason. Both have the
@@ -554,37 +414,12 @@ impl ActiveSessions {
         recovery::recover(&self.inner).await
     }
 
-    /// Whether the [registry](crate::ActiveSessionsBuilder::registry) does not answer, so that sessions are kept in
-    /// memory until it does. False without a registry.
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(!sessions.is_degraded());
-    /// ```
-    #[must_use]
-    pub fn is_degraded(&self) -> bool {
-        self.inner.persister.as_ref().is_some_and(|persister| persister.is_degraded())
-    }
-
-    /// How often [`is_degraded`](Self::is_degraded) became true so far.
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert_eq!(sessions.degradations(), 0);
-    /// ```
-    #[must_use]
-    pub fn degradations(&self) -> u64 {
-        self.inner.persister.as_ref().map_or(0, |persister| persister.degradations())
-    }
-
     /// Notes the session and ties it to the guard: when the guard is dropped, the session ends.
     ///
     /// For WebSockets and jobs, which no response ends. If the session is active already, the guard ties that
     /// generation; of two guards on one generation, the first that is dropped ends it. A session with a guard is not
-    /// idle: it neither expires nor is evicted. In [`Phase::Closing`] the session ends at once, and in
-    /// [`Phase::Closed`] it is not noted.
+    /// idle: it neither expires nor is evicted. In [`Phase::Closing`](crate::Phase::Closing) the session ends at once, and in
+    /// [`Phase::Closed`](crate::Phase::Closed) it is not noted.
     ///
     /// # Errors
     ///
@@ -667,280 +502,6 @@ impl ActiveSessions {
         generation.inspect(|generation| self.inner.housekeeper.exempt_work(generation)).is_some()
     }
 
-    /// Resolves when the phase becomes [`Phase::Closing`](crate::Phase::Closing); at once if it is already. For
-    /// streams, sockets and jobs that send a last message in a shutdown.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future can be dropped and made again at any time: it misses nothing.
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let sessions = ActiveSessions::builder().build().unwrap();
-    /// let socket = tokio::spawn(sessions.closing());
-    /// let _ = sessions.drain(EndReason::Shutdown).await;
-    /// socket.await.unwrap();
-    /// # }
-    /// ```
-    pub fn closing(&self) -> ClosingFuture {
-        ClosingFuture::new(self.inner.shutdown.closing.clone())
-    }
-
-    /// Wraps a listener that is shared with another process, so that this one stops accepting at the signal.
-    ///
-    /// A server accepts until the drain is over: a client that comes while the hooks run is served rather than refused.
-    /// If a successor listens on the same address, that is wrong: it is there to serve them. With the wrapped listener
-    /// no connection that comes after the signal is accepted, during the lame duck neither. What is accepted already goes
-    /// on as usual, and so does the shutdown.
-    ///
-    /// The signal is the first one of any [`shutdown_on`](Self::shutdown_on) of this handle, or the beginning of a drain.
-    /// Then the connections that are ready in the backlog are accepted, at most 1,024; the listener is closed; and its
-    /// `accept` does not resolve again.
-    ///
-    /// * **An inherited socket** (socket activation, or a socket that the parent hands to its child as standard input)
-    ///   has one backlog for all processes. Nothing is lost: the successor accepts what this process does not.
-    /// * **`SO_REUSEPORT`** gives each process a backlog of its own. What is complete in it is accepted. Linux resets
-    ///   connections that are still in the handshake when their listener is closed, unless
-    ///   `net.ipv4.tcp_migrate_req` is set.
-    ///
-    /// With the feature `axum`, the wrapper of any `axum::serve::Listener` is one too. The example `handover` hands a
-    /// listener to the next version under load.
-    ///
-    /// ```no_run
-    /// # use tower_session_end::{ActiveSessions, signal};
-    /// # async fn run(app: axum::Router, inherited: std::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {
-    /// # let sessions = ActiveSessions::builder().build()?;
-    /// inherited.set_nonblocking(true)?;
-    /// let listener = sessions.accept_until_signal(tokio::net::TcpListener::from_std(inherited)?);
-    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn accept_until_signal<L>(&self, listener: L) -> AcceptUntilSignal<L> {
-        AcceptUntilSignal::new(listener, self.inner.shutdown.signalled.clone())
-    }
-
-    /// The future for axum's `with_graceful_shutdown`: it waits for `signal`, runs the session drain, and resolves when
-    /// the drain is over. So the connections drain after the sessions.
-    ///
-    /// At the signal the phase becomes [`Phase::LameDuck`], for
-    /// [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) (0 by default: the phase is skipped).
-    /// Then it becomes [`Phase::Closing`], and the [drain](Self::drain) takes at most
-    /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) (2 s by default). A session that starts in
-    /// `Closing` ends at once. If the [`ShutdownRequest`] has a second signal, that resolves this future at once.
-    ///
-    /// Until the signal, the future also drives idle expiry, and the lease and the recovery of a registry: it has to be
-    /// polled. Without a server, spawn `sessions.shutdown_on(std::future::pending::<()>())` for that.
-    ///
-    /// `signal` is any future whose output converts into a [`ShutdownRequest`]. A signal that panics, or fails, is
-    /// logged and shuts down.
-    ///
-    /// For several servers on one handle, give each its own future. The first signal drains for all, and the connection
-    /// drain counts from the last signal. A server that has got no signal by its deadline is dropped by
-    /// [`finish`](Self::finish) with the others.
-    ///
-    /// # Panics
-    ///
-    /// When polled outside of a tokio runtime with a timer.
-    ///
-    /// # Cancel safety
-    ///
-    /// See [`ShutdownFuture`]: dropping it loses no session.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// use tower_session_end::{ActiveSessions, signal};
-    ///
-    /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
-    /// let sessions = ActiveSessions::builder().build()?;
-    /// let app = app.layer(sessions.layer());
-    ///
-    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-    /// let server = axum::serve(listener, app).with_graceful_shutdown(sessions.shutdown_on(signal::terminate()));
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// println!("{report}");
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn shutdown_on<F>(&self, signal: F) -> ShutdownFuture
-    where
-        F: Future<Output: Into<ShutdownRequest>> + Send + 'static,
-    {
-        Arc::clone(&self.inner.shutdown).shutdown_on(signal)
-    }
-
-    /// Ends every active session with `reason`, and waits for all `session_end` hooks, those of earlier ends included.
-    /// Takes at most [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) (2 s by default).
-    ///
-    /// It is the drain of [`shutdown_on`](Self::shutdown_on), for a gateway without a server. The handle stays in
-    /// [`Phase::Closing`]: a session that is noted later ends at once. The report lists the hooks that are unfinished;
-    /// they go on in the background.
-    ///
-    /// Overlapping drains share one outcome, with the reason of the first. A later drain fires nothing twice, and waits
-    /// again for unfinished hooks.
-    ///
-    /// A hook that waits for a drain waits for itself, until the deadline. Spawn the drain instead.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future loses nothing: the hooks go on, and the next drain ends the remaining sessions.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let report = sessions.drain(EndReason::Restart).await;
-    /// assert_eq!(report.ended, 1);
-    /// assert!(sessions.is_empty());
-    /// # }
-    /// ```
-    pub async fn drain(&self, reason: EndReason) -> DrainReport {
-        self.inner.shutdown.drain(reason).await
-    }
-
-    /// Waits until no hook runs or is queued, for tests: it ends no session, and what is active stays active. A hook that waits
-    /// for an earlier hook, or for the record of its session, is queued.
-    ///
-    /// It looks at every session, at most once a millisecond, so it is not for production. It has no deadline: with a hook that
-    /// hangs it never resolves, and neither does it after a shutdown that has left hooks uncalled. It does not wait for an end whose
-    /// hooks have failed and that is to be delivered again, for sessions that start meanwhile, or for changes that a registry has not
-    /// written yet.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer, if there is something to wait for.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future has no effect.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason, SessionEnd};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), tower_session_end::BuildError> {
-    /// let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    /// let sessions = ActiveSessions::builder()
-    ///     .on_session_end(move |end: SessionEnd| std::future::ready(ended.send(end)))
-    ///     .build()?;
-    /// sessions.note("a");
-    /// sessions.note("b");
-    /// sessions.end("a", EndReason::Deleted);
-    ///
-    /// sessions.hooks_idle().await;
-    /// assert_eq!(ends.try_recv().unwrap().session.id, "a");
-    /// assert!(ends.try_recv().is_err() && sessions.contains("b"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn hooks_idle(&self) {
-        while !self.inner.tracker.are_hooks_idle() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    /// Watches the drain, for a progress bar or a log: how many sessions have ended, of how many, and until when.
-    ///
-    /// It may be called at any time. A watch costs nothing until a drain begins, and does not keep the handle alive. It
-    /// ends with the shutdown: see [`DrainWatch::changed`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let mut watch = sessions.drain_progress();
-    /// let shown = tokio::spawn(async move {
-    ///     let mut last = None;
-    ///     while let Some(progress) = watch.changed().await {
-    ///         println!("{progress}");
-    ///         last = Some(progress);
-    ///     }
-    ///     last
-    /// });
-    /// let _ = sessions.drain(EndReason::Shutdown).await;
-    /// let last = shown.await.unwrap().unwrap();
-    /// assert_eq!((last.ended, last.of), (1, 1));
-    /// assert!(last.deadline.is_some());
-    /// # }
-    /// ```
-    pub fn drain_progress(&self) -> DrainWatch {
-        self.inner.shutdown.watch()
-    }
-
-    /// Runs the server to its end, bounds its connection drain, and returns the report of the shutdown.
-    ///
-    /// From the signal on it takes at most [`lame_duck_timeout`](crate::ActiveSessionsBuilder::lame_duck_timeout) +
-    /// [`drain_timeout`](crate::ActiveSessionsBuilder::drain_timeout) +
-    /// [`connection_drain_timeout`](crate::ActiveSessionsBuilder::connection_drain_timeout) (12 s by default), whatever
-    /// the connections do. At the deadline, a request without a response head gets 503 and `connection: close`, an
-    /// unfinished body ends with an error, and the server is dropped. Sessions that start in the connection drain get
-    /// their `session_end` too. Hooks that the drain left unfinished go on in the connection drain; those that still
-    /// run when this future is over are dropped.
-    ///
-    /// If the server ends without a signal, `finish` drains the sessions with [`EndReason::Shutdown`]. Any `IntoFuture`
-    /// is a server. For several servers on one handle, call `finish` for each and poll them together: the handle closes
-    /// with the last of them.
-    ///
-    /// With [`keep_if`](crate::ActiveSessionsBuilder::keep_if), `finish` asks about the sessions that the drain had no
-    /// time for, until the deadline of the connection drain.
-    ///
-    /// Code inside `spawn_blocking` cannot be stopped, and dropping a runtime waits for it. If your hooks use it, end
-    /// `main` with [`Runtime::shutdown_background`](tokio::runtime::Runtime::shutdown_background) or
-    /// `std::process::exit`.
-    ///
-    /// **After `finish`, exit at once.** If the signals are those of [`signal::terminate`](crate::signal::terminate),
-    /// tokio still handles them, so SIGINT and SIGTERM no longer end the process. Before work that takes longer, let a
-    /// task [wait for the next one](crate::signal::terminate#after-the-shutdown).
-    ///
-    /// **The server must not block.** While one poll of it blocks, no deadline is seen; a poll of 1 s is logged. The
-    /// usual cause is a listener in blocking mode: call `set_nonblocking(true)` on a `std::net::TcpListener` before
-    /// `tokio::net::TcpListener::from_std`.
-    ///
-    /// # Panics
-    ///
-    /// When polled outside of a tokio runtime with a timer.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future drops the server. The sessions stay active, or their drain stays unfinished:
-    /// [`drain`](Self::drain) ends the rest.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_session_end::{ActiveSessions, EndReason};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> std::io::Result<()> {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// sessions.note("a");
-    /// let server = async { std::io::Result::Ok(()) }; // ends at once, without a signal
-    /// let report = sessions.finish(server).await.into_result()?;
-    /// assert!(!report.signalled && report.is_clean());
-    /// assert_eq!(report.sessions.ended, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn finish<S: IntoFuture>(&self, server: S) -> impl Future<Output = FinishOutput<S::Output>> + use<S> {
-        self.inner.shutdown.finish(server)
-    }
-
     /// Spawns workers for the queued hooks; see [`Pool::wake`].
     fn wake(&self) {
         self.inner.pool.wake();
@@ -951,95 +512,5 @@ impl fmt::Debug for ActiveSessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { inner: _ } = self;
         f.debug_struct("ActiveSessions").field("phase", &self.phase()).field("len", &self.len()).finish_non_exhaustive()
-    }
-}
-
-/// The outcome of [`ActiveSessions::note`] and [`ActiveSessions::compact`]. It may be dropped.
-#[derive(Clone, Debug)]
-pub struct NoteOutcome {
-    is_new: bool,
-    ended_old: bool,
-    invalid_id: Option<InvalidSessionId>,
-    /// The generation, if it is active and there is a registry.
-    recorded: Option<(Arc<Generation>, ActiveSessions)>,
-}
-
-impl NoteOutcome {
-    const fn invalid(error: InvalidSessionId) -> Self {
-        Self { is_new: false, ended_old: false, invalid_id: Some(error), recorded: None }
-    }
-
-    /// Whether a new generation started. False if the session was active already, its id is not valid, or the phase is
-    /// [`Phase::Closed`].
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(sessions.note("a").is_new());
-    /// assert!(!sessions.note("a").is_new());
-    /// ```
-    #[must_use]
-    pub const fn is_new(&self) -> bool {
-        self.is_new
-    }
-
-    /// The error of an invalid id, which was ignored; `None` if the id is valid.
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(sessions.note("").invalid_id().is_some());
-    /// ```
-    #[must_use]
-    pub const fn invalid_id(&self) -> Option<InvalidSessionId> {
-        self.invalid_id
-    }
-
-    /// For a compaction: whether it ended the old session, which was active then. False for a note.
-    ///
-    /// ```
-    /// # use tower_session_end::ActiveSessions;
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(!sessions.compact("unknown", "a").ended_old());
-    /// assert!(sessions.compact("a", "b").ended_old());
-    /// ```
-    #[must_use]
-    pub const fn ended_old(&self) -> bool {
-        self.ended_old
-    }
-
-    /// Waits until the session is recorded in the [`Registry`](crate::registry::Registry). Returns true if it is: it
-    /// gets its `session_end` even if this process dies. Returns false if there is no registry, or the registry does
-    /// not answer.
-    ///
-    /// The layer waits by itself; this is for sessions that a handler or a job notes.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future changes nothing: the session is recorded all the same.
-    ///
-    /// ```
-    /// # use tower_session_end::*;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// # let sessions = ActiveSessions::builder().build().unwrap();
-    /// assert!(!sessions.note("a").recorded().await); // there is no registry
-    /// # }
-    /// ```
-    pub async fn recorded(self) -> bool {
-        let Some((generation, sessions)) = self.recorded else { return false };
-        let inner = &sessions.inner;
-        // Polled after the wait has begun, so the wait sees its outcome.
-        let retry = async {
-            inner.persister.iter().for_each(|persister| persister.retry_record(&inner.pool, &generation));
-            std::future::pending::<Infallible>().await
-        };
-        tokio::select! {
-            biased;
-            is_recorded = generation.until_recorded() => is_recorded,
-            never = retry => match never {},
-            // The writer has ended: a session that is not recorded by now never is.
-            () = sessions.inner.shutdown.closed.cancelled() => false,
-        }
     }
 }
