@@ -9,7 +9,7 @@ use crate::tracker::clock::{Clock, Nanos};
 
 /// The pause after an error. It doubles up to [`MAX_RETRY_BACKOFF`].
 const RETRY_BACKOFF: Duration = Duration::from_millis(250);
-const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(1);
+pub(super) const MAX_RETRY_BACKOFF: Duration = Duration::from_millis(500);
 
 /// In a drain, the attempts of one call, and the attempts to reconnect.
 pub(super) const MAX_ATTEMPTS_IN_DRAIN: u32 = 3;

@@ -21,7 +21,7 @@ const SLOW_FOR: Duration = Duration::from_secs(5);
 const MAX_FINDING: Duration = Duration::from_secs(6);
 
 /// A process that has just started, or has stood still, may have missed an outage. Within this time, the other ones have recorded
-/// what they made in it: they call the registry again within a second.
+/// what they made in it, as after [`HOLD_AGAIN_AFTER`].
 pub(super) const SETTLING: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

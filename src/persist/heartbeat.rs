@@ -4,7 +4,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{CALL_TIMEOUT, Calls, Persister, call, redelivery::MAX_ATTEMPTS, translate::apply_notice};
+use super::{
+    CALL_TIMEOUT, Calls, Persister, breaker::MAX_RETRY_BACKOFF, call, redelivery::MAX_ATTEMPTS, translate::apply_notice,
+};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -42,13 +44,15 @@ pub(crate) struct Recovered {
 }
 
 impl Persister {
-    /// Sends a heartbeat each interval while it is polled. Several drivers share the work.
+    /// Sends a heartbeat each interval while it is polled, and in an outage after each backoff: what was made in it is to be on record
+    /// soon after it. Several drivers share the work.
     pub(crate) async fn drive(&self, pool: &Arc<Pool>) -> Infallible {
         loop {
             if self.is_heartbeat_due() {
                 self.heartbeat_round(pool, BATCHES_PER_ROUND).await;
             }
-            sleep(self.heartbeat_interval).await;
+            let interval = self.heartbeat_interval;
+            sleep(if self.is_down() { interval.min(MAX_RETRY_BACKOFF) } else { interval }).await;
         }
     }
 
@@ -251,6 +255,7 @@ impl Persister {
         let last = self.last_heartbeat.load(Ordering::SeqCst);
         last == 0
             || self.expects_notices.load(Ordering::SeqCst)
+            || self.is_down()
             || self.tracker.clock.now().saturating_sub(last) >= self.heartbeat_nanos() / 2
     }
 

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::Persister;
+use super::{CALL_TIMEOUT, Persister, breaker::MAX_RETRY_BACKOFF};
 use crate::{
     hooks::Pool,
     observability::escape_controls,
@@ -34,8 +34,9 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A carried id without a record is asked for again after this time. A process that has made it in an outage has recorded it by
-/// then: it calls the registry again within a second.
-pub(super) const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1500);
+/// then: its last call in the outage may time out, and the next one comes after a backoff.
+pub(super) const HOLD_AGAIN_AFTER: Duration = Duration::from_millis(1750);
+const _: () = assert!(HOLD_AGAIN_AFTER.as_millis() > (CALL_TIMEOUT.as_millis() + MAX_RETRY_BACKOFF.as_millis()));
 
 /// What is to be done later, by time: ends are delivered again, holds repeated, and postponed entries queued again.
 #[derive(Debug, Default)]

@@ -204,8 +204,9 @@ async fn a_host_may_be_called_in_another_task_and_polled_in_this_one() {
     let buffered = tower::service_fn(move |request: Request<Body>| {
         let mut app = app.clone();
         async move {
-            let called = tokio::spawn(async move { tower::Service::call(&mut app, request) });
-            called.await.unwrap().await
+            let (called, future) = tokio::sync::oneshot::channel();
+            tokio::spawn(async move { called.send(tower::Service::call(&mut app, request)) });
+            future.await.unwrap().await
         }
     });
     let request = Request::post("/").header("x-session-id", "a").body(Body::empty()).unwrap();

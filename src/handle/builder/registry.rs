@@ -64,7 +64,7 @@ impl ActiveSessionsBuilder {
     /// came with a request is handed over, and no hook is called for it.
     ///
     /// For 5 s after an outage, and in the first 2 s of a process, an id that comes with a request and that has no record may be
-    /// one that another replica has made and not recorded yet. Its start hooks are called 1.5 s later if there is still none. No
+    /// one that another replica has made and not recorded yet. Its start hooks are called 1.75 s later if there is still none. No
     /// response waits for it.
     ///
     /// With `false` all of them start and end here at once. They may end once more after a restart, with the same
