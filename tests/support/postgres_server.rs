@@ -2,6 +2,7 @@
 //! it in by its path.
 use std::{
     env, fs,
+    io::Write,
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -26,6 +27,7 @@ pub(crate) struct PostgresServer {
     port: u16,
     dir: PathBuf,
     settings: Vec<String>,
+    has_own_disk: bool,
     /// A shell that starts the server and stops it when its input ends.
     keeper: Option<Child>,
 }
@@ -49,10 +51,47 @@ pub(crate) fn shared() -> Option<&'static PostgresServer> {
 impl PostgresServer {
     /// A server with these settings, `fsync=off` for example.
     pub(crate) fn start(settings: &[&str]) -> Self {
-        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         let dir = new_dir("server");
         copy_cluster(&dir);
-        let mut server = Self { port: 0, dir, settings, keeper: None };
+        Self::new(dir, settings, false)
+    }
+
+    /// One whose files are on a disk of their own, of so many megabytes. None if this process may not mount one.
+    pub(crate) fn start_on_disk(megabytes: usize, settings: &[&str]) -> Option<Self> {
+        let dir = new_dir("disk");
+        let owner = unprivileged_ids().map_or_else(String::new, |(user, group)| format!(",uid={user},gid={group}"));
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m{owner}"), "tmpfs"]).arg(&dir).stderr(Stdio::null());
+        if !mount.status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: this process may not mount a disk");
+            let _ = fs::remove_dir(&dir);
+            return None;
+        }
+        copy_cluster(&dir);
+        Some(Self::new(dir, settings, true))
+    }
+
+    /// A standby that replicates this server.
+    pub(crate) fn standby(&self) -> Self {
+        let dir = new_dir("standby");
+        let mut command = unprivileged(&binary("pg_basebackup"));
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-R", "-c", "fast", "-D"]);
+        checked(command.arg(dir.join("data")).current_dir("/").output(), "pg_basebackup");
+        Self::new(dir, &[], false)
+    }
+
+    /// The other server is lost, and this standby takes its place and its address.
+    pub(crate) fn take_over(&mut self, mut primary: Self) {
+        primary.kill();
+        self.ask("SELECT pg_promote()");
+        self.kill();
+        self.port = primary.port;
+        assert!(self.spawn(), "the server did not start again:\n{}", self.log());
+    }
+
+    fn new(dir: PathBuf, settings: &[&str], has_own_disk: bool) -> Self {
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let mut server = Self { port: 0, dir, settings, has_own_disk, keeper: None };
         // Another process may be quicker to take a port that was free.
         for _ in 0..10 {
             server.port = free_port();
@@ -182,6 +221,16 @@ impl PostgresServer {
         }
     }
 
+    /// Writes a file until the disk is full.
+    pub(crate) fn fill_disk(&self) {
+        let mut file = fs::File::create(self.dir.join("ballast")).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    pub(crate) fn free_disk(&self) {
+        fs::remove_file(self.dir.join("ballast")).unwrap();
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -190,6 +239,9 @@ impl PostgresServer {
 impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.kill();
+        if self.has_own_disk {
+            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
