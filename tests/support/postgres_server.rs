@@ -61,7 +61,10 @@ impl PostgresServer {
         let dir = new_dir("disk");
         let owner = unprivileged_ids().map_or_else(String::new, |(user, group)| format!(",uid={user},gid={group}"));
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m{owner}"), "tmpfs"]).arg(&dir).stderr(Stdio::null());
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m{owner}"), "tmpfs"])
+            .arg(&dir)
+            .stderr(Stdio::null());
         if !mount.status().is_ok_and(|status| status.success()) {
             eprintln!("skipped: this process may not mount a disk");
             let _ = fs::remove_dir(&dir);
