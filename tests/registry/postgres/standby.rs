@@ -41,8 +41,9 @@ async fn g17_a_standby_that_takes_over_has_what_was_recorded() {
         standby
     });
     let start = Instant::now();
-    while sessions.degradations() == 0 {
-        assert!(start.elapsed() < PATIENCE, "nothing was noticed");
+    // If it is quick, no call fails.
+    while sessions.degradations() == 0 && !take_over.is_finished() {
+        assert!(start.elapsed() < 2 * PATIENCE, "nothing was noticed");
         sessions.note("between").recorded().await;
         sessions.end("between", EndReason::Deleted);
     }
