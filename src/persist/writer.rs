@@ -25,9 +25,6 @@ const ENTRIES_PER_CALL: usize = 1000;
 /// The same with a transaction hook, whose calls take a part of the call's time.
 const ENTRIES_PER_CALL_OF_HOOK: usize = 64;
 
-/// How often the writer yields before a group, while other tasks push entries. A runtime polls about 60 tasks meanwhile.
-const MAX_YIELDS: usize = 16;
-
 pub(super) struct Writer {
     persister: Arc<Persister>,
     pool: Arc<Pool>,
@@ -49,7 +46,6 @@ impl Writer {
         let persister = Arc::clone(&self.persister);
         loop {
             persister.heartbeat_if_undriven(&self.pool).await;
-            self.until_pushed().await;
             {
                 let mut calls = persister.calls.lock().await;
                 // Under the lock: another call may put back what comes before.
@@ -60,19 +56,6 @@ impl Writer {
             }
             self.pool.wake_workers();
             persister.heartbeat_if_expected(&self.pool).await;
-        }
-    }
-
-    /// Lets tasks that are ready push their entries first, so that the group has them: hooks that waited for the last answers, and
-    /// starts that have come together. A single entry is written at once.
-    async fn until_pushed(&self) {
-        let mut len = 1;
-        for _ in 0..MAX_YIELDS {
-            let before = std::mem::replace(&mut len, self.persister.outbox.len());
-            if len == before || len >= ENTRIES_PER_CALL {
-                return;
-            }
-            tokio::task::yield_now().await;
         }
     }
 
