@@ -60,9 +60,13 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => Err(Failure::Invalid(format!("{} is a directory", path.display()))),
         Ok(there) if !there.is_file() => Err(Failure::Invalid(format!("{} is not a regular file", path.display()))),
-        Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io(path, &error)),
+        Ok(_) => match fs::canonicalize(path) {
+            // Another process has just set it aside.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => resolve(path),
+            resolved => resolved.map_err(|error| Failure::io(path, &error)),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if fs::symlink_metadata(path).is_ok() {
+            if fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) {
                 return Err(Failure::Invalid(format!("{} is a dangling symbolic link", path.display())));
             }
             let Some(name) = path.file_name() else {
@@ -89,7 +93,8 @@ pub(super) fn open(settings: &Settings, leases: &Leases, timeout: Duration) -> R
     match attempt(settings, timeout) {
         Ok(Some(opened)) => return Ok(opened),
         Ok(None) => {}
-        Err(Failure::Damaged(_)) if settings.set_aside_damaged => {}
+        // Damaged, or another process is replacing it right now: under the lock there is no such process.
+        Err(_) if settings.set_aside_damaged => {}
         Err(error) => return Err(error),
     }
     let lock = leases.lock_directory(timeout).map_err(|error| Failure::io(leases.dir(), &error))?;
