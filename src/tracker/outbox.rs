@@ -124,15 +124,11 @@ impl Outbox {
 
     /// Whether sessions come and go faster than the registry takes them.
     pub(super) fn is_overloaded(&self) -> bool {
-        self.len() > OVERLOAD
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len.load(Ordering::SeqCst)
+        self.len.load(Ordering::SeqCst) > OVERLOAD
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len.load(Ordering::SeqCst) == 0
     }
 
     /// Queues entries before everything else, in their order.
